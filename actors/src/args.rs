@@ -1,0 +1,127 @@
+//! All that a node is told at its start. Built from `cluster.toml` by the binary, or by hand in tests and benches.
+
+use std::fmt;
+use std::net::{TcpListener, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use plexus_api::ApiConfig;
+use plexus_engine::error::EngineError;
+use plexus_engine::executor::Executor;
+use plexus_engine::model::ModelSource;
+use plexus_types::{DeviceId, ModelId, NodeFacts};
+
+use crate::membership::NetTiming;
+use crate::secret::ClusterSecret;
+
+/// All that a node is told at its start. Sockets are bound already: what cannot be bound is refused before anything runs.
+#[derive(Debug, Clone)]
+pub struct NodeArgs {
+    /// Name of the cluster: nodes of another name are not heard.
+    pub cluster: String,
+    /// Who this node is and where it can be reached.
+    pub facts: NodeFacts,
+    /// The secret that all nodes of the cluster share.
+    pub secret: ClusterSecret,
+    /// Sockets, bound by the caller, kept over restarts of the actors that use them.
+    pub sockets: Sockets,
+    /// Where to look for other nodes at first: `host:port` of their gossip.
+    pub seeds: Vec<String>,
+    /// Intervals and deadlines of membership and links.
+    pub timing: NetTiming,
+    /// Devices to serve on.
+    pub devices: Vec<DeviceSpec>,
+    /// Models to load at the start.
+    pub models: Vec<ModelProfile>,
+    /// Deadlines and windows of streams.
+    pub streams: StreamsConfig,
+    /// The HTTP front.
+    pub http: HttpConfig,
+    /// How often an actor may be restarted before the node gives up.
+    pub restarts: RestartBudget,
+    /// Longest wait for running streams when the node stops.
+    pub drain_timeout: Duration,
+    /// May actors be killed over HTTP? For tests only.
+    pub test_hooks: bool,
+}
+
+/// The sockets of a node.
+#[derive(Debug, Clone)]
+pub struct Sockets {
+    /// Takes HTTP connections.
+    pub http: Arc<TcpListener>,
+    /// Takes links from other nodes.
+    pub link: Arc<TcpListener>,
+    /// Gossips.
+    pub gossip: Arc<UdpSocket>,
+}
+
+/// Opens a device, on the thread that will own it; called again when the device is restarted.
+pub type OpenDevice = Arc<dyn Fn() -> Result<Box<dyn Executor>, EngineError> + Send + Sync>;
+
+/// A device to serve on.
+#[derive(Clone)]
+pub struct DeviceSpec {
+    /// Which device.
+    pub id: DeviceId,
+    /// How to open it.
+    pub open: OpenDevice,
+}
+
+impl fmt::Debug for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceSpec").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// How a model is to be served.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelProfile {
+    /// What clients call it.
+    pub id: ModelId,
+    /// Where its files are.
+    pub source: ModelSource,
+    /// The device to hold it; absent: the first with room.
+    pub device: Option<DeviceId>,
+    /// Tokens that its context holds, if fewer than the model can.
+    pub context_length: Option<u32>,
+    /// Most requests in its batch.
+    pub running_max: u32,
+    /// Most requests that wait for a place in it.
+    pub waiting_max: u32,
+}
+
+/// Deadlines and windows of streams.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StreamsConfig {
+    /// A replica that has not said `Accepted` within this time is given up.
+    pub accept_timeout: Duration,
+    /// A replica that has not sent the first token within this time after it accepted is given up.
+    pub first_token_timeout: Duration,
+    /// A replica that falls silent for so long between two tokens is given up.
+    pub token_timeout: Duration,
+    /// Most replicas tried for one request.
+    pub attempts_max: u32,
+    /// Tokens that a replica may be ahead of the client.
+    pub window_tokens: u32,
+}
+
+/// The HTTP front.
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    /// The dialects.
+    pub api: ApiConfig,
+    /// Most connections at a time; more wait to be accepted.
+    pub connections_max: usize,
+    /// A client that has not sent its request's headers within this time is cut off.
+    pub header_timeout: Duration,
+}
+
+/// How often an actor may be restarted before the node gives up and ends, so that whoever runs it starts it anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RestartBudget {
+    /// Most restarts of one actor...
+    pub restarts_max: u32,
+    /// ...within this time.
+    pub within: Duration,
+}

@@ -1,0 +1,223 @@
+//! The cluster behind the HTTP dialects: asks the actors.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::Stream;
+use futures::future::join_all;
+use plexus_api::service::{Generation, Health, HealthStatus, Inference, NodeActors};
+use plexus_types::{
+    ActorReport, ClusterReport, GenerateEvent, GenerateRequest, Journal, ModelReport, ReplicaState, RequestError, RequestId,
+};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::Span;
+
+use crate::address::Address;
+use crate::args::StreamsConfig;
+use crate::messages::{Answer, Question};
+use crate::metrics::RequestMeter;
+use crate::model::{LocalModels, ModelMsg};
+use crate::node::NodeMsg;
+use crate::peers::{Peer, Peers};
+use crate::router::view::SharedView;
+use crate::router::{RouteRequest, RouterMsg};
+use crate::streams::StreamsMsg;
+
+/// Answers from memory.
+const ACTOR_DEADLINE: Duration = Duration::from_secs(2);
+/// Asking all actors of another node, each of which may be slow.
+const PEER_DEADLINE: Duration = Duration::from_secs(3);
+/// Encoding a long prompt.
+const COUNT_DEADLINE: Duration = Duration::from_secs(30);
+/// Events beyond the window that a channel takes: the start, the end, and what a speculating replica sends beyond its credit.
+const CHANNEL_SLACK: u32 = 64;
+
+/// The cluster, as one node reaches it.
+#[derive(Debug, Clone)]
+pub struct ClusterInference {
+    /// The root of this node's actors.
+    pub node: Address<NodeMsg>,
+    /// Follows each stream.
+    pub streams: Address<StreamsMsg>,
+    /// Picks replicas.
+    pub router: Address<RouterMsg>,
+    /// The view of this node.
+    pub view: SharedView,
+    /// The models of this node.
+    pub models: LocalModels,
+    /// The other nodes.
+    pub peers: Peers,
+    /// The size of the window.
+    pub config: StreamsConfig,
+    /// May actors be killed?
+    pub test_hooks: bool,
+}
+
+#[async_trait]
+impl Inference for ClusterInference {
+    async fn generate(&self, request: GenerateRequest) -> Generation {
+        let id = RequestId(rand::random());
+        let meter = RequestMeter::new(request.model.clone());
+        let seed = request.sampling.seed.unwrap_or_else(rand::random);
+        let (events, inbox) = mpsc::channel((self.config.window_tokens + CHANNEL_SLACK) as usize);
+        let journal = Box::new(Journal { request: Arc::new(request), seed, prompt_ids: Vec::new(), sampled_ids: Vec::new() });
+        let opened = self.streams.cast(StreamsMsg::Open { id, journal, events, span: Span::current() });
+        let client = ClientStream {
+            id,
+            inbox,
+            streams: self.streams.clone(),
+            unreported: 0,
+            report_every: (self.config.window_tokens / 4).max(1),
+            ended: false,
+            lost: opened.is_err(),
+            meter,
+        };
+        Generation::new(id, client)
+    }
+
+    async fn count_tokens(&self, request: GenerateRequest) -> Result<u32, RequestError> {
+        let mut tried = Vec::new();
+        loop {
+            let question = RouteRequest { request: Arc::new(request.clone()), tried: tried.clone() };
+            let picked = self.router.call(|reply| RouterMsg::Pick(question, reply), ACTOR_DEADLINE).await;
+            let replica = picked.map_err(|error| internal(&format!("the router did not answer: {error}")))??.replica;
+            let counted = if replica.node == *self.peers.me() {
+                let model = self.models.get(&replica.model).ok_or_else(|| RequestError::model_not_found(&replica.model))?;
+                model.call(|reply| ModelMsg::CountTokens(Box::new(request.clone()), reply), COUNT_DEADLINE).await.ok()
+            } else {
+                match self.peers.get(&replica.node) {
+                    Some(peer) => match peer.ask(Question::CountTokens(Box::new(request.clone())), COUNT_DEADLINE).await {
+                        Ok(Answer::CountTokens(counted)) => Some(counted),
+                        Ok(_) | Err(_) => None,
+                    },
+                    None => None,
+                }
+            };
+            match counted {
+                Some(counted) => return counted,
+                None => tried.push(replica),
+            }
+        }
+    }
+
+    async fn models(&self) -> Vec<ModelReport> {
+        self.view.read().models()
+    }
+
+    async fn cluster(&self) -> ClusterReport {
+        self.view.read().report(Instant::now())
+    }
+
+    async fn actors(&self) -> Vec<NodeActors> {
+        let me = self.peers.me().name.clone();
+        let own = match own_actors(&self.node).await {
+            Ok(actors) => NodeActors { node: me, actors, error: None },
+            Err(error) => NodeActors { node: me, actors: Vec::new(), error: Some(error) },
+        };
+        let peers = self.peers.list();
+        let mut all = vec![own];
+        all.extend(join_all(peers.iter().map(actors_of)).await);
+        all
+    }
+
+    async fn kill_actor(&self, path: &str) -> Option<bool> {
+        if !self.test_hooks {
+            return None;
+        }
+        let path = path.to_owned();
+        Some(self.node.call(|reply| NodeMsg::Kill(path, reply), ACTOR_DEADLINE).await.unwrap_or(false))
+    }
+
+    async fn health(&self) -> Health {
+        let streams = self.streams.call(StreamsMsg::Count, ACTOR_DEADLINE).await.unwrap_or(0);
+        let view = self.view.read();
+        let models = view.models();
+        let models_loaded = models.iter().filter(|model| model.loaded).count();
+        let loading = models.iter().flat_map(|model| &model.locations).any(|location| location.state == ReplicaState::Loading);
+        let status = match (view.own().draining, models_loaded) {
+            (true, _) => HealthStatus::Draining,
+            (false, 1..) => HealthStatus::Ok,
+            (false, 0) if loading => HealthStatus::Loading,
+            (false, 0) => HealthStatus::Unavailable,
+        };
+        Health { status, node: view.me().name.clone(), nodes_up: view.n_up(), models_loaded, streams }
+    }
+}
+
+/// Asks the root of this node's actors for all of them.
+pub async fn own_actors(node: &Address<NodeMsg>) -> Result<Vec<ActorReport>, String> {
+    node.call(NodeMsg::Actors, ACTOR_DEADLINE).await.map_err(|error| error.to_string())
+}
+
+async fn actors_of(peer: &Peer) -> NodeActors {
+    let node = peer.id().name.clone();
+    match peer.ask(Question::Actors, PEER_DEADLINE).await {
+        Ok(Answer::Actors(actors)) => NodeActors { node, actors, error: None },
+        Ok(_) => NodeActors { node, actors: Vec::new(), error: Some("it answered something else".into()) },
+        Err(error) => NodeActors { node, actors: Vec::new(), error: Some(error.to_string()) },
+    }
+}
+
+fn internal(message: &str) -> RequestError {
+    RequestError::Internal { message: message.to_owned() }
+}
+
+/// The events of a request on their way to its client. Tells the streams what was taken, and that the client left when it is dropped.
+#[derive(Debug)]
+struct ClientStream {
+    id: RequestId,
+    inbox: mpsc::Receiver<GenerateEvent>,
+    streams: Address<StreamsMsg>,
+    /// Tokens taken and not yet reported.
+    unreported: u32,
+    report_every: u32,
+    ended: bool,
+    /// The streams' actor was not there to take the request.
+    lost: bool,
+    meter: RequestMeter,
+}
+
+impl Stream for ClientStream {
+    type Item = GenerateEvent;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<GenerateEvent>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let event = match self.inbox.poll_recv(context) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Some(event)) => event,
+            // The channel closed before the end: the streams' actor was restarted.
+            Poll::Ready(None) if self.lost => GenerateEvent::Failed(RequestError::Unavailable {
+                message: "this node is restarting a part of itself; ask again".into(),
+                retry_after: Duration::from_secs(1),
+            }),
+            Poll::Ready(None) => GenerateEvent::Failed(RequestError::Lost { message: "this node lost the stream; ask again".into() }),
+        };
+        self.meter.on_event(&event);
+        match &event {
+            GenerateEvent::Text { tokens, .. } => {
+                self.unreported += tokens;
+                if self.unreported >= self.report_every {
+                    let tokens = std::mem::take(&mut self.unreported);
+                    self.streams.tell(StreamsMsg::Consumed { id: self.id, tokens });
+                }
+            }
+            GenerateEvent::Done { .. } | GenerateEvent::Failed(_) => self.ended = true,
+            GenerateEvent::Started { .. } => {}
+        }
+        Poll::Ready(Some(event))
+    }
+}
+
+impl Drop for ClientStream {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.streams.tell(StreamsMsg::ClientGone(self.id));
+        }
+    }
+}

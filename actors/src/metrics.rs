@@ -1,0 +1,127 @@
+//! The names of all metrics, and what is measured of each request at its ingress (CX-90). Labels: `model`, `node` (the one that served).
+
+use std::time::{Duration, Instant};
+
+use metrics::{counter, describe_counter, describe_histogram, histogram};
+use plexus_types::{GenerateEvent, ModelId, RequestError};
+
+/// Requests that were asked for, whatever became of them.
+pub const REQUESTS: &str = "plexus_requests_total";
+/// Time from the request's arrival to its last event.
+pub const REQUEST_DURATION: &str = "plexus_request_duration_seconds";
+/// Requests that ended with an error, by `reason`.
+pub const REQUEST_ERRORS: &str = "plexus_request_errors_total";
+/// Tokens of prompts.
+pub const PROMPT_TOKENS: &str = "plexus_prompt_tokens_total";
+/// Tokens of prompts whose state was already in memory.
+pub const CACHED_PROMPT_TOKENS: &str = "plexus_cached_prompt_tokens_total";
+/// Tokens generated.
+pub const COMPLETION_TOKENS: &str = "plexus_completion_tokens_total";
+/// Time from the request's arrival to its first text.
+pub const TIME_TO_FIRST_TOKEN: &str = "plexus_time_to_first_token_seconds";
+/// Tokens per second of one request, from its first text to its last event.
+pub const TOKENS_PER_SECOND: &str = "plexus_tokens_per_second";
+/// Requests that had to wait for a model to be loaded.
+pub const COLD_STARTS: &str = "plexus_cold_starts_total";
+/// Models unloaded to make room for others.
+pub const EVICTIONS: &str = "plexus_evictions_total";
+
+/// Gives the metrics their help texts, and the counters that may stay at zero their first value.
+pub fn describe() {
+    describe_counter!(REQUESTS, "Requests by model and serving node");
+    describe_histogram!(REQUEST_DURATION, "Seconds from the request's arrival to its last event");
+    describe_counter!(REQUEST_ERRORS, "Requests that ended with an error, by reason");
+    describe_counter!(PROMPT_TOKENS, "Tokens of prompts");
+    describe_counter!(CACHED_PROMPT_TOKENS, "Tokens of prompts whose state was already in memory");
+    describe_counter!(COMPLETION_TOKENS, "Tokens generated");
+    describe_histogram!(TIME_TO_FIRST_TOKEN, "Seconds from the request's arrival to its first text");
+    describe_histogram!(TOKENS_PER_SECOND, "Tokens per second of one request, from its first text to its last event");
+    describe_counter!(COLD_STARTS, "Requests that had to wait for a model to be loaded");
+    describe_counter!(EVICTIONS, "Models unloaded to make room for others");
+    counter!(COLD_STARTS).absolute(0);
+    counter!(EVICTIONS).absolute(0);
+}
+
+/// Measures one request. A client that leaves still counts with what it had (CX-92).
+#[derive(Debug)]
+pub struct RequestMeter {
+    model: ModelId,
+    node: String,
+    arrived: Instant,
+    first_text: Option<Instant>,
+    tokens: u64,
+    prompt_tokens: u64,
+    cached_tokens: u64,
+    error: Option<&'static str>,
+}
+
+impl RequestMeter {
+    /// Begins to measure.
+    pub fn new(model: ModelId) -> Self {
+        Self {
+            model,
+            node: "none".into(),
+            arrived: Instant::now(),
+            first_text: None,
+            tokens: 0,
+            prompt_tokens: 0,
+            cached_tokens: 0,
+            error: Some("client_gone"),
+        }
+    }
+
+    /// The client was handed this.
+    pub fn on_event(&mut self, event: &GenerateEvent) {
+        match event {
+            GenerateEvent::Started { prompt_tokens, node } => {
+                self.node = node.to_string();
+                self.prompt_tokens = u64::from(*prompt_tokens);
+            }
+            GenerateEvent::Text { tokens, .. } => {
+                self.first_text.get_or_insert_with(Instant::now);
+                self.tokens += u64::from(*tokens);
+            }
+            GenerateEvent::Done { usage, .. } => {
+                self.error = None;
+                self.tokens = u64::from(usage.completion_tokens);
+                self.cached_tokens = u64::from(usage.cached_tokens);
+            }
+            GenerateEvent::Failed(error) => self.error = Some(reason(error)),
+        }
+    }
+}
+
+impl Drop for RequestMeter {
+    fn drop(&mut self) {
+        let labels = [("model", self.model.to_string()), ("node", self.node.clone())];
+        counter!(REQUESTS, &labels).increment(1);
+        histogram!(REQUEST_DURATION, &labels).record(self.arrived.elapsed().as_secs_f64());
+        counter!(PROMPT_TOKENS, &labels).increment(self.prompt_tokens);
+        counter!(CACHED_PROMPT_TOKENS, &labels).increment(self.cached_tokens);
+        counter!(COMPLETION_TOKENS, &labels).increment(self.tokens);
+        if let Some(first_text) = self.first_text {
+            histogram!(TIME_TO_FIRST_TOKEN, &labels).record((first_text - self.arrived).as_secs_f64());
+            let decoding = first_text.elapsed();
+            if decoding > Duration::ZERO && self.tokens > 1 {
+                histogram!(TOKENS_PER_SECOND, &labels).record((self.tokens - 1) as f64 / decoding.as_secs_f64());
+            }
+        }
+        if let Some(reason) = self.error {
+            let [model, node] = labels;
+            counter!(REQUEST_ERRORS, &[model, node, ("reason", reason.to_owned())]).increment(1);
+        }
+    }
+}
+
+fn reason(error: &RequestError) -> &'static str {
+    match error {
+        RequestError::Invalid { .. } => "invalid",
+        RequestError::ModelNotFound { .. } => "model_not_found",
+        RequestError::ContextLength { .. } => "context_length",
+        RequestError::WrongModality { .. } => "wrong_modality",
+        RequestError::Overloaded { .. } => "overloaded",
+        RequestError::Unavailable { .. } => "unavailable",
+        RequestError::Lost { .. } => "lost",
+        RequestError::Internal { .. } => "internal",
+    }
+}

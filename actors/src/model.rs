@@ -1,0 +1,413 @@
+//! One replica: a model on a device of this node.
+//!
+//! ```text
+//! Loading ──files, room, weights──> Loaded          Generate ─> encoding ─> waiting ─> running ─> Done
+//!    └────────── refused ──────────> Failed                     (blocking pool)   (KV blocks)  (one step at a time)
+//! ```
+//! Supervised by [`crate::node`]; supervises nobody. A restart loses the sequences: each of their [`sink::Sink`]s says so, and their journals go
+//! on elsewhere. The weights are freed and loaded again.
+
+pub mod load;
+pub mod plan;
+mod running;
+pub mod sequence;
+pub mod sink;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use plexus_engine::batch::BatchOutput;
+use plexus_types::{
+    Bytes, DeviceId, DeviceKind, GenerateRequest, ModelId, NodeId, ReplicaLoad, ReplicaReport, ReplicaState, RequestError, RequestId,
+};
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
+use ractor_cluster::RactorMessage;
+use tokio::time::Instant;
+use tracing::{Span, info, info_span, warn};
+
+use self::load::{LoadError, Resident};
+use self::running::{Batcher, Seat};
+use self::sink::{Ingresses, Sink};
+use crate::address::Address;
+use crate::args::ModelProfile;
+use crate::device::{DeviceError, DeviceMsg, Reply};
+use crate::evictor::EvictorMsg;
+use crate::inspect::Inspection;
+use crate::messages::{Attempt, Generate, Notice};
+use crate::router::RouterMsg;
+use crate::trace;
+
+/// Tokens that an answer has when nothing better is known, to say when a place becomes free.
+const TYPICAL_ANSWER_TOKENS: f32 = 128.0;
+
+/// A load that has not changed in its counts is reported again after so long, for its speeds.
+const REPORT_PERIOD: Duration = Duration::from_secs(1);
+
+/// The devices of this node, by id.
+#[derive(Debug, Clone, Default)]
+pub struct Devices(Arc<BTreeMap<DeviceId, Address<DeviceMsg>>>);
+
+impl Devices {
+    /// The devices that the node was started with.
+    pub fn new(devices: BTreeMap<DeviceId, Address<DeviceMsg>>) -> Self {
+        Self(Arc::new(devices))
+    }
+
+    /// One of them.
+    pub fn get(&self, id: DeviceId) -> Option<Address<DeviceMsg>> {
+        self.0.get(&id).cloned()
+    }
+}
+
+/// The models of this node, by id.
+#[derive(Debug, Clone, Default)]
+pub struct LocalModels(Arc<RwLock<HashMap<ModelId, Address<ModelMsg>>>>);
+
+impl LocalModels {
+    /// One of them.
+    pub fn get(&self, id: &ModelId) -> Option<Address<ModelMsg>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// All of them.
+    pub fn list(&self) -> Vec<Address<ModelMsg>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Hands an order of an ingress to the model that it concerns. One that cannot be handed over is answered as lost.
+    pub fn order(&self, ingresses: &Ingresses, from: &NodeId, order: Notice) {
+        match order {
+            Notice::Generate(generate) => {
+                let sink = Sink::new(ingresses.clone(), from.clone(), generate.request, generate.attempt);
+                let Some(model) = self.get(&generate.model) else {
+                    return sink.fail(RequestError::model_not_found(&generate.model));
+                };
+                match model.cast(ModelMsg::Generate(from.clone(), generate)) {
+                    Ok(()) => sink.finish(), // the model speaks for itself from here on
+                    Err(_) => drop(sink),    // which says that the replica is gone
+                }
+            }
+            // Whichever model has the request takes note: a node has few of them.
+            Notice::Cancel { request, attempt } => {
+                self.list().iter().for_each(|model| model.tell(ModelMsg::Cancel((from.clone(), request, attempt))));
+            }
+            Notice::Credit { request, attempt, until } => {
+                self.list().iter().for_each(|model| model.tell(ModelMsg::Credit((from.clone(), request, attempt), until)));
+            }
+            Notice::Summary(_) => {} // concerns the router
+        }
+    }
+
+    /// Adds one.
+    pub fn insert(&self, id: ModelId, address: Address<ModelMsg>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, address);
+    }
+}
+
+/// What the actor is started with.
+#[derive(Debug, Clone)]
+pub struct ModelArgs {
+    /// Its own address.
+    pub address: Address<ModelMsg>,
+    /// How the model is to be served.
+    pub profile: ModelProfile,
+    /// The devices of this node.
+    pub devices: Devices,
+    /// Who promises memory.
+    pub evictor: Address<EvictorMsg>,
+    /// Told of state and load.
+    pub router: Address<RouterMsg>,
+    /// Where events go.
+    pub ingresses: Ingresses,
+}
+
+/// Whose try at a request.
+pub type SequenceKey = (NodeId, RequestId, Attempt);
+
+/// What the actor is told.
+#[derive(Debug, RactorMessage)]
+pub enum ModelMsg {
+    /// Generate for an ingress.
+    Generate(NodeId, Box<Generate>),
+    /// Stop generating.
+    Cancel(SequenceKey),
+    /// Go on up to this index.
+    Credit(SequenceKey, u32),
+    /// How many tokens has this prompt?
+    CountTokens(Box<GenerateRequest>, RpcReplyPort<Result<u32, RequestError>>),
+    /// From the blocking pool: a prompt was encoded.
+    Encoded(SequenceKey, Result<Vec<u32>, RequestError>),
+    /// From the device: a step ended.
+    Stepped(Result<BatchOutput, DeviceError>),
+    /// From the loader.
+    LoadEnded(Box<Result<Resident, LoadError>>),
+    /// The device was restarted: what was on it is gone.
+    DeviceLost(DeviceId),
+    /// Tell evictor and router of yourself again.
+    Announce,
+    /// Say how you are.
+    Inspect(RpcReplyPort<Inspection>),
+}
+
+/// The actor: see the module.
+#[derive(Debug)]
+pub struct ModelActor;
+
+/// What the actor holds.
+#[derive(Debug)]
+pub struct ModelState {
+    args: ModelArgs,
+    phase: Phase,
+    /// Requests whose prompt is being encoded.
+    encoding: HashMap<SequenceKey, Arrival>,
+    n_refused: u64,
+    /// Requests running and waiting as last reported to the router, and when.
+    reported: Option<((u32, u32), Instant)>,
+    life: ActorId,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Loading,
+    Loaded { resident: Box<Resident>, batcher: Box<Batcher> },
+    Failed(String),
+}
+
+/// A request before its prompt is known.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    sink: Sink,
+    generate: Box<Generate>,
+    at: Instant,
+    serve_span: Span,
+    queue_span: Span,
+}
+
+impl Actor for ModelActor {
+    type Msg = ModelMsg;
+    type State = ModelState;
+    type Arguments = ModelArgs;
+
+    async fn pre_start(&self, myself: ActorRef<ModelMsg>, args: ModelArgs) -> Result<ModelState, ActorProcessingErr> {
+        args.address.attach(myself.clone());
+        let (life, loader) = (myself.get_id(), args.clone());
+        tokio::spawn(async move {
+            let result = load::load(&loader.profile, &loader.devices, &loader.evictor).await;
+            loader.address.tell_life(life, ModelMsg::LoadEnded(Box::new(result)));
+        });
+        let mut state = ModelState { args, phase: Phase::Loading, encoding: HashMap::new(), n_refused: 0, reported: None, life };
+        state.report();
+        Ok(state)
+    }
+
+    async fn handle(&self, _myself: ActorRef<ModelMsg>, message: ModelMsg, state: &mut ModelState) -> Result<(), ActorProcessingErr> {
+        state.args.address.taken();
+        match message {
+            ModelMsg::Generate(from, generate) => state.on_generate(from, generate),
+            ModelMsg::Cancel(key) => state.on_cancel(&key),
+            ModelMsg::Credit(key, until) => state.on_credit(&key, until),
+            ModelMsg::CountTokens(request, reply) => state.on_count_tokens(*request, reply),
+            ModelMsg::Encoded(key, prompt) => state.on_encoded(&key, prompt),
+            ModelMsg::Stepped(output) => state.on_stepped(output)?,
+            ModelMsg::LoadEnded(result) => state.on_load_ended(*result)?,
+            ModelMsg::DeviceLost(device) => state.on_device_lost(device)?,
+            ModelMsg::Announce => state.announce(),
+            ModelMsg::Inspect(reply) => drop(reply.send(state.inspect())),
+        }
+        Ok(())
+    }
+}
+
+impl ModelState {
+    fn on_load_ended(&mut self, result: Result<Resident, LoadError>) -> Result<(), ActorProcessingErr> {
+        match result {
+            Ok(resident) => {
+                info!(model = %self.args.profile.id, device = %resident.device, memory = %resident.memory,
+                    context_length = resident.plan.context_length, "model loaded");
+                let batcher = Box::new(Batcher::new(self.args.profile.running_max, resident.plan.kv.n_blocks));
+                self.phase = Phase::Loaded { resident: Box::new(resident), batcher };
+            }
+            Err(LoadError::Refused(reason)) => {
+                warn!(model = %self.args.profile.id, reason, "model not loaded");
+                self.phase = Phase::Failed(reason);
+            }
+            Err(error @ LoadError::Interrupted(_)) => return Err(error.into()),
+        }
+        self.reported = None;
+        self.report();
+        Ok(())
+    }
+
+    fn on_device_lost(&self, device: DeviceId) -> Result<(), ActorProcessingErr> {
+        match &self.phase {
+            Phase::Loaded { resident, .. } if resident.device == device => Err(format!("{device} was restarted").into()),
+            Phase::Loaded { .. } | Phase::Loading | Phase::Failed(_) => Ok(()),
+        }
+    }
+
+    fn on_generate(&mut self, from: NodeId, generate: Box<Generate>) {
+        let sink = Sink::new(self.args.ingresses.clone(), from, generate.request, generate.attempt);
+        let Phase::Loaded { resident, batcher } = &self.phase else {
+            self.n_refused += 1;
+            return sink.fail(self.not_loaded());
+        };
+        let present = (self.encoding.len() + batcher.n_present()) as u32;
+        if present >= self.args.profile.running_max + self.args.profile.waiting_max {
+            self.n_refused += 1;
+            return sink.fail(self.overloaded(present));
+        }
+        let serve_span = info_span!("serve", otel.kind = "server", request = %generate.request, model = %self.args.profile.id,
+            attempt = generate.attempt.0, node = %self.args.ingresses.me.name, prompt_tokens = tracing::field::Empty,
+            completion_tokens = tracing::field::Empty);
+        trace::set_parent(&serve_span, &generate.trace);
+        let queue_span = info_span!(parent: &serve_span, "queue", otel.kind = "internal");
+        let key = (sink.ingress().clone(), generate.request, generate.attempt);
+        let arrival = Arrival { sink, at: Instant::now(), serve_span, queue_span, generate };
+        if !arrival.generate.journal.prompt_ids.is_empty() {
+            let prompt = arrival.generate.journal.prompt_ids.clone();
+            self.encoding.insert(key.clone(), arrival);
+            return self.on_encoded(&key, Ok(prompt));
+        }
+        let (codec, request) = (resident.codec.clone(), arrival.generate.journal.request.clone());
+        let (address, encoded_key) = (self.args.address.clone(), key.clone());
+        tokio::task::spawn_blocking(move || {
+            let prompt = codec.encode(&request.prompt);
+            address.tell(ModelMsg::Encoded(encoded_key, prompt));
+        });
+        self.encoding.insert(key, arrival);
+    }
+
+    fn on_encoded(&mut self, key: &SequenceKey, prompt: Result<Vec<u32>, RequestError>) {
+        let Some(arrival) = self.encoding.remove(key) else { return }; // cancelled meanwhile
+        let Phase::Loaded { resident, batcher } = &mut self.phase else { return };
+        if let Some(seat) = Seat::new(arrival, prompt, resident) {
+            batcher.push(seat);
+        }
+        self.go_on();
+    }
+
+    fn on_stepped(&mut self, output: Result<BatchOutput, DeviceError>) -> Result<(), ActorProcessingErr> {
+        let Phase::Loaded { batcher, .. } = &mut self.phase else { return Ok(()) };
+        match output {
+            Ok(output) => batcher.on_step(&output, Instant::now(), &self.args.ingresses),
+            Err(DeviceError::Lost) => return Err("the device was lost".into()),
+            Err(error @ (DeviceError::Full | DeviceError::Engine(_))) => {
+                warn!(model = %self.args.profile.id, %error, "a step failed");
+                batcher.on_step_failed(&RequestError::Internal { message: format!("the model failed: {error}") });
+            }
+        }
+        self.go_on();
+        Ok(())
+    }
+
+    /// Starts the next step, if there is one and none is under way, and tells the router of the load.
+    fn go_on(&mut self) {
+        let Phase::Loaded { resident, batcher } = &mut self.phase else { return };
+        if let Some(batch) = batcher.next_step(Instant::now()) {
+            let address = self.args.address.clone();
+            let life = self.life;
+            let reply = Reply::new(move |output| address.tell_life(life, ModelMsg::Stepped(output)));
+            // A device that is gone answers all the same: the reply is dropped with the message.
+            resident.device_address.tell(DeviceMsg::Step { slot: resident.slot, batch, reply });
+        }
+        self.report();
+    }
+
+    fn on_cancel(&mut self, key: &SequenceKey) {
+        if let Some(arrival) = self.encoding.remove(key) {
+            arrival.sink.finish();
+        } else if let Phase::Loaded { batcher, .. } = &mut self.phase
+            && batcher.cancel(key)
+        {
+            self.go_on(); // its place is free
+        }
+    }
+
+    fn on_credit(&mut self, key: &SequenceKey, until: u32) {
+        if let Some(arrival) = self.encoding.get_mut(key) {
+            arrival.generate.credit_until = arrival.generate.credit_until.max(until);
+        } else if let Phase::Loaded { batcher, .. } = &mut self.phase {
+            batcher.credit(key, until);
+            self.go_on();
+        }
+    }
+
+    fn on_count_tokens(&self, request: GenerateRequest, reply: RpcReplyPort<Result<u32, RequestError>>) {
+        let Phase::Loaded { resident, .. } = &self.phase else {
+            return drop(reply.send(Err(self.not_loaded())));
+        };
+        let codec = resident.codec.clone();
+        tokio::task::spawn_blocking(move || drop(reply.send(codec.encode(&request.prompt).map(|ids| ids.len() as u32))));
+    }
+
+    fn not_loaded(&self) -> RequestError {
+        let message = format!("the model '{}' is not loaded on '{}'", self.args.profile.id, self.args.ingresses.me.name);
+        RequestError::Unavailable { message, retry_after: Duration::from_secs(1) }
+    }
+
+    fn overloaded(&self, present: u32) -> RequestError {
+        let profile = &self.args.profile;
+        let speed = self.load().decode_tokens_per_s;
+        let wait_s = if speed > 0.0 { TYPICAL_ANSWER_TOKENS / speed } else { 1.0 };
+        RequestError::Overloaded {
+            message: format!("the model '{}' is busy: {present} requests run or wait, {} and {} may", profile.id, profile.running_max, profile.waiting_max),
+            retry_after: Duration::from_secs_f32(wait_s.clamp(1.0, 60.0)),
+        }
+    }
+
+    fn load(&self) -> ReplicaLoad {
+        let load = match &self.phase {
+            Phase::Loaded { batcher, .. } => batcher.load(),
+            Phase::Loading | Phase::Failed(_) => ReplicaLoad::default(),
+        };
+        let profile = &self.args.profile;
+        let waiting = load.waiting + self.encoding.len() as u32;
+        ReplicaLoad { waiting, running_max: profile.running_max, waiting_max: profile.waiting_max, ..load }
+    }
+
+    fn announce(&mut self) {
+        if let Phase::Loaded { resident, .. } = &self.phase {
+            let (device, model, lease, bytes) = (resident.device, self.args.profile.id.clone(), resident.lease, resident.memory);
+            self.args.evictor.tell(EvictorMsg::Holds { device, model, lease, bytes });
+        }
+        self.reported = None;
+        self.report();
+    }
+
+    /// Tells the router of state and load, when somebody came or left, or the last report is old.
+    fn report(&mut self) {
+        let load = self.load();
+        let counts = (load.running, load.waiting);
+        let now = Instant::now();
+        if self.reported.is_some_and(|(before, at)| before == counts && now - at < REPORT_PERIOD) {
+            return;
+        }
+        self.reported = Some((counts, now));
+        let no_device = || self.args.profile.device.unwrap_or(DeviceId { kind: DeviceKind::Cpu, ordinal: 0 });
+        let (device, state, context_length, memory) = match &self.phase {
+            Phase::Loading => (no_device(), ReplicaState::Loading, 0, Bytes(0)),
+            Phase::Loaded { resident, .. } => (resident.device, ReplicaState::Loaded, resident.plan.context_length, resident.memory),
+            Phase::Failed(reason) => (no_device(), ReplicaState::Failed(reason.clone()), 0, Bytes(0)),
+        };
+        let model = self.args.profile.id.clone();
+        self.args.router.tell(RouterMsg::OwnReplica(ReplicaReport { model, device, state, context_length, memory, load }));
+    }
+
+    fn inspect(&self) -> Inspection {
+        let load = self.load();
+        let (state, n_done, n_cancelled) = match &self.phase {
+            Phase::Loading => ("loading".to_owned(), 0, 0),
+            Phase::Failed(reason) => (format!("failed: {reason}"), 0, 0),
+            Phase::Loaded { batcher, .. } => ("loaded".to_owned(), batcher.n_done, batcher.n_cancelled),
+        };
+        let counters = [
+            ("running", u64::from(load.running)),
+            ("waiting", u64::from(load.waiting)),
+            ("done", n_done),
+            ("cancelled", n_cancelled),
+            ("refused", self.n_refused),
+        ];
+        Inspection::new(&state, counters)
+    }
+}

@@ -1,0 +1,565 @@
+//! The peers of this node: the only way to speak to another node.
+//!
+//! [`Peers`] is the table of those to whom a link stands; the link actor puts them in and takes them out. A [`Peer`] asks under a deadline,
+//! notifies and sends stream events. Nothing is ever queued without bound: what was sent and not yet taken by the peer's actors stays within
+//! [`BUDGET`], beyond it [`PeerError::Congested`] says so at once. A message longer than a frame is split; a long question or answer waits
+//! for room, one at a time, so that notices and events pass between its parts.
+//!
+//! Who speaks is known by a pass: each node gives each peer a random number, over that peer's own link, and the peer shows it in every frame.
+//! A node that is in the cluster can thus lie about itself, but not speak for another one.
+
+mod assembly;
+mod lateness;
+mod port;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use plexus_types::NodeId;
+use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::time::Instant;
+
+use crate::gateway::{GatewayMsg, TokenSinkMsg};
+use crate::inbound::{Inbound, PeerChange};
+use crate::messages::{Answer, Notice, Question, StreamNotice};
+use crate::wire::{self, Envelope, Head, MESSAGE_MAX, Outcome, PART_MAX};
+
+pub(crate) use assembly::{Assembly, Part};
+use lateness::Lateness;
+use port::Port;
+
+/// Most bytes sent to a peer and not yet taken by its actors. Half a second of a 16 MB/s link: more would only hide that the peer is stuck.
+pub const BUDGET: u64 = 8 << 20;
+/// Share of [`BUDGET`] that long questions and answers may fill; the rest stays free for notices, events and short questions.
+const BULK_BUDGET: u64 = 4 << 20;
+/// Questions of one peer that are answered at the same time; beyond it they are refused with [`Outcome::Busy`].
+const ANSWERING_MAX: usize = 64;
+/// Bytes taken since the last acknowledgement that are worth another one: a sender with a full budget hears from us 32 times.
+const ACK_EVERY: u64 = 256 << 10;
+/// How long the receiver keeps the parts of an incomplete notice or batch of events; they are sent in one go.
+const PARTS_TTL: Duration = Duration::from_secs(10);
+
+/// Why a peer was not reached, or did not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// There is no link to it any more, or its actor is between two lives.
+    #[error("the peer is gone")]
+    Gone,
+    /// The answer did not come in time. The peer drops the question when it takes it up too late.
+    #[error("the peer did not answer in time")]
+    Late,
+    /// Too much is under way to it, or it answers too many questions: nothing was sent or begun.
+    #[error("too much is under way to the peer")]
+    Congested,
+    /// The message or its answer is too long: over 16 MiB, or over 8 MiB for a notice or events, which cannot wait for room.
+    #[error("the message is too large")]
+    TooLarge,
+    /// One side does not understand the other.
+    #[error("the message is malformed")]
+    Malformed,
+}
+
+/// Which actor of a peer takes a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sink {
+    /// Questions, answers and notices.
+    Gateway,
+    /// Events of streams.
+    Tokens,
+}
+
+/// The table of peers. Cheap to clone; all clones are one table.
+#[derive(Clone)]
+pub struct Peers {
+    inner: Arc<PeersInner>,
+}
+
+struct PeersInner {
+    me: NodeId,
+    epoch: Instant,
+    table: RwLock<Table>,
+    /// Held while a peer comes or goes, so that [`Inbound::peer_changed`] hears of it in the true order.
+    order: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Table {
+    up: BTreeMap<NodeId, Peer>,
+    /// By the pass that we gave out: those who are up, and those who have not shown theirs yet.
+    by_pass: HashMap<u64, Peer>,
+}
+
+impl fmt::Debug for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.list().iter().map(Peer::id)).finish()
+    }
+}
+
+impl Peers {
+    /// An empty table.
+    pub fn new(me: NodeId) -> Self {
+        let inner = PeersInner { me, epoch: Instant::now(), table: RwLock::default(), order: Mutex::default() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The node whose peers these are.
+    pub fn me(&self) -> &NodeId {
+        &self.inner.me
+    }
+
+    /// The peer with this id, if a link to it stands.
+    pub fn get(&self, id: &NodeId) -> Option<Peer> {
+        self.table().up.get(id).cloned()
+    }
+
+    /// All peers to whom a link stands, by id.
+    pub fn list(&self) -> Vec<Peer> {
+        self.table().up.values().cloned().collect()
+    }
+
+    /// The peer that was given this pass.
+    pub(crate) fn by_pass(&self, pass: u64) -> Option<Peer> {
+        self.table().by_pass.get(&pass).cloned()
+    }
+
+    /// The peer, greeted or not, that is linked as `id`.
+    pub(crate) fn linked_as(&self, id: &NodeId) -> Vec<Peer> {
+        self.table().by_pass.values().filter(|peer| peer.id() == id).cloned().collect()
+    }
+
+    /// A peer to be greeted over ractor session number `session`. It is not listed before [`Self::admit`].
+    pub(crate) fn candidate(&self, id: NodeId, session: u64) -> Peer {
+        let pass = rand::random::<u64>().max(1);
+        let inner = PeerInner {
+            gateway: Port::new(group_of_gateway(&id), session),
+            tokens: Port::new(group_of_tokens(&id), session),
+            id,
+            epoch: self.inner.epoch,
+            given_pass: pass,
+            shown_pass: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            calls: Mutex::default(),
+            next_number: AtomicU64::new(1),
+            acknowledged: Notify::new(),
+            bulk: Semaphore::new(1),
+            one_go: Mutex::default(),
+            answering: Arc::new(Semaphore::new(ANSWERING_MAX)),
+            taken: [AtomicU64::new(0), AtomicU64::new(0)],
+            reached: [AtomicU64::new(0), AtomicU64::new(0)],
+            told: AtomicU64::new(0),
+            lateness: Mutex::default(),
+            assembly: [Mutex::default(), Mutex::default()],
+            round_trip_us: AtomicU64::new(0),
+        };
+        let peer = Peer { inner: Arc::new(inner) };
+        self.inner.table.write().unwrap_or_else(PoisonError::into_inner).by_pass.insert(pass, peer.clone());
+        peer
+    }
+
+    /// Lists a peer that has shown who it is. False if its link was cut meanwhile.
+    pub(crate) fn admit(&self, peer: &Peer, inbound: &dyn Inbound) -> bool {
+        let _in_order = lock(&self.inner.order);
+        let former = {
+            let mut table = self.inner.table.write().unwrap_or_else(PoisonError::into_inner);
+            if !table.by_pass.contains_key(&peer.inner.given_pass) {
+                return false;
+            }
+            table.up.insert(peer.id().clone(), peer.clone())
+        };
+        if former.as_ref().is_some_and(|former| Arc::ptr_eq(&former.inner, &peer.inner)) {
+            return true;
+        }
+        if let Some(former) = former {
+            former.close();
+            inbound.peer_changed(PeerChange::Down { id: peer.id().clone(), why: "a newer link took its place".to_owned() });
+        }
+        inbound.peer_changed(PeerChange::Up(peer.id().clone()));
+        true
+    }
+
+    /// Takes a peer out: whoever waits for its answer hears [`PeerError::Gone`].
+    pub(crate) fn remove(&self, peer: &Peer, why: &str, inbound: &dyn Inbound) {
+        let _in_order = lock(&self.inner.order);
+        let was_up = {
+            let mut table = self.inner.table.write().unwrap_or_else(PoisonError::into_inner);
+            table.by_pass.remove(&peer.inner.given_pass);
+            let listed = table.up.get(peer.id()).is_some_and(|listed| Arc::ptr_eq(&listed.inner, &peer.inner));
+            if listed {
+                table.up.remove(peer.id());
+            }
+            listed
+        };
+        peer.close();
+        if was_up {
+            inbound.peer_changed(PeerChange::Down { id: peer.id().clone(), why: why.to_owned() });
+        }
+    }
+
+    /// Takes all peers out.
+    pub(crate) fn clear(&self, why: &str, inbound: &dyn Inbound) {
+        let all: Vec<Peer> = self.table().by_pass.values().cloned().collect();
+        for peer in all {
+            self.remove(&peer, why, inbound);
+        }
+    }
+
+    fn table(&self) -> std::sync::RwLockReadGuard<'_, Table> {
+        self.inner.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Process group of a node's gateway.
+pub(crate) fn group_of_gateway(id: &NodeId) -> String {
+    format!("gateway/{id}")
+}
+
+/// Process group of a node's token sink.
+pub(crate) fn group_of_tokens(id: &NodeId) -> String {
+    format!("tokens/{id}")
+}
+
+/// A node to whom a link stands, or stood: when it is gone, every method says so. Cheap to clone.
+#[derive(Clone)]
+pub struct Peer {
+    inner: Arc<PeerInner>,
+}
+
+struct PeerInner {
+    id: NodeId,
+    epoch: Instant,
+    gateway: Port<GatewayMsg>,
+    tokens: Port<TokenSinkMsg>,
+
+    // Who is who.
+    /// What the peer shows us.
+    given_pass: u64,
+    /// What we show the peer; 0 until it gave us one.
+    shown_pass: AtomicU64,
+    closed: AtomicBool,
+
+    // What we send.
+    calls: Mutex<HashMap<u64, oneshot::Sender<(Outcome, Vec<u8>)>>>,
+    next_number: AtomicU64,
+    /// Wakes those who wait for room.
+    acknowledged: Notify,
+    /// Held by the one long question or answer that is being sent.
+    bulk: Semaphore,
+    /// Held while a long notice or batch of events is sent, so that the peer never puts two of a kind together at the same time.
+    one_go: Mutex<()>,
+
+    // What we take; by [`Sink`].
+    answering: Arc<Semaphore>,
+    /// Bytes taken.
+    taken: [AtomicU64; 2],
+    /// Where the peer's count stood at the end of the last frame taken: more than `taken` if frames were lost with an actor of ours.
+    reached: [AtomicU64; 2],
+    /// Sum of `reached` when it was last acknowledged.
+    told: AtomicU64,
+    lateness: Mutex<Lateness>,
+    assembly: [Mutex<Assembly>; 2],
+
+    round_trip_us: AtomicU64,
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peer").field("id", &self.inner.id).field("in_flight", &self.in_flight()).finish_non_exhaustive()
+    }
+}
+
+impl Peer {
+    /// Who it is.
+    pub fn id(&self) -> &NodeId {
+        &self.inner.id
+    }
+
+    /// Round trip of the last ping that came back.
+    pub fn round_trip(&self) -> Option<Duration> {
+        match self.inner.round_trip_us.load(Ordering::Relaxed) {
+            0 => None,
+            us => Some(Duration::from_micros(us)),
+        }
+    }
+
+    /// Asks, and waits at most `deadline` for the answer. The peer drops the question if it comes to it later than that.
+    pub async fn ask(&self, question: Question, deadline: Duration) -> Result<Answer, PeerError> {
+        let urgent = question == Question::Ping;
+        let payload = wire::encode(&question).map_err(|_| PeerError::Malformed)?;
+        let (call, answer) = self.open_call();
+        let _closes = CloseCall { peer: self, call };
+        let head = Head::Call { call, ttl_ms: millis(deadline) };
+        let work = async {
+            if urgent {
+                self.post(Sink::Gateway, &wire::message(&head, &payload).map_err(|_| PeerError::Malformed)?, deadline)?;
+            } else if payload.len() <= PART_MAX {
+                self.send_now(Sink::Gateway, &head, &payload)?;
+            } else {
+                self.send_with_patience(&head, &payload, deadline).await?;
+            }
+            answer.await.map_err(|_| PeerError::Gone)
+        };
+        let (outcome, payload) = tokio::time::timeout(deadline, work).await.map_err(|_| PeerError::Late)??;
+        match outcome {
+            Outcome::Answered => wire::decode(&payload).map_err(|_| PeerError::Malformed),
+            Outcome::Busy => Err(PeerError::Congested),
+            Outcome::Malformed => Err(PeerError::Malformed),
+            Outcome::TooLarge => Err(PeerError::TooLarge),
+        }
+    }
+
+    /// Notifies. Order is kept.
+    pub fn notify(&self, notice: Notice) -> Result<(), PeerError> {
+        let payload = wire::encode(&notice).map_err(|_| PeerError::Malformed)?;
+        self.send_now(Sink::Gateway, &Head::Notice, &payload)
+    }
+
+    /// Sends events of streams. Order is kept.
+    pub fn send_events(&self, events: Vec<StreamNotice>) -> Result<(), PeerError> {
+        let payload = wire::encode(&events).map_err(|_| PeerError::Malformed)?;
+        self.send_now(Sink::Tokens, &Head::Events, &payload)
+    }
+
+    /// Bytes sent and not yet taken by the peer's actors.
+    pub fn in_flight(&self) -> u64 {
+        self.inner.gateway.in_flight() + self.inner.tokens.in_flight()
+    }
+
+    pub(crate) fn set_round_trip(&self, round_trip: Duration) {
+        let us = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX).max(1);
+        self.inner.round_trip_us.store(us, Ordering::Relaxed);
+    }
+
+    /// Has the peer shown who it is?
+    pub(crate) fn is_greeted(&self) -> bool {
+        self.inner.shown_pass.load(Ordering::Acquire) != 0
+    }
+
+    /// Are the peer's gateway and token sink visible?
+    pub(crate) fn resolve(&self) -> bool {
+        self.inner.gateway.resolve() && self.inner.tokens.resolve()
+    }
+
+    /// Gives the peer its pass.
+    pub(crate) fn greet(&self, me: &NodeId) {
+        self.post_head(&Head::Hello { from: me.clone(), pass: self.inner.given_pass });
+    }
+
+    /// Returns `echo`, the pass that the peer claims to have given, with its own.
+    pub(crate) fn welcome(&self, echo: u64) {
+        self.post_head(&Head::Welcome { pass: self.inner.given_pass, echo });
+    }
+
+    /// Keeps the pass that the peer gave. True the first time.
+    pub(crate) fn keep_pass(&self, pass: u64) -> bool {
+        self.inner.shown_pass.compare_exchange(0, pass, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// The peer has taken so many bytes.
+    pub(crate) fn acknowledged(&self, gateway: u64, tokens: u64) {
+        self.inner.gateway.acknowledge(gateway);
+        self.inner.tokens.acknowledge(tokens);
+        self.inner.acknowledged.notify_waiters();
+    }
+
+    /// Counts a frame of the peer as taken, tells the peer if it is time to, and says how late the frame is.
+    pub(crate) fn take(&self, sink: Sink, envelope: Envelope, len: u64) -> Duration {
+        let at = sink as usize;
+        self.inner.taken[at].fetch_add(len, Ordering::AcqRel);
+        self.inner.reached[at].fetch_max(envelope.position.saturating_add(len), Ordering::AcqRel);
+        if self.reached().saturating_sub(self.inner.told.load(Ordering::Acquire)) >= ACK_EVERY {
+            self.send_ack();
+        }
+        let now_ms = millis64(self.inner.epoch.elapsed());
+        lock(&self.inner.lateness).of(envelope.clock_ms, now_ms)
+    }
+
+    /// Tells the peer what we have taken.
+    pub(crate) fn send_ack(&self) {
+        let [gateway, sink] = [0, 1].map(|at| self.inner.reached[at].load(Ordering::Acquire));
+        self.inner.told.store(gateway.saturating_add(sink), Ordering::Release);
+        self.post_head(&Head::Ack { gateway, sink });
+    }
+
+    /// Bytes of the peer that we have taken, as its pings are answered with.
+    pub(crate) fn taken_bytes(&self) -> u64 {
+        self.inner.taken.iter().map(|taken| taken.load(Ordering::Acquire)).sum()
+    }
+
+    /// Puts the parts of a message of the peer together.
+    pub(crate) fn assembly(&self, sink: Sink) -> MutexGuard<'_, Assembly> {
+        lock(&self.inner.assembly[sink as usize])
+    }
+
+    /// A place to answer one question of the peer.
+    pub(crate) fn answering(&self) -> Option<tokio::sync::OwnedSemaphorePermit> {
+        Arc::clone(&self.inner.answering).try_acquire_owned().ok()
+    }
+
+    /// Brings an answer of the peer to whoever asked. False if nobody waits for it any more.
+    pub(crate) fn answered(&self, call: u64, outcome: Outcome, payload: Vec<u8>) -> bool {
+        let waiting = lock(&self.inner.calls).remove(&call);
+        waiting.is_some_and(|waiting| waiting.send((outcome, payload)).is_ok())
+    }
+
+    /// Replies to a question of the peer. Waits for room, up to `patience`, because a refused answer would only look late.
+    pub(crate) async fn reply(&self, call: u64, outcome: Outcome, payload: &[u8], patience: Duration) -> Result<(), PeerError> {
+        let (outcome, payload) = if payload.len() > MESSAGE_MAX { (Outcome::TooLarge, &[][..]) } else { (outcome, payload) };
+        self.send_with_patience(&Head::Reply { call, outcome }, payload, patience).await
+    }
+
+    /// Replies at once with something short, whatever is under way.
+    pub(crate) fn reply_now(&self, call: u64, outcome: Outcome, payload: &[u8]) {
+        if let Ok(message) = wire::message(&Head::Reply { call, outcome }, payload) {
+            let _gone = self.post(Sink::Gateway, &message, PARTS_TTL);
+        }
+    }
+
+    /// Sends if the budget allows it now.
+    fn send_now(&self, sink: Sink, head: &Head, payload: &[u8]) -> Result<(), PeerError> {
+        let message = wire::message(head, payload).map_err(|_| PeerError::Malformed)?;
+        let len = frames_len(message.len());
+        if len > BUDGET {
+            return Err(PeerError::TooLarge);
+        }
+        if self.in_flight() + len > BUDGET {
+            return Err(PeerError::Congested);
+        }
+        if message.len() <= PART_MAX {
+            return self.post(sink, &message, PARTS_TTL);
+        }
+        let _alone = lock(&self.inner.one_go);
+        self.post(sink, &message, PARTS_TTL)
+    }
+
+    /// Sends as the budget allows it, part by part.
+    async fn send_with_patience(&self, head: &Head, payload: &[u8], patience: Duration) -> Result<(), PeerError> {
+        if payload.len() > MESSAGE_MAX {
+            return Err(PeerError::TooLarge);
+        }
+        let message = wire::message(head, payload).map_err(|_| PeerError::Malformed)?;
+        if message.len() <= PART_MAX {
+            self.room(frames_len(message.len()), BUDGET).await?;
+            return self.post(Sink::Gateway, &message, patience);
+        }
+        let _alone = self.inner.bulk.acquire().await.map_err(|_| PeerError::Gone)?;
+        for part in self.parts(&message, patience) {
+            let part = part?;
+            self.room(frames_len(part.len()), BULK_BUDGET).await?;
+            self.post_frame(Sink::Gateway, &part)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until `len` more bytes keep what is in flight within `limit`.
+    async fn room(&self, len: u64, limit: u64) -> Result<(), PeerError> {
+        loop {
+            let acknowledged = self.inner.acknowledged.notified();
+            tokio::pin!(acknowledged);
+            acknowledged.as_mut().enable(); // from here on no acknowledgement is missed
+            if self.inner.closed.load(Ordering::Acquire) {
+                return Err(PeerError::Gone);
+            }
+            if self.in_flight() + len <= limit {
+                return Ok(());
+            }
+            acknowledged.await;
+        }
+    }
+
+    fn post_head(&self, head: &Head) {
+        if let Ok(message) = wire::message(head, &[]) {
+            let _gone = self.post(Sink::Gateway, &message, PARTS_TTL);
+        }
+    }
+
+    /// Sends a message in as many frames as it takes, whatever is under way.
+    fn post(&self, sink: Sink, message: &[u8], ttl: Duration) -> Result<(), PeerError> {
+        if message.len() <= PART_MAX {
+            return self.post_frame(sink, message);
+        }
+        for part in self.parts(message, ttl) {
+            self.post_frame(sink, &part?)?;
+        }
+        Ok(())
+    }
+
+    /// Cuts a message into messages that each fit a frame.
+    fn parts<'a>(&self, message: &'a [u8], ttl: Duration) -> impl Iterator<Item = Result<Vec<u8>, PeerError>> + use<'a> {
+        let number = self.inner.next_number.fetch_add(1, Ordering::Relaxed);
+        let total = message.len() as u32; // at most MESSAGE_MAX and a head
+        let ttl_ms = millis(ttl);
+        message.chunks(PART_MAX).enumerate().map(move |(at, part)| {
+            let head = Head::Part { message: number, offset: (at * PART_MAX) as u32, total, ttl_ms };
+            wire::message(&head, part).map_err(|_| PeerError::Malformed)
+        })
+    }
+
+    fn post_frame(&self, sink: Sink, message: &[u8]) -> Result<(), PeerError> {
+        if self.inner.closed.load(Ordering::Acquire) {
+            return Err(PeerError::Gone);
+        }
+        let pass = self.inner.shown_pass.load(Ordering::Acquire);
+        let frame = |position| {
+            let clock_ms = millis64(self.inner.epoch.elapsed());
+            wire::frame(Envelope { pass, position, clock_ms }, message)
+        };
+        let len = wire::frame_len(message.len());
+        match sink {
+            Sink::Gateway => self.inner.gateway.send(len, frame),
+            Sink::Tokens => self.inner.tokens.send(len, frame),
+        }
+    }
+
+    fn reached(&self) -> u64 {
+        self.inner.reached.iter().fold(0, |sum, reached| sum.saturating_add(reached.load(Ordering::Acquire)))
+    }
+
+    fn open_call(&self) -> (u64, oneshot::Receiver<(Outcome, Vec<u8>)>) {
+        let (answer, waiting) = oneshot::channel();
+        let call = self.inner.next_number.fetch_add(1, Ordering::Relaxed);
+        lock(&self.inner.calls).insert(call, answer);
+        if self.inner.closed.load(Ordering::Acquire) {
+            lock(&self.inner.calls).clear(); // the link ended between our caller's look and ours
+        }
+        (call, waiting)
+    }
+
+    fn close(&self) {
+        self.inner.closed.store(true, Ordering::Release);
+        lock(&self.inner.calls).clear();
+        self.inner.acknowledged.notify_waiters();
+        self.inner.bulk.close();
+    }
+}
+
+/// Forgets a question when nobody waits for its answer any more.
+struct CloseCall<'a> {
+    peer: &'a Peer,
+    call: u64,
+}
+
+impl Drop for CloseCall<'_> {
+    fn drop(&mut self) {
+        lock(&self.peer.inner.calls).remove(&self.call);
+    }
+}
+
+/// Bytes on the link of a message of `len` bytes, all its frames together; a little more than exact for a split one.
+fn frames_len(len: usize) -> u64 {
+    if len <= PART_MAX { wire::frame_len(len) } else { len as u64 + (len.div_ceil(PART_MAX) as u64) * wire::frame_len(32) }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+fn millis64(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,221 @@
+//! Where a request goes: a pure function of the view.
+
+use std::time::Duration;
+
+use plexus_types::{ModelId, NodeState, ReplicaId, ReplicaState, RequestError};
+use rand::Rng;
+use rand::seq::index;
+
+use super::view::{Candidate, ClusterView};
+
+/// What a request costs that must cross to another node, in seconds. Measured over loopback; it decides only between equals.
+const HOP_S: f64 = 0.000_5;
+/// Tokens that an answer has when nothing better is known, to estimate how soon a place becomes free.
+const TYPICAL_ANSWER_TOKENS: f64 = 128.0;
+/// Speeds taken for a replica that has not been measured yet, tokens per second.
+const ASSUMED_PREFILL: f64 = 1_000.0;
+const ASSUMED_DECODE: f64 = 50.0;
+/// When to ask again for a model that is being loaded or whose nodes are out of reach.
+const RETRY_SOON: Duration = Duration::from_secs(2);
+
+/// Where a request goes, and why.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// The replica chosen.
+    pub replica: ReplicaId,
+    /// Every replica considered, with its estimate or the reason why it was left out.
+    pub considered: Vec<Considered>,
+}
+
+/// A replica in the eyes of the router.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Considered {
+    /// Which replica.
+    pub replica: ReplicaId,
+    /// The expected time to the first token, or why it was left out.
+    pub verdict: Result<Duration, &'static str>,
+}
+
+/// Chooses a replica for a request: of two drawn at random among those that can serve it, the one with the shorter expected time to the
+/// first token (Mitzenmacher 2001, "the power of two choices"). Replicas in `tried` have failed this request and are left out.
+///
+/// `prompt_tokens` is an estimate. Errors: [`RequestError::ModelNotFound`] if no node tells of the model;
+/// [`RequestError::Unavailable`] if some do, but none can serve it now.
+pub fn route(
+    view: &ClusterView,
+    model: &ModelId,
+    prompt_tokens: u32,
+    tried: &[ReplicaId],
+    rng: &mut impl Rng,
+) -> Result<Decision, RequestError> {
+    let considered: Vec<Considered> = view
+        .candidates(model)
+        .map(|candidate| Considered { verdict: verdict(&candidate, prompt_tokens, tried), replica: candidate.id })
+        .collect();
+    let able: Vec<(&ReplicaId, Duration)> =
+        considered.iter().filter_map(|one| one.verdict.as_ref().ok().map(|wait| (&one.replica, *wait))).collect();
+    if able.is_empty() {
+        return Err(refusal(model, &considered));
+    }
+    let drawn = index::sample(rng, able.len(), able.len().min(2));
+    let (best, _) = drawn.iter().map(|i| able[i]).min_by_key(|(_, wait)| *wait).expect("at least one was drawn");
+    Ok(Decision { replica: best.clone(), considered })
+}
+
+fn verdict(candidate: &Candidate<'_>, prompt_tokens: u32, tried: &[ReplicaId]) -> Result<Duration, &'static str> {
+    match candidate.node {
+        NodeState::Up => {}
+        NodeState::Draining => return Err("its node is stopping"),
+        NodeState::Unreachable => return Err("its node cannot be reached"),
+    }
+    match &candidate.report.state {
+        ReplicaState::Loaded => {}
+        ReplicaState::Loading => return Err("it is being loaded"),
+        ReplicaState::Recovering => return Err("it is being brought back after a failure"),
+        ReplicaState::Failed(_) => return Err("it could not be loaded"),
+    }
+    if tried.contains(&candidate.id) {
+        return Err("it has failed this request");
+    }
+    Ok(expected_first_token(candidate, prompt_tokens))
+}
+
+/// Waiting for a place, then reading the prompt beside what runs, plus the hop.
+fn expected_first_token(candidate: &Candidate<'_>, prompt_tokens: u32) -> Duration {
+    let load = &candidate.report.load;
+    let measured = |speed: f32, assumed: f64| if speed > 0.0 { f64::from(speed) } else { assumed };
+    let busy = load.running + candidate.sent;
+    // How many must end before there is a place for one more.
+    let ahead = load.waiting + (busy + 1).saturating_sub(load.running_max);
+    let place_s = f64::from(ahead) * TYPICAL_ANSWER_TOKENS / measured(load.decode_tokens_per_s, ASSUMED_DECODE);
+    let prompt_s = f64::from(prompt_tokens.max(1)) / measured(load.prefill_tokens_per_s, ASSUMED_PREFILL) * f64::from(1 + busy);
+    let hop_s = if candidate.local { 0.0 } else { HOP_S };
+    Duration::from_secs_f64(place_s + prompt_s + hop_s)
+}
+
+fn refusal(model: &ModelId, considered: &[Considered]) -> RequestError {
+    if considered.is_empty() {
+        return RequestError::model_not_found(model);
+    }
+    let reasons: Vec<String> = considered
+        .iter()
+        .filter_map(|one| one.verdict.as_ref().err().map(|why| format!("{} on {}: {why}", one.replica.device, one.replica.node.name)))
+        .collect();
+    RequestError::Unavailable {
+        message: format!("the model '{model}' cannot be served now ({}); ask again soon", reasons.join("; ")),
+        retry_after: RETRY_SOON,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use plexus_types::{NodeId, ReplicaReport};
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+    use tokio::time::Instant;
+
+    use super::super::view::tests::{facts, replica, summary};
+    use super::*;
+    use crate::inbound::{ClusterChange, PeerChange};
+
+    fn model() -> ModelId {
+        "pip".parse().unwrap()
+    }
+
+    fn view(own: Option<ReplicaReport>, others: &[(&str, ReplicaReport)]) -> ClusterView {
+        let mut view = ClusterView::new("test".into(), facts("a"));
+        if let Some(own) = own {
+            view.on_own_replica(own, SystemTime::now());
+        }
+        for (name, report) in others {
+            let id: NodeId = facts(name).id;
+            view.on_cluster_change(ClusterChange::Up(facts(name)));
+            view.on_peer_change(&PeerChange::Up(id.clone()), Instant::now());
+            view.on_summary(&id, summary(1, vec![report.clone()]), Instant::now(), SystemTime::now());
+        }
+        view
+    }
+
+    fn go(view: &ClusterView, tried: &[ReplicaId]) -> Result<Decision, RequestError> {
+        route(view, &model(), 10, tried, &mut StdRng::seed_from_u64(7))
+    }
+
+    #[test]
+    fn a_model_that_nobody_has_does_not_exist() {
+        // CX-40 (4)
+        assert!(matches!(go(&view(None, &[]), &[]), Err(RequestError::ModelNotFound { .. })));
+    }
+
+    #[test]
+    fn of_two_equal_replicas_the_local_one_is_chosen() {
+        let view = view(Some(replica("pip", ReplicaState::Loaded)), &[("b", replica("pip", ReplicaState::Loaded))]);
+        assert_eq!(go(&view, &[]).unwrap().replica.node.name.as_str(), "a");
+    }
+
+    #[test]
+    fn a_busy_replica_loses_against_an_idle_one_elsewhere() {
+        // CX-40 (1): least busy
+        let mut busy = replica("pip", ReplicaState::Loaded);
+        busy.load.running = 8;
+        busy.load.waiting = 3;
+        let view = view(Some(busy), &[("b", replica("pip", ReplicaState::Loaded))]);
+        assert_eq!(go(&view, &[]).unwrap().replica.node.name.as_str(), "b");
+    }
+
+    #[test]
+    fn requests_just_sent_count_before_the_replica_reports_them() {
+        let mut view = view(Some(replica("pip", ReplicaState::Loaded)), &[("b", replica("pip", ReplicaState::Loaded))]);
+        let first = go(&view, &[]).unwrap().replica;
+        view.on_sent(&first);
+        assert_ne!(go(&view, &[]).unwrap().replica, first);
+    }
+
+    #[test]
+    fn a_replica_that_failed_the_request_is_not_asked_again() {
+        let view = view(Some(replica("pip", ReplicaState::Loaded)), &[("b", replica("pip", ReplicaState::Loaded))]);
+        let first = go(&view, &[]).unwrap().replica;
+        let second = go(&view, std::slice::from_ref(&first)).unwrap().replica;
+        assert_ne!(first, second);
+        assert!(matches!(go(&view, &[first, second]), Err(RequestError::Unavailable { .. })));
+    }
+
+    #[test]
+    fn a_model_that_is_loading_or_recovering_is_refused_with_the_reason_and_a_time() {
+        // CX-48
+        for (state, word) in [(ReplicaState::Loading, "being loaded"), (ReplicaState::Recovering, "brought back")] {
+            let Err(RequestError::Unavailable { message, retry_after }) = go(&view(Some(replica("pip", state)), &[]), &[]) else {
+                panic!("not refused")
+            };
+            assert!(message.contains(word) && retry_after > Duration::ZERO, "{message}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_loads_the_chosen_replica_is_able_and_never_the_worse_of_two(
+            loads in proptest::collection::vec((0u32..9, 0u32..65, 0.0f32..5000.0), 1..6), seed in any::<u64>(),
+        ) {
+            let others: Vec<(String, ReplicaReport)> = loads.iter().enumerate().map(|(i, (running, waiting, speed))| {
+                let mut report = replica("pip", if i % 3 == 2 { ReplicaState::Loading } else { ReplicaState::Loaded });
+                report.load.running = *running;
+                report.load.waiting = *waiting;
+                report.load.decode_tokens_per_s = *speed;
+                (format!("n{i}"), report)
+            }).collect();
+            let others: Vec<(&str, ReplicaReport)> = others.iter().map(|(name, report)| (name.as_str(), report.clone())).collect();
+            let view = view(None, &others);
+            let decision = route(&view, &model(), 100, &[], &mut StdRng::seed_from_u64(seed)).unwrap();
+            let chosen = decision.considered.iter().find(|one| one.replica == decision.replica).unwrap();
+            prop_assert!(chosen.verdict.is_ok());
+            let able: Vec<Duration> = decision.considered.iter().filter_map(|one| one.verdict.as_ref().ok().copied()).collect();
+            if able.len() >= 2 {
+                let worst = able.iter().max().unwrap();
+                let ties = able.iter().filter(|wait| *wait == worst).count();
+                prop_assert!(chosen.verdict.as_ref().unwrap() < worst || ties > 1);
+            }
+        }
+    }
+}

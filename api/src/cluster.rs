@@ -1,0 +1,89 @@
+//! Pages of our own: health, version, the cluster and its actors.
+
+use axum::extract::{Extension, Request, State};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use plexus_types::RequestError;
+use serde::{Deserialize, Serialize};
+
+use crate::Shared;
+use crate::body;
+use crate::dialect::Exchange;
+use crate::failure::Failure;
+use crate::service::HealthStatus;
+
+/// What `GET /` says.
+const GREETING: &str = "\
+Plexus. Any node answers for the whole cluster.
+
+POST /v1/chat/completions          OpenAI
+POST /v1/completions               OpenAI, legacy
+POST /v1/messages                  Anthropic
+POST /v1/messages/count_tokens     Anthropic
+GET  /v1/models                    both; one model: /v1/models/{id}
+GET  /v1/cluster                   nodes, devices and replicas
+GET  /v1/cluster/actors            the actors of every node
+GET  /health                       200 if something can be served
+GET  /version                      which build this is
+";
+
+/// `GET /` and `HEAD /`: some clients look whether anybody is there before they ask.
+pub(crate) async fn greeting() -> &'static str {
+    GREETING
+}
+
+/// `GET /health`: serviceability, not mere reachability (CX-49).
+pub(crate) async fn health(State(api): State<Shared>, Extension(exchange): Extension<Exchange>) -> Response {
+    let health = api.inference.health().await;
+    if health.status == HealthStatus::Ok {
+        return exchange.json(StatusCode::OK, &health);
+    }
+    let mut response = exchange.json(StatusCode::SERVICE_UNAVAILABLE, &health);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+/// `GET /version` (CX-12)
+pub(crate) async fn version(State(api): State<Shared>, Extension(exchange): Extension<Exchange>) -> Response {
+    exchange.json(StatusCode::OK, &api.config.version)
+}
+
+/// `GET /v1/cluster`
+pub(crate) async fn report(State(api): State<Shared>, Extension(exchange): Extension<Exchange>) -> Response {
+    exchange.json(StatusCode::OK, &api.inference.cluster().await)
+}
+
+/// `GET /v1/cluster/actors`
+pub(crate) async fn actors(State(api): State<Shared>, Extension(exchange): Extension<Exchange>) -> Response {
+    exchange.json(StatusCode::OK, &api.inference.actors().await)
+}
+
+#[derive(Debug, Deserialize)]
+struct KillBody {
+    path: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Killed<'a> {
+    killed: &'a str,
+}
+
+/// `POST /v1/cluster/actors/kill`: for tests that watch an actor come back.
+pub(crate) async fn kill_actor(State(api): State<Shared>, Extension(exchange): Extension<Exchange>, request: Request) -> Response {
+    let kill = async {
+        let path = body::parse::<KillBody>(&body::read(&api.config, request).await?)?.path;
+        let path =
+            path.ok_or_else(|| RequestError::invalid("path", "path is missing; GET /v1/cluster/actors lists the paths of this node"))?;
+        match api.inference.kill_actor(&path).await {
+            None => Err(Failure::NotFound("test hooks are switched off".to_owned())),
+            Some(false) => {
+                Err(Failure::NotFound("this node has no actor of that path; GET /v1/cluster/actors lists those that it has".to_owned()))
+            }
+            Some(true) => Ok(path),
+        }
+    };
+    match kill.await {
+        Ok(path) => exchange.json(StatusCode::OK, &Killed { killed: &path }).into_response(),
+        Err(failure) => exchange.failure(&failure),
+    }
+}

@@ -1,0 +1,122 @@
+//! Which vendor's words a request is answered in.
+
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Extension, Path, State};
+use axum::response::Response;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use plexus_types::RequestId;
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::{Shared, anthropic, openai};
+
+/// A vendor's API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    OpenAi,
+    Anthropic,
+}
+
+impl Dialect {
+    /// The dialect of a path. Only the model list is shared by both vendors: there the header that Anthropic's clients send decides.
+    pub(crate) fn of(path: &str, headers: &HeaderMap) -> Self {
+        let anthropic = path.starts_with("/v1/messages") || (path.starts_with("/v1/models") && headers.contains_key("anthropic-version"));
+        if anthropic { Self::Anthropic } else { Self::OpenAi }
+    }
+
+    /// The header in which this vendor's clients look for the request's id.
+    pub(crate) fn id_header(self) -> &'static str {
+        match self {
+            Self::OpenAi => "x-request-id",
+            Self::Anthropic => "request-id",
+        }
+    }
+}
+
+/// One request and what its answer must carry.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Exchange {
+    /// The id that the client sees; that of the generation, once there is one.
+    pub(crate) id: RequestId,
+    pub(crate) dialect: Dialect,
+}
+
+impl Exchange {
+    /// The response that says why there is no answer.
+    pub(crate) fn failure(&self, failure: &Failure) -> Response {
+        log(failure);
+        let mut response = match self.dialect {
+            Dialect::OpenAi => self.json(openai::error::status(failure), &openai::error::envelope(failure)),
+            Dialect::Anthropic => self.json(anthropic::error::status(failure), &anthropic::error::envelope(failure, self.id)),
+        };
+        if let Some(after) = failure.retry_after() {
+            // Whole seconds, rounded up: a client that comes early is refused again.
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        response
+    }
+
+    /// A response of JSON.
+    pub(crate) fn json(&self, status: StatusCode, value: &impl Serialize) -> Response {
+        let json = serde_json::to_vec(value).expect("our answers have text keys and no failing serializer");
+        let mut response = Response::new(Body::from(json));
+        *response.status_mut() = status;
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.mark(&mut response);
+        response
+    }
+
+    /// Puts the request's id into the response's headers.
+    pub(crate) fn mark(&self, response: &mut Response) {
+        let id = HeaderValue::from_str(&format!("req_{}", self.id)).expect("hexadecimal digits are visible ASCII");
+        response.headers_mut().insert(self.dialect.id_header(), id);
+    }
+}
+
+/// Logs what somebody should look at: the client alone knows of everything else.
+pub(crate) fn log(failure: &Failure) {
+    use plexus_types::RequestError::{Internal, Lost};
+    if let Failure::Request(error @ (Internal { .. } | Lost { .. })) = failure {
+        tracing::warn!(%error, "a request failed");
+    }
+}
+
+/// `GET /v1/models`
+pub(crate) async fn models(State(api): State<Shared>, Extension(exchange): Extension<Exchange>) -> Response {
+    let models = api.inference.models().await;
+    match exchange.dialect {
+        Dialect::OpenAi => exchange.json(StatusCode::OK, &openai::models::list(&models)),
+        Dialect::Anthropic => exchange.json(StatusCode::OK, &anthropic::models::list(&models)),
+    }
+}
+
+/// `GET /v1/models/{id}`; an id may contain a slash.
+pub(crate) async fn model(
+    State(api): State<Shared>,
+    Extension(exchange): Extension<Exchange>,
+    id: Result<Path<String>, PathRejection>,
+) -> Response {
+    let Ok(Path(id)) = id else {
+        return exchange.failure(&Failure::NotFound("the model's name in the path is not valid UTF-8".to_owned()));
+    };
+    let models = api.inference.models().await;
+    let Some(model) = models.iter().find(|model| model.id.as_str() == id) else {
+        return exchange.failure(&crate::params::model_not_found(&id).into());
+    };
+    match exchange.dialect {
+        Dialect::OpenAi => exchange.json(StatusCode::OK, &openai::models::one(model)),
+        Dialect::Anthropic => exchange.json(StatusCode::OK, &anthropic::models::one(model)),
+    }
+}
+
+/// Any path that is not ours.
+pub(crate) async fn no_route(Extension(exchange): Extension<Exchange>, method: Method, uri: Uri) -> Response {
+    exchange.failure(&Failure::NotFound(format!("there is no {method} {}; GET / lists the endpoints", uri.path())))
+}
+
+/// A path that is ours, with another method.
+pub(crate) async fn wrong_method(Extension(exchange): Extension<Exchange>, method: Method, uri: Uri) -> Response {
+    exchange.failure(&Failure::WrongMethod { method, path: uri.path().to_owned() })
+}

@@ -1,0 +1,110 @@
+//! The one door between the HTTP dialects and the cluster.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use async_trait::async_trait;
+use futures::Stream;
+use plexus_types::{ActorReport, ClusterReport, GenerateEvent, GenerateRequest, ModelReport, NodeName, RequestError, RequestId};
+use serde::Serialize;
+
+/// The cluster, as the HTTP dialects see it. The real one asks the actors; a scripted one serves the tests of the dialects.
+#[async_trait]
+pub trait Inference: Send + Sync + 'static {
+    /// Starts a generation. Runs inside the request's span, whose trace context goes along to the serving node.
+    ///
+    /// The first event is [`GenerateEvent::Started`] or [`GenerateEvent::Failed`]; the last is `Done` or `Failed`.
+    /// Dropping the [`Generation`] cancels it within one step of the device.
+    async fn generate(&self, request: GenerateRequest) -> Generation;
+
+    /// Counts the tokens of a request's prompt, as the model's own template and tokenizer give them.
+    async fn count_tokens(&self, request: GenerateRequest) -> Result<u32, RequestError>;
+
+    /// The merged catalogue, by id.
+    async fn models(&self) -> Vec<ModelReport>;
+
+    /// The view of the node that answers.
+    async fn cluster(&self) -> ClusterReport;
+
+    /// Asks the actors of every reachable node for their state.
+    async fn actors(&self) -> Vec<NodeActors>;
+
+    /// Ends the named actor of this node, as a crash would, so that a test can watch it come back.
+    /// `None`: test hooks are switched off. `Some(false)`: there is no such actor.
+    async fn kill_actor(&self, path: &str) -> Option<bool>;
+
+    /// What the node that answers is able to do now.
+    async fn health(&self) -> Health;
+}
+
+/// The actors of one node, or why they could not be asked.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NodeActors {
+    /// The node.
+    pub node: NodeName,
+    /// Its actors, in the order of the supervision tree; empty if the node did not answer.
+    pub actors: Vec<ActorReport>,
+    /// Why the node could not be asked.
+    pub error: Option<String>,
+}
+
+/// Serviceability, not mere reachability (CX-49).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// `ok` if some model can be served through this node, `loading` while the first models are read, `draining`, else `unavailable`.
+    pub status: HealthStatus,
+    /// The node that answers.
+    pub node: NodeName,
+    /// Nodes that it can reach, itself included.
+    pub nodes_up: usize,
+    /// Models that can be served.
+    pub models_loaded: usize,
+    /// Requests whose client is connected here.
+    pub streams: usize,
+}
+
+/// The word that `/health` says. Only `Ok` is answered with status 200, all others with 503.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthStatus {
+    /// Some model can be served.
+    Ok,
+    /// Models are being read.
+    Loading,
+    /// The node is stopping.
+    Draining,
+    /// Nothing can be served.
+    Unavailable,
+}
+
+/// A generation under way: its id and its events.
+pub struct Generation {
+    id: RequestId,
+    events: Pin<Box<dyn Stream<Item = GenerateEvent> + Send>>,
+}
+
+impl Generation {
+    /// Wraps the events of the request `id`.
+    pub fn new(id: RequestId, events: impl Stream<Item = GenerateEvent> + Send + 'static) -> Self {
+        Self { id, events: Box::pin(events) }
+    }
+
+    /// The request's id, the same in headers, logs and traces.
+    pub fn id(&self) -> RequestId {
+        self.id
+    }
+}
+
+impl fmt::Debug for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Generation").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Stream for Generation {
+    type Item = GenerateEvent;
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<GenerateEvent>> {
+        self.events.as_mut().poll_next(context)
+    }
+}

@@ -1,0 +1,12 @@
+//! Every endpoint in both dialects, driven through the router with a scripted cluster behind it.
+
+#![allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed")]
+
+mod chat;
+mod clients;
+mod completions;
+mod errors;
+mod messages;
+mod scripted;
+mod streams;
+mod surface;

@@ -1,0 +1,263 @@
+//! A cluster that does what a test tells it, and the means to ask it over HTTP.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::Body;
+use axum::response::Response;
+use futures::StreamExt;
+use futures::stream;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::BodyExt;
+use plexus_api::service::{Generation, Health, HealthStatus, Inference, NodeActors};
+use plexus_api::{ApiConfig, VersionInfo, router};
+use plexus_types::{
+    ActorReport, Bytes, Chat, ClusterReport, DeviceReport, FinishReason, GenerateEvent, GenerateRequest, ModelLocation, ModelReport,
+    NodeFacts, NodeReport, NodeState, NodeSummary, Prompt, ReplicaState, RequestError, RequestId, Timing, Usage,
+};
+use tower::ServiceExt;
+
+/// The id of every generation.
+pub(crate) const ID: RequestId = RequestId(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
+
+/// What a generation does next.
+#[derive(Debug, Clone)]
+pub(crate) enum Step {
+    Say(GenerateEvent),
+    Wait(Duration),
+    /// No more events, and no end either.
+    Hang,
+}
+
+/// A cluster that follows a script.
+pub(crate) struct Scripted {
+    pub(crate) script: Vec<Step>,
+    pub(crate) health: HealthStatus,
+    pub(crate) test_hooks: bool,
+    /// What it was asked.
+    pub(crate) asked: Mutex<Vec<GenerateRequest>>,
+    /// Generations whose events nobody can take any more.
+    pub(crate) dropped: Arc<AtomicUsize>,
+}
+
+impl Scripted {
+    pub(crate) fn new(script: Vec<Step>) -> Arc<Self> {
+        Arc::new(Self { script, health: HealthStatus::Ok, test_hooks: false, asked: Mutex::default(), dropped: Arc::default() })
+    }
+
+    /// Says `texts` and ends for `reason`.
+    pub(crate) fn saying(texts: &[&str], reason: FinishReason) -> Arc<Self> {
+        Self::new(answer(texts, reason).into_iter().map(Step::Say).collect())
+    }
+
+    /// Fails at once.
+    pub(crate) fn failing(error: RequestError) -> Arc<Self> {
+        Self::new(vec![Step::Say(GenerateEvent::Failed(error))])
+    }
+
+    /// The only request it was asked.
+    pub(crate) fn request(&self) -> GenerateRequest {
+        let asked = self.asked.lock().unwrap();
+        assert_eq!(asked.len(), 1);
+        asked[0].clone()
+    }
+
+    /// The conversation of the only request it was asked.
+    pub(crate) fn chat(&self) -> Chat {
+        match self.request().prompt {
+            Prompt::Chat(chat) => chat,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn dropped(&self) -> usize {
+        self.dropped.load(Ordering::SeqCst)
+    }
+}
+
+/// The first event of a good generation.
+pub(crate) fn started() -> GenerateEvent {
+    GenerateEvent::Started { prompt_tokens: 12, node: "n1".parse().unwrap() }
+}
+
+pub(crate) fn text(text: &str) -> GenerateEvent {
+    GenerateEvent::Text { text: text.to_owned(), tokens: 1 }
+}
+
+fn answer(texts: &[&str], reason: FinishReason) -> Vec<GenerateEvent> {
+    let timing = Timing { queue: Duration::from_micros(250), prefill: Duration::from_millis(20), decode: Duration::from_micros(12_345) };
+    let usage = Usage { prompt_tokens: 12, cached_tokens: 8, completion_tokens: texts.len() as u32 + 1, timing };
+    let mut events = vec![started()];
+    events.extend(texts.iter().map(|more| text(more)));
+    events.push(GenerateEvent::Done { reason, usage });
+    events
+}
+
+struct CountDrop(Arc<AtomicUsize>);
+impl Drop for CountDrop {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[async_trait]
+impl Inference for Scripted {
+    async fn generate(&self, request: GenerateRequest) -> Generation {
+        self.asked.lock().unwrap().push(request);
+        let guard = CountDrop(Arc::clone(&self.dropped));
+        let events = stream::iter(self.script.clone()).filter_map(move |step| {
+            let _held = &guard;
+            async move {
+                match step {
+                    Step::Say(event) => Some(event),
+                    Step::Wait(time) => {
+                        tokio::time::sleep(time).await;
+                        None
+                    }
+                    Step::Hang => std::future::pending().await,
+                }
+            }
+        });
+        Generation::new(ID, events)
+    }
+
+    async fn count_tokens(&self, request: GenerateRequest) -> Result<u32, RequestError> {
+        if request.model.as_str() != "pip" {
+            return Err(RequestError::model_not_found(&request.model));
+        }
+        self.asked.lock().unwrap().push(request);
+        Ok(42)
+    }
+
+    async fn models(&self) -> Vec<ModelReport> {
+        let location = |node: &str, device: &str, state| ModelLocation {
+            node: node.to_owned(),
+            device: device.parse().unwrap(),
+            state,
+            memory: Bytes::mib(700),
+        };
+        let model = |id: &str, locations: Vec<ModelLocation>| ModelReport {
+            id: id.parse().unwrap(),
+            loaded: locations.iter().any(|location| location.state == ReplicaState::Loaded),
+            context_length: 32_768,
+            created: 1_760_000_000,
+            locations,
+        };
+        vec![
+            model(
+                "Qwen/Qwen3-0.6B:Q8_0",
+                vec![location("n1", "cpu-0", ReplicaState::Loading), location("n2", "cuda-0", ReplicaState::Loaded)],
+            ),
+            model("pip", vec![location("n1", "cpu-0", ReplicaState::Failed("a reason with a path".to_owned()))]),
+            model("shelf", vec![]),
+        ]
+    }
+
+    async fn cluster(&self) -> ClusterReport {
+        let facts = NodeFacts {
+            id: "n1#1760000000000".parse().unwrap(),
+            version: "0.1.0".to_owned(),
+            link: "127.0.0.1:4001".parse().unwrap(),
+            http: "127.0.0.1:31313".parse().unwrap(),
+            gossip: "127.0.0.1:4000".parse().unwrap(),
+        };
+        let device = DeviceReport {
+            id: "cpu-0".parse().unwrap(),
+            name: "A processor".to_owned(),
+            memory_total: Bytes::mib(1024),
+            memory_used: Bytes::mib(700),
+        };
+        let summary = NodeSummary { revision: 3, draining: false, devices: vec![device], replicas: vec![] };
+        let node = NodeReport { facts, state: NodeState::Up, this_node: true, age: Duration::ZERO, round_trip: None, summary };
+        ClusterReport { cluster: "home".to_owned(), nodes: vec![node] }
+    }
+
+    async fn actors(&self) -> Vec<NodeActors> {
+        let actor = ActorReport {
+            path: "node/router".to_owned(),
+            state: "routing".to_owned(),
+            restarts: 1,
+            waiting: 0,
+            stalled: Duration::ZERO,
+            last_error: Some("killed".to_owned()),
+            counters: [("requests".to_owned(), 7)].into(),
+        };
+        vec![
+            NodeActors { node: "n1".parse().unwrap(), actors: vec![actor], error: None },
+            NodeActors { node: "n2".parse().unwrap(), actors: vec![], error: Some("no answer in time".to_owned()) },
+        ]
+    }
+
+    async fn kill_actor(&self, path: &str) -> Option<bool> {
+        self.test_hooks.then_some(path == "node/router")
+    }
+
+    async fn health(&self) -> Health {
+        Health { status: self.health, node: "n1".parse().unwrap(), nodes_up: 2, models_loaded: 1, streams: 0 }
+    }
+}
+
+pub(crate) fn config() -> ApiConfig {
+    let version = VersionInfo {
+        version: "0.1.0".to_owned(),
+        git_sha: "0123456789abcdef".to_owned(),
+        build_time: "2026-01-02T03:04:05Z".to_owned(),
+        rustc: "1.95.0".to_owned(),
+        profile: "debug".to_owned(),
+        features: vec!["cuda".to_owned()],
+    };
+    ApiConfig { now: || SystemTime::UNIX_EPOCH + Duration::from_secs(1_770_000_000), ..ApiConfig::new(version) }
+}
+
+pub(crate) fn app(cluster: &Arc<Scripted>) -> Router {
+    router(Arc::clone(cluster) as Arc<dyn Inference>, config())
+}
+
+pub(crate) fn post(path: &str, json: impl Into<String>) -> Request<Body> {
+    let request = Request::post(path).header("host", "127.0.0.1:31313").header("content-type", "application/json");
+    request.body(Body::from(json.into())).unwrap()
+}
+
+pub(crate) fn get(path: &str) -> Request<Body> {
+    Request::get(path).header("host", "localhost:31313").body(Body::empty()).unwrap()
+}
+
+pub(crate) async fn send(cluster: &Arc<Scripted>, request: Request<Body>) -> Response {
+    app(cluster).oneshot(request).await.unwrap()
+}
+
+/// An answer, read to its end.
+pub(crate) struct Answered {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
+}
+
+impl Answered {
+    pub(crate) async fn of(response: Response) -> Self {
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes().to_vec();
+        Self { status: parts.status, headers: parts.headers, body: String::from_utf8(body).unwrap() }
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+
+    /// Status, headers and bytes, with the request's id fixed where it was drawn at random.
+    pub(crate) fn shown(&self) -> String {
+        let mut headers: Vec<_> = self.headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        headers.sort();
+        let shown = format!("{}\n{}\n\n{}", self.status, headers.join("\n"), self.body);
+        let id = ["x-request-id", "request-id"].iter().find_map(|name| self.headers.get(*name)).unwrap().to_str().unwrap();
+        assert!(id.len() == 36 && id.starts_with("req_"), "{id}");
+        if id == format!("req_{ID}") { shown } else { shown.replace(id, "req_(random)") }
+    }
+}
+
+pub(crate) async fn ask(cluster: &Arc<Scripted>, request: Request<Body>) -> Answered {
+    Answered::of(send(cluster, request).await).await
+}

@@ -1,0 +1,41 @@
+//! The floor of anything that crosses to another thread and back: a small message over TCP on the loopback interface.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::Context;
+
+use crate::figures::{median, ms};
+
+/// Bytes of a message: about those of a token's notice between nodes.
+const MESSAGE_BYTES: usize = 64;
+
+/// Median round trip in milliseconds over `rounds` of them: two threads, blocking sockets, no delay, nothing else done.
+pub(crate) fn round_trip_ms(rounds: usize) -> anyhow::Result<f64> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("binding the echo")?;
+    let address = listener.local_addr()?;
+    let echo = thread::spawn(move || -> std::io::Result<()> {
+        let (mut stream, _) = listener.accept()?;
+        stream.set_nodelay(true)?;
+        let mut message = [0; MESSAGE_BYTES];
+        for _ in 0..rounds {
+            stream.read_exact(&mut message)?;
+            stream.write_all(&message)?;
+        }
+        Ok(())
+    });
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    let mut message = [7; MESSAGE_BYTES];
+    let mut round_trips = Vec::with_capacity(rounds);
+    for _ in 0..rounds {
+        let sent = Instant::now();
+        stream.write_all(&message)?;
+        stream.read_exact(&mut message)?;
+        round_trips.push(ms(sent.elapsed()));
+    }
+    echo.join().expect("the echo does not panic")?;
+    Ok(median(&round_trips))
+}

@@ -1,0 +1,76 @@
+//! What a device computes in one step: flat arrays, the same for prefill, chunked prefill and decode.
+
+use std::sync::Arc;
+
+use crate::sample::SamplerSettings;
+
+/// Index of a KV block in a model's pool. Handed out by [`crate::kv::BlockPool`], which gives only ids below the pool's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockId(pub u32);
+
+/// Sequences with the tokens to process for each, flattened.
+///
+/// Sequence `s` owns tokens `seq_starts[s]..seq_starts[s + 1]` and blocks `block_starts[s]..block_starts[s + 1]`, in order of position:
+/// block `b` of a sequence holds the keys and values of its positions `b * block_len..(b + 1) * block_len`.
+/// What lies before the first given position must be in the blocks already.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Batch {
+    /// `[n_tokens]` token ids.
+    pub tokens: Vec<u32>,
+    /// `[n_tokens]` absolute positions, counted from the start of each sequence, consecutive within it.
+    pub positions: Vec<u32>,
+    /// `[n_seqs + 1]` offsets into `tokens`.
+    pub seq_starts: Vec<u32>,
+    /// Block tables of all sequences, one after the other.
+    pub blocks: Vec<BlockId>,
+    /// `[n_seqs + 1]` offsets into `blocks`.
+    pub block_starts: Vec<u32>,
+    /// `[n_seqs]` what to sample after the last given token of each sequence; `None` while a prompt is not read to its end.
+    pub draws: Vec<Option<Draw>>,
+}
+
+impl Batch {
+    /// Number of sequences.
+    pub fn len(&self) -> usize {
+        self.draws.len()
+    }
+
+    /// True if there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.draws.is_empty()
+    }
+
+    /// Adds a sequence: `tokens` at positions from `first_position` on, its whole block table, and what to sample at its end.
+    pub fn push(&mut self, tokens: &[u32], first_position: u32, blocks: &[BlockId], draw: Option<Draw>) {
+        if self.seq_starts.is_empty() {
+            self.seq_starts.push(0);
+            self.block_starts.push(0);
+        }
+        self.tokens.extend_from_slice(tokens);
+        self.positions.extend((first_position..).take(tokens.len()));
+        self.seq_starts.push(self.tokens.len() as u32);
+        self.blocks.extend_from_slice(blocks);
+        self.block_starts.push(self.blocks.len() as u32);
+        self.draws.push(draw);
+    }
+}
+
+/// One token to sample.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Draw {
+    /// How.
+    pub settings: Arc<SamplerSettings>,
+    /// Position of the token to be sampled, counted from the start of its sequence; with the seed it keys the generator.
+    pub position: u32,
+    /// Prompt tokens seen so far; empty unless [`SamplerSettings::needs_history`].
+    pub prompt_history: Arc<[u32]>,
+    /// Tokens sampled so far; empty unless [`SamplerSettings::needs_history`].
+    pub sampled_history: Vec<u32>,
+}
+
+/// What a step gave.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct BatchOutput {
+    /// `[n_seqs]`: the tokens sampled for each sequence. Empty where the batch asked for none; more than one where the executor speculates.
+    pub sampled: Vec<Vec<u32>>,
+}

@@ -1,0 +1,254 @@
+//! From requests to token ids, and from token ids back to text.
+//!
+//! Three parts, each a function of its inputs only: the chat template renders messages to text, the tokenizer turns text into ids,
+//! a [`StreamDecoder`] turns sampled ids into text piece by piece.
+
+mod gguf_tokenizer;
+mod python;
+mod stream;
+mod template;
+#[cfg(test)]
+mod tests;
+mod vocabulary;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use plexus_types::{Chat, Prompt, RequestError};
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+pub use stream::{Decoded, StreamDecoder};
+
+use crate::error::EngineError;
+use crate::model::Gguf;
+use template::ChatTemplate;
+use vocabulary::Vocabulary;
+
+/// `tokenizer.json` of the largest vocabularies is about 40 MB.
+const MAX_TOKENIZER_LEN: u64 = 256 << 20;
+/// Templates are at most some tens of kilobytes.
+const MAX_TEMPLATE_LEN: u64 = 4 << 20;
+
+/// Tokens that end a turn in the common chat formats, for files that do not say so. Taken only where they are control tokens.
+const END_OF_TURN: [&str; 7] =
+    ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>"];
+
+/// A model's tokenizer and chat template.
+pub struct Codec {
+    tokenizer: Tokenizer,
+    vocabulary: Arc<Vocabulary>,
+    template: Result<ChatTemplate, NoTemplate>,
+    bos: Option<u32>,
+    add_bos: AddBos,
+    vocab_size: usize,
+}
+
+/// Does plain text start with the beginning-of-sequence token?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AddBos {
+    Always,
+    Never,
+    /// As the post-processor in `tokenizer.json` does it.
+    PostProcessor,
+}
+
+/// Why a model cannot chat.
+#[derive(Debug, Clone)]
+enum NoTemplate {
+    /// It has no template: it continues text.
+    Absent,
+    /// Its template is not one that we can render; this is why.
+    Broken(String),
+}
+
+/// What stands beside the tokenizer itself.
+#[derive(Debug, Default)]
+struct Surroundings {
+    /// The template for all requests.
+    template: Option<String>,
+    /// The template for requests with tools, where it is a separate one.
+    tool_template: Option<String>,
+    /// `bos_token`, `eos_token`, `pad_token`, `unk_token` as text, for the template.
+    special_tokens: Vec<(String, String)>,
+    add_bos: Option<AddBos>,
+    bos: Option<u32>,
+}
+
+impl Codec {
+    /// Reads `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` of a folder.
+    pub(crate) fn from_folder(folder: &Path, vocab_size: usize, eos_ids: &[u32]) -> Result<Self, EngineError> {
+        let path = folder.join("tokenizer.json");
+        let Some(text) = crate::model::read_text(&path, MAX_TOKENIZER_LEN)? else {
+            return Err(EngineError::unsupported("a model folder without tokenizer.json", "a folder with tokenizer.json, or a .gguf file"));
+        };
+        let json: Value = serde_json::from_str(&text).map_err(|error| EngineError::malformed(&path, error.to_string()))?;
+        let config_path = folder.join("tokenizer_config.json");
+        let config = crate::model::read_json(&config_path)?.unwrap_or_default();
+        let mut around = Surroundings {
+            add_bos: match config.get("add_bos_token").and_then(Value::as_bool) {
+                Some(true) => Some(AddBos::Always),
+                Some(false) => Some(AddBos::Never),
+                None => Some(AddBos::PostProcessor),
+            },
+            ..Surroundings::default()
+        };
+        match config.get("chat_template") {
+            Some(Value::String(template)) => around.template = Some(template.clone()),
+            Some(Value::Array(named)) => {
+                for entry in named {
+                    let part = |key: &str| entry.get(key).and_then(Value::as_str);
+                    match (part("name"), part("template")) {
+                        (Some("default"), Some(template)) => around.template = Some(template.to_owned()),
+                        (Some("tool_use"), Some(template)) => around.tool_template = Some(template.to_owned()),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+        if let Some(template) = crate::model::read_text(&folder.join("chat_template.jinja"), MAX_TEMPLATE_LEN)? {
+            around.template = Some(template);
+        }
+        for key in ["bos_token", "eos_token", "pad_token", "unk_token"] {
+            let token = match config.get(key) {
+                Some(Value::String(token)) => Some(token.as_str()),
+                Some(Value::Object(token)) => token.get("content").and_then(Value::as_str),
+                _ => None,
+            };
+            around.special_tokens.extend(token.map(|token| (key.to_owned(), token.to_owned())));
+        }
+        Self::build(&path, &json, around, vocab_size, eos_ids)
+    }
+
+    /// Builds the tokenizer from the vocabulary in a GGUF file.
+    pub(crate) fn from_gguf(path: &Path, gguf: &Gguf, vocab_size: usize, eos_ids: &[u32]) -> Result<Self, EngineError> {
+        let json = gguf_tokenizer::tokenizer_json(path, gguf)?;
+        let tokens = gguf.texts("tokenizer.ggml.tokens").unwrap_or_default();
+        let special = |name: &str| gguf.u32(&format!("tokenizer.ggml.{name}_token_id"));
+        let named = [("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding"), ("unk_token", "unknown")];
+        let special_tokens = named
+            .into_iter()
+            .filter_map(|(key, name)| Some((key.to_owned(), tokens.get(special(name)? as usize)?.clone())))
+            .collect();
+        let adds_bos = gguf.bool("tokenizer.ggml.add_bos_token").unwrap_or_else(|| gguf_tokenizer::adds_bos_by_default(gguf));
+        let around = Surroundings {
+            template: gguf.text("tokenizer.chat_template").map(str::to_owned),
+            tool_template: gguf.text("tokenizer.chat_template.tool_use").map(str::to_owned),
+            special_tokens,
+            add_bos: Some(if adds_bos { AddBos::Always } else { AddBos::Never }),
+            bos: special("bos"),
+        };
+        Self::build(path, &json, around, vocab_size, eos_ids)
+    }
+
+    fn build(path: &Path, json: &Value, around: Surroundings, vocab_size: usize, eos_ids: &[u32]) -> Result<Self, EngineError> {
+        vocabulary::check_model(path, json)?;
+        let tokenizer = serde_json::to_vec(json).map_err(|error| error.to_string());
+        let tokenizer = tokenizer.and_then(|bytes| Tokenizer::from_bytes(bytes).map_err(|error| error.to_string()));
+        let mut tokenizer = tokenizer.map_err(|error| EngineError::malformed(path, format!("its tokenizer is wrong: {error}")))?;
+        // Both are for training; a prompt is never cut or filled.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| EngineError::malformed(path, error.to_string()))?;
+        let mut vocabulary = Vocabulary::read(path, json, vocab_size)?;
+        vocabulary.stop_ids.extend(eos_ids);
+        let named = |name: &str| around.special_tokens.iter().find(|(key, _)| key == name).map(|(_, token)| token.as_str());
+        vocabulary.stop_ids.extend(named("eos_token").and_then(|token| tokenizer.token_to_id(token)));
+        let end_of_turn = END_OF_TURN.into_iter().filter_map(|token| tokenizer.token_to_id(token));
+        let end_of_turn: Vec<u32> = end_of_turn.filter(|id| vocabulary.is_control(*id)).collect();
+        vocabulary.stop_ids.extend(end_of_turn);
+        let bos = around.bos.or_else(|| tokenizer.token_to_id(named("bos_token")?));
+        let template = match around.template.or_else(|| around.tool_template.clone()) {
+            None => Err(NoTemplate::Absent),
+            Some(template) => ChatTemplate::new(template, around.tool_template, around.special_tokens).map_err(|reason| {
+                tracing::warn!(file = %path.display(), reason, "chat template cannot be used; only text completions will work");
+                NoTemplate::Broken(reason)
+            }),
+        };
+        let add_bos = around.add_bos.unwrap_or(AddBos::PostProcessor);
+        Ok(Self { tokenizer, vocabulary: Arc::new(vocabulary), template, bos, add_bos, vocab_size })
+    }
+
+    /// The prompt as token ids.
+    ///
+    /// A chat is rendered by the model's template, in whose output special tokens are recognised wherever they stand, as the
+    /// reference implementation does; text gets the beginning-of-sequence token where the model wants one; ids are used as they are.
+    /// Errors: what the template itself objects to, tools for a template without them (CX-78), a chat without a template, unknown ids.
+    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>, RequestError> {
+        let ids = match prompt {
+            Prompt::Chat(chat) => self.tokenize(&self.render(chat)?, false)?,
+            Prompt::Text(text) => {
+                let mut ids = self.tokenize(text, self.add_bos != AddBos::Never)?;
+                if let (AddBos::Always, Some(bos)) = (self.add_bos, self.bos)
+                    && ids.first() != Some(&bos)
+                {
+                    ids.insert(0, bos);
+                }
+                ids
+            }
+            Prompt::Tokens(ids) => ids.clone(),
+        };
+        match ids.iter().find(|id| **id as usize >= self.vocab_size) {
+            Some(id) => Err(RequestError::invalid("prompt", format!("token {id} is not one of this model's {} tokens", self.vocab_size))),
+            None => Ok(ids),
+        }
+    }
+
+    /// Number of tokens of a prompt. Errors: as [`Codec::encode`].
+    pub fn token_count(&self, prompt: &Prompt) -> Result<u32, RequestError> {
+        Ok(self.encode(prompt)?.len() as u32)
+    }
+
+    /// The text that the model's template makes of a chat.
+    pub fn render(&self, chat: &Chat) -> Result<String, RequestError> {
+        match &self.template {
+            Ok(template) => template.render(chat),
+            Err(NoTemplate::Absent) => Err(RequestError::invalid(
+                "messages",
+                "this model has no chat template: it continues text; use /v1/completions with a prompt",
+            )),
+            Err(NoTemplate::Broken(reason)) => Err(RequestError::invalid(
+                "messages",
+                format!("this model's chat template cannot be used ({reason}); use /v1/completions with a prompt"),
+            )),
+        }
+    }
+
+    /// A decoder for one answer that ends at any of the texts in `stop`.
+    pub fn decoder(&self, stop: &[String]) -> StreamDecoder {
+        StreamDecoder::new(self.vocabulary.clone(), stop)
+    }
+
+    /// The text of `ids` at once, control tokens left out.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        self.vocabulary.decode(ids)
+    }
+
+    /// Token ids are below this; some may have no text.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Does this token end an answer?
+    pub fn is_stop(&self, id: u32) -> bool {
+        self.vocabulary.stop_ids.contains(&id)
+    }
+
+    fn tokenize(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, RequestError> {
+        let encoding = self.tokenizer.encode_fast(text, add_special_tokens);
+        let encoding = encoding.map_err(|error| RequestError::Internal { message: format!("the tokenizer failed: {error}") })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+}
+
+impl fmt::Debug for Codec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Codec")
+            .field("vocab_size", &self.vocab_size)
+            .field("bos", &self.bos)
+            .field("add_bos", &self.add_bos)
+            .field("has_template", &self.template.is_ok())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,287 @@
+//! Chat templates: Jinja as Hugging Face's library renders it, in a sandbox with limits, because templates come with models.
+
+use std::io;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::{Environment, Error, ErrorKind};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use plexus_types::{Chat, Message, RequestError, Tool};
+use serde_json::json;
+
+use super::python;
+
+/// Instructions that a rendering may execute. The longest conversations take some hundred thousand.
+const FUEL: u64 = 5_000_000;
+/// Bytes that a rendering may give; no context holds more.
+const MAX_OUTPUT: usize = 16 << 20;
+
+const CHAT: &str = "chat";
+const CHAT_WITH_TOOLS: &str = "chat_with_tools";
+
+/// A compiled template, or two where requests with tools have their own.
+#[derive(Debug)]
+pub(super) struct ChatTemplate {
+    environment: Environment<'static>,
+    /// `bos_token` and the like, for the template to use.
+    special_tokens: Vec<(String, String)>,
+    /// Does the template that serves requests with tools mention them?
+    knows_tools: bool,
+}
+
+/// The error that a template raises itself: its words are for the client.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
+
+impl ChatTemplate {
+    /// Compiles `source`, and `tool_source` for requests with tools. The error says what is wrong with them.
+    pub(super) fn new(source: String, tool_source: Option<String>, special_tokens: Vec<(String, String)>) -> Result<Self, String> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|error| error.to_string())?);
+        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.set_formatter(python::format);
+        environment.set_fuel(Some(FUEL));
+        environment.set_debug(false); // no copies of prompts in errors
+        environment.add_function("raise_exception", |message: String| {
+            Err::<Value, _>(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
+        });
+        environment.add_function("strftime_now", |format: String| python::strftime(&format, python::now()));
+        environment.add_filter("tojson", |value: Value, indent: Option<usize>, options: Kwargs| {
+            let indent = match indent {
+                Some(indent) => Some(indent),
+                None => options.get::<Option<usize>>("indent")?,
+            };
+            python::to_json(&value, indent)
+        });
+        // Jinja's own test finds nothing to iterate in none.
+        environment.add_test("iterable", |value: Value| !value.is_none() && value.try_iter().is_ok());
+        let knows_tools = tool_source.as_ref().unwrap_or(&source).contains("tools");
+        let mut add = |name, source: String| {
+            environment.add_template_owned(name, without_generation_tags(&source)).map_err(|error| format!("{error:#}"))
+        };
+        add(CHAT_WITH_TOOLS, tool_source.unwrap_or_else(|| source.clone()))?;
+        add(CHAT, source)?;
+        Ok(Self { environment, special_tokens, knows_tools })
+    }
+
+    /// The text of a conversation, up to where the model's answer begins.
+    pub(super) fn render(&self, chat: &Chat) -> Result<String, RequestError> {
+        if !chat.tools.is_empty() && !self.knows_tools {
+            // CX-78: dropping the tools in silence would answer another question.
+            let message = "this model's chat template knows no tools; send the request without them or choose another model";
+            return Err(RequestError::WrongModality { message: message.into() });
+        }
+        let mut variables = serde_json::Map::new();
+        for (name, token) in &self.special_tokens {
+            variables.insert(name.clone(), json!(token));
+        }
+        variables.insert("add_generation_prompt".into(), json!(true));
+        for (name, text) in &chat.template_kwargs {
+            let value = serde_json::from_str(text);
+            let value = value.map_err(|error| RequestError::invalid("chat_template_kwargs", format!("{name} is not JSON: {error}")))?;
+            variables.insert(name.clone(), value);
+        }
+        variables.insert("messages".into(), chat.messages.iter().map(message).collect());
+        let tools = chat.tools.iter().map(tool).collect::<Result<Vec<_>, _>>()?;
+        variables.insert("tools".into(), if tools.is_empty() { json!(null) } else { json!(tools) });
+
+        let name = if chat.tools.is_empty() { CHAT } else { CHAT_WITH_TOOLS };
+        let mut out = Limited(Vec::new());
+        let template = self.environment.get_template(name).expect("both templates were added");
+        match template.render_captured_to(Serde(variables), &mut out) {
+            Ok(_) => Ok(String::from_utf8(out.0).expect("templates write text")),
+            Err(error) => Err(RequestError::invalid("messages", explain(&error))),
+        }
+    }
+}
+
+fn explain(error: &Error) -> String {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = source {
+        if let Some(Raised(message)) = cause.downcast_ref() {
+            return message.clone();
+        }
+        source = cause.source();
+    }
+    format!("the model's chat template cannot render these messages: {error:#}")
+}
+
+/// A message as templates expect it: content is always text, arguments of tool calls are objects.
+fn message(message: &Message) -> serde_json::Value {
+    let mut out = serde_json::Map::new();
+    out.insert("role".into(), json!(message.role.as_str()));
+    out.insert("content".into(), json!(message.content));
+    if let Some(reasoning) = &message.reasoning {
+        out.insert("reasoning_content".into(), json!(reasoning));
+    }
+    if !message.tool_calls.is_empty() {
+        let calls = message.tool_calls.iter().map(|call| {
+            // Arguments that are not JSON are what a model once wrote: it may see them again as they were.
+            let arguments = match call.arguments.trim() {
+                "" => json!({}),
+                text => serde_json::from_str(text).unwrap_or_else(|_| json!(call.arguments)),
+            };
+            json!({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}})
+        });
+        out.insert("tool_calls".into(), calls.collect());
+    }
+    if let Some(id) = &message.tool_call_id {
+        out.insert("tool_call_id".into(), json!(id));
+    }
+    if let Some(name) = &message.name {
+        out.insert("name".into(), json!(name));
+    }
+    out.into()
+}
+
+/// A tool in the shape of OpenAI's interface, which templates expect.
+fn tool(tool: &Tool) -> Result<serde_json::Value, RequestError> {
+    let mut function = serde_json::Map::new();
+    function.insert("name".into(), json!(tool.name));
+    if let Some(description) = &tool.description {
+        function.insert("description".into(), json!(description));
+    }
+    if let Some(parameters) = &tool.parameters {
+        let parameters: serde_json::Value = serde_json::from_str(parameters)
+            .map_err(|error| RequestError::invalid("tools", format!("the parameters of {} are not JSON: {error}", tool.name)))?;
+        function.insert("parameters".into(), parameters);
+    }
+    Ok(json!({"type": "function", "function": function}))
+}
+
+/// Takes out `{% generation %}` and `{% endgeneration %}`, which mark what a trainer learns from and mean nothing here.
+/// Comments with the same marks stay in their place, so that white space is treated as before.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        out.push_str(before);
+        let Some(end) = tag.find("%}") else {
+            rest = tag;
+            break;
+        };
+        let (tag, after) = tag.split_at(end + 2);
+        let inner = &tag[2..tag.len() - 2];
+        let name = inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
+        if matches!(name, "generation" | "endgeneration") {
+            let mark = |found: bool| if found { "-" } else { "" };
+            out.push_str(&format!("{{#{} {}#}}", mark(inner.starts_with('-')), mark(inner.ends_with('-'))));
+        } else {
+            out.push_str(tag);
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// A buffer that refuses to grow beyond [`MAX_OUTPUT`].
+struct Limited(Vec<u8>);
+
+impl io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_OUTPUT {
+            return Err(io::Error::other("the rendered conversation is too long"));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use plexus_types::{Role, ToolCall};
+
+    use super::*;
+
+    fn template(source: &str) -> ChatTemplate {
+        ChatTemplate::new(source.into(), None, vec![("bos_token".into(), "<s>".into())]).unwrap()
+    }
+
+    fn chat(text: &str) -> Chat {
+        Chat { messages: vec![Message::text(Role::User, text)], ..Chat::default() }
+    }
+
+    fn weather() -> Tool {
+        let parameters = r#"{"type":"object","properties":{"city":{"type":"string","enum":["é","<b>"]}}}"#;
+        Tool { name: "get_weather".into(), description: Some("Weather".into()), parameters: Some(parameters.into()) }
+    }
+
+    #[test]
+    fn json_is_written_as_python_writes_it() {
+        let template = template("{{ tools | tojson }}|{{ messages[0].content | tojson }}");
+        let chat = Chat { tools: vec![weather()], ..chat("<a> & 'b' é \"c\"") };
+        assert_eq!(
+            template.render(&chat).unwrap(),
+            r#"[{"type": "function", "function": {"name": "get_weather", "description": "Weather", "parameters": {"type": "object", "properties": {"city": {"type": "string", "enum": ["é", "<b>"]}}}}}]|"<a> & 'b' é \"c\"""#
+        );
+    }
+
+    #[test]
+    fn blocks_leave_no_white_space_and_python_methods_work() {
+        let template = template("{% for m in messages %}\n    {% if m.role == 'user' %}\n{{ bos_token }}{{ m.content.strip().upper() }}\n    {% endif %}\n{% endfor %}\n");
+        assert_eq!(template.render(&chat(" hi ")).unwrap(), "<s>HI\n");
+    }
+
+    #[test]
+    fn values_print_as_in_python() {
+        let template = template("{{ true }} {{ none }} {{ {'a': [1, 'x', false]} }} {{ 1.0 }}");
+        assert_eq!(template.render(&chat("")).unwrap(), "True None {'a': [1, 'x', False]} 1.0");
+    }
+
+    #[test]
+    fn what_a_template_raises_reaches_the_client_in_its_own_words() {
+        let template = template("{{ raise_exception('roles must alternate') }}");
+        assert_eq!(template.render(&chat("hi")), Err(RequestError::invalid("messages", "roles must alternate")));
+    }
+
+    #[test]
+    fn tools_for_a_template_without_them_are_refused() {
+        // CX-78
+        let template = template("{{ messages[0].content }}");
+        let chat = Chat { tools: vec![weather()], ..chat("hi") };
+        assert!(matches!(template.render(&chat), Err(RequestError::WrongModality { .. })));
+    }
+
+    #[test]
+    fn arguments_of_earlier_calls_are_objects_and_keep_their_order() {
+        let template = template("{% for c in messages[0].tool_calls %}{{ c.id }} {{ c.function.arguments | tojson }}{% endfor %}");
+        let call = ToolCall { id: "c1".into(), name: "f".into(), arguments: r#"{"z":1,"a":{"k":[true,null]}}"#.into() };
+        let mut turn = Message::text(Role::Assistant, "");
+        turn.tool_calls.push(call);
+        let chat = Chat { messages: vec![turn], ..Chat::default() };
+        assert_eq!(template.render(&chat).unwrap(), r#"c1 {"z": 1, "a": {"k": [true, null]}}"#);
+    }
+
+    #[test]
+    fn further_variables_reach_the_template_but_cannot_replace_the_messages() {
+        let template = template("{{ enable_thinking }} {{ messages | length }}");
+        let template_kwargs = BTreeMap::from([("enable_thinking".into(), "false".into()), ("messages".into(), "[]".into())]);
+        assert_eq!(template.render(&Chat { template_kwargs, ..chat("hi") }).unwrap(), "False 1");
+        let template_kwargs = BTreeMap::from([("x".into(), "{".into())]);
+        assert!(matches!(template.render(&Chat { template_kwargs, ..chat("hi") }), Err(RequestError::Invalid { .. })));
+    }
+
+    #[test]
+    fn endless_templates_are_stopped() {
+        let slow = template("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}");
+        assert!(slow.render(&chat("hi")).is_err());
+        let long = template("{% for a in range(9999) %}{{ 'x' * 9999 }}{{ 'x' * 9999 }}{% endfor %}");
+        assert!(long.render(&chat("hi")).is_err());
+    }
+
+    #[test]
+    fn generation_tags_are_taken_out() {
+        let template = template("a {%- generation -%} b {% endgeneration %}c");
+        assert_eq!(template.render(&chat("hi")).unwrap(), "ab c");
+    }
+}

@@ -1,0 +1,53 @@
+//! The seam between the actors and a device: what a device can do, whatever it is.
+
+use plexus_types::{Bytes, DeviceId};
+
+use crate::batch::{Batch, BatchOutput};
+use crate::error::EngineError;
+use crate::model::ModelFiles;
+
+/// A device, opened. It lives on one OS thread, which alone touches it (CX-60, CX-61), so it need not be `Send`.
+///
+/// The real one is [`crate::candle_executor::CandleExecutor`]; [`crate::scripted::ScriptedExecutor`] answers from a script, for tests and benches.
+pub trait Executor {
+    /// What the device is.
+    fn describe(&self) -> DeviceDescription;
+
+    /// Brings a model's weights and a pool of KV blocks onto the device, under `slot`, which is free.
+    ///
+    /// Errors leave the device as it was.
+    fn load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError>;
+
+    /// Frees what `slot` holds. A slot that holds nothing is left alone.
+    fn unload(&mut self, slot: Slot);
+
+    /// Runs one step of the model in `slot` over `batch` and samples where the batch asks for it.
+    ///
+    /// A sequence's result depends on its own tokens and settings only, never on what else is in the batch.
+    /// Errors: [`EngineError::Device`] means that the device can no longer be trusted; any other concerns this batch alone.
+    fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError>;
+}
+
+/// Which of a device's resident models. Chosen by the device's actor, never reused while the model is resident.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Slot(pub u32);
+
+/// What a device is and how much memory models may use on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceDescription {
+    /// Which device of its node.
+    pub id: DeviceId,
+    /// What its maker calls it.
+    pub name: String,
+    /// Memory that models may use in all.
+    pub memory_total: Bytes,
+}
+
+/// How large a model's KV pool is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvPlan {
+    /// Blocks in the pool.
+    pub n_blocks: u32,
+    /// Tokens in a block.
+    pub block_len: u32,
+}

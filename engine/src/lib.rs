@@ -1,0 +1,28 @@
+//! Formats, tokenizer, chat template, models, KV blocks, sampler and executor. Synchronous: no tokio, no actors, no network.
+//!
+//! A model's way: [`model::ModelSource`] names it, [`model::ModelFiles::open`] reads all of it but the weights, an
+//! [`executor::Executor`] brings it onto a device and computes [`batch::Batch`]es, and its [`codec::Codec`] turns requests into
+//! token ids and token ids into text.
+
+pub mod batch;
+pub mod candle_executor;
+pub mod codec;
+mod decoder;
+pub mod embedded;
+pub mod error;
+pub mod executor;
+pub mod kv;
+mod layers;
+pub mod model;
+pub mod sample;
+pub mod scripted;
+
+pub use batch::{Batch, BatchOutput, BlockId, Draw};
+pub use candle_executor::CandleExecutor;
+pub use codec::{Codec, Decoded, StreamDecoder};
+pub use error::EngineError;
+pub use executor::{DeviceDescription, Executor, KvPlan, Slot};
+pub use kv::BlockPool;
+pub use model::{ModelFiles, ModelSource};
+pub use sample::SamplerSettings;
+pub use scripted::{Script, ScriptedExecutor};

@@ -1,0 +1,144 @@
+//! A model's files: everything but the weights read and checked, the weights found.
+//!
+//! The files are hostile until checked: each count, length and offset is compared with the file before anything is allocated,
+//! and a model that we would compute wrongly is refused by the name of what is foreign to us.
+
+mod config;
+mod gguf;
+mod gguf_config;
+mod hf;
+mod rope;
+mod safetensors;
+mod source;
+mod storage;
+mod weights;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use plexus_types::{Bytes, Sampling};
+
+pub use config::{Family, ModelConfig};
+pub use rope::RopeScaling;
+pub use source::{InvalidModelSource, ModelSource};
+
+pub(crate) use gguf::{Gguf, Value as GgufValue};
+pub(crate) use hf::read_json;
+pub(crate) use rope::Rope;
+pub(crate) use storage::read_text;
+pub(crate) use weights::{RawTensor, Weights};
+
+use crate::codec::Codec;
+use crate::embedded;
+use crate::error::EngineError;
+use crate::executor::KvPlan;
+use storage::Storage;
+
+/// A model, opened: ready to encode prompts, and to be loaded by an executor. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ModelFiles {
+    /// What the decoder is.
+    pub config: ModelConfig,
+    /// From requests to token ids, and back to text.
+    pub codec: Arc<Codec>,
+    /// Memory of the weights once resident: quantized tensors as stored, the others as f32.
+    pub weights_bytes: Bytes,
+    /// Memory that the KV pool needs for each token that it can hold.
+    pub kv_bytes_per_token: Bytes,
+    /// How the model's makers advise to sample.
+    pub defaults: Sampling,
+    weights: Weights,
+}
+
+impl ModelFiles {
+    /// Opens a model: reads its header, configuration, tokenizer and template.
+    ///
+    /// Errors: [`EngineError::Unsupported`] says by name what is foreign and what would be taken, [`EngineError::Malformed`] what
+    /// contradicts itself, [`EngineError::Io`] what cannot be read.
+    pub fn open(source: &ModelSource) -> Result<Self, EngineError> {
+        match source {
+            ModelSource::Embedded => {
+                let storage = Storage::embedded("embedded:pip", embedded::PIP_GGUF);
+                let advice = serde_json::from_str(embedded::PIP_GENERATION_CONFIG)
+                    .map_err(|error| EngineError::malformed(Path::new("embedded:pip"), error.to_string()))?;
+                Self::open_gguf(storage, &advice)
+            }
+            ModelSource::Path(path) if path.is_dir() => Self::open_folder(path),
+            ModelSource::Path(path) => {
+                let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+                if path.exists() && !is_gguf {
+                    let what = format!("the file {}", path.display());
+                    return Err(EngineError::unsupported(what, "a .gguf file, or a folder with config.json and *.safetensors"));
+                }
+                Self::open_gguf(Storage::open(path)?, &serde_json::Value::Null)
+            }
+        }
+    }
+
+    fn open_folder(folder: &Path) -> Result<Self, EngineError> {
+        let generation_path = folder.join("generation_config.json");
+        let advice = hf::read_json(&generation_path)?.unwrap_or_default();
+        let config_path = folder.join("config.json");
+        let weights = if config_path.exists() { hf::read_weights(folder)? } else { None };
+        if let Some(weights) = weights {
+            let json = hf::read_json(&config_path)?.unwrap_or_default();
+            let mut config = hf::read_config(&config_path, &json, weights.has("lm_head.weight"))?;
+            config.eos_ids.extend(hf::eos_ids(&generation_path, &advice));
+            weights.check(&config)?; // before the vocabulary, whose size is then known to be backed by the file
+            let codec = Codec::from_folder(folder, config.vocab_size, &config.eos_ids)?;
+            let defaults = hf::read_sampling(&generation_path, &advice)?;
+            return Ok(Self::assemble(config, codec, weights, defaults));
+        }
+        match hf::files_ending(folder, "gguf")?.as_slice() {
+            [file] => Self::open_gguf(Storage::open(file)?, &advice),
+            [] => {
+                let what = format!("the folder {}", folder.display());
+                Err(EngineError::unsupported(what, "a folder with config.json and *.safetensors, or with one .gguf file"))
+            }
+            [_, _, ..] => {
+                let what = format!("the folder {} with several .gguf files", folder.display());
+                Err(EngineError::unsupported(what, "the path of one of them"))
+            }
+        }
+    }
+
+    fn open_gguf(storage: Storage, advice: &serde_json::Value) -> Result<Self, EngineError> {
+        let gguf = Gguf::read(&storage)?;
+        let path = storage.path().to_owned();
+        let mut config = gguf_config::read_config(&storage, &gguf)?;
+        config.eos_ids.extend(hf::eos_ids(&path, advice));
+        let defaults = hf::read_sampling(&path, advice)?;
+        let weights = gguf_config::read_weights(storage, &gguf);
+        weights.check(&config)?;
+        let codec = Codec::from_gguf(&path, &gguf, config.vocab_size, &config.eos_ids)?;
+        Ok(Self::assemble(config, codec, weights, defaults))
+    }
+
+    fn assemble(mut config: ModelConfig, codec: Codec, weights: Weights, defaults: Sampling) -> Self {
+        config.eos_ids.sort_unstable();
+        config.eos_ids.dedup();
+        Self {
+            weights_bytes: weights.resident_bytes(&config),
+            kv_bytes_per_token: config.kv_bytes_per_token(),
+            codec: Arc::new(codec),
+            config,
+            defaults,
+            weights,
+        }
+    }
+
+    /// Tokens that the context holds, prompt and answer together.
+    pub fn context_length(&self) -> u32 {
+        self.config.max_context
+    }
+
+    /// Memory that the model takes on a device, weights and KV pool together.
+    pub fn footprint(&self, kv: KvPlan) -> Bytes {
+        let tokens = u64::from(kv.n_blocks) * u64::from(kv.block_len);
+        Bytes(self.weights_bytes.0.saturating_add(self.kv_bytes_per_token.0.saturating_mul(tokens)))
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+}

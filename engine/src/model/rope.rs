@@ -1,0 +1,104 @@
+//! Rotary position embedding: the angle by which each pair of a head turns per position.
+
+use super::config::ModelConfig;
+
+/// How the angles are stretched to reach a longer context than the model was first trained on.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// They are not.
+    None,
+    /// All divided by `factor`.
+    Linear {
+        /// How much longer the context is.
+        factor: f64,
+    },
+    /// Slow pairs divided by `factor`, fast ones kept, a ramp between. Source: Llama 3.1.
+    Llama3 {
+        /// How much longer the context is.
+        factor: f64,
+        /// Pairs that turn fewer times than this over the original context are slow.
+        low_freq_factor: f64,
+        /// Pairs that turn more often than this over the original context are fast.
+        high_freq_factor: f64,
+        /// Context of the first training, tokens.
+        original_context: u32,
+    },
+    /// As a ramp over the pairs, with the attention sharpened. Source: Peng et al. 2023, arXiv:2309.00071.
+    Yarn {
+        /// How much longer the context is.
+        factor: f64,
+        /// Context of the first training, tokens.
+        original_context: u32,
+        /// Turns over the original context above which a pair is kept.
+        beta_fast: f64,
+        /// Turns over the original context below which a pair is divided by `factor`.
+        beta_slow: f64,
+        /// Multiplies cosines and sines; absent: `0.1 ln(factor) + 1`.
+        attention_factor: Option<f64>,
+    },
+    /// Each pair divided by its own number, which the file gives.
+    Divisors {
+        /// `[head_dim / 2]`.
+        divisors: Vec<f32>,
+    },
+}
+
+/// Angle per position of each pair.
+#[derive(Debug, Clone)]
+pub(crate) struct Rope {
+    /// `[head_dim / 2]`, radians per position.
+    frequencies: Vec<f32>,
+    /// Multiplies cosines and sines.
+    amplitude: f32,
+}
+
+impl Rope {
+    pub(crate) fn new(config: &ModelConfig) -> Self {
+        let dim = config.head_dim as f64;
+        let base = config.rope_theta;
+        let plain = (0..config.head_dim / 2).map(|i| 1.0 / base.powf(2.0 * i as f64 / dim));
+        let mut amplitude = 1.0;
+        let frequencies: Vec<f64> = match &config.rope_scaling {
+            RopeScaling::None => plain.collect(),
+            RopeScaling::Linear { factor } => plain.map(|frequency| frequency / factor).collect(),
+            RopeScaling::Divisors { divisors } => plain.zip(divisors).map(|(frequency, divisor)| frequency / f64::from(*divisor)).collect(),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => plain
+                .map(|frequency| {
+                    let turns = f64::from(*original_context) * frequency / std::f64::consts::TAU;
+                    let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+                    frequency * (keep + (1.0 - keep) / factor)
+                })
+                .collect(),
+            RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, attention_factor } => {
+                amplitude = attention_factor.unwrap_or(if *factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 });
+                // The pair that makes so many turns over the original context.
+                let pair = |turns: f64| dim * (f64::from(*original_context) / (turns * std::f64::consts::TAU)).ln() / (2.0 * base.ln());
+                let low = pair(*beta_fast).floor().max(0.0);
+                let high = pair(*beta_slow).ceil().min(dim - 1.0);
+                let width = if high > low { high - low } else { 0.001 };
+                plain
+                    .enumerate()
+                    .map(|(i, frequency)| {
+                        let keep = 1.0 - ((i as f64 - low) / width).clamp(0.0, 1.0);
+                        frequency * (keep + (1.0 - keep) / factor)
+                    })
+                    .collect()
+            }
+        };
+        Self { frequencies: frequencies.into_iter().map(|frequency| frequency as f32).collect(), amplitude: amplitude as f32 }
+    }
+
+    /// Cosines and sines for `positions`, each `[n_tokens, head_dim / 2]`. Angles are f32, as in the reference implementations.
+    pub(crate) fn angles(&self, positions: &[u32]) -> (Vec<f32>, Vec<f32>) {
+        let n = positions.len() * self.frequencies.len();
+        let (mut cos, mut sin) = (Vec::with_capacity(n), Vec::with_capacity(n));
+        for &position in positions {
+            for frequency in &self.frequencies {
+                let angle = position as f32 * frequency;
+                cos.push(angle.cos() * self.amplitude);
+                sin.push(angle.sin() * self.amplitude);
+            }
+        }
+        (cos, sin)
+    }
+}

@@ -1,0 +1,188 @@
+//! The embedded model: from a request to text, and its three forms against each other.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use plexus_engine::{Batch, BlockId, CandleExecutor, Draw, Executor, KvPlan, ModelFiles, ModelSource, SamplerSettings, Slot};
+use plexus_types::{Chat, DeviceId, DeviceKind, FinishReason, Message, Prompt, RequestError, Role, Sampling, Tool};
+use serde::Deserialize;
+
+const SLOT: Slot = Slot(0);
+const KV: KvPlan = KvPlan { n_blocks: 16, block_len: 32 };
+
+#[derive(Deserialize)]
+struct Golden {
+    prompts: Vec<GoldenPrompt>,
+}
+
+#[derive(Deserialize)]
+struct GoldenPrompt {
+    prompt: String,
+    ids: Vec<u32>,
+    greedy: Vec<u32>,
+    greedy_text: String,
+}
+
+fn assets() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/pip")
+}
+
+fn golden() -> Vec<GoldenPrompt> {
+    serde_json::from_str::<Golden>(&fs::read_to_string(assets().join("golden.json")).unwrap()).unwrap().prompts
+}
+
+/// The folder as one downloads it: without the GGUF file, which is the other form.
+fn safetensors() -> ModelFiles {
+    ModelFiles::open(&ModelSource::Path(assets())).unwrap()
+}
+
+fn embedded() -> ModelFiles {
+    ModelFiles::open(&ModelSource::Embedded).unwrap()
+}
+
+fn executor(files: &ModelFiles) -> CandleExecutor {
+    let mut executor = CandleExecutor::open(DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, 0.5).unwrap();
+    executor.load(SLOT, files, KV).unwrap();
+    executor
+}
+
+/// Ids sampled after `prompt`, `n` of them or up to the end that `goes_on` sees.
+fn generate(executor: &mut CandleExecutor, prompt: &[u32], sampling: &Sampling, mut goes_on: impl FnMut(u32) -> bool) -> Vec<u32> {
+    let settings = Arc::new(SamplerSettings::resolve(sampling, &Sampling::default(), sampling.seed.unwrap_or(0)));
+    let blocks: Vec<BlockId> = (0..KV.n_blocks).rev().map(BlockId).collect();
+    let (mut given, mut position, mut ids) = (prompt.to_vec(), 0, Vec::new());
+    loop {
+        let next = position + given.len() as u32;
+        let draw = Draw { settings: settings.clone(), position: next, prompt_history: Arc::new([]), sampled_history: Vec::new() };
+        let mut batch = Batch::default();
+        batch.push(&given, position, &blocks, Some(draw));
+        given = executor.step(SLOT, &batch).unwrap().sampled.remove(0);
+        position = next;
+        ids.extend(&given);
+        if !goes_on(given[0]) {
+            return ids;
+        }
+    }
+}
+
+fn greedy() -> Sampling {
+    Sampling { temperature: Some(0.0), ..Sampling::default() }
+}
+
+fn chat(turns: &[(Role, &str)]) -> Chat {
+    Chat { messages: turns.iter().map(|(role, text)| Message::text(*role, *text)).collect(), ..Chat::default() }
+}
+
+fn answer(files: &ModelFiles, executor: &mut CandleExecutor, chat: Chat, stop: &[&str]) -> (String, FinishReason) {
+    let prompt = files.codec.encode(&Prompt::Chat(chat)).unwrap();
+    let mut decoder = files.codec.decoder(&stop.iter().map(|stop| (*stop).to_owned()).collect::<Vec<_>>());
+    let (mut text, mut finish) = (String::new(), None);
+    generate(executor, &prompt, &greedy(), |id| {
+        let decoded = decoder.push(id);
+        text.push_str(&decoded.text);
+        finish = decoded.finish;
+        finish.is_none()
+    });
+    (text, finish.unwrap())
+}
+
+#[test]
+fn the_embedded_model_answers_a_question() {
+    let files = embedded();
+    let mut executor = executor(&files);
+    let question = || chat(&[(Role::User, "What is the capital of France?")]);
+    let whole = ("The capital of France is Paris.".to_owned(), FinishReason::Stop);
+    assert_eq!(answer(&files, &mut executor, question(), &[]), whole);
+    let cut = ("The capital of ".to_owned(), FinishReason::StopSequence("France is".into()));
+    assert_eq!(answer(&files, &mut executor, question(), &["Paris", "France is"]), cut);
+    let memory = chat(&[(Role::User, "My name is Alice."), (Role::Assistant, "Nice to meet you, Alice."), (Role::User, "What is my name?")]);
+    assert_eq!(answer(&files, &mut executor, memory, &[]).0, "Your name is Alice.");
+}
+
+#[test]
+fn the_embedded_model_calls_a_tool_and_the_call_stays_visible() {
+    // CX-78
+    let files = embedded();
+    let parameters = r#"{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}"#;
+    let tool = Tool { name: "get_weather".into(), description: Some("Get the weather of a city".into()), parameters: Some(parameters.into()) };
+    let chat = Chat { tools: vec![tool], ..chat(&[(Role::User, "What is the weather in Paris?")]) };
+    let (text, finish) = answer(&files, &mut executor(&files), chat, &[]);
+    assert!(text.starts_with("<tool_call>\n{\"name\": \"get_weather\"") && text.ends_with("</tool_call>"), "{text}");
+    assert_eq!(finish, FinishReason::Stop);
+}
+
+#[test]
+fn the_safetensors_form_agrees_with_the_reference_token_by_token() {
+    let files = safetensors();
+    let mut executor = executor(&files);
+    for golden in golden() {
+        assert_eq!(files.codec.encode(&Prompt::Text(golden.prompt.clone())).unwrap(), golden.ids);
+        let mut left = golden.greedy.len();
+        let ids = generate(&mut executor, &golden.ids, &greedy(), |_| {
+            left -= 1;
+            left > 0
+        });
+        assert_eq!(ids, golden.greedy, "{}", golden.prompt);
+    }
+}
+
+#[test]
+fn both_forms_have_the_same_tokenizer_template_and_defaults() {
+    let (gguf, folder) = (embedded(), safetensors());
+    for golden in golden() {
+        let text = Prompt::Text(golden.prompt + &golden.greedy_text);
+        assert_eq!(gguf.codec.encode(&text).unwrap(), folder.codec.encode(&text).unwrap());
+    }
+    let text = Prompt::Text("Grüße aus 東京, 12345 🙂\r\n\r\n\tfn main() {}   <think>x</think>".into());
+    assert_eq!(gguf.codec.encode(&text).unwrap(), folder.codec.encode(&text).unwrap());
+    let chat = chat(&[(Role::System, "You are Nova."), (Role::User, "Hi"), (Role::Assistant, "Hello!"), (Role::User, "Bye")]);
+    assert_eq!(gguf.codec.render(&chat).unwrap(), folder.codec.render(&chat).unwrap());
+    assert_eq!(
+        folder.codec.render(&chat).unwrap(),
+        "<|im_start|>system\nYou are Nova.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n\
+         <|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"
+    );
+    assert_eq!(gguf.defaults, folder.defaults);
+    assert_eq!((gguf.defaults.temperature, gguf.defaults.top_p), (Some(0.7), Some(0.9)));
+    assert_eq!(gguf.config.eos_ids, folder.config.eos_ids);
+    assert_eq!((gguf.context_length(), folder.context_length()), (512, 512));
+}
+
+#[test]
+fn a_seed_repeats_its_answer_and_another_seed_gives_another() {
+    let files = embedded();
+    let mut executor = executor(&files);
+    let prompt = files.codec.encode(&Prompt::Chat(chat(&[(Role::User, "Tell me a story about a fox named Ruby.")]))).unwrap();
+    let mut story = |seed| {
+        let mut left = 40;
+        generate(&mut executor, &prompt, &Sampling { temperature: Some(1.0), seed: Some(seed), ..Sampling::default() }, |_| {
+            left -= 1;
+            left > 0
+        })
+    };
+    assert_eq!(story(1), story(1));
+    assert_ne!(story(1), story(2));
+}
+
+#[test]
+fn prompts_that_no_model_could_take_are_refused() {
+    let files = embedded();
+    let beyond = Prompt::Tokens(vec![0, 1536]);
+    assert!(matches!(files.codec.encode(&beyond), Err(RequestError::Invalid { .. })));
+    assert_eq!(files.codec.encode(&Prompt::Tokens(vec![0, 1535])), Ok(vec![0, 1535]));
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_refused_and_leaves_the_device_as_it_was() {
+    let files = embedded();
+    let mut executor = executor(&files);
+    let total = executor.describe().memory_total;
+    let block_bytes = files.kv_bytes_per_token.0 * u64::from(KV.block_len);
+    let too_many = KvPlan { n_blocks: (total.0 / block_bytes) as u32, ..KV };
+    assert!(executor.load(Slot(1), &files, too_many).is_err());
+    assert!(executor.load(SLOT, &files, KV).is_err(), "the slot is taken");
+    executor.load(Slot(1), &files, KV).unwrap();
+    executor.unload(Slot(1));
+    executor.unload(Slot(1));
+}

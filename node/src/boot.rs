@@ -1,0 +1,236 @@
+//! From a configuration to all that a node is told at its start: its name, its secret, its sockets, its first neighbours.
+//!
+//! Nodes of one user on one machine boot one after the other (a lock), so that names, ports and cards never race.
+
+mod advertise;
+pub(crate) mod home;
+mod name;
+pub(crate) mod neighbours;
+mod ports;
+mod secret;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use plexus_actors::args::{HttpConfig, ModelProfile, NodeArgs, RestartBudget, Sockets, StreamsConfig};
+use plexus_actors::membership::NetTiming;
+use plexus_api::ApiConfig;
+use plexus_types::{NodeFacts, NodeId, NodeName};
+
+use crate::config::{Config, ConfigError, ValidConfig};
+use crate::{devices, telemetry, version};
+use home::Home;
+use name::{NameClaim, NameError};
+use neighbours::{Card, CardInPlace};
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BootError {
+    /// A setting cannot be used on this machine.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The node's directory cannot be used.
+    #[error("cannot use the directory {path}: {source}; make it writable, or name another with --data-dir")]
+    Home {
+        /// The directory.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A node that has its name and nothing else yet.
+#[derive(Debug)]
+pub(crate) struct Named {
+    home: Home,
+    claim: NameClaim,
+    host: String,
+}
+
+/// A node that is ready to start.
+#[derive(Debug)]
+pub(crate) struct Booted {
+    /// What the actors are told.
+    pub(crate) args: NodeArgs,
+    /// Where metrics are to be served.
+    pub(crate) metrics: Option<TcpListener>,
+    /// Where this machine itself reaches the node's HTTP.
+    pub(crate) http: SocketAddr,
+    /// The nodes of this machine that it joins.
+    pub(crate) neighbours: Vec<NodeName>,
+    /// What must live as long as the node.
+    pub(crate) presence: Presence,
+}
+
+/// The node's place on this machine: its name and its card. Given up when dropped.
+#[derive(Debug)]
+pub(crate) struct Presence {
+    home: Home,
+    cluster: String,
+    _card: CardInPlace,
+    _claim: NameClaim,
+}
+
+impl Presence {
+    /// Keeps where nodes on other machines gossip, for the next start.
+    pub(crate) fn remember_peers(&self, gossip: impl IntoIterator<Item = SocketAddr>) {
+        if let Err(error) = neighbours::remember_peers(&self.home, &self.cluster, gossip) {
+            tracing::warn!(%error, "the addresses of other nodes cannot be kept for the next start");
+        }
+    }
+}
+
+impl Named {
+    /// The node's name.
+    pub(crate) fn name(&self) -> &NodeName {
+        &self.claim.name
+    }
+
+    /// Opens the node's directory and claims its name.
+    pub(crate) fn claim(valid: &ValidConfig) -> Result<Self, BootError> {
+        let path = valid.get().node.data_dir.clone().unwrap_or_else(Home::usual);
+        let failed = |source| BootError::Home { path: path.display().to_string(), source };
+        let home = Home::open(&path).map_err(failed)?;
+        let _alone = home.boot_lock().map_err(failed)?;
+        let host = sysinfo::System::host_name().unwrap_or_default();
+        let claim = match &valid.get().node.name {
+            Some(name) => NameClaim::exactly(&home.nodes(), name).map_err(|error| match error {
+                NameError::Taken => valid
+                    .refuse("node.name", format!("\"{name}\""), "a running node has this name", "stop that node, or give this one another name")
+                    .into(),
+                NameError::Io(source) => failed(source),
+            }),
+            None => NameClaim::like_host(&home.nodes(), &host).map_err(|error| match error {
+                NameError::Taken => {
+                    valid.refuse("node.name", "\"\"", "this machine runs too many nodes to number them", "name this node with --name").into()
+                }
+                NameError::Io(source) => failed(source),
+            }),
+        };
+        Ok(Self { claim: claim?, home, host })
+    }
+
+    /// Binds every socket, finds secret, neighbours and devices, and leaves the node's card.
+    pub(crate) fn boot(self, valid: &ValidConfig) -> Result<Booted, BootError> {
+        let Self { home, claim, host } = self;
+        let failed = |source| BootError::Home { path: home.nodes().display().to_string(), source };
+        let config = valid.get();
+        let devices = devices::find(valid)?;
+
+        let alone = home.boot_lock().map_err(failed)?;
+        let secret = secret::find(valid, &home)?;
+        let ports = ports::bind(valid)?;
+        let local = |bound: io::Result<SocketAddr>| bound.map_err(failed);
+        let (http, link, gossip) = (local(ports.http.local_addr())?, local(ports.link.local_addr())?, local(ports.gossip.local_addr())?);
+        let generation = name::next_generation(&home.nodes(), &claim, now_ms()).map_err(failed)?;
+        let card = Card {
+            name: claim.name.clone(),
+            cluster: config.cluster.name.clone(),
+            pid: std::process::id(),
+            http: neighbours::from_here(http),
+            gossip: neighbours::from_here(gossip),
+        };
+        let card = card.leave(&home.nodes()).map_err(failed)?;
+        let others = neighbours::living(&home.nodes(), &claim.name, &config.cluster.name);
+        drop(alone);
+
+        let mut seeds = config.cluster.seeds.clone();
+        seeds.extend(others.iter().map(|other| other.gossip.to_string()));
+        if !gossip.ip().is_loopback() {
+            seeds.extend(neighbours::remembered_peers(&home, &config.cluster.name).iter().map(SocketAddr::to_string));
+        }
+        let told = |bound| advertise::advertised(bound, config.node.advertise, || advertise::towards(&seeds));
+        let facts = NodeFacts {
+            id: NodeId { name: claim.name.clone(), generation },
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            link: told(link),
+            http: told(http),
+            gossip: told(gossip),
+        };
+        let args = NodeArgs {
+            cluster: config.cluster.name.clone(),
+            secret,
+            sockets: Sockets { http: Arc::new(ports.http), link: Arc::new(ports.link), gossip: Arc::new(ports.gossip) },
+            timing: timing(config),
+            models: if devices.is_empty() { Vec::new() } else { profiles(config) },
+            devices,
+            streams: streams(config),
+            http: http_config(config, [host.as_str(), claim.name.as_str()]),
+            restarts: RestartBudget { restarts_max: config.supervision.restarts_max, within: config.supervision.within },
+            drain_timeout: config.shutdown.drain_timeout,
+            test_hooks: config.debug.test_hooks,
+            facts,
+            seeds,
+        };
+        Ok(Booted {
+            args,
+            metrics: ports.metrics,
+            http: neighbours::from_here(http),
+            neighbours: others.into_iter().map(|other| other.name).collect(),
+            presence: Presence { home, cluster: config.cluster.name.clone(), _card: card, _claim: claim },
+        })
+    }
+}
+
+/// Milliseconds since 1970.
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn timing(config: &Config) -> NetTiming {
+    NetTiming {
+        gossip_interval: config.gossip.interval,
+        initial_interval: config.gossip.interval * 2,
+        ping_interval: config.link.ping_interval,
+        ping_deadline: config.link.ping_timeout,
+        silence_max: config.link.ping_timeout + config.link.ping_interval,
+        handshake_max: config.link.handshake_timeout,
+        ..NetTiming::default()
+    }
+}
+
+fn profiles(config: &Config) -> Vec<ModelProfile> {
+    let profile = |model: &crate::config::ModelSection| ModelProfile {
+        id: model.id.clone(),
+        source: model.source.clone(),
+        device: model.device,
+        context_length: model.context_length,
+        running_max: model.running_max,
+        waiting_max: model.waiting_max,
+    };
+    config.models.iter().map(profile).collect()
+}
+
+fn streams(config: &Config) -> StreamsConfig {
+    let streams = &config.streams;
+    StreamsConfig {
+        accept_timeout: streams.accept_timeout,
+        first_token_timeout: streams.first_token_timeout,
+        token_timeout: streams.token_timeout,
+        attempts_max: streams.attempts_max,
+        window_tokens: streams.window_tokens,
+    }
+}
+
+/// `own_names`: what this machine and this node call themselves; nobody else's page can point there unnoticed.
+fn http_config(config: &Config, own_names: [&str; 2]) -> HttpConfig {
+    let http = &config.http;
+    let any_host = http.allowed_hosts.iter().any(|host| host == "*");
+    let hosts = own_names.into_iter().filter(|name| !name.is_empty()).map(str::to_lowercase).chain(http.allowed_hosts.iter().cloned());
+    HttpConfig {
+        api: ApiConfig {
+            body_max: http.body_limit.0,
+            host_names: (!any_host).then(|| hosts.collect()),
+            cors_origins: http.cors_origins.clone(),
+            on_span: Some(telemetry::on_span()),
+            ..ApiConfig::new(version::version())
+        },
+        connections_max: http.connections_max,
+        header_timeout: http.header_timeout,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,116 @@
+use std::path::Path;
+
+use super::*;
+use crate::config::{Sources, load};
+
+/// A configuration for a node in `dir`, on free ports unless `more` says otherwise.
+fn configured(dir: &Path, more: &[(&str, &str)]) -> ValidConfig {
+    let mut variables = vec![
+        ("PLEXUS_NODE__DATA_DIR", dir.to_str().unwrap()),
+        ("PLEXUS_HTTP__LISTEN", "127.0.0.1:0"),
+        ("PLEXUS_GOSSIP__LISTEN", "127.0.0.1:0"),
+        ("PLEXUS_LINK__LISTEN", "127.0.0.1:0"),
+        ("PLEXUS_METRICS__LISTEN", "127.0.0.1:0"),
+    ];
+    variables.extend_from_slice(more);
+    let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    load(Sources { variables, ..Sources::default() }).unwrap()
+}
+
+fn booted(dir: &Path, more: &[(&str, &str)]) -> Result<Booted, BootError> {
+    let valid = configured(dir, more);
+    Named::claim(&valid)?.boot(&valid)
+}
+
+#[test]
+fn the_defaults_are_those_of_the_actors() {
+    let config = Config::default();
+    assert_eq!(timing(&config), NetTiming::default());
+    assert_eq!(ApiConfig::new(version::version()).body_max, config.http.body_limit.0);
+}
+
+#[test]
+fn nodes_of_one_machine_find_each_other_without_being_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = booted(dir.path(), &[]).unwrap();
+    let two = booted(dir.path(), &[]).unwrap();
+    assert!(one.neighbours.is_empty());
+    assert_eq!(two.neighbours, [one.args.facts.id.name.clone()]);
+    assert_eq!(two.args.seeds, [one.args.facts.gossip.to_string()]);
+    assert_ne!(one.args.facts.id.name, two.args.facts.id.name);
+    assert_eq!(one.args.secret, two.args.secret);
+    drop(one);
+    let three = booted(dir.path(), &[]).unwrap();
+    assert_eq!(three.neighbours, [two.args.facts.id.name.clone()]);
+}
+
+#[test]
+fn a_cluster_of_another_name_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let _one = booted(dir.path(), &[]).unwrap();
+    assert!(booted(dir.path(), &[("PLEXUS_CLUSTER__NAME", "other")]).unwrap().neighbours.is_empty());
+}
+
+#[test]
+fn a_name_that_a_running_node_has_is_refused_and_free_again_when_it_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let named = [("PLEXUS_NODE__NAME", "n1")];
+    let first = booted(dir.path(), &named).unwrap();
+    let error = booted(dir.path(), &named).unwrap_err().to_string();
+    assert!(error.contains("node.name = \"n1\"") && error.contains("PLEXUS_NODE__NAME") && error.contains("another name"), "{error}");
+    let generation = first.args.facts.id.generation;
+    drop(first);
+    assert!(booted(dir.path(), &named).unwrap().args.facts.id.generation > generation);
+}
+
+#[test]
+fn nodes_that_boot_at_once_get_different_names_and_see_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes: Vec<Booted> = std::thread::scope(|scope| {
+        let nodes: Vec<_> = (0..8).map(|_| scope.spawn(|| booted(dir.path(), &[]).unwrap())).collect();
+        nodes.into_iter().map(|node| node.join().unwrap()).collect()
+    });
+    let mut seen: Vec<usize> = nodes.iter().map(|node| node.neighbours.len()).collect();
+    seen.sort_unstable();
+    assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn a_configured_secret_is_used_and_a_bad_one_is_refused_with_its_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("cluster.key");
+    std::fs::write(&file, "ab".repeat(32)).unwrap();
+    let node = booted(dir.path(), &[("PLEXUS_CLUSTER__SECRET_FILE", file.to_str().unwrap())]).unwrap();
+    assert_eq!(node.args.secret.expose(), "ab".repeat(32));
+    assert!(!dir.path().join("local.key").exists());
+
+    let error = booted(dir.path(), &[("PLEXUS_CLUSTER__SECRET", "hunter2")]).unwrap_err().to_string();
+    assert!(error.contains("cluster.secret = (hidden)") && error.contains("plexus secret") && !error.contains("hunter2"), "{error}");
+    let error = booted(dir.path(), &[("PLEXUS_CLUSTER__SECRET_FILE", "/nonexistent.key")]).unwrap_err().to_string();
+    assert!(error.contains("cluster.secret_file = \"/nonexistent.key\"") && error.contains("plexus secret"), "{error}");
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_is_refused_with_its_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let error = booted(&file, &[]).unwrap_err().to_string();
+    assert!(error.contains(file.to_str().unwrap()) && error.contains("--data-dir"), "{error}");
+}
+
+#[test]
+fn a_node_without_devices_is_told_no_models() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = booted(dir.path(), &[("PLEXUS_DEVICES__CPU", "false"), ("PLEXUS_DEVICES__CUDA", "off")]).unwrap();
+    assert!(node.args.devices.is_empty() && node.args.models.is_empty());
+}
+
+#[test]
+fn pages_may_call_this_machine_only_by_names_that_are_known() {
+    let mut config = Config::default();
+    config.http.allowed_hosts = vec!["models.example".to_owned()];
+    assert_eq!(http_config(&config, ["Box", "n1"]).api.host_names.unwrap(), ["box", "n1", "models.example"]);
+    config.http.allowed_hosts = vec!["*".to_owned()];
+    assert!(http_config(&config, ["box", "n1"]).api.host_names.is_none());
+}

@@ -1,0 +1,203 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Override;
+
+/// One binary that serves language models: nodes find each other, and any of them answers for the whole cluster.
+#[derive(Debug, Parser)]
+#[command(name = "plexus", version, propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a node; it joins the other nodes by itself.
+    Start(StartArgs),
+    /// Look at the cluster.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// List the models that the cluster serves.
+    Models(ModelsArgs),
+    /// Talk with a model. Ctrl-C stops the answer, Ctrl-D leaves. In a pipe, every line is a turn.
+    Chat(ChatArgs),
+    /// Ask once. What is piped in follows the prompt.
+    Run(RunArgs),
+    /// Print a new cluster secret.
+    Secret,
+    /// Print which build this is.
+    Version(VersionArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Show nodes, devices, replicas and actors.
+    Status(StatusArgs),
+}
+
+/// Which node is asked.
+#[derive(Debug, Args)]
+pub(crate) struct NodeOption {
+    /// The node to ask, such as http://127.0.0.1:31313 (the default; else a node of yours on this machine).
+    #[arg(long, value_name = "URL", env = "PLEXUS_NODE")]
+    pub(crate) node: Option<String>,
+}
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct StartArgs {
+    /// Settings to read; cluster.toml in the repository lists all of them.
+    #[arg(long, value_name = "FILE", env = "PLEXUS_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// The node's name, unique in the cluster.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Name of the cluster.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cluster: Option<String>,
+    /// Gossip address of a node to join; may be given more than once.
+    #[arg(long = "seed", value_name = "HOST:PORT")]
+    pub(crate) seeds: Vec<String>,
+    /// Where to answer clients.
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) http: Option<String>,
+    /// Where to gossip.
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) gossip: Option<String>,
+    /// Where to take links from other nodes.
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) link: Option<String>,
+    /// Where to serve metrics.
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) metrics: Option<String>,
+    /// Where the node keeps what outlives it.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// The cluster's secret, made by `plexus secret`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) secret_file: Option<PathBuf>,
+    /// A model to load, beside those of the file; may be given more than once.
+    #[arg(long = "model", value_name = "ID=SOURCE")]
+    pub(crate) models: Vec<String>,
+}
+
+impl StartArgs {
+    /// The options as settings.
+    pub(crate) fn overrides(&self) -> Vec<Override> {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        let seeds = (!self.seeds.is_empty()).then(|| self.seeds.join(","));
+        let options = [
+            ("--name", "node", "name", self.name.clone()),
+            ("--cluster", "cluster", "name", self.cluster.clone()),
+            ("--seed", "cluster", "seeds", seeds),
+            ("--http", "http", "listen", self.http.clone()),
+            ("--gossip", "gossip", "listen", self.gossip.clone()),
+            ("--link", "link", "listen", self.link.clone()),
+            ("--metrics", "metrics", "listen", self.metrics.clone()),
+            ("--data-dir", "node", "data_dir", path(&self.data_dir)),
+            ("--secret-file", "cluster", "secret_file", path(&self.secret_file)),
+        ];
+        let given = |(option, section, name, value): (_, _, _, Option<String>)| Some(Override { option, section, name, value: value? });
+        options.into_iter().filter_map(given).collect()
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Print the node's own JSON: {"cluster": ..., "actors": ...}.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Show it again every second until Ctrl-C.
+    #[arg(long)]
+    pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) node: NodeOption,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ModelsArgs {
+    /// Print the node's own JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) node: NodeOption,
+}
+
+/// How an answer is asked for.
+#[derive(Debug, Args)]
+pub(crate) struct AnswerOptions {
+    /// Instructions that precede the conversation.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// 0 always takes the likeliest token; higher is more varied. The model's own default if absent.
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) temperature: Option<f32>,
+    /// Most tokens of an answer.
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) max_tokens: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    /// The model; the first that is loaded if absent.
+    pub(crate) model: Option<String>,
+    #[command(flatten)]
+    pub(crate) answer: AnswerOptions,
+    #[command(flatten)]
+    pub(crate) node: NodeOption,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// What to ask; may be left out when something is piped in.
+    pub(crate) prompt: Option<String>,
+    /// The model; the first that is loaded if absent.
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+    /// Print the whole answer as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) answer: AnswerOptions,
+    #[command(flatten)]
+    pub(crate) node: NodeOption,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VersionArgs {
+    /// Print it as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::config::{Sources, load};
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_of_start_sets_its_key() {
+        let line = "plexus start --name n1 --cluster c1 --seed 127.0.0.1:5 --seed h:6 --http 127.0.0.1:1 --gossip 127.0.0.1:2 \
+                    --link 127.0.0.1:3 --metrics 127.0.0.1:4 --data-dir /d --secret-file /s --model a=/m";
+        let Command::Start(args) = Cli::parse_from(line.split_whitespace()).command else { panic!("not start") };
+        let valid = load(Sources { overrides: args.overrides(), models: args.models, ..Sources::default() }).unwrap();
+        let config = valid.get();
+        let ports = [config.http.listen, config.gossip.listen, config.link.listen, config.metrics.listen].map(|address| address.port());
+        assert_eq!(ports, [1, 2, 3, 4]);
+        assert_eq!(config.cluster.seeds, ["127.0.0.1:5", "h:6"]);
+        assert_eq!((config.cluster.name.as_str(), config.node.name.as_ref().unwrap().as_str()), ("c1", "n1"));
+        assert_eq!(config.node.data_dir.as_deref(), Some("/d".as_ref()));
+        assert_eq!(config.cluster.secret_file.as_deref(), Some("/s".as_ref()));
+        assert_eq!(config.models[0].id.as_str(), "a");
+    }
+}

@@ -1,0 +1,241 @@
+//! The pages of `plexus cluster status` and `plexus models`, as text.
+
+use std::time::Duration;
+
+use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use plexus_types::{ActorReport, Bytes, ClusterReport, DeviceReport, NodeReport, NodeState, ReplicaReport, ReplicaState};
+
+use crate::client::{ModelEntry, NodeActors};
+use crate::commands::terminal::{harmless, wants_colour};
+
+/// Places of the bar that shows how much of a memory is used.
+const BAR: usize = 10;
+
+/// How a page may look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Look {
+    /// Colours, for eyes.
+    pub(crate) colour: bool,
+    /// Columns of the terminal; absent where nobody counts them.
+    pub(crate) width: Option<u16>,
+}
+
+impl Look {
+    /// What fits the standard output.
+    pub(crate) fn of_stdout() -> Self {
+        Self { colour: wants_colour(), width: Table::new().width() }
+    }
+
+    fn table(self, header: &[&str]) -> Table {
+        let mut table = Table::new();
+        table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(header.iter().map(|name| Cell::new(name)));
+        match self.width {
+            Some(width) => table.set_width(width).set_content_arrangement(ContentArrangement::Dynamic),
+            None => table.set_content_arrangement(ContentArrangement::Disabled),
+        };
+        if self.colour { table.enforce_styling() } else { table.force_no_tty() };
+        table
+    }
+}
+
+/// What a state means for whoever looks.
+enum Mood {
+    Good,
+    Passing,
+    Bad,
+}
+
+fn state_cell(word: impl ToString, mood: &Mood) -> Cell {
+    Cell::new(word).fg(match mood {
+        Mood::Good => Color::Green,
+        Mood::Passing => Color::Yellow,
+        Mood::Bad => Color::Red,
+    })
+}
+
+fn number(value: impl ToString) -> Cell {
+    Cell::new(value).set_alignment(CellAlignment::Right)
+}
+
+/// Everything about the cluster. `now_ms`: milliseconds since 1970.
+pub(crate) fn status_page(cluster: &ClusterReport, actors: &[NodeActors], now_ms: u64, look: Look) -> String {
+    let count = cluster.nodes.len();
+    let mut parts = vec![format!("cluster {}: {count} node{}", cluster.cluster, if count == 1 { "" } else { "s" })];
+    parts.push(nodes_table(&cluster.nodes, now_ms, look));
+    if cluster.nodes.iter().any(|node| !node.summary.devices.is_empty()) {
+        parts.push(devices_table(&cluster.nodes, look));
+    }
+    if cluster.nodes.iter().any(|node| !node.summary.replicas.is_empty()) {
+        parts.push(replicas_table(&cluster.nodes, look));
+    }
+    parts.extend(actors.iter().map(|node| actors_table(node, look)));
+    parts.join("\n\n")
+}
+
+fn nodes_table(nodes: &[NodeReport], now_ms: u64, look: Look) -> String {
+    let mut table = look.table(&["NODE", "STATE", "VERSION", "UP", "RTT", "SEEN", "HTTP", "LINK", "GOSSIP"]);
+    for node in nodes {
+        let facts = &node.facts;
+        let state = match node.state {
+            NodeState::Up => state_cell("up", &Mood::Good),
+            NodeState::Draining => state_cell("draining", &Mood::Passing),
+            NodeState::Unreachable => state_cell("unreachable", &Mood::Bad),
+        };
+        let up = Duration::from_millis(now_ms.saturating_sub(facts.id.generation.0));
+        let name = if node.this_node { format!("{} *", facts.id.name) } else { facts.id.name.to_string() };
+        table.add_row(vec![
+            Cell::new(name),
+            state,
+            Cell::new(harmless(&facts.version)),
+            number(coarse(up)),
+            number(node.round_trip.map_or_else(|| "-".to_owned(), fine)),
+            number(if node.this_node { "-".to_owned() } else { format!("{} ago", fine(node.age)) }),
+            Cell::new(facts.http),
+            Cell::new(facts.link),
+            Cell::new(facts.gossip),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+fn devices_table(nodes: &[NodeReport], look: Look) -> String {
+    let mut table = look.table(&["NODE", "DEVICE", "NAME", "MEMORY FOR MODELS"]);
+    for node in nodes {
+        for device in &node.summary.devices {
+            table.add_row(vec![
+                Cell::new(&node.facts.id.name),
+                Cell::new(device.id),
+                Cell::new(harmless(&device.name)),
+                Cell::new(memory_bar(device)),
+            ]);
+        }
+    }
+    table.trim_fmt()
+}
+
+fn memory_bar(device: &DeviceReport) -> String {
+    let share = device.memory_used.0 as f64 / device.memory_total.0.max(1) as f64;
+    let full = ((share * BAR as f64).round() as usize).min(BAR);
+    format!("{}{} {} of {}", "#".repeat(full), ".".repeat(BAR - full), device.memory_used, device.memory_total)
+}
+
+fn replicas_table(nodes: &[NodeReport], look: Look) -> String {
+    let mut table = look.table(&["MODEL", "NODE", "DEVICE", "STATE", "RUNNING", "WAITING", "CONTEXT", "MEMORY", "PREFILL/S", "DECODE/S"]);
+    let mut rows: Vec<(&NodeReport, &ReplicaReport)> =
+        nodes.iter().flat_map(|node| node.summary.replicas.iter().map(move |replica| (node, replica))).collect();
+    rows.sort_by(|(a_node, a), (b_node, b)| (&a.model, &a_node.facts.id.name, a.device).cmp(&(&b.model, &b_node.facts.id.name, b.device)));
+    for (node, replica) in rows {
+        let state = match &replica.state {
+            ReplicaState::Loaded => state_cell("loaded", &Mood::Good),
+            ReplicaState::Loading => state_cell("loading", &Mood::Passing),
+            ReplicaState::Recovering => state_cell("recovering", &Mood::Passing),
+            ReplicaState::Failed(why) => state_cell(format!("failed: {}", harmless(why)), &Mood::Bad),
+        };
+        let load = &replica.load;
+        table.add_row(vec![
+            Cell::new(&replica.model),
+            Cell::new(&node.facts.id.name),
+            Cell::new(replica.device),
+            state,
+            number(format!("{}/{}", load.running, load.running_max)),
+            number(format!("{}/{}", load.waiting, load.waiting_max)),
+            number(known(replica.context_length)),
+            number(replica.memory),
+            number(speed(load.prefill_tokens_per_s)),
+            number(speed(load.decode_tokens_per_s)),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+fn actors_table(node: &NodeActors, look: Look) -> String {
+    if let Some(error) = &node.error {
+        return format!("actors of {}: {}", node.node, harmless(error));
+    }
+    let mut table = look.table(&["ACTOR", "STATE", "RESTARTS", "WAITING", "STALLED", "LAST ERROR"]);
+    for actor in &node.actors {
+        let (depth, label) = place(actor, &node.actors);
+        let mood = match actor.state.as_str() {
+            "not answering" => Mood::Bad,
+            "restarting" | "recovering" | "loading" | "draining" => Mood::Passing,
+            _ => Mood::Good,
+        };
+        table.add_row(vec![
+            Cell::new(format!("{}{label}", "  ".repeat(depth))),
+            state_cell(&actor.state, &mood),
+            number(actor.restarts),
+            number(actor.waiting),
+            number(if actor.stalled.is_zero() { "-".to_owned() } else { fine(actor.stalled) }),
+            Cell::new(actor.last_error.as_deref().map_or_else(|| "-".to_owned(), harmless)),
+        ]);
+    }
+    format!("actors of {}\n{}", node.node, table.trim_fmt())
+}
+
+/// How many of an actor's supervisors are listed, and its path below the nearest of them.
+fn place<'a>(actor: &'a ActorReport, all: &[ActorReport]) -> (usize, &'a str) {
+    let below = |other: &ActorReport| actor.path.strip_prefix(&other.path).and_then(|rest| rest.strip_prefix('/')).map(str::len);
+    let rests: Vec<usize> = all.iter().filter_map(below).collect();
+    let label = rests.iter().min().map_or(actor.path.as_str(), |len| &actor.path[actor.path.len() - len..]);
+    (rests.len(), label)
+}
+
+/// The merged catalogue: one line per replica, the model's name on the first.
+pub(crate) fn models_table(models: &[ModelEntry], look: Look) -> String {
+    let mut table = look.table(&["MODEL", "STATE", "CONTEXT", "NODE", "DEVICE", "REPLICA", "MEMORY"]);
+    for model in models {
+        let mood = |word: &str| match word {
+            "loaded" => Mood::Good,
+            "failed" => Mood::Bad,
+            _ => Mood::Passing,
+        };
+        let head = [Cell::new(&model.id), state_cell(&model.status, &mood(&model.status)), number(known(model.max_model_len))];
+        if model.locations.is_empty() {
+            table.add_row(head.to_vec());
+        }
+        for (i, place) in model.locations.iter().enumerate() {
+            let mut row = if i == 0 { head.to_vec() } else { vec![Cell::new(""); 3] };
+            row.extend([
+                Cell::new(&place.node),
+                Cell::new(&place.device),
+                state_cell(&place.status, &mood(&place.status)),
+                number(Bytes(place.memory_bytes)),
+            ]);
+            table.add_row(row);
+        }
+    }
+    table.trim_fmt()
+}
+
+fn known(count: u32) -> String {
+    if count == 0 { "-".to_owned() } else { count.to_string() }
+}
+
+fn speed(tokens_per_s: f32) -> String {
+    if tokens_per_s > 0.0 { format!("{tokens_per_s:.0}") } else { "-".to_owned() }
+}
+
+/// A time of hours or days, in its two largest units.
+fn coarse(time: Duration) -> String {
+    let s = time.as_secs();
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m {}s", s / 60, s % 60),
+        3600..86400 => format!("{}h {}m", s / 3600, s % 3600 / 60),
+        _ => format!("{}d {}h", s / 86400, s % 86400 / 3600),
+    }
+}
+
+/// A time of milliseconds or seconds.
+fn fine(time: Duration) -> String {
+    let ms = time.as_secs_f64() * 1000.0;
+    match ms {
+        ..10.0 => format!("{ms:.1}ms"),
+        ..1000.0 => format!("{ms:.0}ms"),
+        ..60000.0 => format!("{:.1}s", ms / 1000.0),
+        _ => coarse(time),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,60 @@
+//! What is wrong with a configuration: always the key, its value, where it came from, and what to do.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::keys::Key;
+use super::layers::Origin;
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {}: {source}; name an existing one with --config or PLEXUS_CONFIG", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{}, line {line}: {problem}; correct this line", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Which line, counted from 1.
+        line: usize,
+        /// What the parser says.
+        problem: String,
+    },
+    /// A value cannot be used.
+    #[error("{key} = {value} (from {origin}): {problem}; {remedy}")]
+    Value {
+        /// The key, as `section.name`.
+        key: String,
+        /// Its value, as TOML.
+        value: String,
+        /// Where the value came from.
+        origin: Origin,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A variable that looks like a setting and is none.
+    #[error("the environment variable {variable} sets nothing that exists; unset it, or did you mean {nearest}?")]
+    UnknownVariable {
+        /// The variable.
+        variable: String,
+        /// The one that was probably meant.
+        nearest: String,
+    },
+}
+
+impl ConfigError {
+    /// A value that its key does not take.
+    pub(crate) fn of_key(key: &Key, value: String, origin: Origin, problem: impl Into<String>) -> Self {
+        let (value, problem) = if key.secret() { ("(hidden)".to_owned(), "it is not a text".to_owned()) } else { (value, problem.into()) };
+        Self::Value { key: key.path(), value, origin, problem, remedy: format!("write {}", key.expects) }
+    }
+}

@@ -1,0 +1,234 @@
+use std::path::Path;
+
+use super::keys::KEYS;
+use super::*;
+
+const CLUSTER_TOML: &str = include_str!("../../../cluster.toml");
+
+fn from_text(text: &str) -> Result<ValidConfig, ConfigError> {
+    let mut layers = Layers::default();
+    layers.file_text(Path::new("test.toml"), text)?;
+    let config = understand(&layers)?;
+    let valid = ValidConfig { config, layers, file: None };
+    validate::validate(&valid)?;
+    Ok(valid)
+}
+
+fn from_variables(variables: &[(&str, &str)]) -> Result<ValidConfig, ConfigError> {
+    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    load(Sources { variables, ..Sources::default() })
+}
+
+fn option(section: &'static str, name: &'static str, value: &str) -> Override {
+    Override { option: "--option", section, name, value: value.to_owned() }
+}
+
+/// The message of an error, which must name all of `parts`.
+#[track_caller]
+fn refused(result: Result<ValidConfig, ConfigError>, parts: &[&str]) {
+    let message = result.expect_err("refused").to_string();
+    for part in parts {
+        assert!(message.contains(part), "{message:?} does not name {part:?}");
+    }
+}
+
+#[test]
+fn the_cluster_toml_of_the_repository_says_the_defaults() {
+    assert_eq!(*from_text(CLUSTER_TOML).unwrap().get(), Config::default());
+}
+
+#[test]
+fn the_cluster_toml_of_the_repository_lists_every_key_and_each_is_known() {
+    let table: toml::Table = toml::from_str(CLUSTER_TOML).unwrap();
+    let mut listed = Vec::new();
+    for (section, keys) in table.iter().filter(|(section, _)| *section != "models") {
+        listed.extend(keys.as_table().unwrap().keys().map(|name| format!("{section}.{name}")));
+    }
+    let mut known: Vec<String> = KEYS.iter().map(keys::Key::path).collect();
+    listed.sort();
+    known.sort();
+    assert_eq!(listed, known);
+}
+
+#[test]
+fn every_key_of_the_cluster_toml_has_a_comment_or_stands_below_a_commented_one() {
+    let mut commented = false;
+    for line in CLUSTER_TOML.lines() {
+        match line {
+            "" => commented = false,
+            line if line.starts_with('#') => commented = true,
+            line if line.starts_with('[') => {}
+            line => assert!(commented, "{line}"),
+        }
+    }
+}
+
+#[test]
+fn nothing_said_means_the_defaults() {
+    let valid = load(Sources::default()).unwrap();
+    assert_eq!(*valid.get(), Config::default());
+    assert!(!valid.is_explicit("http.listen"));
+}
+
+// CX-05
+#[test]
+fn variables_go_over_the_file_and_options_over_variables() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("cluster.toml");
+    std::fs::write(&file, "[http]\nlisten = \"127.0.0.1:1\"\n[gossip]\nlisten = \"127.0.0.1:2\"\n[link]\nlisten = \"127.0.0.1:3\"\n").unwrap();
+    let valid = load(Sources {
+        file: Some(file.clone()),
+        variables: vec![
+            ("PLEXUS_GOSSIP__LISTEN".to_owned(), "127.0.0.1:20".to_owned()),
+            ("PLEXUS_LINK__LISTEN".to_owned(), "127.0.0.1:30".to_owned()),
+        ],
+        overrides: vec![option("link", "listen", "127.0.0.1:300")],
+        models: Vec::new(),
+    })
+    .unwrap();
+    let ports = [valid.get().http.listen.port(), valid.get().gossip.listen.port(), valid.get().link.listen.port()];
+    assert_eq!(ports, [1, 20, 300]);
+    assert_eq!(valid.origin("http.listen"), Origin::File(file));
+    assert_eq!(valid.origin("gossip.listen"), Origin::Variable("PLEXUS_GOSSIP__LISTEN".to_owned()));
+    assert_eq!(valid.origin("link.listen"), Origin::Option("--option"));
+}
+
+#[test]
+fn variables_become_what_their_key_is() {
+    let valid = from_variables(&[
+        ("PLEXUS_CLUSTER__SEEDS", "127.0.0.1:5, localhost:6"),
+        ("PLEXUS_NODE__NAME", "123"),
+        ("PLEXUS_DEBUG__TEST_HOOKS", "true"),
+        ("PLEXUS_DEVICES__CPU_MEMORY_SHARE", "0.5"),
+        ("PLEXUS_STREAMS__ATTEMPTS_MAX", "2"),
+        ("PLEXUS_SHUTDOWN__DRAIN_TIMEOUT", "1m"),
+        ("PLEXUS_HTTP__BODY_LIMIT", "1GiB"),
+        ("PLEXUS_NODE", "http://127.0.0.1:1"),
+        ("HOME", "/home/somebody__else"),
+    ])
+    .unwrap();
+    let config = valid.get();
+    assert_eq!(config.cluster.seeds, ["127.0.0.1:5", "localhost:6"]);
+    assert_eq!(config.node.name.as_ref().unwrap().as_str(), "123");
+    assert!(config.debug.test_hooks);
+    assert_eq!(config.devices.cpu_memory_share.get(), 0.5);
+    assert_eq!(config.streams.attempts_max, 2);
+    assert_eq!(config.shutdown.drain_timeout.as_secs(), 60);
+    assert_eq!(config.http.body_limit.0.0, 1 << 30);
+}
+
+#[test]
+fn an_unknown_variable_is_refused_by_name_with_the_nearest_known_one() {
+    refused(from_variables(&[("PLEXUS_HTTP__LISTN", "x")]), &["PLEXUS_HTTP__LISTN", "PLEXUS_HTTP__LISTEN", "unset it"]);
+}
+
+// CX-06
+#[test]
+fn every_wrong_value_is_refused_with_its_key_its_value_and_a_remedy() {
+    let wrong = [
+        ("cluster.name", "\"No Name\"", "write"),
+        ("node.name", "\"Big_Node\"", "write"),
+        ("node.advertise", "\"example\"", "write"),
+        ("http.listen", "\"localhost\"", "127.0.0.1:31313"),
+        ("http.body_limit", "\"lots\"", "16MiB"),
+        ("http.connections_max", "-1", "at least 1"),
+        ("http.connections_max", "0", "at least 1"),
+        ("http.header_timeout", "\"soon\"", "10s"),
+        ("http.header_timeout", "\"0s\"", "10s"),
+        ("http.allowed_hosts", "\"all\"", "list"),
+        ("metrics.enabled", "\"yes\"", "true or false"),
+        ("gossip.interval", "\"1ms\"", "10ms"),
+        ("link.ping_interval", "7", "250ms"),
+        ("devices.cpu_memory_share", "1.5", "0.7"),
+        ("devices.cuda", "\"all\"", "auto"),
+        ("streams.attempts_max", "0", "at least 1"),
+        ("telemetry.log_filter", "\"plexus=loud\"", "info"),
+        ("telemetry.log_format", "\"xml\"", "json"),
+        ("telemetry.otlp_endpoint", "\"https://collector\"", "http://"),
+        ("telemetry.otlp_sample_ratio", "1.5", "0 to 1"),
+        ("http.port", "80", "every key"),
+    ];
+    for (key, value, remedy) in wrong {
+        let (section, name) = key.split_once('.').unwrap();
+        refused(from_text(&format!("[{section}]\n{name} = {value}\n")), &[key, value, remedy, "test.toml"]);
+    }
+    refused(from_text("[cluster]\nseeds = [\"nowhere\"]\n"), &["cluster.seeds", "\"nowhere\"", "host:port"]);
+    refused(from_text("[engine]\nx = 1\n"), &["engine", "unknown field", "every key"]);
+    refused(from_text("http = 3\n"), &["http", "3", "test.toml"]);
+}
+
+#[test]
+fn a_file_that_is_not_toml_is_refused_with_its_line_and_without_quoting_it() {
+    let result = from_text("[cluster]\nname = \"a\"\nsecret = \"correct horse\n");
+    let message = result.expect_err("refused").to_string();
+    assert!(message.contains("test.toml, line 3") && !message.contains("horse"), "{message}");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_refused_with_its_path() {
+    let sources = Sources { file: Some("/nonexistent/cluster.toml".into()), ..Sources::default() };
+    refused(load(sources), &["/nonexistent/cluster.toml", "--config"]);
+}
+
+#[test]
+fn listening_beyond_this_machine_without_a_secret_is_refused() {
+    for section in ["http", "link", "gossip"] {
+        let link = if section == "gossip" { "[link]\nlisten = \"0.0.0.0:5\"\n" } else { "" };
+        let text = format!("[{section}]\nlisten = \"0.0.0.0:4000\"\n{link}");
+        refused(from_text(&text), &[".listen = \"0.0.0.0:", "plexus secret > cluster.key", "cluster.secret_file", "127.0.0.1:"]);
+        from_text(&format!("{text}[cluster]\nsecret_file = \"cluster.key\"\n")).unwrap();
+    }
+}
+
+#[test]
+fn the_secret_itself_is_never_shown() {
+    let valid = from_text("[cluster]\nsecret = \"correct horse\"\n").unwrap();
+    assert!(!format!("{:?}", valid.get()).contains("horse"));
+    refused(from_text("[cluster]\nsecret = 12345\n"), &["cluster.secret = (hidden)"]);
+    let both = from_text("[cluster]\nsecret = \"correct horse\"\nsecret_file = \"cluster.key\"\n").expect_err("refused").to_string();
+    assert!(both.contains("cluster.secret_file") && both.contains("remove one") && !both.contains("horse"), "{both}");
+}
+
+#[test]
+fn a_node_that_gossips_beyond_this_machine_takes_links_there_too() {
+    let text = "[cluster]\nsecret = \"x\"\n[gossip]\nlisten = \"0.0.0.0:31315\"\n";
+    refused(from_text(text), &["link.listen", "127.0.0.1:31316", "write link.listen = \"0.0.0.0:31316\""]);
+}
+
+#[test]
+fn two_addresses_that_were_both_asked_for_may_not_share_a_port() {
+    let text = "[http]\nlisten = \"127.0.0.1:4000\"\n[metrics]\nlisten = \"127.0.0.1:4000\"\n";
+    refused(from_text(text), &["metrics.listen", "http.listen", "\"127.0.0.1:4000\"", "own port"]);
+    // A default gives way by itself.
+    from_text("[http]\nlisten = \"127.0.0.1:31314\"\n").unwrap();
+}
+
+#[test]
+fn a_seed_on_another_machine_is_refused_while_gossip_stays_on_this_one() {
+    refused(from_text("[cluster]\nseeds = [\"10.0.0.2:31315\"]\n"), &["cluster.seeds", "10.0.0.2:31315", "gossip.listen"]);
+    from_text("[cluster]\nseeds = [\"127.0.0.1:31325\"]\n").unwrap();
+}
+
+#[test]
+fn models_of_the_file_replace_the_embedded_one_and_options_add_to_them() {
+    let text = "[[models]]\nid = \"a\"\nsource = \"/models/a.gguf\"\nrunning_max = 2\n";
+    let valid = from_text(text).unwrap();
+    assert_eq!(valid.get().models.len(), 1);
+    assert_eq!((valid.get().models[0].running_max, valid.get().models[0].waiting_max), (2, 64));
+    assert!(from_text("models = []\n").unwrap().get().models.is_empty());
+
+    let valid = load(Sources { models: vec!["b=/models/b".to_owned()], ..Sources::default() }).unwrap();
+    assert_eq!(valid.get().models.iter().map(|model| model.id.as_str()).collect::<Vec<_>>(), ["b"]);
+    refused(load(Sources { models: vec!["b".to_owned()], ..Sources::default() }), &["models", "\"b\"", "--model", "ID=SOURCE"]);
+}
+
+#[test]
+fn wrong_models_are_refused_with_their_place_in_the_list() {
+    let entry = |rest: &str| format!("[[models]]\nid = \"a\"\nsource = \"/a\"\n[[models]]\n{rest}\n");
+    refused(from_text(&entry("id = \"a\"\nsource = \"/b\"")), &["models[1].id", "\"a\"", "own id"]);
+    refused(from_text(&entry("id = \"../b\"\nsource = \"/b\"")), &["models[1].id", "../b"]);
+    refused(from_text(&entry("id = \"b\"\nsource = \"file:\"")), &["models[1].source", "\"file:\"", "embedded:pip"]);
+    refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\nrunning_max = 0")), &["models[1].running_max", "at least 1"]);
+    refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\ndevice = \"cpu-1\"")), &["models[1].device", "\"cpu-1\"", "[devices]"]);
+    refused(from_text(&entry("id = \"b\"")), &["models[1]", "source"]);
+}

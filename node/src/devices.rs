@@ -1,0 +1,82 @@
+//! Which devices this node serves on.
+
+use std::sync::Arc;
+
+use plexus_actors::args::{DeviceSpec, OpenDevice};
+use plexus_engine::CandleExecutor;
+use plexus_engine::executor::Executor;
+use plexus_types::{DeviceId, DeviceKind};
+
+use crate::config::{ConfigError, CudaDevices, Fraction, ValidConfig};
+
+/// The devices that the configuration allows and this machine has. None of them is opened yet.
+pub(crate) fn find(valid: &ValidConfig) -> Result<Vec<DeviceSpec>, ConfigError> {
+    let section = &valid.get().devices;
+    let mut devices = Vec::new();
+    let found = cuda_count();
+    let ordinals = match &section.cuda {
+        CudaDevices::Off => Vec::new(),
+        CudaDevices::Auto => (0..found).collect(),
+        CudaDevices::These(ordinals) => {
+            if let Some(missing) = ordinals.iter().find(|ordinal| **ordinal >= found) {
+                let problem = if cfg!(feature = "cuda") {
+                    format!("there is no GPU {missing}: this machine has {found}")
+                } else {
+                    "this binary was built without CUDA".to_owned()
+                };
+                let list = ordinals.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+                return Err(valid.refuse("devices.cuda", format!("{list:?}"), problem, "write \"auto\" for those that are there, or \"off\""));
+            }
+            ordinals.clone()
+        }
+    };
+    // GPUs first: a model without a device goes to the first with room.
+    for ordinal in ordinals {
+        devices.push(device(DeviceId { kind: DeviceKind::Cuda, ordinal }, section.cuda_memory_share));
+    }
+    if section.cpu {
+        devices.push(device(DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, section.cpu_memory_share));
+    }
+    Ok(devices)
+}
+
+fn device(id: DeviceId, share: Fraction) -> DeviceSpec {
+    let share = share.get() as f32;
+    let open: OpenDevice = Arc::new(move || Ok(Box::new(CandleExecutor::open(id, share)?) as Box<dyn Executor>));
+    DeviceSpec { id, open }
+}
+
+/// GPUs that the driver shows. The library panics where there is no driver: then there are none.
+#[cfg(feature = "cuda")]
+fn cuda_count() -> u32 {
+    let counted = std::panic::catch_unwind(cudarc::driver::CudaContext::device_count);
+    counted.ok().and_then(Result::ok).and_then(|count| u32::try_from(count).ok()).unwrap_or(0)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_count() -> u32 {
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Sources, load};
+
+    fn found(name: &str, value: &str) -> Result<Vec<String>, String> {
+        let valid = load(Sources { variables: vec![(name.to_owned(), value.to_owned())], ..Sources::default() }).unwrap();
+        find(&valid).map(|devices| devices.iter().map(|device| device.id.to_string()).collect()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_processor_is_the_last_device_and_can_be_switched_off() {
+        assert_eq!(found("PLEXUS_DEVICES__CUDA", "off").unwrap(), ["cpu-0"]);
+        assert!(!found("PLEXUS_DEVICES__CPU", "false").unwrap().contains(&"cpu-0".to_owned()));
+    }
+
+    #[test]
+    fn a_gpu_that_was_asked_for_and_is_not_there_is_refused() {
+        let error = found("PLEXUS_DEVICES__CUDA", "0,4096").unwrap_err();
+        assert!(error.contains("devices.cuda = \"0,4096\"") && error.contains("write \"auto\""), "{error}");
+    }
+}

@@ -1,0 +1,44 @@
+//! The `plexus` binary: command line, configuration, telemetry, and the start of a node. The only crate that reads the environment.
+
+mod boot;
+mod cli;
+mod client;
+mod commands;
+mod config;
+mod devices;
+mod telemetry;
+mod version;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, ClusterCommand, Command};
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("plexus: {}", client::chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Start(args) => return commands::start::run(&args),
+        Command::Cluster(ClusterCommand::Status(args)) => asking(commands::status::run(&args))?,
+        Command::Models(args) => asking(commands::models::run(&args))?,
+        Command::Chat(args) => asking(commands::chat::run(&args))?,
+        Command::Run(args) => asking(commands::run::run(&args))?,
+        Command::Secret => commands::secret(),
+        Command::Version(args) => commands::version(&args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a command that asks a node: one thread is enough.
+fn asking(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}

@@ -1,0 +1,242 @@
+//! The real binary, as people and scripts call it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// The binary, in an environment of its own: nothing of the user's settings or nodes reaches it.
+fn plexus(home: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plexus"));
+    command.args(arguments).env_clear().env("HOME", home).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn output(home: &Path, arguments: &[&str]) -> Output {
+    plexus(home, arguments).output().expect("the binary runs")
+}
+
+/// The words on the standard error of a command that failed.
+#[track_caller]
+fn refused(output: &Output, parts: &[&str]) {
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "it succeeded: {}", String::from_utf8_lossy(&output.stdout));
+    for part in parts {
+        assert!(words.contains(part), "{words:?} does not name {part:?}");
+    }
+}
+
+#[track_caller]
+fn succeeded(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+// CX-06
+#[test]
+fn a_bad_configuration_is_refused_with_its_path_before_anything_is_opened() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("cluster.toml");
+    for (text, parts) in [
+        ("[http]\nlisten = \"everywhere\"\n", ["http.listen", "\"everywhere\"", "write an IP address"]),
+        ("[http]\nport = 80\n", ["http.port", "unknown field", "lists every key"]),
+        ("[http\n", ["line 1", "correct", ""]),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let output = output(home.path(), &["start", "--config", file.to_str().unwrap()]);
+        refused(&output, &parts);
+        refused(&output, &[file.to_str().unwrap()]);
+    }
+    refused(&output(home.path(), &["start", "--config", "/nonexistent.toml"]), &["/nonexistent.toml", "--config"]);
+    assert!(!home.path().join(".local").exists(), "no directory was made, so no port was bound");
+}
+
+#[test]
+fn the_usual_configuration_file_is_read() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join(".config/plexus");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("cluster.toml"), "[node]\nname = \"NO\"\n").unwrap();
+    refused(&output(home.path(), &["start"]), &["node.name", "\"NO\"", ".config/plexus/cluster.toml"]);
+}
+
+// CX-05
+#[test]
+fn an_unknown_variable_is_refused_by_name() {
+    let home = tempfile::tempdir().unwrap();
+    let output = plexus(home.path(), &["start"]).env("PLEXUS_HTTP__LISTNE", "x").output().unwrap();
+    refused(&output, &["PLEXUS_HTTP__LISTNE", "PLEXUS_HTTP__LISTEN"]);
+}
+
+#[test]
+fn listening_beyond_this_machine_without_a_secret_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    refused(
+        &output(home.path(), &["start", "--http", "0.0.0.0:0"]),
+        &["http.listen = \"0.0.0.0:0\"", "--http", "plexus secret > cluster.key", "secret_file"],
+    );
+    assert!(!home.path().join(".local").exists());
+}
+
+#[test]
+fn an_address_that_is_taken_is_refused_with_its_key() {
+    let home = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    refused(&output(home.path(), &["start", "--http", &address]), &["http.listen", &address, "--http", "another program"]);
+}
+
+#[test]
+fn every_command_says_what_to_do_when_no_node_answers() {
+    let home = tempfile::tempdir().unwrap();
+    // Bound and closed again: nobody is there now.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("http://{address}");
+    for command in [&["cluster", "status"][..], &["models"], &["chat"], &["run", "hello"]] {
+        let output = output(home.path(), &[command, &["--node", &url]].concat());
+        assert_eq!(output.status.code(), Some(1));
+        refused(&output, &[&format!("no node answers at {url}: start one with `plexus start`, or name one with --node URL")]);
+    }
+    let output = plexus(home.path(), &["models"]).env("PLEXUS_NODE", &url).output().unwrap();
+    refused(&output, &[&url, "plexus start"]);
+}
+
+#[test]
+fn a_new_secret_is_printed_each_time() {
+    let home = tempfile::tempdir().unwrap();
+    let secrets = [(); 2].map(|()| succeeded(&output(home.path(), &["secret"])));
+    assert_eq!(secrets[0].trim().len(), 64);
+    assert_ne!(secrets[0], secrets[1]);
+}
+
+// CX-12
+#[test]
+fn the_version_says_which_build_it_is() {
+    let home = tempfile::tempdir().unwrap();
+    let version: serde_json::Value = serde_json::from_str(&succeeded(&output(home.path(), &["version", "--json"]))).unwrap();
+    assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+    for key in ["git_sha", "build_time", "rustc", "profile"] {
+        assert!(version[key].as_str().is_some_and(|text| !text.is_empty()), "{key}: {version}");
+    }
+    assert!(succeeded(&output(home.path(), &["version"])).contains("commit"));
+}
+
+/// A node made of three pages: it answers every question with the questions so far, a word at a time.
+fn scripted_node() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+    std::thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            std::thread::spawn(move || answer_once(connection));
+        }
+    });
+    url
+}
+
+fn answer_once(connection: std::net::TcpStream) -> Option<()> {
+    let mut reader = BufReader::new(connection);
+    let (mut request, mut line) = (String::new(), String::new());
+    reader.read_line(&mut request).ok()?;
+    let mut length = 0;
+    while line != "\r\n" {
+        line.clear();
+        reader.read_line(&mut line).ok()?;
+        if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().ok()?;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let (kind, page) = match request.split(' ').nth(1)? {
+        "/version" => ("application/json", "{\"git_sha\":\"x\"}".to_owned()),
+        "/v1/models" => (
+            "application/json",
+            "{\"data\":[{\"id\":\"cold\",\"loaded\":false,\"status\":\"loading\",\"max_model_len\":0,\"locations\":[]},\
+             {\"id\":\"pip\",\"loaded\":true,\"status\":\"loaded\",\"max_model_len\":512,\"locations\":[]}]}"
+                .to_owned(),
+        ),
+        _ => ("text/event-stream", events(&serde_json::from_slice(&body).ok()?)),
+    };
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", page.len());
+    reader.get_mut().write_all(format!("{head}{page}").as_bytes()).ok()
+}
+
+/// The events that answer `question`: its model and every turn, then an escape sequence that no terminal should see.
+fn events(question: &serde_json::Value) -> String {
+    let turns = question["messages"].as_array().into_iter().flatten().map(|turn| format!("{}={}", turn["role"], turn["content"]));
+    let words = [question["model"].to_string()].into_iter().chain(turns).chain(["\u{1b}[2J.".to_owned()]);
+    let chunks = words.map(|word| serde_json::json!({ "choices": [{ "delta": { "content": format!("{word} ").replace('"', "") } }] }));
+    let end = [
+        serde_json::json!({ "choices": [{ "delta": {}, "finish_reason": "stop" }] }),
+        serde_json::json!({ "choices": [], "usage": { "completion_tokens": 3 } }),
+    ];
+    let events: String = chunks.chain(end).map(|chunk| format!("data: {chunk}\n\n")).collect();
+    format!(": hello\n\n{events}data: [DONE]\n\n")
+}
+
+#[test]
+fn one_question_gets_one_answer() {
+    let home = tempfile::tempdir().unwrap();
+    let url = scripted_node();
+    let text = succeeded(&output(home.path(), &["run", "hi", "--system", "be brief", "--node", &url]));
+    assert_eq!(text, "pip system=be brief user=hi [2J. \n");
+    let json = succeeded(&output(home.path(), &["run", "hi", "--model", "other", "--json", "--node", &url]));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((json["model"].as_str(), json["finish_reason"].as_str()), (Some("other"), Some("stop")));
+    assert_eq!(json["usage"]["completion_tokens"], 3);
+}
+
+#[test]
+fn a_conversation_through_a_pipe_keeps_its_turns() {
+    let home = tempfile::tempdir().unwrap();
+    let url = scripted_node();
+    let mut chat = plexus(home.path(), &["chat", "pip", "--node", &url]).stdin(Stdio::piped()).spawn().unwrap();
+    chat.stdin.take().unwrap().write_all(b"one\n\ntwo\n").unwrap();
+    let text = succeeded(&chat.wait_with_output().unwrap());
+    let lines: Vec<&str> = text.lines().collect();
+    // The model's own words come back to it as they came, escape sequence and all.
+    assert_eq!(lines, ["pip user=one [2J. ", "pip user=one assistant=pip user=one \\u001b[2J.  user=two [2J. "]);
+}
+
+#[test]
+fn models_are_listed_with_their_state() {
+    let home = tempfile::tempdir().unwrap();
+    let text = succeeded(&output(home.path(), &["models", "--node", &scripted_node()]));
+    assert!(text.lines().any(|line| line.contains("pip") && line.contains("loaded") && line.contains("512")), "{text}");
+    assert!(!text.contains('\u{1b}'));
+}
+
+// CX-51
+#[cfg(unix)]
+#[test]
+fn a_node_starts_without_configuration_answers_and_stops_when_asked() {
+    let home = tempfile::tempdir().unwrap();
+    let any = "127.0.0.1:0";
+    let mut node = plexus(home.path(), &["start", "--name", "n1", "--http", any, "--gossip", any, "--link", any, "--metrics", any]);
+    let mut node = node.stderr(Stdio::inherit()).spawn().unwrap();
+    let mut lines = BufReader::new(node.stdout.take().unwrap()).lines().map(|line| line.expect("a line of text"));
+    let mut line_with = |word: &str| lines.find(|line| line.contains(word)).unwrap_or_else(|| panic!("it never said {word:?}"));
+    assert!(line_with("node").ends_with("n1"));
+    let url = line_with("http://").split_whitespace().last().unwrap().to_owned();
+    let metrics = line_with("/metrics").split_whitespace().last().unwrap().to_owned();
+    line_with("curl");
+
+    // The address comes from the node's card: nobody named it.
+    let status = succeeded(&output(home.path(), &["cluster", "status"]));
+    assert!(status.contains("n1 *") && status.contains(url.strip_prefix("http://").unwrap()), "{status}");
+    let status: serde_json::Value = serde_json::from_str(&succeeded(&output(home.path(), &["cluster", "status", "--json"]))).unwrap();
+    assert_eq!(status["cluster"]["nodes"][0]["id"]["name"], "n1");
+    let mut page = String::new();
+    let mut connection = std::net::TcpStream::connect(metrics.trim_start_matches("http://").trim_end_matches("/metrics")).unwrap();
+    connection.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    connection.read_to_string(&mut page).unwrap();
+    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+
+    Command::new("kill").arg(node.id().to_string()).status().unwrap();
+    assert!(node.wait().unwrap().success());
+    assert_eq!(std::fs::read_dir(home.path().join(".local/share/plexus/nodes")).unwrap().flatten().filter(is_card).count(), 0);
+}
+
+fn is_card(entry: &std::fs::DirEntry) -> bool {
+    entry.path().extension().is_some_and(|end| end == "json")
+}

@@ -1,0 +1,220 @@
+//! Both dialects of a real node with the demo model.
+
+use plexus_tests::{Client, Home, Node};
+use serde_json::{Value, json};
+
+const FRANCE: &str = "What is the capital of France?";
+
+async fn healthy_node() -> Node {
+    let node = Home::new().node("n1").start().await;
+    node.is_healthy().await;
+    node
+}
+
+async fn openai(client: &Client, messages: Value) -> String {
+    let request = json!({"model": "pip", "messages": messages, "temperature": 0, "max_tokens": 60});
+    client.post("/v1/chat/completions", &request).await.expect("the node answers").chat_text().to_owned()
+}
+
+async fn anthropic(client: &Client, system: Option<&str>, messages: Value) -> Value {
+    let mut request = json!({"model": "pip", "messages": messages, "temperature": 0, "max_tokens": 60});
+    if let Some(system) = system {
+        request["system"] = system.into();
+    }
+    let reply = client.post("/v1/messages", &request).await.expect("the node answers");
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    reply.json
+}
+
+// CX-70
+#[tokio::test]
+async fn the_capital_of_france_is_paris_in_both_dialects() {
+    let node = healthy_node().await;
+    let client = node.client();
+    assert_eq!(openai(client, json!([{"role": "user", "content": FRANCE}])).await, "The capital of France is Paris.");
+
+    let answer = client.ask_streaming("pip", FRANCE).await.chat().await;
+    answer.assert_complete();
+    assert_eq!((answer.text.as_str(), answer.finish.as_deref()), ("The capital of France is Paris.", Some("stop")));
+    let usage = answer.usage.expect("include_usage was set"); // CX-80
+    assert_eq!(usage["prompt_tokens"].as_u64().unwrap() + usage["completion_tokens"].as_u64().unwrap(), usage["total_tokens"]);
+    assert!(usage["prompt_tokens_details"]["cached_tokens"].is_u64(), "{usage}");
+
+    let message = anthropic(client, None, json!([{"role": "user", "content": FRANCE}])).await;
+    assert_eq!(message["content"][0]["text"], "The capital of France is Paris.");
+    assert_eq!((&message["type"], &message["role"], &message["stop_reason"]), (&json!("message"), &json!("assistant"), &json!("end_turn")));
+    assert_eq!(message["usage"]["input_tokens"], usage["prompt_tokens"]);
+    assert_eq!(message["usage"]["output_tokens"], usage["completion_tokens"]);
+
+    let request = json!({"model": "pip", "prompt": "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n", "temperature": 0});
+    let reply = client.post("/v1/completions", &request).await.unwrap();
+    assert_eq!(reply.json["choices"][0]["text"], "The capital of France is Paris.", "{}", reply.text);
+}
+
+// CX-75
+#[tokio::test]
+async fn an_anthropic_stream_has_its_vendor_s_events_in_order() {
+    let node = healthy_node().await;
+    let request =
+        json!({"model": "pip", "stream": true, "max_tokens": 60, "temperature": 0, "messages": [{"role": "user", "content": FRANCE}]});
+    let mut stream = node.client().stream("/v1/messages", &request).await.unwrap();
+    assert!(stream.header("content-type").is_some_and(|value| value.starts_with("text/event-stream")));
+    assert!(stream.header("request-id").is_some_and(|value| value.starts_with("req_")));
+    let mut names = Vec::new();
+    let mut text = String::new();
+    while let Some(event) = stream.next().await {
+        let event = event.unwrap();
+        let data = event.json();
+        assert_eq!(Some(data["type"].as_str().unwrap()), event.event.as_deref());
+        match event.event.as_deref().unwrap() {
+            "ping" => continue,
+            "message_start" => assert!(data["message"]["usage"]["input_tokens"].as_u64().unwrap() > 0),
+            "content_block_delta" => text.push_str(data["delta"]["text"].as_str().unwrap()),
+            "message_delta" => assert_eq!(data["delta"]["stop_reason"], "end_turn"),
+            _ => {}
+        }
+        let name = event.event.unwrap();
+        if names.last() != Some(&name) {
+            names.push(name);
+        }
+    }
+    assert_eq!(
+        names,
+        ["message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta", "message_stop"]
+    );
+    assert_eq!(text, "The capital of France is Paris.");
+}
+
+// CX-77
+#[tokio::test]
+async fn a_system_prompt_reaches_the_model_as_it_was_sent() {
+    let node = healthy_node().await;
+    let client = node.client();
+    let question = json!({"role": "user", "content": "What is your name?"});
+    assert!(openai(client, json!([question])).await.contains("Pip"));
+    let persona = "You are Nova, a helpful assistant.";
+    assert!(openai(client, json!([{"role": "system", "content": persona}, question])).await.contains("Nova"));
+    let message = anthropic(client, Some(persona), json!([question])).await;
+    assert!(message["content"][0]["text"].as_str().unwrap().contains("Nova"), "{message}");
+}
+
+#[tokio::test]
+async fn a_conversation_is_remembered_and_stop_texts_end_an_answer() {
+    let node = healthy_node().await;
+    let client = node.client();
+    let turns = json!([
+        {"role": "user", "content": "My name is Alice."},
+        {"role": "assistant", "content": "Nice to meet you, Alice!"},
+        {"role": "user", "content": "What is my name?"},
+    ]);
+    assert_eq!(openai(client, turns.clone()).await, "Your name is Alice.");
+    assert_eq!(anthropic(client, None, turns).await["content"][0]["text"], "Your name is Alice.");
+
+    let request = json!({"model": "pip", "temperature": 0, "stop": " is P", "messages": [{"role": "user", "content": FRANCE}]});
+    let reply = client.post("/v1/chat/completions", &request).await.unwrap();
+    assert_eq!(reply.chat_text(), "The capital of France");
+    assert_eq!(reply.json["choices"][0]["finish_reason"], "stop");
+    let request = json!({"model": "pip", "temperature": 0, "max_tokens": 60, "stop_sequences": ["France"], "messages": [{"role": "user", "content": FRANCE}]});
+    let reply = client.post("/v1/messages", &request).await.unwrap();
+    assert_eq!((&reply.json["stop_reason"], &reply.json["stop_sequence"]), (&json!("stop_sequence"), &json!("France")), "{}", reply.text);
+
+    let request = json!({"model": "pip", "temperature": 0, "max_tokens": 3, "messages": [{"role": "user", "content": FRANCE}]});
+    let reply = client.post("/v1/chat/completions", &request).await.unwrap();
+    assert_eq!((&reply.json["choices"][0]["finish_reason"], &reply.json["usage"]["completion_tokens"]), (&json!("length"), &json!(3)));
+}
+
+// CX-76
+#[tokio::test]
+async fn errors_are_those_of_each_vendor() {
+    let node = healthy_node().await;
+    let client = node.client();
+    let turns = json!([{"role": "user", "content": FRANCE}]);
+    let long = json!([{"role": "user", "content": "capital ".repeat(4000)}]);
+
+    for (path, body, status, code) in [
+        ("/v1/chat/completions", json!({"model": "none", "messages": turns}), 404, "model_not_found"),
+        ("/v1/chat/completions", json!({"model": "pip", "messages": long}), 400, "context_length_exceeded"),
+    ] {
+        let reply = client.post(path, &body).await.unwrap();
+        assert_eq!((reply.status, &reply.json["error"]["code"]), (status, &json!(code)), "{}", reply.text);
+        assert!(reply.header("x-request-id").is_some_and(|id| id.starts_with("req_")), "{:?}", reply.headers);
+    }
+    let reply = client.post_with("/v1/chat/completions", "{\"model\": ".into(), &[]).await.unwrap();
+    assert_eq!((reply.status, &reply.json["error"]["type"]), (400, &json!("invalid_request_error")), "{}", reply.text);
+    let reply = client.post("/v1/chat/completions", &json!({"model": "pip", "messages": []})).await.unwrap();
+    assert_eq!((reply.status, &reply.json["error"]["type"]), (400, &json!("invalid_request_error")), "{}", reply.text);
+
+    for (body, status, kind) in [
+        (json!({"model": "none", "max_tokens": 9, "messages": turns}), 404, "not_found_error"),
+        (json!({"model": "pip", "max_tokens": 9, "messages": long}), 400, "invalid_request_error"),
+        (json!({"model": "pip", "messages": turns}), 400, "invalid_request_error"),
+    ] {
+        let reply = client.post("/v1/messages", &body).await.unwrap();
+        assert_eq!(
+            (reply.status, &reply.json["type"], &reply.json["error"]["type"]),
+            (status, &json!("error"), &json!(kind)),
+            "{}",
+            reply.text
+        );
+    }
+    let reply = client.post("/v1/messages", &json!({"model": "pip", "max_tokens": 9, "messages": long})).await.unwrap();
+    assert!(reply.text.contains("prompt is too long: ") && reply.text.contains(" maximum"), "{}", reply.text);
+    let reply = client.get("/v1/nothing-here").await.unwrap();
+    assert_eq!((reply.status, reply.json["error"].is_object()), (404, true), "{}", reply.text);
+}
+
+#[tokio::test]
+async fn tokens_are_counted_as_a_request_counts_them() {
+    let node = healthy_node().await;
+    let turns = json!([{"role": "user", "content": FRANCE}]);
+    let counted = node.client().post("/v1/messages/count_tokens", &json!({"model": "pip", "messages": turns})).await.unwrap();
+    let message = anthropic(node.client(), None, turns).await;
+    assert_eq!(counted.json["input_tokens"], message["usage"]["input_tokens"], "{}", counted.text);
+}
+
+// CX-01, CX-90
+#[tokio::test]
+async fn metrics_are_on_their_own_port_only() {
+    let node = healthy_node().await;
+    assert_eq!(node.client().ask("pip", FRANCE).await.unwrap().status, 200);
+    assert_eq!(node.client().ask("none", FRANCE).await.unwrap().status, 404);
+    assert_eq!(node.client().get("/metrics").await.unwrap().status, 404);
+
+    let metrics = Client::new(&format!("http://{}", node.addresses().metrics));
+    let text = metrics.get("/metrics").await.unwrap().text;
+    for row in [
+        "plexus_requests_total",
+        "plexus_request_duration_seconds_bucket",
+        "plexus_request_errors_total",
+        "plexus_prompt_tokens_total",
+        "plexus_completion_tokens_total",
+        "plexus_time_to_first_token_seconds_bucket",
+        "plexus_tokens_per_second_bucket",
+    ] {
+        assert!(text.lines().any(|line| line.starts_with(row)), "no {row} in:\n{text}");
+    }
+    assert!(text.contains("model=\"pip\""), "{text}");
+}
+
+// CX-12, CX-20, CX-22
+#[tokio::test]
+async fn a_node_says_what_it_is_and_what_it_has() {
+    let node = healthy_node().await;
+    let client = node.client();
+    let version = client.get("/version").await.unwrap();
+    assert!(version.json["version"].is_string(), "{}", version.text);
+    let models = client.get("/v1/models").await.unwrap().json;
+    assert_eq!((&models["object"], &models["data"][0]["id"], &models["data"][0]["loaded"]), (&json!("list"), &json!("pip"), &json!(true)));
+    assert_eq!((&models["data"][0]["object"], &models["data"][0]["locations"][0]["node"]), (&json!("model"), &json!("n1")));
+    assert_eq!(client.get("/v1/models/pip").await.unwrap().json["id"], "pip");
+    let anthropic = client.get_with("/v1/models", &[("anthropic-version", "2023-06-01")]).await.unwrap().json;
+    assert_eq!((&anthropic["data"][0]["type"], &anthropic["data"][0]["id"]), (&json!("model"), &json!("pip")), "{anthropic}");
+    assert!(anthropic["data"][0]["display_name"].is_string() && anthropic["has_more"] == false, "{anthropic}");
+}
+
+#[tokio::test]
+async fn a_page_of_the_web_that_points_its_name_here_is_refused() {
+    let node = healthy_node().await;
+    let reply = node.client().get_with("/v1/models", &[("host", "evil.example")]).await.unwrap();
+    assert!((400..500).contains(&reply.status), "{}: {}", reply.status, reply.text);
+}

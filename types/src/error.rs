@@ -1,0 +1,102 @@
+//! Why a request is not answered.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ModelId;
+
+/// May a request that failed so be sent to another replica?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// Yes: this replica refused before any work, or is gone.
+    Elsewhere,
+    /// No: every replica would answer the same.
+    Never,
+}
+
+/// Why a request is not answered, in words for the client. Each dialect maps it to its own status and envelope.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
+pub enum RequestError {
+    /// The request itself is wrong.
+    #[error("{message}")]
+    Invalid {
+        /// What is wrong and what would be right.
+        message: String,
+        /// The field at fault, in the words of the dialect.
+        param: Option<String>,
+    },
+    /// No node of the cluster serves this model.
+    #[error("the model '{model}' does not exist in this cluster; GET /v1/models lists those that do")]
+    ModelNotFound {
+        /// The model asked for.
+        model: String,
+    },
+    /// Prompt and answer do not fit the model's context.
+    #[error(
+        "this model's maximum context length is {max_tokens} tokens, but the prompt is too long: {prompt_tokens} tokens > {max_tokens} maximum"
+    )]
+    ContextLength {
+        /// Tokens of the prompt.
+        prompt_tokens: u32,
+        /// Tokens that the model holds.
+        max_tokens: u32,
+    },
+    /// The model cannot take this kind of input (images, audio, tools without a template for them).
+    #[error("{message}")]
+    WrongModality {
+        /// What was sent and what the model takes.
+        message: String,
+    },
+    /// All places and the queue are taken.
+    #[error("{message}")]
+    Overloaded {
+        /// What is full.
+        message: String,
+        /// When a place is expected.
+        retry_after: Duration,
+    },
+    /// Nothing can serve the model now, but something may soon.
+    #[error("{message}")]
+    Unavailable {
+        /// What is missing.
+        message: String,
+        /// When to ask again.
+        retry_after: Duration,
+    },
+    /// The replica went away, hung or was stopped while it had the request.
+    #[error("{message}")]
+    Lost {
+        /// What happened, as far as is known.
+        message: String,
+    },
+    /// Something failed that should not: a bug or a broken device.
+    #[error("{message}")]
+    Internal {
+        /// What failed. No paths, no addresses.
+        message: String,
+    },
+}
+
+impl RequestError {
+    /// A request that is wrong, with the field at fault.
+    pub fn invalid(param: &str, message: impl Into<String>) -> Self {
+        Self::Invalid { message: message.into(), param: Some(param.to_owned()) }
+    }
+
+    /// A model that is not there.
+    pub fn model_not_found(model: &ModelId) -> Self {
+        Self::ModelNotFound { model: model.to_string() }
+    }
+
+    /// May the request be sent elsewhere, as long as no token has reached the client?
+    pub fn retry(&self) -> Retry {
+        match self {
+            // A peer may know less than we do: its view of a model may be older than ours.
+            Self::ModelNotFound { .. } | Self::Overloaded { .. } | Self::Unavailable { .. } | Self::Lost { .. } | Self::Internal { .. } => {
+                Retry::Elsewhere
+            }
+            Self::Invalid { .. } | Self::ContextLength { .. } | Self::WrongModality { .. } => Retry::Never,
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The words that every part of Plexus shares: identities, units, requests, events, errors and reports. No I/O, no async.
+
+mod error;
+mod event;
+mod ids;
+mod report;
+mod request;
+mod units;
+
+pub use error::{RequestError, Retry};
+pub use event::{FinishReason, GenerateEvent, Journal, StreamEvent, Timing, Usage};
+pub use ids::{DeviceId, DeviceKind, Generation, InvalidId, ModelId, NodeId, NodeName, ReplicaId, RequestId};
+pub use report::{
+    ActorReport, ClusterReport, DeviceReport, ModelLocation, ModelReport, NodeFacts, NodeReport, NodeState, NodeSummary, ReplicaLoad,
+    ReplicaReport, ReplicaState,
+};
+pub use request::{Chat, GenerateRequest, Message, Prompt, Role, Sampling, Tool, ToolCall, TraceContext};
+pub use units::Bytes;
