@@ -79,7 +79,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let args = node_args(Options::parse())?;
     let mut node = plexus_actors::node::start(args).await.context("the node starts")?;
     tokio::select! {
-        _ = terminated.recv() => node.drain().await,
+        _ = terminated.recv() => drop(node.drain().await),
         why = node.wait() => {
             tracing::error!(why, "the node gave up");
             return Ok(ExitCode::FAILURE);
