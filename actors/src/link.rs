@@ -8,7 +8,7 @@
 //! Supervised by the node; supervises the node server. A restart cuts all links and dials anew.
 //! `ractor_cluster` logs whole frames, prompts among them, at debug: its log filter must stay at `warn` (`ractor_cluster=warn`).
 
-mod core;
+pub mod core;
 mod health;
 mod session;
 mod socket;
@@ -148,7 +148,7 @@ impl fmt::Debug for LinkState {
 
 /// A connection that was handed to ractor.
 struct Standing {
-    _knife: Knife,
+    knife: Knife,
     session: Option<(u64, ActorRef<NodeSessionMessage>)>,
     peer: Option<Peer>,
     up: bool,
@@ -163,10 +163,8 @@ impl Actor for LinkActor {
         args.peers.clear("links were restarted", &*args.inbound);
         let tls = Tls::new(&args.secret, &args.me.name)?;
         let server = session::start(&args.me, &args.secret, myself.clone()).await?;
-        let mut core = LinkCore::new(args.me.name.clone(), args.timing.clone());
-        core.on_event(Event::Known(Vec::new()), Instant::now(), &mut rand::rng());
         let mut state = LinkState {
-            core,
+            core: LinkCore::new(args.me.name.clone(), args.timing.clone()),
             ticks: 0,
             tls,
             server,
@@ -217,6 +215,8 @@ impl Actor for LinkActor {
 
     async fn post_stop(&self, _: ActorRef<LinkMsg>, state: &mut LinkState) -> Result<(), ActorProcessingErr> {
         state.args.peers.clear("links are closed", &*state.args.inbound);
+        state.tasks.abort_all();
+        state.links.clear(); // the knives cut them
         Ok(())
     }
 }
@@ -295,7 +295,7 @@ impl LinkState {
         let Connection { name, tls, knife } = connection;
         self.next_link += 1;
         let link = LinkId(self.next_link);
-        self.links.insert(link, Standing { _knife: knife, session: None, peer: None, up: false });
+        self.links.insert(link, Standing { knife, session: None, peer: None, up: false });
         let dialed = side == Side::Dialed;
         self.on_event(Event::Opened { link, name, dialed }, myself);
         if self.links.contains_key(&link) {
@@ -370,7 +370,7 @@ impl LinkState {
         } else {
             debug!(link = link.0, why, "a connection is over");
         }
-        drop(standing._knife);
+        drop(standing.knife);
         if let Some((_, session)) = standing.session {
             session.stop(Some(why.to_owned()));
         }

@@ -9,7 +9,7 @@
 mod gossip;
 mod seal;
 mod timing;
-mod view;
+pub mod view;
 
 use std::collections::BTreeMap;
 use std::fmt;

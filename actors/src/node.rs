@@ -308,11 +308,17 @@ pub struct RunningNode {
     addresses: Addresses,
     view: SharedView,
     peers: Peers,
+    inference: Arc<ClusterInference>,
     end: End,
     drain_timeout: Duration,
 }
 
 impl RunningNode {
+    /// The cluster as the HTTP dialects see it through this node.
+    pub fn inference(&self) -> &ClusterInference {
+        &self.inference
+    }
+
     /// What this node believes of the cluster.
     pub fn view(&self) -> &SharedView {
         &self.view
@@ -480,7 +486,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
             ask: Ask::Message(ModelMsg::Inspect),
         });
     }
-    let inference = ClusterInference {
+    let inference = Arc::new(ClusterInference {
         node: node.clone(),
         streams: streams.clone(),
         router: router.clone(),
@@ -489,8 +495,8 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         peers: peers.clone(),
         config: args.streams,
         test_hooks: args.test_hooks,
-    };
-    let answers = plexus_api::router(Arc::new(inference), args.http.api.clone());
+    });
+    let answers = plexus_api::router(inference.clone(), args.http.api.clone());
     children.add("http", Role::Other, Kind {
         actor: || HttpFrontActor,
         address: http.clone(),
@@ -526,7 +532,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         end: Arc::clone(&end),
     };
     let (root, task) = Actor::spawn(None, NodeActor, root_args).await.map_err(|error| StartError::Root(error.to_string()))?;
-    Ok(RunningNode { root, task, addresses, view, peers, end, drain_timeout: args.drain_timeout })
+    Ok(RunningNode { root, task, addresses, view, peers, inference, end, drain_timeout: args.drain_timeout })
 }
 
 /// The children, in the order of their start.

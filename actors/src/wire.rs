@@ -167,3 +167,6 @@ pub const fn frame_len(len: usize) -> u64 {
 fn config() -> impl bincode::config::Config {
     bincode::config::standard().with_limit::<MESSAGE_MAX>()
 }
+
+#[cfg(test)]
+mod tests;

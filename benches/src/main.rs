@@ -25,6 +25,9 @@ mod stream_rate;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
+    /// Takes the release build of `plexus` as it lies beside this program, instead of bringing it up to date.
+    #[arg(long)]
+    no_build: bool,
     #[command(subcommand)]
     bench: Bench,
 }
@@ -86,7 +89,7 @@ fn main() -> anyhow::Result<()> {
         return scripted_node::run(options);
     }
     println!("{}\n", machine::describe());
-    let binaries = node_process::Binaries::build()?;
+    let binaries = node_process::Binaries::find(!cli.no_build)?;
     let benches = match cli.bench {
         Bench::All => ["startup", "mesh", "remote-first-token", "remote-stream", "http-overhead"]
             .into_iter()

@@ -31,18 +31,16 @@ pub(crate) struct Binaries {
 }
 
 impl Binaries {
-    /// Builds the product, with the cargo that runs this program, into the target folder that this program was built into.
-    pub(crate) fn build() -> anyhow::Result<Self> {
-        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    /// Finds them in the target folder that this program was built into. `build` brings the product up to date, with the cargo that runs this program.
+    pub(crate) fn find(build: bool) -> anyhow::Result<Self> {
         let this = env::current_exe()?;
         let target = this.ancestors().nth(2).context("this program lies in a target folder")?;
-        let status = Command::new(cargo)
-            .args(["build", "--quiet", "--release", "-p", "plexus", "--target-dir"])
-            .arg(target)
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .status()
-            .context("running cargo")?;
-        ensure!(status.success(), "plexus does not build");
+        if build {
+            let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            command.args(["build", "--quiet", "--release", "-p", "plexus", "--target-dir"]).arg(target);
+            let status = command.current_dir(env!("CARGO_MANIFEST_DIR")).status().context("running cargo")?;
+            ensure!(status.success(), "plexus does not build");
+        }
         Ok(Self { plexus: target.join("release/plexus") })
     }
 }

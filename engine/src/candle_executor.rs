@@ -50,8 +50,7 @@ impl CandleExecutor {
         if batch.tokens.is_empty() {
             return Ok(Vec::new());
         }
-        let step =
-            Step { tokens: &batch.tokens, positions: &batch.positions, slots: &plan.slots, spans: &plan.spans, rows: &plan.rows };
+        let step = Step { tokens: &batch.tokens, positions: &batch.positions, slots: &plan.slots, spans: &plan.spans, rows: &plan.rows };
         if plan.rows.is_empty() {
             // Nothing is drawn, so the last row stands in: a prompt is only read.
             let last = [batch.tokens.len() as u32 - 1];
@@ -154,7 +153,7 @@ impl Plan {
             let blocks = &batch.blocks[range(&batch.block_starts)];
             let positions = &batch.positions[tokens.clone()];
             let Some(first) = positions.first() else { return wrong(format!("sequence {sequence} has no tokens")) };
-            if positions.iter().zip(*first..).any(|(position, expected)| *position != expected) {
+            if positions.iter().zip(u64::from(*first)..).any(|(position, expected)| u64::from(*position) != expected) {
                 return wrong(format!("positions of sequence {sequence} are not consecutive"));
             }
             let n_positions = *first as usize + positions.len();

@@ -32,8 +32,7 @@ const MAX_TOKENIZER_LEN: u64 = 256 << 20;
 const MAX_TEMPLATE_LEN: u64 = 4 << 20;
 
 /// Tokens that end a turn in the common chat formats, for files that do not say so. Taken only where they are control tokens.
-const END_OF_TURN: [&str; 7] =
-    ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>"];
+const END_OF_TURN: [&str; 7] = ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>"];
 
 /// A model's tokenizer and chat template.
 pub struct Codec {
@@ -128,10 +127,8 @@ impl Codec {
         let tokens = gguf.texts("tokenizer.ggml.tokens").unwrap_or_default();
         let special = |name: &str| gguf.u32(&format!("tokenizer.ggml.{name}_token_id"));
         let named = [("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding"), ("unk_token", "unknown")];
-        let special_tokens = named
-            .into_iter()
-            .filter_map(|(key, name)| Some((key.to_owned(), tokens.get(special(name)? as usize)?.clone())))
-            .collect();
+        let special_tokens =
+            named.into_iter().filter_map(|(key, name)| Some((key.to_owned(), tokens.get(special(name)? as usize)?.clone()))).collect();
         let adds_bos = gguf.bool("tokenizer.ggml.add_bos_token").unwrap_or_else(|| gguf_tokenizer::adds_bos_by_default(gguf));
         let around = Surroundings {
             template: gguf.text("tokenizer.chat_template").map(str::to_owned),

@@ -53,7 +53,11 @@ pub(crate) struct Step<'a> {
 
 impl Decoder {
     /// Reads all weights onto the device, one tensor at a time. `failed` names the device in errors of the computation.
-    pub(crate) fn load(files: &ModelFiles, device: &Device, failed: &dyn Fn(candle_core::Error) -> EngineError) -> std::result::Result<Self, EngineError> {
+    pub(crate) fn load(
+        files: &ModelFiles,
+        device: &Device,
+        failed: &dyn Fn(candle_core::Error) -> EngineError,
+    ) -> std::result::Result<Self, EngineError> {
         let config = &files.config;
         let weights = files.weights();
         let matrix = |name: &str| Matrix::new(weights.read(name, config)?, device).map_err(failed);
@@ -69,8 +73,7 @@ impl Decoder {
         };
         let layer = |index: usize| -> std::result::Result<Layer, EngineError> {
             let name = |part: &str| format!("model.layers.{index}.{part}");
-            let qk_norms =
-                if config.qk_norm { Some((norm(&name("self_attn.q_norm"))?, norm(&name("self_attn.k_norm"))?)) } else { None };
+            let qk_norms = if config.qk_norm { Some((norm(&name("self_attn.q_norm"))?, norm(&name("self_attn.k_norm"))?)) } else { None };
             Ok(Layer {
                 attention_norm: norm(&name("input_layernorm"))?,
                 q: linear(&name("self_attn.q_proj"))?,

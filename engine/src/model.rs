@@ -132,7 +132,7 @@ impl ModelFiles {
         self.config.max_context
     }
 
-    /// Memory that the model takes on a device, weights and KV pool together.
+    /// Memory that the model holds on a device, weights and KV pool together. What a step works in comes on top and is freed after it.
     pub fn footprint(&self, kv: KvPlan) -> Bytes {
         let tokens = u64::from(kv.n_blocks) * u64::from(kv.block_len);
         Bytes(self.weights_bytes.0.saturating_add(self.kv_bytes_per_token.0.saturating_mul(tokens)))

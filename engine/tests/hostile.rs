@@ -4,9 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use plexus_engine::{
-    Batch, BlockId, CandleExecutor, Draw, EngineError, Executor, KvPlan, ModelFiles, ModelSource, SamplerSettings, Slot,
-};
+use plexus_engine::{Batch, BlockId, CandleExecutor, Draw, EngineError, Executor, KvPlan, ModelFiles, ModelSource, SamplerSettings, Slot};
 use plexus_types::{DeviceId, DeviceKind, Sampling};
 use proptest::prelude::*;
 

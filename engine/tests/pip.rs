@@ -96,7 +96,8 @@ fn the_embedded_model_answers_a_question() {
     assert_eq!(answer(&files, &mut executor, question(), &[]), whole);
     let cut = ("The capital of ".to_owned(), FinishReason::StopSequence("France is".into()));
     assert_eq!(answer(&files, &mut executor, question(), &["Paris", "France is"]), cut);
-    let memory = chat(&[(Role::User, "My name is Alice."), (Role::Assistant, "Nice to meet you, Alice."), (Role::User, "What is my name?")]);
+    let memory =
+        chat(&[(Role::User, "My name is Alice."), (Role::Assistant, "Nice to meet you, Alice."), (Role::User, "What is my name?")]);
     assert_eq!(answer(&files, &mut executor, memory, &[]).0, "Your name is Alice.");
 }
 
@@ -105,7 +106,8 @@ fn the_embedded_model_calls_a_tool_and_the_call_stays_visible() {
     // CX-78
     let files = embedded();
     let parameters = r#"{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}"#;
-    let tool = Tool { name: "get_weather".into(), description: Some("Get the weather of a city".into()), parameters: Some(parameters.into()) };
+    let tool =
+        Tool { name: "get_weather".into(), description: Some("Get the weather of a city".into()), parameters: Some(parameters.into()) };
     let chat = Chat { tools: vec![tool], ..chat(&[(Role::User, "What is the weather in Paris?")]) };
     let (text, finish) = answer(&files, &mut executor(&files), chat, &[]);
     assert!(text.starts_with("<tool_call>\n{\"name\": \"get_weather\"") && text.ends_with("</tool_call>"), "{text}");

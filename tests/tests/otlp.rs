@@ -14,6 +14,9 @@ use plexus_tests::{Home, eventually};
 use prost::Message;
 use tokio::sync::Mutex;
 
+/// Name of the span of the whole request: method and route, by OpenTelemetry's conventions for HTTP.
+const REQUEST: &str = "POST /v1/chat/completions";
+
 /// A span as it was received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Span {
@@ -76,7 +79,7 @@ async fn a_request_served_by_another_node_is_one_trace() {
     let reply = ingress.client().post_with("/v1/chat/completions", body, &[("traceparent", &traceparent)]).await.unwrap();
     assert!(reply.chat_text().contains("Paris"));
 
-    let wanted = ["http.request", "route", "serve", "queue", "prefill", "decode"];
+    let wanted = [REQUEST, "route", "serve", "queue", "prefill", "decode"];
     let spans = eventually("all spans have arrived", async || {
         let spans: Vec<Span> = received.lock().await.iter().filter(|span| span.trace == trace).cloned().collect();
         let names: BTreeSet<&str> = spans.iter().map(|span| span.name.as_str()).collect();
@@ -97,7 +100,7 @@ async fn a_request_served_by_another_node_is_one_trace() {
             });
         }
     };
-    let request = only("http.request");
+    let request = only(REQUEST);
     let serve = only("serve");
     assert_eq!((request.instance.as_str(), request.parent.as_str()), ("ingress", caller));
     assert_eq!(only("route").instance, "ingress");

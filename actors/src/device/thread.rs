@@ -86,12 +86,12 @@ fn perform(executor: &mut dyn Executor, job: Job) -> Result<(), String> {
 }
 
 fn settle<T>(reply: Reply<T>, result: Result<T, EngineError>) -> Result<(), String> {
-    let broken = match &result {
-        Err(error @ EngineError::Device { .. }) => Err(chain(error)),
-        Ok(_) | Err(_) => Ok(()),
-    };
-    reply.send(result.map_err(|error| DeviceError::Engine(chain(&error))));
-    broken
+    match result {
+        Ok(value) => reply.send(Ok(value)),
+        Err(error @ EngineError::Device { .. }) => return Err(chain(&error)), // the reply is dropped: lost
+        Err(error) => reply.send(Err(DeviceError::Engine(chain(&error)))),
+    }
+    Ok(())
 }
 
 /// An error with all its causes.

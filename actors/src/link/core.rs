@@ -13,11 +13,11 @@ use crate::membership::NetTiming;
 
 /// One TCP connection that has become a TLS session with a node of known name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct LinkId(pub(super) u64);
+pub struct LinkId(pub u64);
 
 /// What happens.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Event {
+pub enum Event {
     /// [`NetTiming::tick`] has passed.
     Tick,
     /// Gossip changed its mind.
@@ -28,13 +28,20 @@ pub(super) enum Event {
     DialFailed(NodeName),
     /// A TLS session with this node stands; its certificate says who it is.
     Opened {
+        /// The number that this node gave it.
         link: LinkId,
+        /// Whose certificate it is.
         name: NodeName,
         /// We dialed.
         dialed: bool,
     },
     /// The ractor session on it is ready, and claims to be of this life.
-    Ready { link: LinkId, id: NodeId },
+    Ready {
+        /// On which link.
+        link: LinkId,
+        /// Who the peer says it is.
+        id: NodeId,
+    },
     /// The peer has shown its pass: it is in the table of peers.
     Greeted(LinkId),
     /// A ping came back.
@@ -47,15 +54,25 @@ pub(super) enum Event {
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Effect {
+pub enum Effect {
     /// Dial this node.
     Dial(NodeFacts),
     /// Find the peer's actors and greet it; repeated while it has not answered.
-    Greet { link: LinkId, id: NodeId },
+    Greet {
+        /// Over which link.
+        link: LinkId,
+        /// Who is there.
+        id: NodeId,
+    },
     /// Ping the peer.
     Ping(LinkId),
     /// End the link and forget it.
-    Cut { link: LinkId, why: &'static str },
+    Cut {
+        /// Which link.
+        link: LinkId,
+        /// Why, for the log and the status.
+        why: &'static str,
+    },
 }
 
 #[derive(Debug)]
@@ -84,7 +101,7 @@ enum Stage {
 
 /// The link actor's mind.
 #[derive(Debug)]
-pub(super) struct LinkCore {
+pub struct LinkCore {
     me: NodeName,
     timing: NetTiming,
     nodes: BTreeMap<NodeName, Node>,
@@ -93,11 +110,13 @@ pub(super) struct LinkCore {
     ejected: BTreeSet<NodeName>,
     ticked: Option<Instant>,
     closed: bool,
-    pub(super) doubts: u64,
+    /// How often it found itself too late to judge others.
+    pub doubts: u64,
 }
 
 impl LinkCore {
-    pub(super) fn new(me: NodeName, timing: NetTiming) -> Self {
+    /// A mind that knows nobody yet.
+    pub fn new(me: NodeName, timing: NetTiming) -> Self {
         Self {
             me,
             timing,
@@ -111,18 +130,18 @@ impl LinkCore {
     }
 
     /// Names that gossip knows: whose certificates are taken.
-    pub(super) fn names(&self) -> impl Iterator<Item = &NodeName> {
+    pub fn names(&self) -> impl Iterator<Item = &NodeName> {
         self.nodes.keys()
     }
 
     /// Numbers for the status: known, linked, greeting, ejected.
-    pub(super) fn numbers(&self) -> [usize; 4] {
+    pub fn numbers(&self) -> [usize; 4] {
         let up = self.links.values().filter(|link| matches!(link.stage, Stage::Up(_))).count();
         [self.nodes.len(), up, self.links.len() - up, self.ejected.len()]
     }
 
     /// Takes in an event and says what is to be done.
-    pub(super) fn on_event(&mut self, event: Event, now: Instant, rng: &mut impl Rng) -> Vec<Effect> {
+    pub fn on_event(&mut self, event: Event, now: Instant, rng: &mut impl Rng) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
             Event::Tick => self.on_tick(now, &mut effects),

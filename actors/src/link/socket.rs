@@ -145,5 +145,7 @@ fn tune(tcp: &TcpStream, timing: &NetTiming) -> io::Result<Knife> {
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(1)).with_interval(Duration::from_secs(1)))?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
     socket.set_tcp_user_timeout(Some(timing.user_timeout))?;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _only_pings_notice = timing;
     Ok(Knife(socket.try_clone()?))
 }

@@ -60,11 +60,13 @@ pub(super) fn keys_of(facts: &NodeFacts) -> Result<Vec<(String, String)>, FactsE
 
 /// One life of chitchat on one node, as gossip shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Seen {
-    pub(super) facts: NodeFacts,
+pub struct Seen {
+    /// Who it is and where it can be reached.
+    pub facts: NodeFacts,
     /// Which start of chitchat, among those of the same life of the node.
-    pub(super) start: u64,
-    pub(super) leaving: bool,
+    pub start: u64,
+    /// It has said that it goes.
+    pub leaving: bool,
 }
 
 impl Seen {
@@ -80,7 +82,7 @@ impl Seen {
 
 /// The nodes that count as living. For each name only the newest generation does.
 #[derive(Debug)]
-pub(super) struct View {
+pub struct View {
     me: NodeId,
     nodes: BTreeMap<NodeName, NodeFacts>,
     /// Until then a node that is not seen stays.
@@ -91,32 +93,34 @@ pub(super) struct View {
 }
 
 impl View {
-    pub(super) fn new(me: NodeId, nodes: Vec<NodeFacts>, now: Instant) -> Self {
+    /// A view that begins with `nodes`.
+    pub fn new(me: NodeId, nodes: Vec<NodeFacts>, now: Instant) -> Self {
         let nodes = nodes.into_iter().map(|facts| (facts.id.name.clone(), facts)).collect();
         Self { me, nodes, doubt_until: now, doubted: false, replaced_by: None }
     }
 
     /// Lets nobody go before `until`: what is seen until then says more about us than about them.
-    pub(super) fn doubt(&mut self, until: Instant) {
+    pub fn doubt(&mut self, until: Instant) {
         self.doubt_until = self.doubt_until.max(until);
     }
 
     /// Is there something to decide now although nothing new is seen?
-    pub(super) fn is_due(&self, now: Instant) -> bool {
+    pub fn is_due(&self, now: Instant) -> bool {
         self.doubted && now >= self.doubt_until
     }
 
-    pub(super) fn nodes(&self) -> &BTreeMap<NodeName, NodeFacts> {
+    /// The nodes that count as living, without this one.
+    pub fn nodes(&self) -> &BTreeMap<NodeName, NodeFacts> {
         &self.nodes
     }
 
     /// The newer life of this node's own name that was seen.
-    pub(super) fn replaced_by(&self) -> Option<&NodeId> {
+    pub fn replaced_by(&self) -> Option<&NodeId> {
         self.replaced_by.as_ref()
     }
 
     /// Takes in what is seen now and says what has changed.
-    pub(super) fn update(&mut self, seen: Vec<Seen>, now: Instant) -> Vec<ClusterChange> {
+    pub fn update(&mut self, seen: Vec<Seen>, now: Instant) -> Vec<ClusterChange> {
         let mut newest: BTreeMap<NodeName, Seen> = BTreeMap::new();
         for seen in seen {
             let rank = |seen: &Seen| (seen.facts.id.generation, seen.start);

@@ -9,6 +9,7 @@ use plexus_engine::executor::Slot;
 use plexus_engine::model::ModelFiles;
 use plexus_types::{Bytes, DeviceId, ModelId, Sampling};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::plan::{Needs, Plan, plan};
 use crate::address::{Address, CallError};
@@ -143,13 +144,13 @@ async fn find_room(profile: &ModelProfile, needs: &Needs, evictor: &Address<Evic
 
 /// The devices that the model may go to, once at least one is open.
 async fn choices(wanted: Option<DeviceId>, evictor: &Address<EvictorMsg>) -> Result<Vec<(DeviceId, Bytes)>, LoadError> {
-    let deadline = tokio::time::Instant::now() + DEVICE_WAIT;
+    let deadline = Instant::now() + DEVICE_WAIT;
     loop {
         let choices = evictor.call(|reply| EvictorMsg::Choices(wanted, reply), EVICTOR_DEADLINE).await?;
         if !choices.is_empty() {
             return Ok(choices);
         }
-        if tokio::time::Instant::now() > deadline {
+        if Instant::now() > deadline {
             let device = wanted.map_or_else(|| "no device".to_owned(), |device| format!("the device {device}"));
             return Err(LoadError::Refused(format!("{device} opened within {DEVICE_WAIT:?}")));
         }
@@ -158,9 +159,13 @@ async fn choices(wanted: Option<DeviceId>, evictor: &Address<EvictorMsg>) -> Res
 }
 
 async fn load_on(device: &Address<DeviceMsg>, files: ModelFiles, plan: Plan) -> Result<Slot, LoadError> {
+    let lost = |_| LoadError::Interrupted("the device was lost while it loaded the model".into());
+    let deadline = Instant::now() + DEVICE_WAIT;
+    while device.actor().is_none() && Instant::now() < deadline {
+        tokio::time::sleep(DEVICE_POLL).await; // it is between two lives
+    }
     let (reply, loaded) = oneshot::channel();
     let reply = Reply::new(move |result| drop(reply.send(result)));
-    let lost = |_| LoadError::Interrupted("the device was lost while it loaded the model".into());
     device.cast(DeviceMsg::Load { files: Arc::new(files), kv: plan.kv, reply }).map_err(lost)?;
     match loaded.await {
         Ok(Ok(slot)) => Ok(slot),

@@ -55,7 +55,8 @@ fn added_tokens(gguf: &Gguf, tokens: &[String]) -> Vec<Value> {
         Some(GgufValue::Ints(kinds)) => kinds.as_slice(),
         _ => &[],
     };
-    let added = tokens.iter().zip(kinds).enumerate().filter(|(_, (token, kind))| matches!(**kind, CONTROL | USER_DEFINED) && !token.is_empty());
+    let added =
+        tokens.iter().zip(kinds).enumerate().filter(|(_, (token, kind))| matches!(**kind, CONTROL | USER_DEFINED) && !token.is_empty());
     added
         .map(|(id, (token, kind))| {
             json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
@@ -76,10 +77,8 @@ fn byte_level(path: &Path, gguf: &Gguf, vocab: &serde_json::Map<String, Value>) 
         "default" | "" => (Value::Null, &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]),
         other => return Err(EngineError::unsupported(format!("the pre-tokenizer {other:?}"), SUPPORTED_SPLITS)),
     };
-    let mut steps: Vec<Value> = splits
-        .iter()
-        .map(|split| json!({"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": false}))
-        .collect();
+    let mut steps: Vec<Value> =
+        splits.iter().map(|split| json!({"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": false})).collect();
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
     steps.push(bytes.clone());
     let merges = gguf.texts("tokenizer.ggml.merges").ok_or_else(|| EngineError::malformed(path, "tokenizer.ggml.merges is missing"))?;

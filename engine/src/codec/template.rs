@@ -228,7 +228,9 @@ mod tests {
 
     #[test]
     fn blocks_leave_no_white_space_and_python_methods_work() {
-        let template = template("{% for m in messages %}\n    {% if m.role == 'user' %}\n{{ bos_token }}{{ m.content.strip().upper() }}\n    {% endif %}\n{% endfor %}\n");
+        let template = template(
+            "{% for m in messages %}\n    {% if m.role == 'user' %}\n{{ bos_token }}{{ m.content.strip().upper() }}\n    {% endif %}\n{% endfor %}\n",
+        );
         assert_eq!(template.render(&chat(" hi ")).unwrap(), "<s>HI\n");
     }
 

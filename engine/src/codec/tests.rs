@@ -14,9 +14,7 @@ fn bytes_codec() -> Codec {
         vocab.insert(character.to_string(), json!(byte));
     }
     vocab.insert("QQ".into(), json!(259));
-    let added = |id: u32, content: &str, special: bool| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": special})
-    };
+    let added = |id: u32, content: &str, special: bool| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": special});
     for (id, content) in [(256, "<|im_end|>"), (257, "<|other|>"), (258, "<think>")] {
         vocab.insert(content.into(), json!(id));
     }

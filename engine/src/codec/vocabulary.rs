@@ -135,7 +135,9 @@ pub(super) fn check_model(path: &Path, json: &Value) -> Result<(), EngineError> 
 
 /// Scheme, and whether an answer's first space is dropped.
 fn decoder_scheme(decoder: &Value) -> Result<(Scheme, bool), EngineError> {
-    let unsupported = |what: String| Err(EngineError::unsupported(what, "decoders made of ByteLevel, or of Replace, ByteFallback, Fuse, Strip, Metaspace"));
+    let unsupported = |what: String| {
+        Err(EngineError::unsupported(what, "decoders made of ByteLevel, or of Replace, ByteFallback, Fuse, Strip, Metaspace"))
+    };
     let steps = match decoder.get("decoders").and_then(Value::as_array) {
         Some(steps) => steps.as_slice(),
         None => std::slice::from_ref(decoder),

@@ -56,14 +56,26 @@ impl Attention<'_> {
         }
         Tensor::cat(&outs, 0)
     }
+}
 
-    /// One head of one token: online over nothing, two passes over its positions, always in their order.
-    fn row(&self, q: &[f32], keys: &[f32], values: &[f32], slots: &[u32], kv_head: usize, scores: &mut Vec<f32>, out: &mut [f32]) {
-        let dim = self.head_dim;
-        let at = |slot: u32| (slot as usize * self.kv_heads + kv_head) * dim;
-        let scale = 1.0 / (dim as f32).sqrt();
+/// Keys and values of one head, slot by slot.
+struct Head<'a> {
+    keys: &'a [f32],
+    values: &'a [f32],
+    /// Numbers from one slot to the next.
+    stride: usize,
+    /// Where the head begins in a slot, and its width.
+    start: usize,
+    dim: usize,
+}
+
+impl Head<'_> {
+    /// One token: two passes over its positions, always in their order. `scores` is room to work in.
+    fn attend(&self, q: &[f32], slots: &[u32], scores: &mut Vec<f32>, out: &mut [f32]) {
+        let at = |slot: u32| slot as usize * self.stride + self.start;
+        let scale = 1.0 / (self.dim as f32).sqrt();
         scores.clear();
-        scores.extend(slots.iter().map(|slot| f32::vec_dot(dim, &keys[at(*slot)..][..dim], q) * scale));
+        scores.extend(slots.iter().map(|slot| f32::vec_dot(self.dim, &self.keys[at(*slot)..][..self.dim], q) * scale));
         let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let mut sum = 0.0;
         for score in scores.iter_mut() {
@@ -72,7 +84,7 @@ impl Attention<'_> {
         }
         out.fill(0.0);
         for (slot, weight) in slots.iter().zip(&*scores) {
-            for (out, value) in out.iter_mut().zip(&values[at(*slot)..][..dim]) {
+            for (out, value) in out.iter_mut().zip(&self.values[at(*slot)..][..self.dim]) {
                 *out += weight * value;
             }
         }
@@ -97,8 +109,7 @@ impl CustomOp3 for Attention<'_> {
         values_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (n_tokens, heads, dim) = q_layout.shape().dims3()?;
-        let slice = |storage, layout| contiguous(storage, layout);
-        let (q, keys, values) = (slice(q, q_layout)?, slice(keys, keys_layout)?, slice(values, values_layout)?);
+        let (q, keys, values) = (contiguous(q, q_layout)?, contiguous(keys, keys_layout)?, contiguous(values, values_layout)?);
         // Each row of the step's tokens with the slots that it may see.
         let mut rows: Vec<&[u32]> = Vec::with_capacity(n_tokens);
         for span in self.spans {
@@ -111,7 +122,8 @@ impl CustomOp3 for Attention<'_> {
         let mut out = vec![0f32; n_tokens * heads * dim];
         out.par_chunks_mut(dim).zip(q.par_chunks(dim)).enumerate().for_each_init(Vec::new, |scores, (i, (out, q))| {
             let (token, head) = (i / heads, i % heads);
-            self.row(q, keys, values, rows[token], head / group, scores, out);
+            let head = Head { keys, values, stride: self.kv_heads * dim, start: head / group * dim, dim };
+            head.attend(q, rows[token], scores, out);
         });
         Ok((CpuStorage::F32(out), (n_tokens, heads * dim).into()))
     }
@@ -143,7 +155,8 @@ mod tests {
         ];
         let attention = Attention { spans: &spans, heads, kv_heads, head_dim };
         let random = |shape: (usize, usize, usize)| Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap();
-        let (q, keys, values) = (random((11, heads, head_dim)), random((n_slots, kv_heads, head_dim)), random((n_slots, kv_heads, head_dim)));
+        let (q, keys, values) =
+            (random((11, heads, head_dim)), random((n_slots, kv_heads, head_dim)), random((n_slots, kv_heads, head_dim)));
         let fast = attention.forward(&q, &keys, &values).unwrap();
         let plain = attention.gathered(&q, &keys, &values).unwrap();
         assert_eq!(fast.dims(), plain.dims());

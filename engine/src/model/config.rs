@@ -101,7 +101,7 @@ impl ModelConfig {
             return wrong(format!("the head size {} is odd", self.head_dim));
         }
         let positive = |x: f64| x.is_finite() && x > 0.0;
-        if !positive(self.rope_theta) || !(self.rms_eps.is_finite() && self.rms_eps >= 0.0) {
+        if !(positive(self.rope_theta) && self.rms_eps.is_finite() && self.rms_eps >= 0.0) {
             return wrong(format!("rope base {} or norm epsilon {} is impossible", self.rope_theta, self.rms_eps));
         }
         let sound = match &self.rope_scaling {

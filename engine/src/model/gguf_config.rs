@@ -25,9 +25,8 @@ pub(crate) fn read_config(storage: &Storage, gguf: &Gguf) -> Result<ModelConfig,
     };
     let key = |name: &str| format!("{arch}.{name}");
     let size = |name: &str| gguf.u32(&key(name)).map(|n| n as usize);
-    let required = |name: &str| {
-        size(name).ok_or_else(|| EngineError::malformed(file, format!("{} is missing or differs between layers", key(name))))
-    };
+    let required =
+        |name: &str| size(name).ok_or_else(|| EngineError::malformed(file, format!("{} is missing or differs between layers", key(name))));
     if gguf.u32("split.count").is_some_and(|n| n > 1) {
         return Err(EngineError::unsupported("a GGUF file split into several", "one file"));
     }
@@ -38,7 +37,9 @@ pub(crate) fn read_config(storage: &Storage, gguf: &Gguf) -> Result<ModelConfig,
     let heads = required("attention.head_count")?;
     let kv_heads = if gguf.metadata.contains_key(&key("attention.head_count_kv")) { required("attention.head_count_kv")? } else { heads };
     let head_dim = size("attention.key_length").unwrap_or(hidden.checked_div(heads).unwrap_or(0));
-    for (name, value) in [("attention.value_length", size("attention.value_length")), ("rope.dimension_count", size("rope.dimension_count"))] {
+    for (name, value) in
+        [("attention.value_length", size("attention.value_length")), ("rope.dimension_count", size("rope.dimension_count"))]
+    {
         if let Some(value) = value.filter(|value| *value != head_dim) {
             return Err(EngineError::unsupported(format!("{} = {value} beside heads of {head_dim}", key(name)), "equal sizes"));
         }
@@ -57,7 +58,9 @@ pub(crate) fn read_config(storage: &Storage, gguf: &Gguf) -> Result<ModelConfig,
             beta_slow: gguf.f64(&key("rope.scaling.yarn_beta_slow")).unwrap_or(1.0),
             attention_factor: gguf.f64(&key("rope.scaling.attn_factor")),
         },
-        other => return Err(EngineError::unsupported(format!("rope scaling {other:?}"), "none, linear, yarn, and llama3 by rope_freqs.weight")),
+        other => {
+            return Err(EngineError::unsupported(format!("rope scaling {other:?}"), "none, linear, yarn, and llama3 by rope_freqs.weight"));
+        }
     };
     if let Some(window) = gguf.u32(&key("attention.sliding_window")).filter(|window| *window > 0) {
         max_context = max_context.min(window);
@@ -103,8 +106,7 @@ pub(crate) fn read_weights(storage: Storage, gguf: &Gguf) -> Weights {
         if name == "rope_freqs.weight" {
             continue;
         }
-        let entry =
-            TensorEntry { file: 0, dtype: tensor.dtype, shape: tensor.shape.clone(), offset: tensor.offset, len: tensor.len };
+        let entry = TensorEntry { file: 0, dtype: tensor.dtype, shape: tensor.shape.clone(), offset: tensor.offset, len: tensor.len };
         tensors.insert(checkpoint_name(name).unwrap_or_else(|| name.clone()), entry);
     }
     let interleaved = gguf.metadata.get("general.architecture") == Some(&Value::Text("llama".into()));

@@ -93,7 +93,10 @@ pub(crate) fn read_config(file: &Path, json: &Value, has_lm_head: bool) -> Resul
     };
     if let Some(method) = fields.get("quantization_config") {
         let method = method.get("quant_method").and_then(Value::as_str).unwrap_or("of an unknown kind");
-        return Err(EngineError::unsupported(format!("quantized safetensors ({method})"), "f32, f16, bf16, and GGUF for quantized weights"));
+        return Err(EngineError::unsupported(
+            format!("quantized safetensors ({method})"),
+            "f32, f16, bf16, and GGUF for quantized weights",
+        ));
     }
     for key in ["hidden_act", "hidden_activation"] {
         if let Some(act) = fields.text(key).filter(|act| !matches!(*act, "silu" | "swish")) {

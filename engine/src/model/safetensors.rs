@@ -46,8 +46,7 @@ pub(crate) fn read_tensors(storage: &Storage, file: usize) -> Result<BTreeMap<St
         if len != expected || data_start.checked_add(end as u64).is_none_or(|end| end > storage.len()) {
             return Err(wrong(format!("tensor {name:?} does not fit its place")));
         }
-        let entry =
-            TensorEntry { file, dtype, shape: info.shape.clone(), offset: data_start + start as u64, len: (end - start) as u64 };
+        let entry = TensorEntry { file, dtype, shape: info.shape.clone(), offset: data_start + start as u64, len: (end - start) as u64 };
         tensors.insert(name, entry);
     }
     Ok(tensors)

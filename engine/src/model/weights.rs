@@ -102,7 +102,10 @@ impl Weights {
             match self.shape(&expected.name) {
                 Some(shape) if shape == expected.shape => {}
                 Some(shape) => {
-                    return wrong(format!("tensor {:?} has the shape {shape:?}, the configuration says {:?}", expected.name, expected.shape));
+                    return wrong(format!(
+                        "tensor {:?} has the shape {shape:?}, the configuration says {:?}",
+                        expected.name, expected.shape
+                    ));
                 }
                 None if expected.optional => {}
                 None => return wrong(format!("tensor {:?} is missing", expected.name)),
@@ -131,9 +134,11 @@ impl Weights {
             .tensors()
             .iter()
             .filter_map(|expected| self.tensors.get(&expected.name))
-            .map(|entry| {
-                if stays_quantized(entry.dtype) { Bytes(entry.len) } else { Bytes(entry.len / entry.dtype.type_size() as u64 * 4) }
-            })
+            .map(
+                |entry| {
+                    if stays_quantized(entry.dtype) { Bytes(entry.len) } else { Bytes(entry.len / entry.dtype.type_size() as u64 * 4) }
+                },
+            )
             .sum()
     }
 }

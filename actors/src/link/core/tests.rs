@@ -127,8 +127,9 @@ fn a_peer_that_answers_no_pings_is_cut_off_after_a_second_and_a_quarter() {
     bench.alive("a#1");
     bench.linked(1, "a#1");
     assert_eq!(cuts(&bench.pass(10_000 * MS, |_| true)), []);
-    assert_eq!(cuts(&bench.pass(1200 * MS, |_| false)), []);
-    assert_eq!(cuts(&bench.pass(300 * MS, |_| false)), [1]);
+    // The last pong may be an interval old.
+    assert_eq!(cuts(&bench.pass(1000 * MS, |_| false)), []);
+    assert_eq!(cuts(&bench.pass(350 * MS, |_| false)), [1]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, TableComponent, presets};
 use plexus_types::{ActorReport, Bytes, ClusterReport, DeviceReport, NodeReport, NodeState, ReplicaReport, ReplicaState};
 
 use crate::client::{ModelEntry, NodeActors};
@@ -26,9 +26,10 @@ impl Look {
         Self { colour: wants_colour(), width: Table::new().width() }
     }
 
-    fn table(self, header: &[&str]) -> Table {
+    fn table(self, header: &[&'static str]) -> Table {
         let mut table = Table::new();
-        table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(header.iter().map(|name| Cell::new(name)));
+        table.load_preset(presets::NOTHING).set_header(header.to_vec());
+        table.set_style(TableComponent::HeaderLines, '─').set_style(TableComponent::MiddleHeaderIntersections, '─');
         match self.width {
             Some(width) => table.set_width(width).set_content_arrangement(ContentArrangement::Dynamic),
             None => table.set_content_arrangement(ContentArrangement::Disabled),

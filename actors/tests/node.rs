@@ -1,0 +1,284 @@
+//! One whole node in this process, on a scripted device: what its actors do when something goes wrong.
+
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt;
+use plexus_actors::args::{DeviceSpec, HttpConfig, ModelProfile, NodeArgs, RestartBudget, Sockets, StreamsConfig};
+use plexus_actors::membership::NetTiming;
+use plexus_actors::node::{self, RunningNode};
+use plexus_actors::secret::ClusterSecret;
+use plexus_api::{ApiConfig, VersionInfo};
+use plexus_api::service::{Generation, Inference};
+use plexus_engine::error::EngineError;
+use plexus_engine::executor::Executor;
+use plexus_engine::model::ModelSource;
+use plexus_engine::scripted::{Fault, FaultKind, Gate, Script, ScriptedExecutor};
+use plexus_types::{
+    Bytes, DeviceId, FinishReason, GenerateEvent, GenerateRequest, Generation as NodeGeneration, NodeFacts, NodeId, Prompt, ReplicaState,
+    RequestError, Sampling,
+};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn version() -> VersionInfo {
+    let word = || "test".to_owned();
+    VersionInfo { version: word(), git_sha: word(), build_time: word(), rustc: word(), profile: word(), features: vec![] }
+}
+
+fn cpu() -> DeviceId {
+    "cpu-0".parse().unwrap()
+}
+
+/// A node alone in its cluster. The script counts for every life of the device but its faults only for the first.
+async fn node(script: Script, adjust: impl FnOnce(&mut NodeArgs)) -> RunningNode {
+    let opened = AtomicU64::new(0);
+    let open = move || {
+        let mut script = script.clone();
+        if opened.fetch_add(1, Ordering::Relaxed) > 0 {
+            script.faults.clear();
+        }
+        Ok(Box::new(ScriptedExecutor::new(cpu(), script)) as Box<dyn Executor>)
+    };
+    let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let link = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let gossip = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let id = NodeId { name: "alone".parse().unwrap(), generation: NodeGeneration(rand::random::<u32>().into()) };
+    let mut args = NodeArgs {
+        cluster: format!("test-{}", id.generation.0),
+        facts: NodeFacts {
+            id,
+            version: "test".into(),
+            link: link.local_addr().unwrap(),
+            http: http.local_addr().unwrap(),
+            gossip: gossip.local_addr().unwrap(),
+        },
+        secret: ClusterSecret::generate(),
+        sockets: Sockets { http: Arc::new(http), link: Arc::new(link), gossip: Arc::new(gossip) },
+        seeds: vec![],
+        timing: NetTiming::default(),
+        devices: vec![DeviceSpec { id: cpu(), open: Arc::new(open) }],
+        models: vec![ModelProfile {
+            id: "pip".parse().unwrap(),
+            source: ModelSource::Embedded,
+            device: None,
+            context_length: None,
+            running_max: 8,
+            waiting_max: 8,
+        }],
+        streams: StreamsConfig {
+            accept_timeout: DEADLINE,
+            first_token_timeout: DEADLINE,
+            token_timeout: DEADLINE,
+            attempts_max: 3,
+            window_tokens: 64,
+        },
+        http: HttpConfig { api: ApiConfig::new(version()), connections_max: 64, header_timeout: DEADLINE },
+        restarts: RestartBudget { restarts_max: 3, within: DEADLINE },
+        drain_timeout: Duration::from_secs(1),
+        test_hooks: true,
+    };
+    adjust(&mut args);
+    node::start(args).await.unwrap()
+}
+
+async fn loaded(script: Script) -> RunningNode {
+    let node = node(script, |_| {}).await;
+    until(&node, "the model is loaded", |node| replica_state(node) == Some(ReplicaState::Loaded)).await;
+    node
+}
+
+fn replica_state(node: &RunningNode) -> Option<ReplicaState> {
+    node.view().read().own().replicas.first().map(|replica| replica.state.clone())
+}
+
+async fn until(node: &RunningNode, what: &str, holds: impl Fn(&RunningNode) -> bool) {
+    let waited = tokio::time::timeout(DEADLINE, async {
+        while !holds(node) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "not within {DEADLINE:?}: {what}");
+}
+
+async fn counter(node: &RunningNode, path: &str, name: &str) -> u64 {
+    let nodes = node.inference().actors().await;
+    let actor = nodes[0].actors.iter().find(|actor| actor.path == path).unwrap();
+    if name == "restarts" { u64::from(actor.restarts) } else { actor.counters.get(name).copied().unwrap_or(0) }
+}
+
+async fn until_counter(node: &RunningNode, path: &str, name: &str, value: u64) {
+    let waited = tokio::time::timeout(DEADLINE, async {
+        while counter(node, path, name).await != value {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "{name} of {path} did not become {value}");
+}
+
+async fn ask(node: &RunningNode, max_tokens: u32) -> Generation {
+    let request = GenerateRequest {
+        model: "pip".parse().unwrap(),
+        prompt: Prompt::Tokens(vec![65, 66, 67]),
+        sampling: Sampling::default(),
+        max_tokens: Some(max_tokens),
+        stop: vec![],
+    };
+    node.inference().generate(request).await
+}
+
+/// The text and the last event.
+async fn answer(generation: Generation) -> (String, GenerateEvent) {
+    let events: Vec<GenerateEvent> = tokio::time::timeout(DEADLINE, generation.collect()).await.expect("the stream ends");
+    let mut text = String::new();
+    for event in &events {
+        if let GenerateEvent::Text { text: more, .. } = event {
+            text += more;
+        }
+    }
+    (text, events.into_iter().next_back().unwrap())
+}
+
+fn fault(kind: FaultKind) -> Script {
+    Script { faults: vec![Fault { at_step: 2, kind }], ..Script::default() }
+}
+
+#[tokio::test]
+async fn a_request_is_answered_to_its_last_token() {
+    let node = loaded(Script::default()).await;
+    let (text, end) = answer(ask(&node, 5).await).await;
+    assert!(!text.is_empty());
+    let GenerateEvent::Done { reason: FinishReason::Length, usage } = end else { panic!("{end:?}") };
+    assert_eq!((usage.prompt_tokens, usage.completion_tokens), (3, 5));
+}
+
+#[tokio::test]
+async fn a_device_whose_thread_panics_is_opened_again_and_the_stream_goes_on_where_it_was() {
+    // CX-62, CX-63
+    let whole = answer(ask(&loaded(Script::default()).await, 20).await).await.0;
+    for kind in [FaultKind::Panic, FaultKind::Device] {
+        let node = loaded(fault(kind)).await;
+        let (text, end) = answer(ask(&node, 20).await).await;
+        // The only replica is gone for a moment: the request is told so rather than left hanging.
+        assert!(matches!(end, GenerateEvent::Failed(RequestError::Lost { .. } | RequestError::Unavailable { .. })), "{end:?}");
+        assert!(whole.starts_with(&text));
+        until_counter(&node, "node/device/cpu-0", "restarts", 1).await;
+        until(&node, "the model is loaded again", |node| replica_state(node) == Some(ReplicaState::Loaded)).await;
+        assert_eq!(answer(ask(&node, 20).await).await.0, whole);
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_fails_ends_its_requests_and_nothing_else() {
+    let node = loaded(fault(FaultKind::Batch)).await;
+    let (_, end) = answer(ask(&node, 20).await).await;
+    assert!(matches!(end, GenerateEvent::Failed(RequestError::Internal { .. })), "{end:?}");
+    assert_eq!(counter(&node, "node/device/cpu-0", "restarts").await, 0);
+    assert!(matches!(answer(ask(&node, 3).await).await.1, GenerateEvent::Done { .. }));
+}
+
+#[tokio::test]
+async fn while_a_device_hangs_every_actor_still_answers_and_a_full_queue_refuses_with_a_time() {
+    // CX-93
+    let gate = Gate::default();
+    let node = node(fault(FaultKind::Hang(gate.clone())), |args| {
+        args.models[0].running_max = 1;
+        args.models[0].waiting_max = 1;
+    })
+    .await;
+    until(&node, "the model is loaded", |node| replica_state(node) == Some(ReplicaState::Loaded)).await;
+    let first = ask(&node, 20).await;
+    until_counter(&node, "node/device/cpu-0", "steps", 3).await;
+    let second = ask(&node, 1).await;
+    until_counter(&node, "node/model/pip", "waiting", 1).await;
+    let (_, end) = answer(ask(&node, 1).await).await;
+    let GenerateEvent::Failed(RequestError::Overloaded { retry_after, .. }) = end else { panic!("{end:?}") };
+    assert!(retry_after >= Duration::from_secs(1));
+    let actors = node.inference().actors().await;
+    assert!(actors[0].actors.iter().all(|actor| actor.state != "not answering"), "{actors:?}");
+    gate.open();
+    assert!(matches!(answer(first).await.1, GenerateEvent::Done { .. }));
+    assert!(matches!(answer(second).await.1, GenerateEvent::Done { .. }));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_frees_its_sequence() {
+    let node = loaded(Script { step_time: Duration::from_millis(1), ..Script::default() }).await;
+    let mut generation = ask(&node, 400).await;
+    for _ in 0..5 {
+        generation.next().await.unwrap();
+    }
+    drop(generation);
+    until_counter(&node, "node/model/pip", "cancelled", 1).await;
+    assert_eq!(counter(&node, "node/model/pip", "running").await, 0);
+    assert_eq!(counter(&node, "node/streams", "streams").await, 0);
+}
+
+#[tokio::test]
+async fn a_slow_client_holds_up_its_own_stream_and_gets_every_token_once() {
+    let whole = answer(ask(&loaded(Script::default()).await, 300).await).await.0;
+    let node = loaded(Script::default()).await;
+    let slow = ask(&node, 300).await;
+    // The window is 64 tokens: the replica stops there, and others go on.
+    until_counter(&node, "node/device/cpu-0", "steps", 64).await;
+    assert!(matches!(answer(ask(&node, 10).await).await.1, GenerateEvent::Done { .. }));
+    assert_eq!(counter(&node, "node/device/cpu-0", "steps").await, 74);
+    assert_eq!(answer(slow).await.0, whole);
+}
+
+#[tokio::test]
+async fn a_model_that_does_not_fit_is_refused_with_needed_and_available_bytes() {
+    // CX-53
+    let node = node(Script { memory_total: Bytes(1 << 20), ..Script::default() }, |_| {}).await;
+    until(&node, "the load is refused", |node| matches!(replica_state(node), Some(ReplicaState::Failed(_)))).await;
+    let Some(ReplicaState::Failed(reason)) = replica_state(&node) else { panic!() };
+    assert!(reason.contains("needed") && reason.contains("1.00 MiB available on cpu-0"), "{reason}");
+    assert!(matches!(answer(ask(&node, 1).await).await.1, GenerateEvent::Failed(RequestError::Unavailable { .. })));
+}
+
+#[tokio::test]
+async fn a_device_that_never_opens_ends_the_node_with_the_reason() {
+    let broken = || Err(EngineError::Device { device: cpu(), reason: "no such thing".into() });
+    let mut node = node(Script::default(), |args| args.devices[0].open = Arc::new(broken)).await;
+    let why = tokio::time::timeout(DEADLINE, node.wait()).await.expect("the node ends");
+    assert!(why.contains("node/device/cpu-0") && why.contains("no such thing"), "{why}");
+}
+
+#[tokio::test]
+async fn every_actor_that_is_killed_comes_back_and_the_node_serves_again() {
+    let node = loaded(Script::default()).await;
+    let paths: Vec<String> = node.inference().actors().await[0].actors.iter().map(|actor| actor.path.clone()).filter(|path| path != "node").collect();
+    assert_eq!(paths.len(), 10);
+    for path in paths {
+        let before = counter(&node, &path, "restarts").await;
+        assert_eq!(node.inference().kill_actor(&path).await, Some(true), "{path}");
+        until_counter(&node, &path, "restarts", before + 1).await;
+        let served = tokio::time::timeout(DEADLINE, async {
+            while !matches!(answer(ask(&node, 3).await).await.1, GenerateEvent::Done { .. }) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        assert!(served.await.is_ok(), "the node does not serve again after {path} was killed");
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_stops_lets_running_streams_end() {
+    // CX-51
+    let node = loaded(Script { step_time: Duration::from_millis(1), ..Script::default() }).await;
+    let running = tokio::spawn(answer(ask(&node, 100).await));
+    until_counter(&node, "node/model/pip", "running", 1).await;
+    assert_eq!(node.drain().await, 0);
+    assert!(matches!(running.await.unwrap().1, GenerateEvent::Done { .. }));
+}
+
+#[tokio::test]
+async fn a_stream_that_outlasts_the_drain_is_broken_off_with_an_error() {
+    let node = loaded(Script { step_time: Duration::from_millis(20), ..Script::default() }).await;
+    let running = tokio::spawn(answer(ask(&node, 400).await));
+    until_counter(&node, "node/model/pip", "running", 1).await;
+    assert!(node.drain().await > 0);
+    assert!(matches!(running.await.unwrap().1, GenerateEvent::Failed(RequestError::Lost { .. })));
+}
