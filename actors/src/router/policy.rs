@@ -17,6 +17,9 @@ const ASSUMED_PREFILL: f64 = 1_000.0;
 const ASSUMED_DECODE: f64 = 50.0;
 /// When to ask again for a model that is being loaded or whose nodes are out of reach.
 const RETRY_SOON: Duration = Duration::from_secs(2);
+/// When to ask again for a model that no node could load: not before somebody has mended something.
+const RETRY_LATE: Duration = Duration::from_secs(60);
+const NOT_LOADED: &str = "it could not be loaded";
 
 /// Where a request goes, and why.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,7 +75,7 @@ fn verdict(candidate: &Candidate<'_>, prompt_tokens: u32, tried: &[ReplicaId]) -
         ReplicaState::Loaded => {}
         ReplicaState::Loading => return Err("it is being loaded"),
         ReplicaState::Recovering => return Err("it is being brought back after a failure"),
-        ReplicaState::Failed(_) => return Err("it could not be loaded"),
+        ReplicaState::Failed(_) => return Err(NOT_LOADED),
     }
     if tried.contains(&candidate.id) {
         return Err("it has failed this request");
@@ -101,9 +104,10 @@ fn refusal(model: &ModelId, considered: &[Considered]) -> RequestError {
         .iter()
         .filter_map(|one| one.verdict.as_ref().err().map(|why| format!("{} on {}: {why}", one.replica.device, one.replica.node.name)))
         .collect();
+    let hopeless = considered.iter().all(|one| one.verdict == Err(NOT_LOADED));
     RequestError::Unavailable {
-        message: format!("the model '{model}' cannot be served now ({}); ask again soon", reasons.join("; ")),
-        retry_after: RETRY_SOON,
+        message: format!("the model '{model}' cannot be served now ({})", reasons.join("; ")),
+        retry_after: if hopeless { RETRY_LATE } else { RETRY_SOON },
     }
 }
 

@@ -2,16 +2,25 @@
 //!
 //! ```text
 //! Routing ──Routed──> Sent ──Accepted──> Reading ──Tokens──> Streaming ──Done──> ended
-//!    ^                 │                    │                    │
-//!    └── refusal, silence beyond the deadline, replica gone ─────┘      (the journal goes to the next replica)
+//!  │ ^ ^               │                    │                    │
+//!  │ │ └── refusal, silence beyond the deadline, replica gone ───┘      (the journal goes to the next replica)
+//!  v │
+//! Parked: no replica now, but one may come back soon
 //! ```
 //! Tokens carry the index of the first: duplicates are dropped, a gap counts as a lost replica. What a former attempt still says is ignored.
 
 use plexus_types::{FinishReason, GenerateEvent, Journal, NodeId, ReplicaId, RequestError, RequestId, Retry, StreamEvent, Usage};
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use crate::args::StreamsConfig;
 use crate::messages::Attempt;
+
+/// How long a stream waits for a replica when none can serve it for the moment: an actor, a device or a process that is restarted takes less.
+pub const RECOVERY_MAX: Duration = Duration::from_secs(10);
+/// How often it asks again meanwhile.
+pub const RECOVERY_POLL: Duration = Duration::from_millis(250);
 
 /// What happens to a stream.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,11 +93,19 @@ pub struct StreamCore {
     textless_tokens: u32,
     granted_until: u32,
     last_error: Option<RequestError>,
+    /// Replicas that have failed this request, those forgiven by waiting included.
+    n_failed: u32,
+    /// When the wait for a replica to come back is over; absent while none is waited for.
+    recover_by: Option<Instant>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 enum Phase {
     Routing,
+    /// No replica can serve it for the moment: the router is asked again at `until`.
+    Parked {
+        until: Instant,
+    },
     /// Sent to the replica, which must accept by `until`; or accepted, and the next token must come by `until`.
     With { replica: ReplicaId, stage: Stage, until: Instant },
     Ended,
@@ -119,6 +136,8 @@ impl StreamCore {
             textless_tokens: 0,
             granted_until: 0,
             last_error: None,
+            n_failed: 0,
+            recover_by: None,
         }
     }
 
@@ -126,7 +145,7 @@ impl StreamCore {
     pub fn replica(&self) -> Option<(&ReplicaId, Stage)> {
         match &self.phase {
             Phase::With { replica, stage, .. } => Some((replica, *stage)),
-            Phase::Routing | Phase::Ended => None,
+            Phase::Routing | Phase::Parked { .. } | Phase::Ended => None,
         }
     }
 
@@ -138,7 +157,7 @@ impl StreamCore {
     /// When [`Event::Clock`] is next due.
     pub fn deadline(&self) -> Option<Instant> {
         match &self.phase {
-            Phase::With { until, .. } => Some(*until),
+            Phase::With { until, .. } | Phase::Parked { until } => Some(*until),
             Phase::Routing | Phase::Ended => None,
         }
     }
@@ -147,7 +166,7 @@ impl StreamCore {
     pub fn abandon(&mut self) -> Option<Effect> {
         match std::mem::replace(&mut self.phase, Phase::Ended) {
             Phase::With { replica, .. } => Some(Effect::Cancel { replica, attempt: self.attempt }),
-            Phase::Routing | Phase::Ended => None,
+            Phase::Routing | Phase::Parked { .. } | Phase::Ended => None,
         }
     }
 
@@ -155,7 +174,7 @@ impl StreamCore {
     pub fn on_event(&mut self, event: Event, config: &StreamsConfig, now: Instant) -> Vec<Effect> {
         match event {
             Event::Routed(Ok(replica)) if self.phase == Phase::Routing => self.send_to(replica, config, now),
-            Event::Routed(Err(error)) if self.phase == Phase::Routing => self.no_replica(error),
+            Event::Routed(Err(error)) if self.phase == Phase::Routing => self.no_replica(error, now),
             Event::Replica(attempt, event) if attempt == self.attempt => self.on_replica(event, config, now),
             Event::NotSent(attempt, why) if attempt == self.attempt => self.next_replica(RequestError::Lost { message: why }, config),
             Event::NodeLost(node) if self.is_with(&node) => {
@@ -182,12 +201,16 @@ impl StreamCore {
         vec![Effect::Send { replica, attempt: self.attempt, credit_until: self.granted_until }]
     }
 
-    /// No replica is left. The client hears of what went wrong with the last one, which says more than that none is left.
-    fn no_replica(&mut self, error: RequestError) -> Vec<Effect> {
-        let error = match self.last_error.take() {
-            Some(last) => last,
-            None => error,
-        };
+    /// No replica is left. One that may come back soon is waited for; else the client hears of what went wrong with the last one, which says
+    /// more than that none is left.
+    fn no_replica(&mut self, error: RequestError, now: Instant) -> Vec<Effect> {
+        let may_come_back = matches!(&error, RequestError::Unavailable { retry_after, .. } if *retry_after <= RECOVERY_MAX)
+            && matches!(&self.last_error, None | Some(RequestError::Lost { .. } | RequestError::Unavailable { .. }));
+        if may_come_back && now < *self.recover_by.get_or_insert(now + RECOVERY_MAX) {
+            self.phase = Phase::Parked { until: now + RECOVERY_POLL };
+            return Vec::new();
+        }
+        let error = self.last_error.take().unwrap_or(error);
         self.fail(error)
     }
 
@@ -201,8 +224,9 @@ impl StreamCore {
         let Phase::With { replica, .. } = std::mem::replace(&mut self.phase, Phase::Routing) else { return Vec::new() };
         let cancel = Effect::Cancel { replica: replica.clone(), attempt: self.attempt };
         self.tried.push(replica);
+        self.n_failed += 1;
         let mut effects = vec![cancel];
-        if error.retry() == Retry::Never || self.tried.len() as u32 >= config.attempts_max {
+        if error.retry() == Retry::Never || self.n_failed >= config.attempts_max {
             effects.extend(self.fail(error));
         } else {
             self.last_error = Some(error);
@@ -250,6 +274,7 @@ impl StreamCore {
     }
 
     fn on_tokens(&mut self, ids: Vec<u32>, text: String, config: &StreamsConfig) -> Vec<Effect> {
+        self.recover_by = None;
         self.textless_tokens += ids.len() as u32;
         self.journal.sampled_ids.extend(ids);
         let mut effects = Vec::new();
@@ -289,6 +314,14 @@ impl StreamCore {
     }
 
     fn on_clock(&mut self, config: &StreamsConfig, now: Instant) -> Vec<Effect> {
+        if let Phase::Parked { until } = self.phase
+            && now >= until
+        {
+            // Whoever failed before may be a new life of itself by now.
+            self.tried.clear();
+            self.phase = Phase::Routing;
+            return vec![Effect::AskRouter];
+        }
         let Phase::With { replica, stage, until } = &mut self.phase else { return Vec::new() };
         if *stage == Stage::Streaming && self.unread_tokens >= config.window_tokens / 2 {
             // The client is slow, not the replica, which may be waiting for credit.

@@ -126,9 +126,9 @@ fn a_peer_that_answers_no_pings_is_cut_off_after_a_second_and_a_quarter() {
     let mut bench = Bench::new("b");
     bench.alive("a#1");
     bench.linked(1, "a#1");
-    assert_eq!(cuts(&bench.pass(10_000 * MS, |_| true)), []);
+    assert!(cuts(&bench.pass(10_000 * MS, |_| true)).is_empty());
     // The last pong may be an interval old.
-    assert_eq!(cuts(&bench.pass(1000 * MS, |_| false)), []);
+    assert!(cuts(&bench.pass(1000 * MS, |_| false)).is_empty());
     assert_eq!(cuts(&bench.pass(350 * MS, |_| false)), [1]);
 }
 
@@ -139,9 +139,9 @@ fn a_node_that_was_stopped_itself_cuts_nobody_off() {
     bench.linked(1, "a#1");
     bench.pass(1000 * MS, |_| true);
     bench.now += 10_000 * MS;
-    assert_eq!(cuts(&bench.on(Event::Tick)), []);
+    assert!(cuts(&bench.on(Event::Tick)).is_empty());
     assert_eq!(bench.core.doubts, 1);
-    assert_eq!(cuts(&bench.pass(1200 * MS, |_| false)), [], "it has all its time again");
+    assert!(cuts(&bench.pass(1200 * MS, |_| false)).is_empty(), "it has all its time again");
     assert_eq!(cuts(&bench.pass(300 * MS, |_| false)), [1], "but not for ever");
 }
 
@@ -163,7 +163,7 @@ fn what_gossip_calls_gone_is_cut_and_no_longer_known() {
     let mut bench = Bench::new("a");
     bench.alive("b#1");
     bench.linked(1, "b#1");
-    assert_eq!(cuts(&bench.on(Event::Cluster(ClusterChange::Gone(id("b#0"))))), [], "a former life");
+    assert!(cuts(&bench.on(Event::Cluster(ClusterChange::Gone(id("b#0"))))).is_empty(), "a former life");
     assert_eq!(cuts(&bench.on(Event::Cluster(ClusterChange::Gone(id("b#1"))))), [1]);
     assert_eq!(bench.core.names().count(), 0);
     assert_eq!(dials(&bench.pass(5000 * MS, |_| true)), 0);
@@ -192,7 +192,7 @@ fn a_silent_link_does_not_stand_in_the_way_of_a_new_one() {
     healthy.alive("a#1");
     healthy.linked(1, "a#1");
     healthy.pass(700 * MS, |_| true);
-    assert_eq!(cuts(&healthy.on(Event::Opened { link: LinkId(2), name: name("a"), dialed: false })), []);
+    assert!(cuts(&healthy.on(Event::Opened { link: LinkId(2), name: name("a"), dialed: false })).is_empty());
 }
 
 #[test]

@@ -80,14 +80,50 @@ fn a_refusal_that_every_replica_would_repeat_ends_the_stream() {
     assert_eq!(effects[1..], [Effect::Deliver(GenerateEvent::Failed(error)), Effect::End]);
 }
 
+fn none_now() -> Event {
+    Event::Routed(Err(RequestError::Unavailable { message: "none".into(), retry_after: Duration::from_secs(1) }))
+}
+
 #[test]
-fn when_no_replica_is_left_the_client_hears_what_went_wrong_with_the_last() {
-    let now = Instant::now();
+fn a_replica_that_comes_back_soon_is_waited_for_and_asked_again() {
+    let mut now = Instant::now();
     let mut stream = accepted(now);
     stream.on_event(Event::Replica(Attempt(1), StreamEvent::Failed(lost())), &config(), now);
-    let refusal = RequestError::Unavailable { message: "none".into(), retry_after: Duration::from_secs(1) };
-    let effects = stream.on_event(Event::Routed(Err(refusal)), &config(), now);
+    assert_eq!(stream.tried, [on("a")]);
+    assert_eq!(stream.on_event(none_now(), &config(), now), []);
+    now += RECOVERY_POLL;
+    assert_eq!(stream.on_event(Event::Clock, &config(), now), [Effect::AskRouter]);
+    assert_eq!(stream.tried, [], "its next life has not failed");
+    let effects = stream.on_event(Event::Routed(Ok(on("a"))), &config(), now);
+    assert_eq!(effects, [Effect::Send { replica: on("a"), attempt: Attempt(2), credit_until: 8 }]);
+}
+
+#[test]
+fn when_no_replica_comes_back_the_client_hears_what_went_wrong_with_the_last() {
+    let mut now = Instant::now();
+    let mut stream = accepted(now);
+    stream.on_event(Event::Replica(Attempt(1), StreamEvent::Failed(lost())), &config(), now);
+    let begun = now;
+    let effects = loop {
+        let effects = stream.on_event(none_now(), &config(), now);
+        if !effects.is_empty() {
+            break effects;
+        }
+        now += RECOVERY_POLL;
+        assert_eq!(stream.on_event(Event::Clock, &config(), now), [Effect::AskRouter]);
+    };
+    assert_eq!(now - begun, RECOVERY_MAX);
     assert_eq!(effects, [Effect::Deliver(GenerateEvent::Failed(lost())), Effect::End]);
+}
+
+#[test]
+fn a_full_queue_is_told_at_once_and_not_waited_for() {
+    // CX-93
+    let now = Instant::now();
+    let mut stream = accepted(now);
+    let full = RequestError::Overloaded { message: "full".into(), retry_after: Duration::from_secs(1) };
+    stream.on_event(Event::Replica(Attempt(1), StreamEvent::Failed(full.clone())), &config(), now);
+    assert_eq!(stream.on_event(none_now(), &config(), now), [Effect::Deliver(GenerateEvent::Failed(full)), Effect::End]);
 }
 
 #[test]
