@@ -49,7 +49,9 @@ pub enum DeviceError {
 }
 
 /// Where the result of a job goes: called exactly once, with [`DeviceError::Lost`] if the job is dropped undone.
-pub struct Reply<T>(Option<Box<dyn FnOnce(Result<T, DeviceError>) + Send>>);
+pub struct Reply<T>(Option<Receive<T>>);
+
+type Receive<T> = Box<dyn FnOnce(Result<T, DeviceError>) + Send>;
 
 impl<T> Reply<T> {
     /// Wraps the receiver of the result.

@@ -26,6 +26,9 @@ pub const COLD_STARTS: &str = "plexus_cold_starts_total";
 /// Models unloaded to make room for others.
 pub const EVICTIONS: &str = "plexus_evictions_total";
 
+/// The model's label for names that no node knows: each would else be a time series of its own, of a stranger's making.
+const UNKNOWN_MODEL: &str = "unknown";
+
 /// Gives the metrics their help texts, and the counters that may stay at zero their first value.
 pub fn describe() {
     describe_counter!(REQUESTS, "Requests by model and serving node");
@@ -45,7 +48,7 @@ pub fn describe() {
 /// Measures one request. A client that leaves still counts with what it had (CX-92).
 #[derive(Debug)]
 pub struct RequestMeter {
-    model: ModelId,
+    model: String,
     node: String,
     arrived: Instant,
     first_text: Option<Instant>,
@@ -59,7 +62,7 @@ impl RequestMeter {
     /// Begins to measure.
     pub fn new(model: ModelId) -> Self {
         Self {
-            model,
+            model: model.to_string(),
             node: "none".into(),
             arrived: Instant::now(),
             first_text: None,
@@ -86,14 +89,19 @@ impl RequestMeter {
                 self.tokens = u64::from(usage.completion_tokens);
                 self.cached_tokens = u64::from(usage.cached_tokens);
             }
-            GenerateEvent::Failed(error) => self.error = Some(reason(error)),
+            GenerateEvent::Failed(error) => {
+                self.error = Some(reason(error));
+                if matches!(error, RequestError::ModelNotFound { .. }) {
+                    self.model = UNKNOWN_MODEL.into();
+                }
+            }
         }
     }
 }
 
 impl Drop for RequestMeter {
     fn drop(&mut self) {
-        let labels = [("model", self.model.to_string()), ("node", self.node.clone())];
+        let labels = [("model", self.model.clone()), ("node", self.node.clone())];
         counter!(REQUESTS, &labels).increment(1);
         histogram!(REQUEST_DURATION, &labels).record(self.arrived.elapsed().as_secs_f64());
         counter!(PROMPT_TOKENS, &labels).increment(self.prompt_tokens);

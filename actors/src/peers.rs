@@ -33,6 +33,9 @@ use port::Port;
 
 /// Most bytes sent to a peer and not yet taken by its actors. Half a second of a 16 MB/s link: more would only hide that the peer is stuck.
 pub const BUDGET: u64 = 8 << 20;
+/// What a frame costs of the budget beside its bytes: handling it takes as long as reading so many. Without it a budget full of tiny frames
+/// would keep a ping waiting for longer than a peer may be silent.
+const FRAME_COST: u64 = 480;
 /// Share of [`BUDGET`] that long questions and answers may fill; the rest stays free for notices, events and short questions.
 const BULK_BUDGET: u64 = 4 << 20;
 /// Questions of one peer that are answered at the same time; beyond it they are refused with [`Outcome::Busy`].
@@ -254,7 +257,7 @@ struct PeerInner {
     answering: Arc<Semaphore>,
     /// Bytes taken.
     taken: [AtomicU64; 2],
-    /// Where the peer's count stood at the end of the last frame taken: more than `taken` if frames were lost with an actor of ours.
+    /// Where the peer's own count stood after the last frame taken: the frames that were lost with an actor of ours are in it too.
     reached: [AtomicU64; 2],
     /// Sum of `reached` when it was last acknowledged.
     told: AtomicU64,
@@ -322,7 +325,7 @@ impl Peer {
         self.send_now(Sink::Tokens, &Head::Events, &payload)
     }
 
-    /// Bytes sent and not yet taken by the peer's actors.
+    /// Bytes sent and not yet taken by the peer's actors, with something for each frame.
     pub fn in_flight(&self) -> u64 {
         self.inner.gateway.in_flight() + self.inner.tokens.in_flight()
     }
@@ -368,7 +371,7 @@ impl Peer {
     pub(crate) fn take(&self, sink: Sink, envelope: Envelope, len: u64) -> Duration {
         let at = sink as usize;
         self.inner.taken[at].fetch_add(len, Ordering::AcqRel);
-        self.inner.reached[at].fetch_max(envelope.position.saturating_add(len), Ordering::AcqRel);
+        self.inner.reached[at].fetch_max(envelope.position.saturating_add(len + FRAME_COST), Ordering::AcqRel);
         if self.reached().saturating_sub(self.inner.told.load(Ordering::Acquire)) >= ACK_EVERY {
             self.send_ack();
         }
@@ -420,11 +423,11 @@ impl Peer {
     /// Sends if the budget allows it now.
     fn send_now(&self, sink: Sink, head: &Head, payload: &[u8]) -> Result<(), PeerError> {
         let message = wire::message(head, payload).map_err(|_| PeerError::Malformed)?;
-        let len = frames_len(message.len());
-        if len > BUDGET {
+        let cost = frames_cost(message.len());
+        if cost > BUDGET {
             return Err(PeerError::TooLarge);
         }
-        if self.in_flight() + len > BUDGET {
+        if self.in_flight() + cost > BUDGET {
             return Err(PeerError::Congested);
         }
         if message.len() <= PART_MAX {
@@ -441,20 +444,20 @@ impl Peer {
         }
         let message = wire::message(head, payload).map_err(|_| PeerError::Malformed)?;
         if message.len() <= PART_MAX {
-            self.room(frames_len(message.len()), BUDGET).await?;
+            self.room(frames_cost(message.len()), BUDGET).await?;
             return self.post(Sink::Gateway, &message, patience);
         }
         let _alone = self.inner.bulk.acquire().await.map_err(|_| PeerError::Gone)?;
         for part in self.parts(&message, patience) {
             let part = part?;
-            self.room(frames_len(part.len()), BULK_BUDGET).await?;
+            self.room(frames_cost(part.len()), BULK_BUDGET).await?;
             self.post_frame(Sink::Gateway, &part)?;
         }
         Ok(())
     }
 
-    /// Waits until `len` more bytes keep what is in flight within `limit`.
-    async fn room(&self, len: u64, limit: u64) -> Result<(), PeerError> {
+    /// Waits until `cost` more bytes keep what is in flight within `limit`.
+    async fn room(&self, cost: u64, limit: u64) -> Result<(), PeerError> {
         loop {
             let acknowledged = self.inner.acknowledged.notified();
             tokio::pin!(acknowledged);
@@ -462,7 +465,7 @@ impl Peer {
             if self.inner.closed.load(Ordering::Acquire) {
                 return Err(PeerError::Gone);
             }
-            if self.in_flight() + len <= limit {
+            if self.in_flight() + cost <= limit {
                 return Ok(());
             }
             acknowledged.await;
@@ -506,10 +509,10 @@ impl Peer {
             let clock_ms = millis64(self.inner.epoch.elapsed());
             wire::frame(Envelope { pass, position, clock_ms }, message)
         };
-        let len = wire::frame_len(message.len());
+        let cost = frames_cost(message.len());
         match sink {
-            Sink::Gateway => self.inner.gateway.send(len, frame),
-            Sink::Tokens => self.inner.tokens.send(len, frame),
+            Sink::Gateway => self.inner.gateway.send(cost, frame),
+            Sink::Tokens => self.inner.tokens.send(cost, frame),
         }
     }
 
@@ -547,9 +550,11 @@ impl Drop for CloseCall<'_> {
     }
 }
 
-/// Bytes on the link of a message of `len` bytes, all its frames together; a little more than exact for a split one.
-fn frames_len(len: usize) -> u64 {
-    if len <= PART_MAX { wire::frame_len(len) } else { len as u64 + (len.div_ceil(PART_MAX) as u64) * wire::frame_len(32) }
+/// What a message of `len` bytes costs of the budget, all its frames together; a little more than exact for a split one.
+fn frames_cost(len: usize) -> u64 {
+    // A part has a head of its own, of 21 bytes at most.
+    let (frames, heads) = if len <= PART_MAX + 32 { (1, 0) } else { (len.div_ceil(PART_MAX) as u64, 32) };
+    len as u64 + frames * (wire::frame_len(0) + heads + FRAME_COST)
 }
 
 fn millis(duration: Duration) -> u32 {

@@ -41,7 +41,7 @@ pub enum WireError {
 pub struct Envelope {
     /// Tells the receiver who speaks: the receiver gave this number to that one peer, over that peer's own link. 0 before it did.
     pub pass: u64,
-    /// Bytes that the sender had sent to this actor of the receiver before this frame: what its budget is settled by.
+    /// What the sender's budget for this actor of the receiver had been spent on before this frame.
     pub position: u64,
     /// The sender's monotonic clock, by which the receiver sees how long the frame was under way.
     pub clock_ms: u64,
@@ -64,7 +64,7 @@ pub enum Head {
         /// The pass that the receiver gave.
         echo: u64,
     },
-    /// I have taken so many of your bytes.
+    /// I have taken your frames up to these positions.
     Ack {
         /// By the gateway.
         gateway: u64,

@@ -98,14 +98,19 @@ impl Named {
         let claim = match &valid.get().node.name {
             Some(name) => NameClaim::exactly(&home.nodes(), name).map_err(|error| match error {
                 NameError::Taken => valid
-                    .refuse("node.name", format!("\"{name}\""), "a running node has this name", "stop that node, or give this one another name")
+                    .refuse(
+                        "node.name",
+                        format!("\"{name}\""),
+                        "a running node has this name",
+                        "stop that node, or give this one another name",
+                    )
                     .into(),
                 NameError::Io(source) => failed(source),
             }),
             None => NameClaim::like_host(&home.nodes(), &host).map_err(|error| match error {
-                NameError::Taken => {
-                    valid.refuse("node.name", "\"\"", "this machine runs too many nodes to number them", "name this node with --name").into()
-                }
+                NameError::Taken => valid
+                    .refuse("node.name", "\"\"", "this machine runs too many nodes to number them", "name this node with --name")
+                    .into(),
                 NameError::Io(source) => failed(source),
             }),
         };

@@ -120,7 +120,13 @@ impl Client {
 
     /// The node at an address that is known to be good.
     pub(crate) fn at(address: std::net::SocketAddr) -> Result<Self, ClientError> {
-        Ok(Self { base: format!("http://{address}"), http: reqwest::Client::builder().no_proxy().build().map_err(|error| ClientError::Broken { url: address.to_string(), problem: chain(&error) })? })
+        Ok(Self {
+            base: format!("http://{address}"),
+            http: reqwest::Client::builder()
+                .no_proxy()
+                .build()
+                .map_err(|error| ClientError::Broken { url: address.to_string(), problem: chain(&error) })?,
+        })
     }
 
     /// The address of the node.
@@ -237,7 +243,8 @@ mod tests {
 
     #[test]
     fn a_node_is_named_by_its_address_with_or_without_scheme_and_path() {
-        for url in ["http://127.0.0.1:4000", "127.0.0.1:4000", "http://127.0.0.1:4000/", "http://127.0.0.1:4000/v1", "http://127.0.0.1:4000/v1/"]
+        for url in
+            ["http://127.0.0.1:4000", "127.0.0.1:4000", "http://127.0.0.1:4000/", "http://127.0.0.1:4000/v1", "http://127.0.0.1:4000/v1/"]
         {
             assert_eq!(base(url).unwrap(), "http://127.0.0.1:4000", "{url}");
         }

@@ -25,7 +25,12 @@ pub(crate) fn find(valid: &ValidConfig) -> Result<Vec<DeviceSpec>, ConfigError> 
                     "this binary was built without CUDA".to_owned()
                 };
                 let list = ordinals.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
-                return Err(valid.refuse("devices.cuda", format!("{list:?}"), problem, "write \"auto\" for those that are there, or \"off\""));
+                return Err(valid.refuse(
+                    "devices.cuda",
+                    format!("{list:?}"),
+                    problem,
+                    "write \"auto\" for those that are there, or \"off\"",
+                ));
             }
             ordinals.clone()
         }

@@ -53,7 +53,7 @@ impl Telemetry {
         global::set_text_map_propagator(TraceContextPropagator::new());
         let traces = section.otlp_endpoint.as_deref().map(|endpoint| provider(endpoint, section, node)).transpose()?;
         let exported = traces.as_ref().map(|traces| {
-            let layer = tracing_opentelemetry::layer().with_tracer(traces.tracer("plexus"));
+            let layer = tracing_opentelemetry::layer().with_tracer(traces.tracer("plexus")).with_location(false).with_threads(false);
             layer.with_filter(filter_fn(is_ours))
         });
         tracing_subscriber::registry().with(exported).with(lines.with_filter(log_filter)).try_init()?;
@@ -89,9 +89,10 @@ fn traces_url(endpoint: &str) -> String {
     if endpoint.ends_with("/v1/traces") { endpoint.to_owned() } else { format!("{endpoint}/v1/traces") }
 }
 
-/// The actor framework logs whole frames, prompts among them, below `warn`: no filter may ask for that.
+/// The actor framework logs whole frames, prompts among them, below `warn`: no filter may ask for that. What it warns of, such as each session
+/// that ended, our own links say with the reason.
 fn carries_no_payload(metadata: &Metadata<'_>) -> bool {
-    !metadata.target().starts_with("ractor") || *metadata.level() <= Level::WARN
+    !metadata.target().starts_with("ractor") || *metadata.level() <= Level::ERROR
 }
 
 /// Only our own spans are exported: each actor of the framework has one that never ends, and the exporter would trace itself.

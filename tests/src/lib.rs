@@ -7,6 +7,7 @@ pub mod client;
 pub mod lab;
 pub mod ports;
 pub mod process;
+pub mod sim;
 pub mod sse;
 pub mod view;
 pub mod wait;

@@ -12,6 +12,7 @@ use ractor_cluster::{BoxRead, BoxWrite, ClusterBidiStream};
 use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_rustls::TlsStream;
 use tracing::{debug, warn};
 
@@ -21,6 +22,8 @@ use crate::membership::NetTiming;
 
 /// Most connections that are shaking hands at a time. Honest nodes need one each; more wait in the kernel.
 const HANDSHAKES_MAX: usize = 64;
+/// A node with a good certificate that gossip does not know yet is kept waiting for so many rounds of gossip.
+const ROUNDS_OF_PATIENCE: u32 = 5;
 
 /// A TLS session with a node of known name, not used yet.
 pub(super) struct Connection {
@@ -123,11 +126,16 @@ pub(super) async fn accept(
                 refused.handshakes.fetch_add(1, Ordering::Relaxed);
                 return debug!(%from, "a connection did not complete its handshake");
             };
-            let name = session.get_ref().1.peer_certificates().and_then(|chain| {
+            let name = || {
                 let known = known.read().unwrap_or_else(PoisonError::into_inner);
-                owner(chain.first()?, known.iter())
-            });
-            match name {
+                owner(session.get_ref().1.peer_certificates()?.first()?, known.iter())
+            };
+            // Gossip may reach the dialer a round before it reaches us.
+            let patience = Instant::now() + timing.gossip_interval * ROUNDS_OF_PATIENCE;
+            while name().is_none() && Instant::now() < patience {
+                tokio::time::sleep(timing.tick / 2).await;
+            }
+            match name() {
                 Some(name) => take(Connection { name, tls: TlsStream::Server(session), knife }),
                 None => {
                     refused.unknown.fetch_add(1, Ordering::Relaxed);

@@ -108,7 +108,7 @@ pub async fn load(profile: &ModelProfile, devices: &Devices, evictor: &Address<E
         context_length: profile.context_length.map_or(made_for, |wanted| wanted.min(made_for)),
         running_max: profile.running_max,
     };
-    let (device, plan, promise) = find_room(profile, &needs, evictor).await?;
+    let (device, plan, promise) = find_room(profile, &needs, devices, evictor).await?;
     let memory = files.footprint(plan.kv);
     let device_address = devices.get(device).ok_or_else(|| LoadError::Interrupted(format!("{device} is gone")))?;
     let (codec, defaults) = (files.codec.clone(), files.defaults.clone());
@@ -118,10 +118,15 @@ pub async fn load(profile: &ModelProfile, devices: &Devices, evictor: &Address<E
     Ok(Resident { codec, defaults, device, device_address, slot, plan, memory, lease, _weights: weights, _promise: promise })
 }
 
-async fn find_room(profile: &ModelProfile, needs: &Needs, evictor: &Address<EvictorMsg>) -> Result<(DeviceId, Plan, Promised), LoadError> {
+async fn find_room(
+    profile: &ModelProfile,
+    needs: &Needs,
+    devices: &Devices,
+    evictor: &Address<EvictorMsg>,
+) -> Result<(DeviceId, Plan, Promised), LoadError> {
     static NEXT_LEASE: AtomicU64 = AtomicU64::new(1);
     let mut least = Bytes(0);
-    let choices = choices(profile.device, evictor).await?;
+    let choices = choices(profile.device, devices, evictor).await?;
     for (device, free) in &choices {
         let plan = match plan(needs, *free) {
             Ok(plan) => plan,
@@ -142,15 +147,18 @@ async fn find_room(profile: &ModelProfile, needs: &Needs, evictor: &Address<Evic
     Err(LoadError::Refused(format!("{refusal}; free memory, give it a larger share, or choose a smaller model or context_length")))
 }
 
-/// The devices that the model may go to, once at least one is open.
-async fn choices(wanted: Option<DeviceId>, evictor: &Address<EvictorMsg>) -> Result<Vec<(DeviceId, Bytes)>, LoadError> {
+/// The devices that the model may go to, once all are open: a GPU takes longer than the CPU, and is the better place. One that does not open
+/// in time is left out.
+async fn choices(wanted: Option<DeviceId>, devices: &Devices, evictor: &Address<EvictorMsg>) -> Result<Vec<(DeviceId, Bytes)>, LoadError> {
+    let n_expected = if wanted.is_some() { 1 } else { devices.len() };
     let deadline = Instant::now() + DEVICE_WAIT;
     loop {
         let choices = evictor.call(|reply| EvictorMsg::Choices(wanted, reply), EVICTOR_DEADLINE).await?;
-        if !choices.is_empty() {
+        let late = Instant::now() > deadline;
+        if choices.len() >= n_expected || (late && !choices.is_empty()) {
             return Ok(choices);
         }
-        if Instant::now() > deadline {
+        if late {
             let device = wanted.map_or_else(|| "no device".to_owned(), |device| format!("the device {device}"));
             return Err(LoadError::Refused(format!("{device} opened within {DEVICE_WAIT:?}")));
         }

@@ -31,23 +31,23 @@ impl<M: Message + Carries> Port<M> {
         visible
     }
 
-    /// Sends a frame of `len` bytes that is made once its position is known. When the actor's former life is gone, tries the next one.
-    pub(crate) fn send(&self, len: u64, frame: impl Fn(u64) -> Vec<u8>) -> Result<(), PeerError> {
-        let position = self.sent.fetch_add(len, Ordering::AcqRel);
+    /// Sends a frame that is made once its position is known. When the actor's former life is gone, tries the next one.
+    pub(crate) fn send(&self, cost: u64, frame: impl Fn(u64) -> Vec<u8>) -> Result<(), PeerError> {
+        let position = self.sent.fetch_add(cost, Ordering::AcqRel);
         if self.try_send(frame(position)) || (self.resolve_next_life() && self.try_send(frame(position))) {
             return Ok(());
         }
-        self.sent.fetch_sub(len, Ordering::AcqRel);
+        self.sent.fetch_sub(cost, Ordering::AcqRel);
         Err(PeerError::Gone)
     }
 
-    /// Bytes under way.
+    /// Cost of what is under way.
     pub(crate) fn in_flight(&self) -> u64 {
         let acknowledged = self.acknowledged.load(Ordering::Acquire);
         self.sent.load(Ordering::Acquire).saturating_sub(acknowledged)
     }
 
-    /// The actor has taken `position` bytes.
+    /// The actor has taken all up to `position`.
     pub(crate) fn acknowledge(&self, position: u64) {
         self.acknowledged.fetch_max(position, Ordering::AcqRel);
     }

@@ -53,7 +53,8 @@ fn bind_at(valid: &ValidConfig, place: Option<u16>) -> Result<Ports, Refused> {
     let config = valid.get();
     let metrics = config.metrics.enabled.then_some(("metrics.listen", config.metrics.listen));
     let tcp = [Some(("http.listen", config.http.listen)), metrics, Some(("link.listen", config.link.listen))];
-    let explicit: Vec<SocketAddr> = tcp.into_iter().flatten().filter(|(key, _)| valid.is_explicit(key)).map(|(_, address)| address).collect();
+    let explicit: Vec<SocketAddr> =
+        tcp.into_iter().flatten().filter(|(key, _)| valid.is_explicit(key)).map(|(_, address)| address).collect();
     let wanted = |key: &'static str, mut address: SocketAddr| {
         if !valid.is_explicit(key) {
             address.set_port(place.map_or(0, |place| address.port() + STRIDE * place));
@@ -96,12 +97,15 @@ mod tests {
         let valid = configured(&[]);
         let one = bind(&valid).unwrap();
         let two = bind(&valid).unwrap();
-        let (one, two) = (one.http.local_addr().unwrap().port(), [
-            two.http.local_addr().unwrap().port(),
-            two.metrics.as_ref().unwrap().local_addr().unwrap().port(),
-            two.gossip.local_addr().unwrap().port(),
-            two.link.local_addr().unwrap().port(),
-        ]);
+        let (one, two) = (
+            one.http.local_addr().unwrap().port(),
+            [
+                two.http.local_addr().unwrap().port(),
+                two.metrics.as_ref().unwrap().local_addr().unwrap().port(),
+                two.gossip.local_addr().unwrap().port(),
+                two.link.local_addr().unwrap().port(),
+            ],
+        );
         assert!(two[0] > one && (two[0] - 31313).is_multiple_of(STRIDE), "{one} {two:?}");
         assert_eq!(two.map(|port| port - two[0]), [0, 1, 2, 3]);
     }

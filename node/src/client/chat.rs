@@ -77,13 +77,7 @@ impl Client {
         let body = Body { question, stream: true, stream_options: serde_json::json!({ "include_usage": true }) };
         let response = self.http.post(format!("{}/v1/chat/completions", self.base)).json(&body).send().await;
         let response = refused(response.map_err(|error| self.lost(&error))?).await?;
-        Ok(Answer {
-            url: self.base.clone(),
-            response,
-            decoder: EventDecoder::default(),
-            ready: VecDeque::new(),
-            complete: false,
-        })
+        Ok(Answer { url: self.base.clone(), response, decoder: EventDecoder::default(), ready: VecDeque::new(), complete: false })
     }
 }
 
@@ -120,7 +114,11 @@ fn pieces(chunk: &Value) -> Result<Vec<Piece>, ClientError> {
     let text = chunk.pointer("/choices/0/delta/content").and_then(Value::as_str).filter(|text| !text.is_empty());
     let finish = chunk.pointer("/choices/0/finish_reason").and_then(Value::as_str);
     let usage = chunk.get("usage").filter(|usage| usage.is_object());
-    let pieces = [text.map(|text| Piece::Text(text.to_owned())), finish.map(|reason| Piece::Finish(reason.to_owned())), usage.cloned().map(Piece::Usage)];
+    let pieces = [
+        text.map(|text| Piece::Text(text.to_owned())),
+        finish.map(|reason| Piece::Finish(reason.to_owned())),
+        usage.cloned().map(Piece::Usage),
+    ];
     Ok(pieces.into_iter().flatten().collect())
 }
 

@@ -55,13 +55,7 @@ pub(crate) async fn run(args: &ChatArgs) -> anyhow::Result<()> {
 }
 
 /// Prints an answer as it comes and keeps it in `text`, until it is complete or Ctrl-C stops it.
-async fn answer(
-    client: &Client,
-    model: &str,
-    turns: &[Turn],
-    options: &AnswerOptions,
-    text: &mut String,
-) -> Result<Ending, ClientError> {
+async fn answer(client: &Client, model: &str, turns: &[Turn], options: &AnswerOptions, text: &mut String) -> Result<Ending, ClientError> {
     let question = Question { model, messages: turns, temperature: options.temperature, max_tokens: options.max_tokens };
     let stopped = tokio::signal::ctrl_c();
     tokio::pin!(stopped);

@@ -100,7 +100,12 @@ pub(crate) static KEYS: &[Key] = &[
     key("shutdown", "drain_timeout", Kind::Text, "a time, such as \"10s\""),
     key("telemetry", "log_filter", Kind::Text, "a level or a filter, such as \"info\" or \"info,plexus_actors=debug\""),
     key("telemetry", "log_format", Kind::Text, "\"text\" or \"json\""),
-    key("telemetry", "otlp_endpoint", Kind::Text, "the http:// address of a collector, such as \"http://127.0.0.1:4318\", or \"\" for none"),
+    key(
+        "telemetry",
+        "otlp_endpoint",
+        Kind::Text,
+        "the http:// address of a collector, such as \"http://127.0.0.1:4318\", or \"\" for none",
+    ),
     key("telemetry", "otlp_sample_ratio", Kind::Float, "a number from 0 to 1"),
     key("telemetry", "service_name", Kind::Text, "a name, such as \"plexus\""),
     key("debug", "test_hooks", Kind::Switch, SWITCH),

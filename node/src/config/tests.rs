@@ -75,7 +75,8 @@ fn nothing_said_means_the_defaults() {
 fn variables_go_over_the_file_and_options_over_variables() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("cluster.toml");
-    std::fs::write(&file, "[http]\nlisten = \"127.0.0.1:1\"\n[gossip]\nlisten = \"127.0.0.1:2\"\n[link]\nlisten = \"127.0.0.1:3\"\n").unwrap();
+    std::fs::write(&file, "[http]\nlisten = \"127.0.0.1:1\"\n[gossip]\nlisten = \"127.0.0.1:2\"\n[link]\nlisten = \"127.0.0.1:3\"\n")
+        .unwrap();
     let valid = load(Sources {
         file: Some(file.clone()),
         variables: vec![

@@ -97,7 +97,8 @@ fn addresses(valid: &ValidConfig) -> Result<(), ConfigError> {
     let (gossip, link) = (config.gossip.listen.ip(), config.link.listen.ip());
     if !gossip.is_loopback() && link.is_loopback() {
         let value = format!("\"{}\"", config.link.listen);
-        let problem = format!("other machines would hear of this node through gossip.listen = \"{}\" and never reach it", config.gossip.listen);
+        let problem =
+            format!("other machines would hear of this node through gossip.listen = \"{}\" and never reach it", config.gossip.listen);
         let remedy = format!("write link.listen = \"{}\"", SocketAddr::new(gossip, config.link.listen.port()));
         return Err(valid.refuse("link.listen", value, problem, remedy));
     }
@@ -114,7 +115,9 @@ fn secret(valid: &ValidConfig) -> Result<(), ConfigError> {
     if cluster.secret.is_some() || cluster.secret_file.is_some() {
         return Ok(());
     }
-    for (key, address) in [("http.listen", config.http.listen), ("gossip.listen", config.gossip.listen), ("link.listen", config.link.listen)] {
+    for (key, address) in
+        [("http.listen", config.http.listen), ("gossip.listen", config.gossip.listen), ("link.listen", config.link.listen)]
+    {
         if !address.ip().is_loopback() {
             return Err(valid.refuse(
                 key,

@@ -13,8 +13,7 @@ use tokio::task::JoinHandle;
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// From a network round trip to a long answer on a slow device.
-const SECONDS: &[f64] =
-    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
 /// From a large model on a processor to a small one on a GPU.
 const TOKENS_PER_SECOND: &[f64] = &[0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0];
 /// From a word to a library.
@@ -33,7 +32,9 @@ fn builder() -> anyhow::Result<PrometheusBuilder> {
 
 /// Gathers the metrics of the whole process from now on.
 pub(crate) fn record() -> anyhow::Result<PrometheusHandle> {
-    Ok(builder()?.install_recorder()?)
+    let metrics = builder()?.install_recorder()?;
+    plexus_actors::metrics::describe();
+    Ok(metrics)
 }
 
 /// Serves `/metrics` at `listener`, until the runtime ends.

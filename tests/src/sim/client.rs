@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use plexus_types::{FinishReason, GenerateEvent, RequestError};
+use plexus_types::{FinishReason, GenerateEvent};
 
 use super::model::Reference;
 
@@ -121,6 +121,15 @@ impl Client {
         Ok(())
     }
 
+    /// Does it leave now? Notes that it does.
+    pub fn leaves(&mut self) -> bool {
+        let leaves = self.ending.is_none() && matches!(self.pace, Pace::Leaves(after) if self.n_read >= after);
+        if leaves {
+            self.ending = Some(Ending::Left);
+        }
+        leaves
+    }
+
     /// Did the answer come complete?
     pub fn is_done(&self) -> bool {
         self.ending == Some(Ending::Done)
@@ -138,11 +147,6 @@ impl Client {
             _ => None,
         }
     }
-}
-
-/// Is this an error that says when to come back?
-pub fn is_refusal(error: &RequestError) -> bool {
-    matches!(error, RequestError::Overloaded { .. } | RequestError::Unavailable { .. } | RequestError::ModelNotFound { .. })
 }
 
 fn expect<T: PartialEq + std::fmt::Debug>(what: &str, is: &T, should: &T) -> Result<(), String> {

@@ -12,7 +12,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::net::{ConnId, Packet, ProcessId, Side};
-use super::world::{Input, World};
+use super::world::World;
 
 /// Ticks between two looks at all that gossip knows.
 const LOOK_EVERY: u64 = 20;

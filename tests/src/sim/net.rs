@@ -88,6 +88,8 @@ pub struct Dial {
     pub to: usize,
     /// Retransmissions so far.
     pub retries: u32,
+    /// The process that answered.
+    pub acceptor: Option<ProcessId>,
 }
 
 /// The network between the nodes.
@@ -139,7 +141,7 @@ impl Network {
     /// Notes an attempt to connect.
     pub fn dial(&mut self, from: ProcessId, to: usize) -> DialId {
         self.n_dials += 1;
-        self.dials.insert(DialId(self.n_dials), Dial { from, to, retries: 0 });
+        self.dials.insert(DialId(self.n_dials), Dial { from, to, retries: 0, acceptor: None });
         DialId(self.n_dials)
     }
 

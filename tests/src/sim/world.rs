@@ -66,6 +66,8 @@ impl Default for SimConfig {
 pub enum Happening {
     /// Something reaches a process; it is dropped when that process is no more.
     Process(ProcessId, Input),
+    /// A datagram of gossip reaches a node.
+    Datagram(usize, Vec<u8>),
     /// A TCP handshake reaches a node.
     Knock(DialId),
     /// The kernels give up on a path that has been cut since this epoch.
@@ -204,6 +206,10 @@ impl World {
 
     /// Closes one end of a connection; the other hears of it.
     pub fn close(&mut self, conn: ConnId, side: Side) {
+        let node = self.net.conns.get(&conn).map(|state| state.ends[side].process.node);
+        if node.is_some_and(|node| self.dying.contains(&node)) {
+            return; // it did not come to that
+        }
         self.send(conn, side, Packet::End);
         self.end(conn, side);
     }
@@ -250,16 +256,44 @@ impl World {
         self.knock(dial);
     }
 
-    /// Sends the first packet of a dial, unless the path is cut: then again when TCP does, after one second and after three.
-    pub fn knock(&mut self, dial: DialId) {
-        let Some(state) = self.net.dials.get_mut(&dial) else { return };
+    /// Sends the first packet of a dial.
+    fn knock(&mut self, dial: DialId) {
+        let Some(state) = self.net.dials.get(&dial) else { return };
+        let delay = self.net.delay(state.from.node, state.to, &mut self.rng);
+        self.agenda.after(delay, Happening::Knock(dial));
+    }
+
+    /// A dial's packet reaches its node, which is told who dials. If the path is cut it does not, and comes again when TCP sends it again: after
+    /// one second and after three.
+    pub fn on_knock(&mut self, dial: DialId) -> Option<usize> {
+        let state = self.net.dials.get_mut(&dial)?;
         let (from, to, retries) = (state.from.node, state.to, state.retries);
-        state.retries += 1;
         if !self.net.path(from, to).cut && !self.net.path(to, from).cut {
-            let delay = self.net.delay(from, to, &mut self.rng);
-            self.agenda.after(delay, Happening::Knock(dial));
-        } else if retries < 2 {
+            return Some(to);
+        }
+        if retries < 2 {
+            self.net.dials.get_mut(&dial)?.retries += 1;
             self.agenda.after(Duration::from_secs(1 << retries), Happening::Knock(dial));
+        }
+        None
+    }
+
+    /// A process answers a dial, or nobody is there to answer it.
+    pub fn answer_dial(&mut self, dial: DialId, acceptor: Option<ProcessId>) {
+        let Some(state) = self.net.dials.get_mut(&dial) else { return };
+        state.acceptor = acceptor;
+        let (from, to) = (state.from, state.to);
+        let delay = self.net.delay(to, from.node, &mut self.rng);
+        let input = if acceptor.is_some() { Input::Connected(dial) } else { Input::DialFailed(dial) };
+        self.agenda.after(delay, Happening::Process(from, input));
+    }
+
+    /// Sends a datagram of gossip; across a cut it is lost.
+    pub fn datagram(&mut self, from: usize, to: usize, bytes: Vec<u8>) {
+        if !self.net.path(from, to).cut && !self.dying.contains(&from) {
+            self.log.bytes(self.agenda.elapsed(), &bytes);
+            let delay = self.net.delay(from, to, &mut self.rng);
+            self.agenda.after(delay, Happening::Datagram(to, bytes));
         }
     }
 

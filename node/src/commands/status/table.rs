@@ -34,7 +34,11 @@ impl Look {
             Some(width) => table.set_width(width).set_content_arrangement(ContentArrangement::Dynamic),
             None => table.set_content_arrangement(ContentArrangement::Disabled),
         };
-        if self.colour { table.enforce_styling() } else { table.force_no_tty() };
+        if self.colour {
+            table.enforce_styling()
+        } else {
+            table.force_no_tty()
+        };
         table
     }
 }

@@ -21,7 +21,8 @@ fn cluster() -> ClusterReport {
                       "prefill_tokens_per_s": 0.0, "decode_tokens_per_s": decode },
         })
     };
-    let device = |id: &str, name: &str, total: u64, used: u64| json!({ "id": id, "name": name, "memory_total": total, "memory_used": used });
+    let device =
+        |id: &str, name: &str, total: u64, used: u64| json!({ "id": id, "name": name, "memory_total": total, "memory_used": used });
     let one = json!({ "revision": 3, "draining": false, "devices": [device("cpu-0", "16 cores", 4 << 30, 1 << 30)],
                       "replicas": [replica("cpu-0", json!("loaded"), 2, 311.5)] });
     let two = json!({ "revision": 1, "draining": true, "devices": [device("cuda-0", "H200", 128 << 30, 128 << 30)],
@@ -34,9 +35,7 @@ fn cluster() -> ClusterReport {
 }
 
 fn actors() -> Vec<NodeActors> {
-    let actor = |path: &str, state: &str, restarts: u32, last_error: Option<&str>| {
-        json!({ "path": path, "state": state, "restarts": restarts, "waiting": 0, "stalled_s": 0.0, "last_error": last_error, "counters": {} })
-    };
+    let actor = |path: &str, state: &str, restarts: u32, last_error: Option<&str>| json!({ "path": path, "state": state, "restarts": restarts, "waiting": 0, "stalled_s": 0.0, "last_error": last_error, "counters": {} });
     serde_json::from_value(json!([
         { "node": "n1", "error": null, "actors": [
             actor("node", "running", 0, None),
