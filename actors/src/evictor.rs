@@ -5,8 +5,8 @@
 
 pub mod ledger;
 
-use plexus_types::{Bytes, DeviceId, ModelId};
 use plexus_engine::executor::DeviceDescription;
+use plexus_types::{Bytes, DeviceId, ModelId};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use tracing::warn;
@@ -100,7 +100,9 @@ impl Actor for EvictorActor {
                 state.publish();
             }
             EvictorMsg::Choices(wanted, reply) => drop(reply.send(state.ledger.choices(wanted))),
-            EvictorMsg::Promise { device, model, lease, needed, reply } => drop(reply.send(state.on_promise(device, &model, lease, needed))),
+            EvictorMsg::Promise { device, model, lease, needed, reply } => {
+                drop(reply.send(state.on_promise(device, &model, lease, needed)))
+            }
             EvictorMsg::Holds { device, model, lease, bytes } => {
                 if let Err(error) = state.on_promise(device, &model, lease, bytes) {
                     warn!(%device, %model, %error, "a resident model no longer fits the ledger");

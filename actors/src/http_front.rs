@@ -94,7 +94,12 @@ impl Actor for HttpFrontActor {
         Ok(HttpFrontState { args, counters, draining, accepting: AbortOnDrop(tokio::spawn(loop_)) })
     }
 
-    async fn handle(&self, _myself: ActorRef<HttpFrontMsg>, message: HttpFrontMsg, state: &mut HttpFrontState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        _myself: ActorRef<HttpFrontMsg>,
+        message: HttpFrontMsg,
+        state: &mut HttpFrontState,
+    ) -> Result<(), ActorProcessingErr> {
         state.args.address.taken();
         match message {
             HttpFrontMsg::Drain => {

@@ -25,7 +25,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent
 use ractor_cluster::{NodeServerMessage, NodeSessionMessage, RactorMessage};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info};
 
 use self::core::{Effect, Event, LinkCore, LinkId};
 use self::session::SessionEvent;

@@ -135,7 +135,12 @@ impl Actor for MembershipActor {
         Ok(MembershipState { address, commands, status, leaving: false })
     }
 
-    async fn handle(&self, _: ActorRef<MembershipMsg>, message: MembershipMsg, state: &mut MembershipState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        _: ActorRef<MembershipMsg>,
+        message: MembershipMsg,
+        state: &mut MembershipState,
+    ) -> Result<(), ActorProcessingErr> {
         if !matches!(message, MembershipMsg::Own(_)) {
             state.address.taken();
         }

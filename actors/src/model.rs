@@ -361,7 +361,10 @@ impl ModelState {
         let speed = self.load().decode_tokens_per_s;
         let wait_s = if speed > 0.0 { TYPICAL_ANSWER_TOKENS / speed } else { 1.0 };
         RequestError::Overloaded {
-            message: format!("the model '{}' is busy: {present} requests run or wait, {} and {} may", profile.id, profile.running_max, profile.waiting_max),
+            message: format!(
+                "the model '{}' is busy: {present} requests run or wait, {} and {} may",
+                profile.id, profile.running_max, profile.waiting_max
+            ),
             retry_after: Duration::from_secs_f32(wait_s.clamp(1.0, 60.0)),
         }
     }

@@ -167,7 +167,8 @@ impl Actor for NodeActor {
             NodeMsg::Actors(reply) => state.on_actors(reply),
             NodeMsg::Kill(path, reply) => drop(reply.send(state.on_kill(&path))),
             NodeMsg::Replaced(by) => {
-                let why = format!("another node took over the name '{}' (generation {}): give this one another name", by.name, by.generation.0);
+                let why =
+                    format!("another node took over the name '{}' (generation {}): give this one another name", by.name, by.generation.0);
                 state.give_up(&myself, why);
             }
         }
@@ -401,90 +402,122 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
     let traffic = Traffic::default();
     let counted = traffic.clone();
     let address = Address::new();
-    children.add("gateway", Role::Other, Kind {
-        actor: || GatewayActor,
-        address: address.clone(),
-        args: GatewayArgs { address, peers: peers.clone(), inbound: inbound.clone(), traffic },
-        ask: Ask::Shared(Box::new(move || counted.inspection())),
-    });
+    children.add(
+        "gateway",
+        Role::Other,
+        Kind {
+            actor: || GatewayActor,
+            address: address.clone(),
+            args: GatewayArgs { address, peers: peers.clone(), inbound: inbound.clone(), traffic },
+            ask: Ask::Shared(Box::new(move || counted.inspection())),
+        },
+    );
     let traffic = Traffic::default();
     let counted = traffic.clone();
     let address = Address::new();
-    children.add("tokens", Role::Other, Kind {
-        actor: || TokenSinkActor,
-        address: address.clone(),
-        args: TokenSinkArgs { address, peers: peers.clone(), inbound: inbound.clone(), traffic },
-        ask: Ask::Shared(Box::new(move || counted.inspection())),
-    });
+    children.add(
+        "tokens",
+        Role::Other,
+        Kind {
+            actor: || TokenSinkActor,
+            address: address.clone(),
+            args: TokenSinkArgs { address, peers: peers.clone(), inbound: inbound.clone(), traffic },
+            ask: Ask::Shared(Box::new(move || counted.inspection())),
+        },
+    );
     let known = KnownNodes::default();
-    children.add("link", Role::Other, Kind {
-        actor: || LinkActor,
-        address: link.clone(),
-        args: LinkArgs {
-            address: link,
-            me: me.clone(),
-            secret: args.secret.clone(),
-            listener: args.sockets.link.clone(),
-            timing: args.timing.clone(),
-            peers: peers.clone(),
-            known: known.clone(),
-            inbound: inbound.clone(),
+    children.add(
+        "link",
+        Role::Other,
+        Kind {
+            actor: || LinkActor,
+            address: link.clone(),
+            args: LinkArgs {
+                address: link,
+                me: me.clone(),
+                secret: args.secret.clone(),
+                listener: args.sockets.link.clone(),
+                timing: args.timing.clone(),
+                peers: peers.clone(),
+                known: known.clone(),
+                inbound: inbound.clone(),
+            },
+            ask: Ask::Message(LinkMsg::Inspect),
         },
-        ask: Ask::Message(LinkMsg::Inspect),
-    });
-    children.add("evictor", Role::Evictor, Kind {
-        actor: || EvictorActor,
-        address: evictor.clone(),
-        args: EvictorArgs { address: evictor.clone(), router: router.clone() },
-        ask: Ask::Message(EvictorMsg::Inspect),
-    });
-    children.add("router", Role::Other, Kind {
-        actor: || RouterActor,
-        address: router.clone(),
-        args: RouterArgs { address: router.clone(), view: view.clone(), peers: peers.clone(), streams: streams.clone() },
-        ask: Ask::Message(RouterMsg::Inspect),
-    });
-    children.add("streams", Role::Other, Kind {
-        actor: || StreamsActor,
-        address: streams.clone(),
-        args: StreamsArgs {
+    );
+    children.add(
+        "evictor",
+        Role::Evictor,
+        Kind {
+            actor: || EvictorActor,
+            address: evictor.clone(),
+            args: EvictorArgs { address: evictor.clone(), router: router.clone() },
+            ask: Ask::Message(EvictorMsg::Inspect),
+        },
+    );
+    children.add(
+        "router",
+        Role::Other,
+        Kind {
+            actor: || RouterActor,
+            address: router.clone(),
+            args: RouterArgs { address: router.clone(), view: view.clone(), peers: peers.clone(), streams: streams.clone() },
+            ask: Ask::Message(RouterMsg::Inspect),
+        },
+    );
+    children.add(
+        "streams",
+        Role::Other,
+        Kind {
+            actor: || StreamsActor,
             address: streams.clone(),
-            me: me.clone(),
-            config: args.streams.clone(),
-            router: router.clone(),
-            models: models.clone(),
-            peers: peers.clone(),
-            ingresses: ingresses.clone(),
+            args: StreamsArgs {
+                address: streams.clone(),
+                me: me.clone(),
+                config: args.streams.clone(),
+                router: router.clone(),
+                models: models.clone(),
+                peers: peers.clone(),
+                ingresses: ingresses.clone(),
+            },
+            ask: Ask::Message(StreamsMsg::Inspect),
         },
-        ask: Ask::Message(StreamsMsg::Inspect),
-    });
+    );
     let devices: BTreeMap<DeviceId, Address<DeviceMsg>> = args.devices.iter().map(|spec| (spec.id, Address::new())).collect();
     for spec in args.devices {
         let address = devices[&spec.id].clone();
         let id = spec.id;
-        children.add_path(device::path(id), Role::Device(id), Kind {
-            actor: || DeviceActor,
-            address: address.clone(),
-            args: DeviceArgs { address, spec, evictor: evictor.clone() },
-            ask: Ask::Message(DeviceMsg::Inspect),
-        });
+        children.add_path(
+            device::path(id),
+            Role::Device(id),
+            Kind {
+                actor: || DeviceActor,
+                address: address.clone(),
+                args: DeviceArgs { address, spec, evictor: evictor.clone() },
+                ask: Ask::Message(DeviceMsg::Inspect),
+            },
+        );
     }
     for profile in args.models {
         let address: Address<ModelMsg> = Address::new();
         models.insert(profile.id.clone(), address.clone());
-        children.add(&format!("model/{}", profile.id), Role::Model(profile.id.clone()), Kind {
-            actor: || ModelActor,
-            address: address.clone(),
-            args: ModelArgs {
-                address,
-                profile,
-                devices: Devices::new(devices.clone()),
-                evictor: evictor.clone(),
-                router: router.clone(),
-                ingresses: ingresses.clone(),
+        children.add(
+            &format!("model/{}", profile.id),
+            Role::Model(profile.id.clone()),
+            Kind {
+                actor: || ModelActor,
+                address: address.clone(),
+                args: ModelArgs {
+                    address,
+                    profile,
+                    devices: Devices::new(devices.clone()),
+                    evictor: evictor.clone(),
+                    router: router.clone(),
+                    ingresses: ingresses.clone(),
+                },
+                ask: Ask::Message(ModelMsg::Inspect),
             },
-            ask: Ask::Message(ModelMsg::Inspect),
-        });
+        );
     }
     let inference = Arc::new(ClusterInference {
         node: node.clone(),
@@ -497,40 +530,43 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         test_hooks: args.test_hooks,
     });
     let answers = plexus_api::router(inference.clone(), args.http.api.clone());
-    children.add("http", Role::Other, Kind {
-        actor: || HttpFrontActor,
-        address: http.clone(),
-        args: HttpFrontArgs { address: http.clone(), listener: args.sockets.http.clone(), router: answers, config: args.http },
-        ask: Ask::Message(HttpFrontMsg::Inspect),
-    });
-    let replaced = node.clone();
-    children.add("membership", Role::Other, Kind {
-        actor: || MembershipActor,
-        address: membership.clone(),
-        args: MembershipArgs {
-            address: membership.clone(),
-            facts: args.facts,
-            cluster: args.cluster,
-            secret: args.secret,
-            socket: args.sockets.gossip.clone(),
-            seeds: args.seeds,
-            timing: args.timing,
-            known,
-            inbound,
-            on_replaced: Arc::new(move |by| replaced.tell(NodeMsg::Replaced(by))),
+    children.add(
+        "http",
+        Role::Other,
+        Kind {
+            actor: || HttpFrontActor,
+            address: http.clone(),
+            args: HttpFrontArgs { address: http.clone(), listener: args.sockets.http.clone(), router: answers, config: args.http },
+            ask: Ask::Message(HttpFrontMsg::Inspect),
         },
-        ask: Ask::Message(MembershipMsg::Inspect),
-    });
+    );
+    let replaced = node.clone();
+    children.add(
+        "membership",
+        Role::Other,
+        Kind {
+            actor: || MembershipActor,
+            address: membership.clone(),
+            args: MembershipArgs {
+                address: membership.clone(),
+                facts: args.facts,
+                cluster: args.cluster,
+                secret: args.secret,
+                socket: args.sockets.gossip.clone(),
+                seeds: args.seeds,
+                timing: args.timing,
+                known,
+                inbound,
+                on_replaced: Arc::new(move |by| replaced.tell(NodeMsg::Replaced(by))),
+            },
+            ask: Ask::Message(MembershipMsg::Inspect),
+        },
+    );
 
     let end = End::default();
     let addresses = Addresses { router, streams, membership, http, devices: devices.into_values().collect(), models };
-    let root_args = NodeActorArgs {
-        address: node,
-        budget: args.restarts,
-        children: children.0,
-        addresses: addresses.clone(),
-        end: Arc::clone(&end),
-    };
+    let root_args =
+        NodeActorArgs { address: node, budget: args.restarts, children: children.0, addresses: addresses.clone(), end: Arc::clone(&end) };
     let (root, task) = Actor::spawn(None, NodeActor, root_args).await.map_err(|error| StartError::Root(error.to_string()))?;
     Ok(RunningNode { root, task, addresses, view, peers, inference, end, drain_timeout: args.drain_timeout })
 }

@@ -10,7 +10,9 @@ pub mod view;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use plexus_types::{DeviceReport, GenerateRequest, ModelId, NodeId, NodeState, NodeSummary, Prompt, ReplicaId, ReplicaReport, RequestError, RequestId};
+use plexus_types::{
+    DeviceReport, GenerateRequest, ModelId, NodeId, NodeState, NodeSummary, Prompt, ReplicaId, ReplicaReport, RequestError, RequestId,
+};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use rand::SeedableRng;

@@ -185,8 +185,12 @@ impl StreamsState {
     fn on_clock(&mut self) {
         self.clock_running = false;
         let now = Instant::now();
-        let due: Vec<RequestId> =
-            self.streams.values().filter(|stream| stream.core.deadline().is_some_and(|at| at <= now)).map(|stream| stream.core.id).collect();
+        let due: Vec<RequestId> = self
+            .streams
+            .values()
+            .filter(|stream| stream.core.deadline().is_some_and(|at| at <= now))
+            .map(|stream| stream.core.id)
+            .collect();
         for id in due {
             self.apply(id, Event::Clock);
         }

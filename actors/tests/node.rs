@@ -10,8 +10,8 @@ use plexus_actors::args::{DeviceSpec, HttpConfig, ModelProfile, NodeArgs, Restar
 use plexus_actors::membership::NetTiming;
 use plexus_actors::node::{self, RunningNode};
 use plexus_actors::secret::ClusterSecret;
-use plexus_api::{ApiConfig, VersionInfo};
 use plexus_api::service::{Generation, Inference};
+use plexus_api::{ApiConfig, VersionInfo};
 use plexus_engine::error::EngineError;
 use plexus_engine::executor::Executor;
 use plexus_engine::model::ModelSource;
@@ -247,7 +247,8 @@ async fn a_device_that_never_opens_ends_the_node_with_the_reason() {
 #[tokio::test]
 async fn every_actor_that_is_killed_comes_back_and_the_node_serves_again() {
     let node = loaded(Script::default()).await;
-    let paths: Vec<String> = node.inference().actors().await[0].actors.iter().map(|actor| actor.path.clone()).filter(|path| path != "node").collect();
+    let paths: Vec<String> =
+        node.inference().actors().await[0].actors.iter().map(|actor| actor.path.clone()).filter(|path| path != "node").collect();
     assert_eq!(paths.len(), 10);
     for path in paths {
         let before = counter(&node, &path, "restarts").await;

@@ -19,6 +19,8 @@ pub struct CandleExecutor {
     description: DeviceDescription,
     device: Device,
     models: HashMap<Slot, Resident>,
+    /// Where small models are computed: candle's own operations would wake other threads for the least of work.
+    single: rayon::ThreadPool,
 }
 
 /// A model on the device.
@@ -28,6 +30,7 @@ struct Resident {
     cache: KvCache,
     plan: KvPlan,
     footprint: Bytes,
+    small: bool,
 }
 
 impl CandleExecutor {
@@ -40,7 +43,9 @@ impl CandleExecutor {
             DeviceKind::Cuda => open_cuda(id)?,
         };
         let memory_total = Bytes((memory as f64 * f64::from(memory_share.clamp(0.0, 1.0))) as u64);
-        Ok(Self { description: DeviceDescription { id, name, memory_total }, device, models: HashMap::new() })
+        let single = rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| format!("{id}-small")).build();
+        let single = single.map_err(|error| EngineError::Device { device: id, reason: error.to_string() })?;
+        Ok(Self { description: DeviceDescription { id, name, memory_total }, device, models: HashMap::new(), single })
     }
 
     /// Runs a step and gives the logits that draws would be made from, in order of the draws. For tests and for measuring.
@@ -51,14 +56,14 @@ impl CandleExecutor {
             return Ok(Vec::new());
         }
         let step = Step { tokens: &batch.tokens, positions: &batch.positions, slots: &plan.slots, spans: &plan.spans, rows: &plan.rows };
-        if plan.rows.is_empty() {
-            // Nothing is drawn, so the last row stands in: a prompt is only read.
-            let last = [batch.tokens.len() as u32 - 1];
-            model.decoder.forward(&Step { rows: &last, ..step }, &model.cache).map_err(|error| self.failed(error))?;
-            return Ok(Vec::new());
-        }
-        let logits = model.decoder.forward(&step, &model.cache).and_then(|logits| logits.to_vec2());
-        logits.map_err(|error| self.failed(error))
+        // Where nothing is drawn the last row stands in: a prompt is only read.
+        let last = [batch.tokens.len() as u32 - 1];
+        let step = if plan.rows.is_empty() { Step { rows: &last, ..step } } else { step };
+        let compute = || model.decoder.forward(&step, &model.cache)?.to_vec2();
+        let logits = if model.small && self.device.is_cpu() { self.single.install(compute) } else { compute() };
+        let mut logits: Vec<Vec<f32>> = logits.map_err(|error| self.failed(error))?;
+        logits.truncate(plan.rows.len());
+        Ok(logits)
     }
 
     /// An error of the computation. On a GPU any of them may mean that its context is lost.
@@ -90,7 +95,8 @@ impl Executor for CandleExecutor {
         }
         let decoder = Decoder::load(files, &self.device, &|error| self.failed(error))?;
         let cache = KvCache::new(&files.config, kv, &self.device).map_err(|error| self.failed(error))?;
-        self.models.insert(slot, Resident { decoder, cache, plan: kv, footprint });
+        let small = files.weights().small();
+        self.models.insert(slot, Resident { decoder, cache, plan: kv, footprint, small });
         Ok(())
     }
 

@@ -26,7 +26,7 @@ pub(crate) use gguf::{Gguf, Value as GgufValue};
 pub(crate) use hf::read_json;
 pub(crate) use rope::Rope;
 pub(crate) use storage::read_text;
-pub(crate) use weights::{RawTensor, Weights};
+pub(crate) use weights::{RawTensor, Weights, aligned};
 
 use crate::codec::Codec;
 use crate::embedded;
@@ -41,7 +41,7 @@ pub struct ModelFiles {
     pub config: ModelConfig,
     /// From requests to token ids, and back to text.
     pub codec: Arc<Codec>,
-    /// Memory of the weights once resident: quantized tensors as stored, the others as f32.
+    /// Memory of the weights once resident: quantized tensors as stored (those of very small models widened), the others as f32.
     pub weights_bytes: Bytes,
     /// Memory that the KV pool needs for each token that it can hold.
     pub kv_bytes_per_token: Bytes,

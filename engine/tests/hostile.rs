@@ -138,7 +138,7 @@ fn a_path_that_is_no_model_says_what_would_be_one() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_gguf_file_cut_anywhere_never_panics(share in 0.0f64..1.0) {

@@ -1,5 +1,4 @@
 //! What each command does. All but `start` only ask a node over HTTP.
-#![allow(clippy::print_stdout, reason = "commands answer on the standard output; logs go to the standard error")]
 
 pub(crate) mod chat;
 pub(crate) mod models;
@@ -8,6 +7,7 @@ pub(crate) mod start;
 pub(crate) mod status;
 mod terminal;
 
+use std::io;
 use std::path::PathBuf;
 
 use plexus_actors::secret::ClusterSecret;
@@ -16,26 +16,26 @@ use crate::boot::home::Home;
 use crate::cli::{NodeOption, VersionArgs};
 use crate::client::{Client, ClientError};
 use crate::version;
+use terminal::line;
 
 /// `plexus secret`
-pub(crate) fn secret() {
-    println!("{}", ClusterSecret::generate().expose());
+pub(crate) fn secret() -> io::Result<()> {
+    line(ClusterSecret::generate().expose())
 }
 
 /// `plexus version`
 pub(crate) fn version(args: &VersionArgs) -> anyhow::Result<()> {
     let version = version::version();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&version)?);
-        return Ok(());
+        return Ok(line(serde_json::to_string_pretty(&version)?)?);
     }
     let features = if version.features.is_empty() { "none".to_owned() } else { version.features.join(", ") };
-    println!("plexus {}", version.version);
-    println!("commit    {}", version.git_sha);
-    println!("built     {}", version.build_time);
-    println!("compiler  {}", version.rustc);
-    println!("profile   {}", version.profile);
-    println!("features  {features}");
+    line(format_args!("plexus {}", version.version))?;
+    line(format_args!("commit    {}", version.git_sha))?;
+    line(format_args!("built     {}", version.build_time))?;
+    line(format_args!("compiler  {}", version.rustc))?;
+    line(format_args!("profile   {}", version.profile))?;
+    line(format_args!("features  {features}"))?;
     Ok(())
 }
 

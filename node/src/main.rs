@@ -18,11 +18,18 @@ use cli::{Cli, ClusterCommand, Command};
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(code) => code,
+        Err(error) if nobody_reads(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("plexus: {}", client::chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Did the command only fail to write because its reader has gone, as `| head` does?
+fn nobody_reads(error: &anyhow::Error) -> bool {
+    // What the network breaks comes as another type of error.
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -32,7 +39,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Models(args) => asking(commands::models::run(&args))?,
         Command::Chat(args) => asking(commands::chat::run(&args))?,
         Command::Run(args) => asking(commands::run::run(&args))?,
-        Command::Secret => commands::secret(),
+        Command::Secret => commands::secret()?,
         Command::Version(args) => commands::version(&args)?,
     }
     Ok(ExitCode::SUCCESS)

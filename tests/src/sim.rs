@@ -36,7 +36,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use plexus_types::{Bytes, GenerateRequest, Journal, NodeState, Prompt, RequestId, Sampling};
+use plexus_types::{Bytes, GenerateRequest, Journal, NodeReport, NodeState, NodeSummary, Prompt, RequestId, Sampling};
 use rand::Rng;
 
 pub use client::{Client, Ending, Pace};
@@ -137,9 +137,10 @@ impl Simulation {
     /// Errors: something did not hold that must, or an expectation was not met.
     pub fn run(&mut self, script: &[Op]) -> Result<(), Box<Failure>> {
         self.script.extend_from_slice(script);
-        script.iter().try_for_each(|op| self.do_op(op)).map_err(|what| {
-            Box::new(Failure { seed: self.seed, what, script: self.script.clone(), tail: self.world.log.tail() })
-        })
+        script
+            .iter()
+            .try_for_each(|op| self.do_op(op))
+            .map_err(|what| Box::new(Failure { seed: self.seed, what, script: self.script.clone(), tail: self.world.log.tail() }))
     }
 
     fn do_op(&mut self, op: &Op) -> Result<(), String> {
@@ -185,8 +186,7 @@ impl Simulation {
             Op::Wait(time) => self.advance(*time)?,
             Op::ExpectTokens(label, n) => {
                 let id = self.asked[label];
-                self.until(Duration::from_secs(30), |sim| sim.world.clients[&id].n_tokens() >= *n)
-                    .map_err(|left| format!("client {label} has not {n} tokens: {left}"))?;
+                self.until(Duration::from_secs(30), |sim| sim.world.clients[&id].n_tokens() >= *n)?;
             }
             Op::ExpectDone(label) => {
                 let id = self.asked[label];
@@ -205,7 +205,8 @@ impl Simulation {
                 }
             }
             Op::ExpectAgreement(within) => {
-                self.until(*within, Self::views_agree).map_err(|_| format!("the views do not agree within {within:?}: {}", self.views()))?;
+                self.until(*within, Self::views_agree)
+                    .map_err(|_| format!("the views do not agree within {within:?}: {}", self.views()))?;
             }
             Op::Settle => self.settle()?,
         }
@@ -219,6 +220,8 @@ impl Simulation {
         paused.into_iter().for_each(|label| self.resume(label));
         self.until(script::AGREE_WITHIN, Self::views_agree)
             .map_err(|_| format!("the views do not agree within {:?} after the heal: {}", script::AGREE_WITHIN, self.views()))?;
+        self.until(script::FORGET_WITHIN, Self::nobody_lingers)
+            .map_err(|_| format!("who is gone is not forgotten within {:?}: {}", script::FORGET_WITHIN, self.views()))?;
         let ended = |sim: &Self| sim.world.clients.values().all(|client| client.ending.is_some());
         self.until(script::END_WITHIN, ended).map_err(|_| {
             let open: Vec<_> = self.world.clients.iter().filter(|(_, client)| client.ending.is_none()).map(|(id, _)| id.0 as u16).collect();
@@ -359,23 +362,20 @@ impl Simulation {
         self.nodes.iter().filter_map(|node| node.process.as_ref())
     }
 
-    /// Does every node believe of every other what is true?
+    /// Does every node know what every other holds, and take nobody else for usable?
     fn views_agree(&self) -> bool {
         let now = self.world.agenda.now();
         self.processes().all(|process| {
             let report = process.view.report(now);
-            report.nodes.len() == self.processes().count()
-                && self.processes().all(|other| {
-                    report.nodes.iter().any(|node| {
-                        let own = other.view.own();
-                        let state = if own.draining { NodeState::Draining } else { NodeState::Up };
-                        let states = |summary: &plexus_types::NodeSummary| -> Vec<_> {
-                            summary.replicas.iter().map(|replica| (replica.model.clone(), replica.state.clone())).collect()
-                        };
-                        node.facts.id == other.facts.id && node.state == state && states(&node.summary) == states(own)
-                    })
-                })
+            let usable = report.nodes.iter().filter(|node| node.state != NodeState::Unreachable).count();
+            usable == self.processes().count() && self.processes().all(|other| report.nodes.iter().any(|node| is_true_of(node, other)))
         })
+    }
+
+    /// Has every node forgotten those that are gone?
+    fn nobody_lingers(&self) -> bool {
+        let now = self.world.agenda.now();
+        self.processes().all(|process| process.view.report(now).nodes.len() == self.processes().count())
     }
 
     /// What every node believes, in short.
@@ -386,10 +386,27 @@ impl Simulation {
             let Some(process) = &self.nodes[node].process else { continue };
             let believed: Vec<String> = (process.view.report(now).nodes.iter())
                 .filter(|other| !other.this_node)
-                .map(|other| format!("{} {:?} {}", other.facts.id, other.state, other.summary.replicas.iter().map(|r| r.state.word()).collect::<String>()))
+                .map(|other| {
+                    format!(
+                        "{} {:?} {}",
+                        other.facts.id,
+                        other.state,
+                        other.summary.replicas.iter().map(|r| r.state.word()).collect::<String>()
+                    )
+                })
                 .collect();
             text += &format!("{}: [{}] ", name_of(node), believed.join(", "));
         }
         text
     }
+}
+
+/// Is what a node is believed to be what it says of itself?
+fn is_true_of(believed: &NodeReport, process: &Process) -> bool {
+    let own = process.view.own();
+    let state = if own.draining { NodeState::Draining } else { NodeState::Up };
+    let replicas = |summary: &NodeSummary| -> Vec<_> {
+        summary.replicas.iter().map(|replica| (replica.model.clone(), replica.state.clone())).collect()
+    };
+    believed.facts.id == process.facts.id && believed.state == state && replicas(&believed.summary) == replicas(own)
 }

@@ -245,7 +245,6 @@ async fn a_node_killed_before_the_first_token_is_not_noticed_by_any_client() {
     measured("kill to the last of 12 answers", killed.elapsed());
     let rerouted = ingress.counters("rerouted").await.unwrap();
     assert!(rerouted.values().sum::<u64>() > 0, "no request had been sent to the frozen node: {rerouted:?}");
-    eprintln!("{rerouted:?}");
     whole(&[&other, &ingress]).await;
 }
 

@@ -259,7 +259,8 @@ impl GossipThread {
 async fn leave(handle: &ChitchatHandle, live: &watch::Receiver<BTreeMap<ChitchatId, NodeState>>, timing: &NetTiming) {
     let chitchat = handle.chitchat();
     chitchat.lock().await.self_node_state().set(LEAVING, "1");
-    let everyone: Vec<SocketAddr> = live.borrow().keys().filter(|id| *id != handle.chitchat_id()).map(|id| id.gossip_advertise_addr).collect();
+    let everyone: Vec<SocketAddr> =
+        live.borrow().keys().filter(|id| *id != handle.chitchat_id()).map(|id| id.gossip_advertise_addr).collect();
     for address in everyone {
         let _ended = handle.gossip(address);
     }

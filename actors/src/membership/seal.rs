@@ -68,7 +68,8 @@ impl Transport for SealedTransport {
     async fn open(&self, _bound_before: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
         let socket = self.socket.try_clone()?;
         socket.set_nonblocking(true)?;
-        let seal = Seal { cipher: self.cipher.clone(), key_id: self.key_id, epoch: rand::random(), counter: 0, windows: Windows::default() };
+        let seal =
+            Seal { cipher: self.cipher.clone(), key_id: self.key_id, epoch: rand::random(), counter: 0, windows: Windows::default() };
         let socket = tokio::net::UdpSocket::from_std(socket)?;
         Ok(Box::new(SealedSocket { socket, seal, datagrams: Arc::clone(&self.datagrams), buffer: vec![0; DATAGRAM_MAX].into() }))
     }
@@ -152,7 +153,8 @@ impl Seal {
             datagram.extend_from_slice(&part.to_be_bytes());
         }
         let payload = Payload { msg: plain, aad: &datagram[..2] };
-        let sealed = self.cipher.encrypt(XNonce::from_slice(&datagram[2..]), payload).expect("a datagram is shorter than the cipher's limit");
+        let sealed =
+            self.cipher.encrypt(XNonce::from_slice(&datagram[2..]), payload).expect("a datagram is shorter than the cipher's limit");
         datagram.extend_from_slice(&sealed);
         datagram
     }

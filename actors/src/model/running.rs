@@ -56,16 +56,8 @@ impl Seat {
         let decoder = resident.codec.decoder(&request.stop);
         sink.send(StreamEvent::Accepted { prompt_ids: prompt.clone() });
         let (sequence, end) = Sequence::new(settings, prompt, sampled_ids, decoder, sampled_max, generate.credit_until);
-        let seat = Self {
-            sink,
-            sequence,
-            cancelled: false,
-            arrived: at,
-            admitted: None,
-            first_token: None,
-            serve_span,
-            stage_span: queue_span,
-        };
+        let seat =
+            Self { sink, sequence, cancelled: false, arrived: at, admitted: None, first_token: None, serve_span, stage_span: queue_span };
         let Some(reason) = end else { return Some(seat) };
         let Self { mut sink, sequence, .. } = seat;
         sink.send(StreamEvent::Done { last_index: sequence.n_sampled(), reason, usage: Usage::default() });

@@ -181,10 +181,8 @@ impl ClusterView {
     fn replicas(&self) -> impl Iterator<Item = Candidate<'_>> {
         let own_state = if self.own.draining { NodeState::Draining } else { NodeState::Up };
         let own = self.own.replicas.iter().map(move |report| (&self.me.id, report, true, own_state));
-        let others = self
-            .others
-            .iter()
-            .flat_map(|(id, other)| other.summary.replicas.iter().map(move |report| (id, report, false, other.state())));
+        let others =
+            self.others.iter().flat_map(|(id, other)| other.summary.replicas.iter().map(move |report| (id, report, false, other.state())));
         own.chain(others).map(|(node, report, local, state)| {
             let id = ReplicaId { node: node.clone(), device: report.device, model: report.model.clone() };
             let sent = self.sent.get(&id).copied().unwrap_or(0);

@@ -107,7 +107,11 @@ enum Phase {
         until: Instant,
     },
     /// Sent to the replica, which must accept by `until`; or accepted, and the next token must come by `until`.
-    With { replica: ReplicaId, stage: Stage, until: Instant },
+    With {
+        replica: ReplicaId,
+        stage: Stage,
+        until: Instant,
+    },
     Ended,
 }
 
@@ -177,9 +181,8 @@ impl StreamCore {
             Event::Routed(Err(error)) if self.phase == Phase::Routing => self.no_replica(error, now),
             Event::Replica(attempt, event) if attempt == self.attempt => self.on_replica(event, config, now),
             Event::NotSent(attempt, why) if attempt == self.attempt => self.next_replica(RequestError::Lost { message: why }, config),
-            Event::NodeLost(node) if self.is_with(&node) => {
-                self.next_replica(RequestError::Lost { message: format!("the node '{}' that served the request is gone", node.name) }, config)
-            }
+            Event::NodeLost(node) if self.is_with(&node) => self
+                .next_replica(RequestError::Lost { message: format!("the node '{}' that served the request is gone", node.name) }, config),
             Event::Consumed(tokens) => self.on_consumed(tokens, config),
             Event::Clock => self.on_clock(config, now),
             Event::Routed(_) | Event::Replica(..) | Event::NotSent(..) | Event::NodeLost(_) => Vec::new(), // of a former attempt

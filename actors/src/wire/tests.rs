@@ -97,7 +97,10 @@ fn every_notice_has_its_bytes() {
         }],
     };
     assert_eq!(device.kind, DeviceKind::Cpu);
-    golden(&Notice::Summary(summary), "0001000105 6370752d30 0163 04 02 01 016d 05 6370752d30 01 08 02 00 04 00 00 00000000 00000000".replace(' ', "").as_str());
+    golden(
+        &Notice::Summary(summary),
+        "0001000105 6370752d30 0163 04 02 01 016d 05 6370752d30 01 08 02 00 04 00 00 00000000 00000000".replace(' ', "").as_str(),
+    );
     let journal = Journal { request: Arc::new(request()), seed: 7, prompt_ids: vec![1, 300], sampled_ids: vec![] };
     let generate = Generate {
         request: RequestId(5),
@@ -119,9 +122,15 @@ fn every_notice_has_its_bytes() {
 fn every_stream_event_has_its_bytes() {
     let notice = |event| vec![StreamNotice { request: RequestId(5), attempt: Attempt(1), event }];
     golden(&notice(StreamEvent::Accepted { prompt_ids: vec![1, 2] }), "01050100020102");
-    golden(&notice(StreamEvent::Tokens { index: 3, ids: vec![4], text: "é".to_owned() }), "01050101030104 02c3a9".replace(' ', "").as_str());
+    golden(
+        &notice(StreamEvent::Tokens { index: 3, ids: vec![4], text: "é".to_owned() }),
+        "01050101030104 02c3a9".replace(' ', "").as_str(),
+    );
     let usage = Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 2, timing: Timing::default() };
-    golden(&notice(StreamEvent::Done { last_index: 2, reason: FinishReason::Length, usage }), "0105010202020100020000000000 00".replace(' ', "").as_str());
+    golden(
+        &notice(StreamEvent::Done { last_index: 2, reason: FinishReason::Length, usage }),
+        "0105010202020100020000000000 00".replace(' ', "").as_str(),
+    );
     golden(&notice(StreamEvent::Failed(RequestError::Internal { message: "x".to_owned() })), "01050103070178");
 }
 
@@ -138,7 +147,8 @@ fn a_length_that_lies_allocates_nothing() {
     // An `Accepted` that claims 2^60 prompt ids, and an error that claims a text of 2^60 bytes.
     for claim in ["0105010 0fd0000000000000010", "010501 0307fd0000000000000010"] {
         let claim = claim.replace(' ', "");
-        let bytes: Vec<u8> = (0..claim.len() / 2).map(|at| u8::from_str_radix(&claim[2 * at..2 * at + 2], 16).expect("hexadecimal")).collect();
+        let bytes: Vec<u8> =
+            (0..claim.len() / 2).map(|at| u8::from_str_radix(&claim[2 * at..2 * at + 2], 16).expect("hexadecimal")).collect();
         assert!(decode::<Vec<StreamNotice>>(&bytes).is_err());
     }
 }

@@ -123,7 +123,10 @@ struct TestNode {
 
 /// Runs a node until its standard input ends.
 pub(crate) fn run(spec: &str) {
-    let _log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).try_init();
+    let _log = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .try_init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let node = TestNode::new(spec);

@@ -6,6 +6,9 @@ use candle_nn::ops::softmax_last_dim;
 use candle_transformers::utils::{build_additive_causal_mask, repeat_kv};
 use rayon::prelude::*;
 
+/// Below so many multiplications attention takes less time than waking other threads.
+const PARALLEL_WORK: usize = 1 << 18;
+
 /// The tokens of one sequence in a step.
 #[derive(Debug, Clone)]
 pub(crate) struct Span {
@@ -120,11 +123,18 @@ impl CustomOp3 for Attention<'_> {
         }
         let group = self.heads / self.kv_heads;
         let mut out = vec![0f32; n_tokens * heads * dim];
-        out.par_chunks_mut(dim).zip(q.par_chunks(dim)).enumerate().for_each_init(Vec::new, |scores, (i, (out, q))| {
+        let attend = |scores: &mut Vec<f32>, (i, (out, q)): (usize, (&mut [f32], &[f32]))| {
             let (token, head) = (i / heads, i % heads);
             let head = Head { keys, values, stride: self.kv_heads * dim, start: head / group * dim, dim };
             head.attend(q, rows[token], scores, out);
-        });
+        };
+        let work = rows.iter().map(|slots| slots.len()).sum::<usize>() * heads * dim;
+        if work < PARALLEL_WORK {
+            let mut scores = Vec::new();
+            out.chunks_mut(dim).zip(q.chunks(dim)).enumerate().for_each(|row| attend(&mut scores, row));
+        } else {
+            out.par_chunks_mut(dim).zip(q.par_chunks(dim)).enumerate().for_each_init(Vec::new, attend);
+        }
         Ok((CpuStorage::F32(out), (n_tokens, heads * dim).into()))
     }
 }

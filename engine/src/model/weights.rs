@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
+use candle_core::CpuStorage;
+use candle_core::quantized::{GgmlDType, QuantizedType};
 use half::{bf16, f16};
 use plexus_types::Bytes;
 
@@ -26,29 +27,60 @@ pub(crate) struct TensorEntry {
     pub(crate) len: u64,
 }
 
+/// Models of up to so many weights are small: they are held as f32 whatever the file has, and computed without other threads.
+/// To wait for threads would cost more than they save, and far more on a machine that has other work, as where several nodes of
+/// a cluster are tried on one.
+const SMALL_MODEL: u64 = 16 << 20;
+
 /// Bytes of a tensor, as the file has them.
 #[derive(Debug)]
 pub(crate) struct RawTensor {
     pub(crate) dtype: GgmlDType,
     pub(crate) shape: Vec<usize>,
     pub(crate) bytes: Vec<u8>,
+    /// Is it to be held as f32, even if it is quantized?
+    pub(crate) widen: bool,
 }
 
 impl RawTensor {
-    /// The values of an unquantized tensor, exactly; `None` for a quantized one.
+    /// The values, exactly, of a tensor that is to be held as f32; `None` if it is to stay quantized.
     pub(crate) fn to_f32(&self) -> Option<Vec<f32>> {
         let bytes = &self.bytes;
         Some(match self.dtype {
             GgmlDType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             GgmlDType::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
             GgmlDType::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            _ if self.widen => {
+                let blocks = self.dtype.from_data(aligned(bytes, &mut Vec::new()).into());
+                match blocks.dequantize(self.shape.iter().product()) {
+                    Ok(CpuStorage::F32(values)) => values,
+                    _ => return None,
+                }
+            }
             _ => return None,
         })
     }
+
+    /// The blocks of a tensor that stays quantized.
+    pub(crate) fn to_blocks(&self) -> Box<dyn QuantizedType> {
+        self.dtype.from_data(aligned(&self.bytes, &mut Vec::new()).into())
+    }
 }
 
-/// Does a file keep this type as it is in memory, or is it widened to f32?
-pub(crate) fn stays_quantized(dtype: GgmlDType) -> bool {
+/// `bytes` at an address that suits every block type: they are copied into `copy` if need be.
+pub(crate) fn aligned<'a>(bytes: &'a [u8], copy: &'a mut Vec<u8>) -> &'a [u8] {
+    /// Of f32, the most that any block asks for.
+    const ALIGNMENT: usize = align_of::<f32>();
+    if bytes.as_ptr().align_offset(ALIGNMENT) == 0 {
+        return bytes;
+    }
+    copy.resize(bytes.len() + ALIGNMENT, 0);
+    let start = copy.as_ptr().align_offset(ALIGNMENT);
+    copy[start..start + bytes.len()].copy_from_slice(bytes);
+    &copy[start..start + bytes.len()]
+}
+
+fn is_quantized(dtype: GgmlDType) -> bool {
     !matches!(dtype, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16)
 }
 
@@ -59,11 +91,15 @@ pub(crate) struct Weights {
     tensors: Arc<BTreeMap<String, TensorEntry>>,
     /// Query and key rows are interleaved, as in GGUF files of the llama family, and must be put back in halves.
     interleaved: bool,
+    /// Not more than [`SMALL_MODEL`] weights.
+    small: bool,
 }
 
 impl Weights {
     pub(crate) fn new(files: Vec<Storage>, tensors: BTreeMap<String, TensorEntry>, interleaved: bool) -> Self {
-        Self { files: files.into(), tensors: Arc::new(tensors), interleaved }
+        let elements = |entry: &TensorEntry| entry.shape.iter().map(|dim| *dim as u64).product::<u64>();
+        let small = tensors.values().map(elements).fold(0, u64::saturating_add) <= SMALL_MODEL;
+        Self { files: files.into(), tensors: Arc::new(tensors), interleaved, small }
     }
 
     /// The file for messages about the weights as a whole.
@@ -73,6 +109,11 @@ impl Weights {
 
     pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
+    }
+
+    /// Is the model so small that it is held as f32 and computed on one thread?
+    pub(crate) fn small(&self) -> bool {
+        self.small
     }
 
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
@@ -89,7 +130,7 @@ impl Weights {
         if self.interleaved && (name.contains(".q_proj.") || name.contains(".k_proj.")) {
             bytes = halves_from_pairs(&bytes, entry.shape[0], config.head_dim);
         }
-        Ok(RawTensor { dtype: entry.dtype, shape: entry.shape.clone(), bytes })
+        Ok(RawTensor { dtype: entry.dtype, shape: entry.shape.clone(), bytes, widen: self.small })
     }
 
     /// Checks that the tensors are those of the decoder that `config` describes: none missing, none of another shape, none unknown.
@@ -111,7 +152,7 @@ impl Weights {
                 None => return wrong(format!("tensor {:?} is missing", expected.name)),
             }
             let is_vector = expected.shape.len() == 1;
-            if is_vector && self.tensors.get(&expected.name).is_some_and(|entry| stays_quantized(entry.dtype)) {
+            if is_vector && self.tensors.get(&expected.name).is_some_and(|entry| is_quantized(entry.dtype)) {
                 return wrong(format!("tensor {:?} is quantized", expected.name));
             }
             known.insert(expected.name);
@@ -128,18 +169,15 @@ impl Weights {
         Ok(())
     }
 
-    /// Memory of all tensors once loaded: quantized ones as they are, the others as f32.
+    /// Memory of all tensors once loaded: quantized ones as they are, unless the model is small, the others as f32.
     pub(crate) fn resident_bytes(&self, config: &ModelConfig) -> Bytes {
-        config
-            .tensors()
-            .iter()
-            .filter_map(|expected| self.tensors.get(&expected.name))
-            .map(
-                |entry| {
-                    if stays_quantized(entry.dtype) { Bytes(entry.len) } else { Bytes(entry.len / entry.dtype.type_size() as u64 * 4) }
-                },
-            )
-            .sum()
+        let expected = config.tensors();
+        let entries = expected.iter().filter_map(|expected| self.tensors.get(&expected.name));
+        let bytes = entries.map(|entry| {
+            let stays = is_quantized(entry.dtype) && !self.small;
+            Bytes(if stays { entry.len } else { entry.shape.iter().map(|dim| *dim as u64).product::<u64>() * 4 })
+        });
+        bytes.sum()
     }
 }
 
@@ -157,4 +195,25 @@ fn halves_from_pairs(bytes: &[u8], n_rows: usize, head_dim: usize) -> Vec<u8> {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_at_any_address_are_brought_to_a_good_one() {
+        let bytes: Vec<u8> = (0..64).collect();
+        for start in 0..8 {
+            let mut copy = Vec::new();
+            let slice = aligned(&bytes[start..start + 32], &mut copy);
+            assert_eq!((slice, slice.as_ptr().align_offset(4)), (&bytes[start..start + 32], 0));
+        }
+    }
+
+    #[test]
+    fn pairs_of_rows_become_halves() {
+        // Two heads of four rows, one byte each: (0, 1), (2, 3) are pairs.
+        assert_eq!(halves_from_pairs(&[0, 1, 2, 3, 4, 5, 6, 7], 8, 4), [0, 2, 1, 3, 4, 6, 5, 7]);
+    }
 }

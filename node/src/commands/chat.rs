@@ -1,9 +1,10 @@
 //! `plexus chat`: a conversation in the terminal, or a script of one through a pipe.
 
-use std::io::{BufRead, Write};
+use std::io::BufRead;
 
 use tokio::sync::mpsc;
 
+use super::terminal::line as write_line;
 use super::{connect, terminal};
 use crate::cli::{AnswerOptions, ChatArgs};
 use crate::client::chat::{Piece, Question, Turn};
@@ -27,7 +28,7 @@ pub(crate) async fn run(args: &ChatArgs) -> anyhow::Result<()> {
     };
     let typed = terminal::is_typed();
     if typed {
-        println!("{model} at {}. Ctrl-C stops an answer, Ctrl-D leaves.", client.url());
+        write_line(format_args!("{model} at {}. Ctrl-C stops an answer, Ctrl-D leaves.", client.url()))?;
     }
     let mut turns: Vec<Turn> = args.answer.system.iter().map(|system| Turn::system(system)).collect();
     let mut lines = lines();
@@ -38,7 +39,7 @@ pub(crate) async fn run(args: &ChatArgs) -> anyhow::Result<()> {
         turns.push(Turn::user(line.trim_end()));
         let mut text = String::new();
         let ended = answer(&client, &model, &turns, &args.answer, &mut text).await;
-        println!();
+        write_line("")?;
         match ended {
             Ok(Ending::Complete) => turns.push(Turn::assistant(text)),
             // What was said so far stays said.
@@ -97,17 +98,16 @@ fn lines() -> mpsc::Receiver<std::io::Result<String>> {
 async fn next_line(lines: &mut mpsc::Receiver<std::io::Result<String>>, typed: bool) -> std::io::Result<Option<String>> {
     loop {
         if typed {
-            print!("> ");
-            std::io::stdout().flush()?;
+            terminal::write_text("> ")?;
         }
         tokio::select! {
             line = lines.recv() => {
                 if typed && line.is_none() {
-                    println!();
+                    write_line("")?;
                 }
                 return line.transpose();
             }
-            _ = tokio::signal::ctrl_c(), if typed => println!("\n(Ctrl-D leaves)"),
+            _ = tokio::signal::ctrl_c(), if typed => write_line("\n(Ctrl-D leaves)")?,
         }
     }
 }

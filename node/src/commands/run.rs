@@ -4,6 +4,7 @@ use std::io::Read;
 
 use serde_json::{Value, json};
 
+use super::terminal::line;
 use super::{connect, terminal};
 use crate::cli::RunArgs;
 use crate::client::chat::{Piece, Question, Turn};
@@ -40,9 +41,9 @@ pub(crate) async fn run(args: &RunArgs) -> anyhow::Result<()> {
     }
     if args.json {
         let whole = json!({ "model": model, "text": text, "finish_reason": reason, "usage": usage });
-        println!("{}", serde_json::to_string_pretty(&whole)?);
+        line(serde_json::to_string_pretty(&whole)?)?;
     } else {
-        println!();
+        line("")?;
     }
     Ok(())
 }

@@ -1,11 +1,13 @@
 //! `plexus start`: a node, from its first line to its last.
 
+use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use plexus_actors::node::RunningNode;
 use plexus_types::{ClusterReport, NodeName};
 
+use super::terminal::line;
 use crate::boot::{Booted, Named};
 use crate::cli::StartArgs;
 use crate::client::Client;
@@ -58,23 +60,23 @@ async fn serve(booted: Booted) -> anyhow::Result<ExitCode> {
     let mut node = plexus_actors::node::start(args).await?;
     let client = Client::at(http)?;
 
-    println!("plexus {} is node {name}", env!("CARGO_PKG_VERSION"));
-    println!("  http     http://{http}");
+    say(format_args!("plexus {} is node {name}", env!("CARGO_PKG_VERSION")));
+    say(format_args!("  http     http://{http}"));
     if let Some(metrics) = metrics_at {
-        println!("  metrics  http://{metrics}/metrics");
+        say(format_args!("  metrics  http://{metrics}/metrics"));
     }
-    println!("  models   {}", if models.is_empty() { "none of its own".to_owned() } else { models.join(", ") });
+    say(format_args!("  models   {}", if models.is_empty() { "none of its own".to_owned() } else { models.join(", ") }));
     let report = tokio::select! {
         report = first_look(&client, joins) => report,
         reason = node.wait() => return Ok(gave_up(&reason)),
         () = signals.next() => return Ok(stop(node, &mut signals).await),
     };
-    println!("  cluster  {}", joined(&name, &neighbours, report.as_ref()));
+    say(format_args!("  cluster  {}", joined(&name, &neighbours, report.as_ref())));
     if let Some(model) = models.first() {
         let body = format!("{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}]}}");
-        println!("  try      curl http://{http}/v1/chat/completions -H 'content-type: application/json' -d '{body}'");
+        say(format_args!("  try      curl http://{http}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"));
     }
-    println!("  or       plexus chat --node http://{http}");
+    say(format_args!("  or       plexus chat --node http://{http}"));
 
     let remembering = async {
         loop {
@@ -120,15 +122,19 @@ fn joined(own: &NodeName, neighbours: &[NodeName], report: Option<&ClusterReport
     "the first node, as far as it can see; others join by themselves".to_owned()
 }
 
+/// Tells whoever started the node, if they still read: a node serves on without.
+fn say(text: impl Display) {
+    let _nobody_reads = line(text);
+}
+
 fn gave_up(reason: &str) -> ExitCode {
-    tracing::error!(reason, "the node gave up");
     eprintln!("plexus: the node gave up: {reason}");
     ExitCode::FAILURE
 }
 
 /// Stops gracefully within the configured time; a second signal stops at once (CX-51).
 async fn stop(node: RunningNode, signals: &mut Signals) -> ExitCode {
-    println!("stopping: running answers may end; once more stops at once");
+    say("stopping: running answers may end; once more stops at once");
     tokio::select! {
         _broken_off = node.drain() => ExitCode::SUCCESS,
         () = signals.next() => ExitCode::from(INTERRUPTED),

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::connect;
+use super::terminal::line;
 use crate::cli::StatusArgs;
 use crate::client::Client;
 use table::{Look, status_page};
@@ -18,7 +19,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) async fn run(args: &StatusArgs) -> anyhow::Result<()> {
     let client = connect(&args.node).await?;
     if !args.watch {
-        println!("{}", page(&client, args.json).await?);
+        line(page(&client, args.json).await?)?;
         return Ok(());
     }
     loop {
@@ -27,7 +28,7 @@ pub(crate) async fn run(args: &StatusArgs) -> anyhow::Result<()> {
             Err(error) => error.to_string(), // it may come back while somebody watches
         };
         let clear = if Look::of_stdout().colour { "\u{1b}[2J\u{1b}[H" } else { "" };
-        println!("{clear}{page}");
+        line(format_args!("{clear}{page}"))?;
         tokio::select! {
             () = tokio::time::sleep(WATCH_INTERVAL) => {}
             _ = tokio::signal::ctrl_c() => return Ok(()),

@@ -1,6 +1,12 @@
 //! The terminal, or what stands in for it.
 
+use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
+
+/// Writes a line. An error if nobody reads any more, as behind `| head`: a command then has nothing left to do.
+pub(crate) fn line(text: impl Display) -> io::Result<()> {
+    writeln!(io::stdout().lock(), "{text}")
+}
 
 /// Writes a model's text as it comes, with what could command the terminal taken out.
 pub(crate) fn write_text(text: &str) -> io::Result<()> {

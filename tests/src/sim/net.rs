@@ -171,7 +171,13 @@ impl Network {
     }
 
     /// A path was healed: what was held on it comes now, in order. Gives each packet with where and when it arrives.
-    pub fn release(&mut self, from: usize, to: usize, now: Duration, rng: &mut SmallRng) -> Vec<(ConnId, Side, Packet, ProcessId, Duration)> {
+    pub fn release(
+        &mut self,
+        from: usize,
+        to: usize,
+        now: Duration,
+        rng: &mut SmallRng,
+    ) -> Vec<(ConnId, Side, Packet, ProcessId, Duration)> {
         let mut released = Vec::new();
         for (conn, state) in &mut self.conns {
             for side in 0..2 {

@@ -119,11 +119,7 @@ impl Replica {
     pub fn on_encoded(&mut self, key: &Key, out: &mut Outgoing) {
         let Some(generate) = self.encoding.remove(key) else { return }; // cancelled meanwhile
         let journal = generate.journal;
-        let prompt = if journal.prompt_ids.is_empty() {
-            codec().encode(&journal.request.prompt)
-        } else {
-            Ok(journal.prompt_ids)
-        };
+        let prompt = if journal.prompt_ids.is_empty() { codec().encode(&journal.request.prompt) } else { Ok(journal.prompt_ids) };
         let prompt = match prompt {
             Ok(prompt) if (prompt.len() as u32) < self.profile.context => prompt,
             Ok(prompt) => {
@@ -263,7 +259,12 @@ impl Replica {
         if left.is_empty() && self.pool.available() == self.pool.total() {
             return Ok(());
         }
-        Err(format!("the replica on '{}' still has {left:?}, and {} of {} blocks are free", self.me, self.pool.available(), self.pool.total()))
+        Err(format!(
+            "the replica on '{}' still has {left:?}, and {} of {} blocks are free",
+            self.me,
+            self.pool.available(),
+            self.pool.total()
+        ))
     }
 
     /// Is nothing left to do?

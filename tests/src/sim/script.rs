@@ -10,6 +10,9 @@ use super::world::SimConfig;
 
 /// After the last fault, all views agree within this.
 pub const AGREE_WITHIN: Duration = Duration::from_secs(2);
+/// After the views agree, whoever is gone is forgotten within this: a node that has just started hears of the dead from those who have not noticed
+/// yet, and waits for [`plexus_actors::membership::NetTiming::settle`] and the detector's first, longest patience.
+pub const FORGET_WITHIN: Duration = Duration::from_secs(8);
 /// After the last fault, every stream has ended within this: each of its attempts may wait for a deadline, and all wait in queues.
 pub const END_WITHIN: Duration = Duration::from_secs(60);
 /// After the last stream ended, every replica is idle within this.

@@ -154,7 +154,8 @@ fn at_most_half_of_the_peers_are_cut_off_for_silence() {
     }
     assert_eq!(cuts(&bench.pass(10_000 * MS, |_| false)).len(), 2);
     // When gossip agrees, the last one goes too.
-    let gone: Vec<u64> = ["a#1", "b#1", "c#1"].iter().flat_map(|node| cuts(&bench.on(Event::Cluster(ClusterChange::Gone(id(node)))))).collect();
+    let gone: Vec<u64> =
+        ["a#1", "b#1", "c#1"].iter().flat_map(|node| cuts(&bench.on(Event::Cluster(ClusterChange::Gone(id(node)))))).collect();
     assert_eq!(gone.len(), 1);
 }
 
