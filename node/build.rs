@@ -20,8 +20,11 @@ fn main() {
     println!("cargo::rerun-if-env-changed=SOURCE_DATE_EPOCH");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src");
-    if let Some(head) = said_by("git", &["rev-parse", "--git-path", "HEAD"]).filter(|head| std::path::Path::new(head).exists()) {
-        println!("cargo::rerun-if-changed={head}");
+    // HEAD changes with the branch, its log with each commit.
+    for file in ["HEAD", "logs/HEAD"] {
+        if let Some(path) = said_by("git", &["rev-parse", "--git-path", file]).filter(|path| std::path::Path::new(path).exists()) {
+            println!("cargo::rerun-if-changed={path}");
+        }
     }
 }
 

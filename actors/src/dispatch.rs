@@ -72,6 +72,9 @@ impl Inbound for Dispatch {
     }
 
     fn peer_changed(&self, change: PeerChange) {
+        if let PeerChange::Down { id, .. } = &change {
+            self.models.list().iter().for_each(|model| model.tell(ModelMsg::IngressLost(id.clone())));
+        }
         self.router.tell(RouterMsg::PeerChange(change));
     }
 }

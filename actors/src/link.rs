@@ -91,7 +91,7 @@ pub struct Own(OwnEvent);
 
 enum OwnEvent {
     Tick,
-    Connected(Connection, Side),
+    Connected(Box<Connection>, Side),
     DialFailed(NodeName),
     Session(SessionEvent),
     Pong(LinkId),
@@ -242,7 +242,7 @@ impl LinkState {
         let (names, refused) = (Arc::clone(&self.names), Arc::clone(&self.refused));
         self.tasks.spawn(async move {
             let taker = myself.clone();
-            let take = move |connection| _ = taker.cast(LinkMsg::Own(Own(OwnEvent::Connected(connection, Side::Accepted))));
+            let take = move |connection| _ = taker.cast(LinkMsg::Own(Own(OwnEvent::Connected(Box::new(connection), Side::Accepted))));
             if let Err(error) = socket::accept(listener, tls, timing, names, refused, take).await {
                 let _gone = myself.cast(LinkMsg::Own(Own(OwnEvent::AcceptEnded(error.to_string()))));
             }
@@ -253,7 +253,7 @@ impl LinkState {
     fn on_own_event(&mut self, event: OwnEvent, myself: &ActorRef<LinkMsg>) -> Result<(), ActorProcessingErr> {
         match event {
             OwnEvent::Tick => self.on_tick(myself),
-            OwnEvent::Connected(connection, side) => self.on_connected(connection, side, myself),
+            OwnEvent::Connected(connection, side) => self.on_connected(*connection, side, myself),
             OwnEvent::DialFailed(name) => self.on_event(Event::DialFailed(name), myself),
             OwnEvent::Pong(link) => self.on_event(Event::Pong(link), myself),
             OwnEvent::Session(SessionEvent::Opened { link, number, session }) => match self.links.get_mut(&link) {
@@ -327,7 +327,7 @@ impl LinkState {
         let (tls, timing, myself) = (self.tls.clone(), self.args.timing.clone(), myself.clone());
         self.tasks.spawn(async move {
             let event = match socket::dial(&facts, &tls, &timing).await {
-                Ok(connection) => OwnEvent::Connected(connection, Side::Dialed),
+                Ok(connection) => OwnEvent::Connected(Box::new(connection), Side::Dialed),
                 Err(error) => {
                     debug!(node = %facts.id, address = %facts.link, %error, "a node could not be dialed");
                     OwnEvent::DialFailed(facts.id.name)

@@ -154,6 +154,8 @@ pub enum ModelMsg {
     LoadEnded(Box<Result<Resident, LoadError>>),
     /// The device was restarted: what was on it is gone.
     DeviceLost(DeviceId),
+    /// An ingress is gone, or the link to it: nobody takes what it asked for, and nobody would cancel it or give it credit.
+    IngressLost(NodeId),
     /// Tell evictor and router of yourself again.
     Announce,
     /// Say how you are.
@@ -222,6 +224,7 @@ impl Actor for ModelActor {
             ModelMsg::Stepped(output) => state.on_stepped(output)?,
             ModelMsg::LoadEnded(result) => state.on_load_ended(*result)?,
             ModelMsg::DeviceLost(device) => state.on_device_lost(device)?,
+            ModelMsg::IngressLost(ingress) => state.on_ingress_lost(&ingress),
             ModelMsg::Announce => state.announce(),
             ModelMsg::Inspect(reply) => drop(reply.send(state.inspect())),
         }
@@ -332,6 +335,14 @@ impl ModelState {
         {
             self.go_on(); // its place is free
         }
+    }
+
+    fn on_ingress_lost(&mut self, ingress: &NodeId) {
+        let mut lost: Vec<SequenceKey> = self.encoding.keys().filter(|(from, ..)| from == ingress).cloned().collect();
+        if let Phase::Loaded { batcher, .. } = &self.phase {
+            lost.extend(batcher.keys_of(ingress));
+        }
+        lost.iter().for_each(|key| self.on_cancel(key));
     }
 
     fn on_credit(&mut self, key: &SequenceKey, until: u32) {

@@ -244,7 +244,7 @@ struct PeerInner {
     closed: AtomicBool,
 
     // What we send.
-    calls: Mutex<HashMap<u64, oneshot::Sender<(Outcome, Vec<u8>)>>>,
+    calls: Mutex<HashMap<u64, Waiting>>,
     next_number: AtomicU64,
     /// Wakes those who wait for room.
     acknowledged: Notify,
@@ -265,6 +265,13 @@ struct PeerInner {
     assembly: [Mutex<Assembly>; 2],
 
     round_trip_us: AtomicU64,
+}
+
+/// Somebody waits for an answer.
+struct Waiting {
+    answer: oneshot::Sender<(Outcome, Vec<u8>)>,
+    /// The life of the peer's gateway that has the question; `None` while it is being sent.
+    asked: Option<u64>,
 }
 
 impl fmt::Debug for Peer {
@@ -297,10 +304,14 @@ impl Peer {
         let work = async {
             if urgent {
                 self.post(Sink::Gateway, &wire::message(&head, &payload).map_err(|_| PeerError::Malformed)?, deadline)?;
+                self.give_up_what_died();
             } else if payload.len() <= PART_MAX {
                 self.send_now(Sink::Gateway, &head, &payload)?;
             } else {
                 self.send_with_patience(&head, &payload, deadline).await?;
+            }
+            if let Some(waiting) = lock(&self.inner.calls).get_mut(&call) {
+                waiting.asked = Some(self.inner.gateway.life());
             }
             answer.await.map_err(|_| PeerError::Gone)
         };
@@ -316,6 +327,11 @@ impl Peer {
     /// Notifies. Order is kept.
     pub fn notify(&self, notice: Notice) -> Result<(), PeerError> {
         let payload = wire::encode(&notice).map_err(|_| PeerError::Malformed)?;
+        if matches!(notice, Notice::Cancel { .. } | Notice::Credit { .. }) {
+            // Never refused: they are small and few, and a peer that missed one would hold a place for a stream that is over or stands still.
+            let message = wire::message(&Head::Notice, &payload).map_err(|_| PeerError::Malformed)?;
+            return self.post(Sink::Gateway, &message, PARTS_TTL);
+        }
         self.send_now(Sink::Gateway, &Head::Notice, &payload)
     }
 
@@ -404,7 +420,7 @@ impl Peer {
     /// Brings an answer of the peer to whoever asked. False if nobody waits for it any more.
     pub(crate) fn answered(&self, call: u64, outcome: Outcome, payload: Vec<u8>) -> bool {
         let waiting = lock(&self.inner.calls).remove(&call);
-        waiting.is_some_and(|waiting| waiting.send((outcome, payload)).is_ok())
+        waiting.is_some_and(|waiting| waiting.answer.send((outcome, payload)).is_ok())
     }
 
     /// Replies to a question of the peer. Waits for room, up to `patience`, because a refused answer would only look late.
@@ -523,11 +539,18 @@ impl Peer {
     fn open_call(&self) -> (u64, oneshot::Receiver<(Outcome, Vec<u8>)>) {
         let (answer, waiting) = oneshot::channel();
         let call = self.inner.next_number.fetch_add(1, Ordering::Relaxed);
-        lock(&self.inner.calls).insert(call, answer);
+        lock(&self.inner.calls).insert(call, Waiting { answer, asked: None });
         if self.inner.closed.load(Ordering::Acquire) {
             lock(&self.inner.calls).clear(); // the link ended between our caller's look and ours
         }
         (call, waiting)
+    }
+
+    /// Questions that waited in a former life of the peer's gateway died with it: who asked hears so now, rather than at the deadline.
+    /// Looked at with each ping, which finds the next life by itself.
+    fn give_up_what_died(&self) {
+        let life = self.inner.gateway.life();
+        lock(&self.inner.calls).retain(|_, waiting| waiting.asked.is_none_or(|asked| asked == life));
     }
 
     fn close(&self) {

@@ -26,7 +26,7 @@ use crate::address::Address;
 use crate::inbound::{ClusterChange, PeerChange};
 use crate::inspect::Inspection;
 use crate::messages::Notice;
-use crate::peers::{Peer, Peers};
+use crate::peers::{Peer, PeerError, Peers};
 use crate::streams::StreamsMsg;
 
 /// Changes of load alone are gathered for so long before the peers are told.
@@ -111,7 +111,7 @@ impl Actor for RouterActor {
 
     async fn pre_start(&self, myself: ActorRef<RouterMsg>, args: RouterArgs) -> Result<RouterState, ActorProcessingErr> {
         args.address.attach(myself);
-        let state = RouterState { args, rng: SmallRng::from_os_rng(), publish_waiting: false, n_routed: 0, n_refused: 0 };
+        let mut state = RouterState { args, rng: SmallRng::from_os_rng(), publish_waiting: false, n_routed: 0, n_refused: 0 };
         state.publish(); // a former life may have died before it did
         Ok(state)
     }
@@ -191,8 +191,10 @@ impl RouterState {
         match change {
             PeerChange::Up(id) => {
                 info!(node = %id, "linked");
-                if let Some(peer) = self.args.peers.get(id) {
-                    self.send_summary(&peer);
+                if let Some(peer) = self.args.peers.get(id)
+                    && !self.send_summary(&peer)
+                {
+                    self.publish_later();
                 }
             }
             PeerChange::Down { id, why } => {
@@ -207,23 +209,31 @@ impl RouterState {
         let changed = self.args.view.write().on_own_replica(report, SystemTime::now());
         if changed {
             self.publish();
-        } else if !self.publish_waiting {
+        } else {
+            self.publish_later();
+        }
+    }
+
+    fn publish(&mut self) {
+        let refused = self.args.peers.list().iter().filter(|peer| !self.send_summary(peer)).count();
+        if refused > 0 {
+            self.publish_later(); // else a peer would not know what this node holds until it changes again
+        }
+    }
+
+    fn publish_later(&mut self) {
+        if !self.publish_waiting {
             self.publish_waiting = true;
             self.args.address.tell_after(LOAD_DELAY, RouterMsg::PublishDue);
         }
     }
 
-    fn publish(&self) {
-        for peer in self.args.peers.list() {
-            self.send_summary(&peer);
-        }
-    }
-
-    fn send_summary(&self, peer: &Peer) {
+    /// False if the peer takes none now, but may later.
+    fn send_summary(&self, peer: &Peer) -> bool {
         let summary = self.args.view.read().own().clone();
-        if let Err(error) = peer.notify(Notice::Summary(summary)) {
-            debug!(node = %peer.id(), %error, "summary not sent"); // the next link brings it
-        }
+        let Err(error) = peer.notify(Notice::Summary(summary)) else { return true };
+        debug!(node = %peer.id(), %error, "summary not sent");
+        error != PeerError::Congested // when the link is gone, the next one brings it
     }
 
     fn inspect(&self) -> Inspection {

@@ -1,7 +1,8 @@
-//! The floor of anything that crosses to another thread and back: a small message over TCP on the loopback interface.
+//! Floors: what this machine takes for a small message over TCP on the loopback interface and back, and for a hand-over to a thread and back.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
@@ -38,4 +39,24 @@ pub(crate) fn round_trip_ms(rounds: usize) -> anyhow::Result<f64> {
     }
     echo.join().expect("the echo does not panic")?;
     Ok(median(&round_trips))
+}
+
+/// Hand-overs per second from a task of tokio's to a thread of its own and back, `rounds` of them one after the other, nothing else done: the most
+/// steps that a device's thread can be given one by one.
+pub(crate) fn hand_overs_per_s(rounds: usize) -> anyhow::Result<f64> {
+    let (jobs, inbox) = mpsc::channel::<()>();
+    let (results, mut outbox) = tokio::sync::mpsc::unbounded_channel();
+    let worker = thread::spawn(move || inbox.iter().try_for_each(|job| results.send(job)));
+    let runtime = tokio::runtime::Runtime::new()?;
+    let task = runtime.spawn(async move {
+        let begun = Instant::now();
+        for _ in 0..rounds {
+            jobs.send(()).ok()?;
+            outbox.recv().await?;
+        }
+        Some(begun.elapsed())
+    });
+    let took = runtime.block_on(task)?.context("the thread ended early")?;
+    worker.join().expect("the thread does not panic")?;
+    Ok(rounds as f64 / took.as_secs_f64())
 }

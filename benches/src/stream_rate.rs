@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::figures::{Figure, median};
 use crate::http::{Connection, find};
 use crate::node_process::{Binaries, CHAT, CONTEXT_LENGTH, Place, chat, has_text};
+use crate::ping_pong;
 
 /// Tokens that the scripted device gives a step; more than one is what speculation does.
 const STEPS: [usize; 3] = [1, 8, 16];
@@ -16,6 +17,7 @@ const STEPS: [usize; 3] = [1, 8, 16];
 /// For each step size two nodes, of which one holds the model; streams of `tokens` tokens through each of them in turn, `runs` times.
 pub(crate) fn measure(binaries: &Binaries, runs: usize, tokens: usize) -> anyhow::Result<Vec<Figure>> {
     ensure!(tokens < CONTEXT_LENGTH, "a stream holds fewer than {CONTEXT_LENGTH} tokens");
+    let mut hand_overs = vec![];
     let mut figures = vec![];
     for step in STEPS {
         let place = Place::new(binaries)?;
@@ -30,6 +32,7 @@ pub(crate) fn measure(binaries: &Binaries, runs: usize, tokens: usize) -> anyhow
         for _ in 0..runs {
             local.push(tokens_per_s(serving.http, tokens)?);
             remote.push(tokens_per_s(ingress.http, tokens)?);
+            hand_overs.push(ping_pong::hand_overs_per_s(20_000)?);
         }
         let share = 100.0 * median(&remote) / median(&local);
         let plural = if step == 1 { "token" } else { "tokens" };
@@ -39,6 +42,11 @@ pub(crate) fn measure(binaries: &Binaries, runs: usize, tokens: usize) -> anyhow
                 .beside(format!("{share:.0} % of the same without a hop")),
         );
     }
+    figures.push(Figure::tokens_per_s(
+        "one token per hand-over from a task to a thread and back: floor of 1 token a step",
+        "",
+        &hand_overs,
+    ));
     Ok(figures)
 }
 

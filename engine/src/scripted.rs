@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn the_ledger_refuses_what_does_not_fit() {
-        let mut executor = loaded(Script { memory_total: Bytes::mib(8), ..Script::default() });
+        let mut executor = loaded(Script { memory_total: Bytes::mib(16), ..Script::default() });
         let files = ModelFiles::open(&ModelSource::Embedded).unwrap();
         let large = KvPlan { n_blocks: 10_000, block_len: 16 };
         assert!(matches!(executor.load(Slot(4), &files, large), Err(EngineError::Memory { .. })));

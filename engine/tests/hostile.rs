@@ -1,5 +1,7 @@
 //! Model files that lie: each is refused with a reason, never with a panic or an allocation that the file does not back.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

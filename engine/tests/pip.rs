@@ -1,5 +1,7 @@
 //! The embedded model: from a request to text, and its three forms against each other.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use toml::Value;
 
+use error::BadValue;
 pub(crate) use error::ConfigError;
 pub(crate) use layers::{Origin, Override};
 pub(crate) use sections::{Config, LogFormat, ModelSection, TelemetrySection};
@@ -65,13 +66,8 @@ impl ValidConfig {
 
     /// An error about a value that only the machine could refuse: a port in use, a file that is missing.
     pub(crate) fn refuse(&self, key: &str, value: impl ToString, problem: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
-        ConfigError::Value {
-            key: key.to_owned(),
-            value: value.to_string(),
-            origin: self.origin(key),
-            problem: problem.into(),
-            remedy: remedy.into(),
-        }
+        BadValue { key: key.to_owned(), value: value.to_string(), origin: self.origin(key), problem: problem.into(), remedy: remedy.into() }
+            .into()
     }
 }
 
@@ -99,13 +95,14 @@ fn understand(layers: &Layers) -> Result<Config, ConfigError> {
         let name = name.split(['.', '[']).next().unwrap_or_default();
         match keys::find(section, name) {
             Some(key) => ConfigError::of_key(key, value, layers.origin(&path), problem),
-            None => ConfigError::Value {
+            None => BadValue {
                 origin: layers.origin(&path),
                 key: path,
                 value,
                 problem,
                 remedy: "correct or remove it; the cluster.toml that comes with Plexus lists every key".to_owned(),
-            },
+            }
+            .into(),
         }
     })
 }

@@ -210,7 +210,7 @@ impl LinkCore {
             }
         }
         // At most half of the peers: when more look dead, it is rather us.
-        silent.sort_by(|one, other| other.0.cmp(&one.0));
+        silent.sort_by_key(|(silence, ..)| std::cmp::Reverse(*silence));
         let ejected_max = self.nodes.len().div_ceil(2).max(1);
         for (_, link, name) in silent {
             if self.ejected.contains(&name) || self.ejected.len() < ejected_max {

@@ -81,7 +81,8 @@ pub(super) struct Refused {
 /// Dials a node and makes sure that it is the one.
 pub(super) async fn dial(facts: &NodeFacts, tls: &Tls, timing: &NetTiming) -> io::Result<Connection> {
     let work = async {
-        let tcp = TcpStream::connect(facts.link).await?;
+        let connecting = tokio::time::timeout(timing.connect_max, TcpStream::connect(facts.link));
+        let tcp = connecting.await.map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))??;
         let knife = tune(&tcp, timing)?;
         let session = tls.connector.connect(name_in_certificate(&facts.id.name), tcp).await?;
         Ok(Connection { name: facts.id.name.clone(), tls: TlsStream::Client(session), knife })

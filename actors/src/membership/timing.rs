@@ -25,6 +25,9 @@ pub struct NetTiming {
     pub ping_deadline: Duration,
     /// A peer that answered no ping for so long is cut off.
     pub silence_max: Duration,
+    /// A TCP connection is waited for so long: less than the second after which TCP itself tries again, because dialing anew finds a path that
+    /// is back sooner.
+    pub connect_max: Duration,
     /// From the TCP connection to the TLS session, and from there to the greeting, a link may take so long each.
     pub handshake_max: Duration,
     /// A link that is missing is dialed after a time drawn between these two; the second doubles with each failure...
@@ -48,9 +51,10 @@ impl Default for NetTiming {
             ping_interval: Duration::from_millis(250),
             ping_deadline: Duration::from_secs(1),
             silence_max: Duration::from_millis(1250),
+            connect_max: Duration::from_millis(500),
             handshake_max: Duration::from_secs(3),
             redial: (Duration::from_millis(100), Duration::from_millis(250)),
-            redial_max: Duration::from_secs(2),
+            redial_max: Duration::from_secs(1),
             user_timeout: Duration::from_secs(2),
         }
     }

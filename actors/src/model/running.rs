@@ -59,8 +59,9 @@ impl Seat {
         let seat =
             Self { sink, sequence, cancelled: false, arrived: at, admitted: None, first_token: None, serve_span, stage_span: queue_span };
         let Some(reason) = end else { return Some(seat) };
+        let usage = seat.usage(at);
         let Self { mut sink, sequence, .. } = seat;
-        sink.send(StreamEvent::Done { last_index: sequence.n_sampled(), reason, usage: Usage::default() });
+        sink.send(StreamEvent::Done { last_index: sequence.n_sampled(), reason, usage });
         None
     }
 
@@ -278,6 +279,11 @@ impl Batcher {
             self.drop_cancelled(); // else when the step ends, which reads its blocks
         }
         true
+    }
+
+    /// The requests of an ingress.
+    pub(super) fn keys_of(&self, ingress: &NodeId) -> impl Iterator<Item = SequenceKey> {
+        self.waiting.iter().chain(&self.running).filter(move |seat| seat.sink.ingress() == ingress).map(Seat::key)
     }
 
     /// The ingress lets a request go on.

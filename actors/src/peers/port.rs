@@ -13,13 +13,22 @@ pub(crate) struct Port<M> {
     group: String,
     session: u64,
     actor: RwLock<Option<ActorRef<M>>>,
+    /// Lives found so far.
+    lives: AtomicU64,
     sent: AtomicU64,
     acknowledged: AtomicU64,
 }
 
 impl<M: Message + Carries> Port<M> {
     pub(crate) fn new(group: String, session: u64) -> Self {
-        Self { group, session, actor: RwLock::new(None), sent: AtomicU64::new(0), acknowledged: AtomicU64::new(0) }
+        Self {
+            group,
+            session,
+            actor: RwLock::new(None),
+            lives: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
+        }
     }
 
     /// Looks the actor up. False if it is not visible.
@@ -39,6 +48,11 @@ impl<M: Message + Carries> Port<M> {
         }
         self.sent.fetch_sub(cost, Ordering::AcqRel);
         Err(PeerError::Gone)
+    }
+
+    /// Which life of the actor is spoken to.
+    pub(crate) fn life(&self) -> u64 {
+        self.lives.load(Ordering::Acquire)
     }
 
     /// Cost of what is under way.
@@ -61,6 +75,7 @@ impl<M: Message + Carries> Port<M> {
     fn resolve_next_life(&self) -> bool {
         let visible = self.resolve();
         if visible {
+            self.lives.fetch_add(1, Ordering::AcqRel);
             self.acknowledge(self.sent.load(Ordering::Acquire));
         }
         visible

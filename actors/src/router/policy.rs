@@ -43,7 +43,7 @@ pub struct Considered {
 /// first token (Mitzenmacher 2001, "the power of two choices"). Replicas in `tried` have failed this request and are left out.
 ///
 /// `prompt_tokens` is an estimate. Errors: [`RequestError::ModelNotFound`] if no node tells of the model;
-/// [`RequestError::Unavailable`] if some do, but none can serve it now.
+/// [`RequestError::Unavailable`] if some do, or did before their link was lost, but none can serve it now.
 pub fn route(
     view: &ClusterView,
     model: &ModelId,
@@ -58,7 +58,7 @@ pub fn route(
     let able: Vec<(&ReplicaId, Duration)> =
         considered.iter().filter_map(|one| one.verdict.as_ref().ok().map(|wait| (&one.replica, *wait))).collect();
     if able.is_empty() {
-        return Err(refusal(model, &considered));
+        return Err(refusal(view, model, &considered));
     }
     let drawn = index::sample(rng, able.len(), able.len().min(2));
     let (best, _) = drawn.iter().map(|i| able[i]).min_by_key(|(_, wait)| *wait).expect("at least one was drawn");
@@ -96,7 +96,11 @@ fn expected_first_token(candidate: &Candidate<'_>, prompt_tokens: u32) -> Durati
     Duration::from_secs_f64(place_s + prompt_s + hop_s)
 }
 
-fn refusal(model: &ModelId, considered: &[Considered]) -> RequestError {
+fn refusal(view: &ClusterView, model: &ModelId, considered: &[Considered]) -> RequestError {
+    if considered.is_empty() && view.is_out_of_reach(model) {
+        let message = format!("the model '{model}' cannot be served now (its node cannot be reached)");
+        return RequestError::Unavailable { message, retry_after: RETRY_SOON };
+    }
     if considered.is_empty() {
         return RequestError::model_not_found(model);
     }
@@ -151,6 +155,16 @@ mod tests {
     fn a_model_that_nobody_has_does_not_exist() {
         // CX-40 (4)
         assert!(matches!(go(&view(None, &[]), &[]), Err(RequestError::ModelNotFound { .. })));
+    }
+
+    #[test]
+    fn a_model_whose_only_node_has_lost_its_link_is_refused_for_now_and_unknown_once_the_node_is_gone() {
+        // CX-48
+        let mut view = view(None, &[("b", replica("pip", ReplicaState::Loaded))]);
+        view.on_peer_change(&PeerChange::Down { id: facts("b").id, why: "cut".into() }, Instant::now());
+        assert!(matches!(go(&view, &[]), Err(RequestError::Unavailable { .. })));
+        view.on_cluster_change(ClusterChange::Gone(facts("b").id));
+        assert!(matches!(go(&view, &[]), Err(RequestError::ModelNotFound { .. })));
     }
 
     #[test]

@@ -32,6 +32,8 @@ struct Other {
     linked: bool,
     round_trip: Option<Duration>,
     summary: NodeSummary,
+    /// The models that it held when its link was lost; empty once it has said anew what it holds.
+    lost: Vec<ModelId>,
     heard: Option<Instant>,
 }
 
@@ -96,7 +98,8 @@ impl ClusterView {
                 other.linked = false;
                 other.round_trip = None;
                 // What it held is unknown from here on; a link that comes back brings a summary.
-                other.summary = NodeSummary::default();
+                let summary = std::mem::take(&mut other.summary);
+                other.lost.extend(summary.replicas.into_iter().map(|replica| replica.model));
                 if other.facts.is_none() {
                     self.forget(id);
                 }
@@ -111,6 +114,7 @@ impl ClusterView {
             return;
         }
         other.summary = summary;
+        other.lost.clear();
         other.heard = Some(now);
         self.sent.retain(|replica, _| replica.node != *from);
         let models: Vec<ModelId> = self.others[from].summary.replicas.iter().map(|replica| replica.model.clone()).collect();
@@ -176,6 +180,11 @@ impl ClusterView {
     /// Every replica of `model` that some node tells of.
     pub fn candidates<'a>(&'a self, model: &'a ModelId) -> impl Iterator<Item = Candidate<'a>> {
         self.replicas().filter(move |candidate| candidate.report.model == *model)
+    }
+
+    /// Did a node hold `model` that is not gone, but cannot be reached or has not said since what it holds?
+    pub fn is_out_of_reach(&self, model: &ModelId) -> bool {
+        self.others.values().any(|other| other.lost.contains(model))
     }
 
     fn replicas(&self) -> impl Iterator<Item = Candidate<'_>> {
@@ -347,9 +356,11 @@ pub(crate) mod tests {
         view.on_peer_change(&PeerChange::Down { id: b.clone(), why: "cut".into() }, Instant::now());
         assert_eq!(view.report(Instant::now()).nodes[1].state, NodeState::Unreachable);
         assert_eq!((view.models().len(), view.n_up()), (0, 1));
+        assert!(view.is_out_of_reach(&"pip".parse().unwrap()));
         view.on_peer_change(&PeerChange::Up(b.clone()), Instant::now());
         view.on_summary(&b, summary(1, vec![replica("pip", ReplicaState::Loaded)]), Instant::now(), SystemTime::now());
         assert_eq!((view.models().len(), view.n_up()), (1, 2), "the same revision counts again after a new link");
+        assert!(!view.is_out_of_reach(&"pip".parse().unwrap()));
     }
 
     #[test]

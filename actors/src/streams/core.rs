@@ -207,7 +207,13 @@ impl StreamCore {
     /// No replica is left. One that may come back soon is waited for; else the client hears of what went wrong with the last one, which says
     /// more than that none is left.
     fn no_replica(&mut self, error: RequestError, now: Instant) -> Vec<Effect> {
-        let may_come_back = matches!(&error, RequestError::Unavailable { retry_after, .. } if *retry_after <= RECOVERY_MAX)
+        let soon = match &error {
+            RequestError::Unavailable { retry_after, .. } => *retry_after <= RECOVERY_MAX,
+            // No node tells of the model any more, but one did: it was lost with its replica, and both may come back.
+            RequestError::ModelNotFound { .. } => self.last_error.is_some(),
+            _ => false,
+        };
+        let may_come_back = soon
             && matches!(&self.last_error, None | Some(RequestError::Lost { .. } | RequestError::Unavailable { .. }));
         if may_come_back && now < *self.recover_by.get_or_insert(now + RECOVERY_MAX) {
             self.phase = Phase::Parked { until: now + RECOVERY_POLL };
@@ -326,8 +332,8 @@ impl StreamCore {
             return vec![Effect::AskRouter];
         }
         let Phase::With { replica, stage, until } = &mut self.phase else { return Vec::new() };
-        if *stage == Stage::Streaming && self.unread_tokens >= config.window_tokens / 2 {
-            // The client is slow, not the replica, which may be waiting for credit.
+        if *stage != Stage::Sent && self.unread_tokens >= (config.window_tokens / 2).max(1) {
+            // The client is slow, not the replica, which may be waiting for credit; one that goes on where another stopped, too.
             *until = now + config.token_timeout;
             return Vec::new();
         }

@@ -35,13 +35,13 @@ fn nodes_of_one_machine_find_each_other_without_being_told() {
     let one = booted(dir.path(), &[]).unwrap();
     let two = booted(dir.path(), &[]).unwrap();
     assert!(one.neighbours.is_empty());
-    assert_eq!(two.neighbours, [one.args.facts.id.name.clone()]);
+    assert_eq!(two.neighbours, std::slice::from_ref(&one.args.facts.id.name));
     assert_eq!(two.args.seeds, [one.args.facts.gossip.to_string()]);
     assert_ne!(one.args.facts.id.name, two.args.facts.id.name);
     assert_eq!(one.args.secret, two.args.secret);
     drop(one);
     let three = booted(dir.path(), &[]).unwrap();
-    assert_eq!(three.neighbours, [two.args.facts.id.name.clone()]);
+    assert_eq!(three.neighbours, std::slice::from_ref(&two.args.facts.id.name));
 }
 
 #[test]

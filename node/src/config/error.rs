@@ -28,19 +28,8 @@ pub(crate) enum ConfigError {
         problem: String,
     },
     /// A value cannot be used.
-    #[error("{key} = {value} (from {origin}): {problem}; {remedy}")]
-    Value {
-        /// The key, as `section.name`.
-        key: String,
-        /// Its value, as TOML.
-        value: String,
-        /// Where the value came from.
-        origin: Origin,
-        /// What is wrong with it.
-        problem: String,
-        /// What to do.
-        remedy: String,
-    },
+    #[error(transparent)]
+    Value(Box<BadValue>),
     /// A variable that looks like a setting and is none.
     #[error("the environment variable {variable} sets nothing that exists; unset it, or did you mean {nearest}?")]
     UnknownVariable {
@@ -51,10 +40,32 @@ pub(crate) enum ConfigError {
     },
 }
 
+/// A value that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{key} = {value} (from {origin}): {problem}; {remedy}")]
+pub(crate) struct BadValue {
+    /// The key, as `section.name`.
+    pub(crate) key: String,
+    /// Its value, as TOML.
+    pub(crate) value: String,
+    /// Where the value came from.
+    pub(crate) origin: Origin,
+    /// What is wrong with it.
+    pub(crate) problem: String,
+    /// What to do.
+    pub(crate) remedy: String,
+}
+
+impl From<BadValue> for ConfigError {
+    fn from(bad: BadValue) -> Self {
+        Self::Value(Box::new(bad))
+    }
+}
+
 impl ConfigError {
     /// A value that its key does not take.
     pub(crate) fn of_key(key: &Key, value: String, origin: Origin, problem: impl Into<String>) -> Self {
         let (value, problem) = if key.secret() { ("(hidden)".to_owned(), "it is not a text".to_owned()) } else { (value, problem.into()) };
-        Self::Value { key: key.path(), value, origin, problem, remedy: format!("write {}", key.expects) }
+        BadValue { key: key.path(), value, origin, problem, remedy: format!("write {}", key.expects) }.into()
     }
 }

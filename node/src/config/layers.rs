@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use super::error::ConfigError;
+use super::error::{BadValue, ConfigError};
 use super::keys::{KEYS, Key, Kind, find};
 
 /// Where a value came from.
@@ -112,13 +112,14 @@ impl Layers {
         let list = self.table.entry("models").or_insert_with(|| Value::Array(Vec::new()));
         for model in models {
             let Some((id, source)) = model.split_once('=') else {
-                return Err(ConfigError::Value {
+                return Err(BadValue {
                     key: "models".to_owned(),
                     value: format!("{model:?}"),
                     origin: Origin::Option("--model"),
                     problem: "it has no '='".to_owned(),
                     remedy: "write --model ID=SOURCE, such as --model pip=embedded:pip".to_owned(),
-                });
+                }
+                .into());
             };
             let entry = Table::from_iter([("id".to_owned(), Value::from(id)), ("source".to_owned(), Value::from(source))]);
             if let Value::Array(list) = list {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use plexus_actors::args::StreamsConfig;
@@ -124,6 +125,16 @@ pub struct Counts {
     pub former: u64,
     /// Processes that died.
     pub crashes: u64,
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.happenings += other.happenings;
+        self.reroutes += other.reroutes;
+        self.continuations += other.continuations;
+        self.former += other.former;
+        self.crashes += other.crashes;
+    }
 }
 
 /// All that is outside of the nodes.

@@ -190,6 +190,33 @@ fn a_slow_client_stops_its_own_stream_only_until_it_reads_on() {
 }
 
 #[test]
+fn a_replica_that_continues_for_a_slow_client_is_not_blamed_for_its_silence() {
+    let now = Instant::now();
+    let mut stream = accepted(now);
+    stream.on_event(Event::Replica(Attempt(1), tokens(0, &[1, 2, 3, 4, 5, 6, 7, 8], "abcdefgh")), &config(), now);
+    stream.on_event(Event::NodeLost(on("a").node), &config(), now);
+    let effects = stream.on_event(Event::Routed(Ok(on("b"))), &config(), now);
+    assert_eq!(effects, [Effect::Send { replica: on("b"), attempt: Attempt(2), credit_until: 8 }], "it has no credit");
+    stream.on_event(Event::Replica(Attempt(2), StreamEvent::Accepted { prompt_ids: vec![1, 2, 3] }), &config(), now);
+    assert_eq!(stream.on_event(Event::Clock, &config(), now + Duration::from_secs(100)), []);
+}
+
+#[test]
+fn a_stream_whose_model_went_with_its_only_replica_waits_for_both_to_come_back() {
+    let now = Instant::now();
+    let mut stream = accepted(now);
+    stream.on_event(Event::NodeLost(on("a").node), &config(), now);
+    let unknown = || Event::Routed(Err(RequestError::model_not_found(&"pip".parse().unwrap())));
+    assert_eq!(stream.on_event(unknown(), &config(), now), []);
+    assert_eq!(stream.on_event(Event::Clock, &config(), now + RECOVERY_POLL), [Effect::AskRouter]);
+    let effects = stream.on_event(unknown(), &config(), now + RECOVERY_MAX);
+    assert!(matches!(&effects[..], [Effect::Deliver(GenerateEvent::Failed(RequestError::Lost { .. })), Effect::End]), "{effects:?}");
+    let mut fresh = self::stream();
+    let effects = fresh.on_event(unknown(), &config(), now);
+    assert!(effects.contains(&Effect::End), "a model that was never there is not waited for");
+}
+
+#[test]
 fn tokens_without_text_do_not_use_up_the_window() {
     let now = Instant::now();
     let mut stream = accepted(now);
