@@ -1,4 +1,5 @@
 //! One whole node in this process, on a scripted device: what its actors do when something goes wrong.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Floors: what this machine takes for a small message over TCP on the loopback interface and back, and for a hand-over to a thread and back.
+//! Limits of this machine: a small message over TCP on the loopback interface and back, and a hand-over to a thread and back.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -41,8 +41,8 @@ pub(crate) fn round_trip_ms(rounds: usize) -> anyhow::Result<f64> {
     Ok(median(&round_trips))
 }
 
-/// Hand-overs per second from a task of tokio's to a thread of its own and back, `rounds` of them one after the other, nothing else done: the most
-/// steps that a device's thread can be given one by one.
+/// Hand-overs per second from a task of tokio's to a thread of its own and back, `rounds` of them one after the other, nothing else done: what
+/// a step of a device costs at least in waking threads, wherever the kernel places them.
 pub(crate) fn hand_overs_per_s(rounds: usize) -> anyhow::Result<f64> {
     let (jobs, inbox) = mpsc::channel::<()>();
     let (results, mut outbox) = tokio::sync::mpsc::unbounded_channel();

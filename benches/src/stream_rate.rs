@@ -43,7 +43,7 @@ pub(crate) fn measure(binaries: &Binaries, runs: usize, tokens: usize) -> anyhow
         );
     }
     figures.push(Figure::tokens_per_s(
-        "one token per hand-over from a task to a thread and back: floor of 1 token a step",
+        "one token per hand-over from a task to a thread and back: to compare 1 token a step with",
         "",
         &hand_overs,
     ));

@@ -56,6 +56,9 @@ pub const DEVICE_MEMORY: Bytes = Bytes::mib(64);
 /// Memory that the model takes of it.
 pub const MODEL_MEMORY: Bytes = Bytes::mib(40);
 
+/// An expectation of a script is met within this.
+const EXPECT_WITHIN: Duration = Duration::from_secs(60);
+
 /// What went wrong, and how to see it again.
 #[derive(Debug)]
 pub struct Failure {
@@ -181,33 +184,30 @@ impl Simulation {
                 }
             }
             Op::Heal => self.heal(),
+            Op::Leave(label) => self.leave(*label),
             Op::Resume(label) => self.resume(*label),
             Op::Ask(ask) => self.ask(ask),
             Op::Wait(time) => self.advance(*time)?,
             Op::ExpectTokens(label, n) => {
                 let id = self.asked[label];
-                self.until(Duration::from_secs(30), |sim| sim.world.clients[&id].n_tokens() >= *n)?;
+                let came = |sim: &Self| sim.world.clients[&id].n_tokens() >= *n;
+                self.until(EXPECT_WITHIN, came, |sim| format!("client {label} has {n} tokens; it has {}", sim.progress(id)))?;
             }
             Op::ExpectDone(label) => {
                 let id = self.asked[label];
-                let ended = self.until(Duration::from_secs(60), |sim| sim.world.clients[&id].ending.is_some());
-                let client = &self.world.clients[&id];
-                if ended.is_err() || !client.is_done() {
-                    return Err(format!("client {label} is not done: {:?}, {} tokens", client.ending, client.n_tokens()));
+                self.until(EXPECT_WITHIN, |sim| sim.has_ended(id), |sim| format!("client {label} ends; it has {}", sim.progress(id)))?;
+                if !self.world.clients[&id].is_done() {
+                    return Err(format!("client {label} is not done: it has {}", self.progress(id)));
                 }
             }
             Op::ExpectFailed(label, words) => {
                 let id = self.asked[label];
-                let ended = self.until(Duration::from_secs(60), |sim| sim.world.clients[&id].ending.is_some());
-                let client = &self.world.clients[&id];
-                if ended.is_err() || !client.error().is_some_and(|error| error.contains(words)) {
-                    return Err(format!("client {label} has not failed with {words:?}: {:?}", client.ending));
+                self.until(EXPECT_WITHIN, |sim| sim.has_ended(id), |sim| format!("client {label} ends; it has {}", sim.progress(id)))?;
+                if !self.world.clients[&id].error().is_some_and(|error| error.contains(words)) {
+                    return Err(format!("client {label} has not failed with {words:?}: it has {}", self.progress(id)));
                 }
             }
-            Op::ExpectAgreement(within) => {
-                self.until(*within, Self::views_agree)
-                    .map_err(|_| format!("the views do not agree within {within:?}: {}", self.views()))?;
-            }
+            Op::ExpectAgreement(within) => self.until(*within, Self::views_agree, |sim| format!("the views agree: {}", sim.views()))?,
             Op::Settle => self.settle()?,
         }
         self.world.violation.take().map_or(Ok(()), Err)
@@ -218,18 +218,14 @@ impl Simulation {
         self.heal();
         let paused: Vec<u32> = self.asked.keys().copied().collect();
         paused.into_iter().for_each(|label| self.resume(label));
-        self.until(script::AGREE_WITHIN, Self::views_agree)
-            .map_err(|_| format!("the views do not agree within {:?} after the heal: {}", script::AGREE_WITHIN, self.views()))?;
-        self.until(script::FORGET_WITHIN, Self::nobody_lingers)
-            .map_err(|_| format!("who is gone is not forgotten within {:?}: {}", script::FORGET_WITHIN, self.views()))?;
-        let ended = |sim: &Self| sim.world.clients.values().all(|client| client.ending.is_some());
-        self.until(script::END_WITHIN, ended).map_err(|_| {
-            let open: Vec<_> = self.world.clients.iter().filter(|(_, client)| client.ending.is_none()).map(|(id, _)| id.0 as u16).collect();
-            format!("streams {open:04x?} have not ended within {:?} after the heal", script::END_WITHIN)
-        })?;
+        self.until(script::AGREE_WITHIN, Self::views_agree, |sim| format!("the views agree after the heal: {}", sim.views()))?;
+        self.until(script::FORGET_WITHIN, Self::nobody_lingers, |sim| format!("who is gone is forgotten: {}", sim.views()))?;
+        let open = |sim: &Self| -> Vec<RequestId> { sim.world.clients.keys().copied().filter(|id| !sim.has_ended(*id)).collect() };
+        self.until(script::END_WITHIN, |sim| open(sim).is_empty(), |sim| format!("all streams end after the heal: {:?}", open(sim)))?;
         // What was cancelled last is on its way, and a replica may be waiting for the end of a step.
         let idle = |sim: &Self| sim.processes().all(|process| process.replica.as_ref().is_none_or(replica::Replica::is_idle));
-        let _checked_below = self.until(script::IDLE_WITHIN, idle);
+        let busy = |sim: &Self| format!("all replicas are idle: {:?}", sim.processes().map(|process| &process.replica).collect::<Vec<_>>());
+        self.until(script::IDLE_WITHIN, idle, busy)?;
         for node in &mut self.nodes {
             if let Some(process) = &mut node.process {
                 process.check_idle(&mut self.world)?;
@@ -282,6 +278,16 @@ impl Simulation {
         }
     }
 
+    fn leave(&mut self, label: u32) {
+        let Some(id) = self.asked.get(&label) else { return };
+        let Some(client) = self.world.clients.get_mut(id).filter(|client| client.ending.is_none()) else { return };
+        client.ending = Some(Ending::Left);
+        client.inbox.clear();
+        if let Some(process) = &mut self.nodes[client.ingress].process {
+            process.tell(process::Mail::ClientGone(*id), &mut self.world);
+        }
+    }
+
     fn ask(&mut self, ask: &Ask) {
         let Some(process) = &mut self.nodes[ask.at].process else { return };
         let id = RequestId(self.world.rng.random());
@@ -301,6 +307,15 @@ impl Simulation {
         process.open(id, journal, &mut self.world);
     }
 
+    fn has_ended(&self, id: RequestId) -> bool {
+        self.world.clients[&id].ending.is_some()
+    }
+
+    fn progress(&self, id: RequestId) -> String {
+        let client = &self.world.clients[&id];
+        format!("{} tokens, ending: {:?}", client.n_tokens(), client.ending)
+    }
+
     /// Lets time pass.
     fn advance(&mut self, time: Duration) -> Result<(), String> {
         let until = self.elapsed() + time;
@@ -309,11 +324,13 @@ impl Simulation {
     }
 
     /// Lets time pass until something holds; looks every few milliseconds.
-    fn until(&mut self, within: Duration, holds: impl Fn(&Self) -> bool) -> Result<(), String> {
+    ///
+    /// Errors: it did not hold within this time; `should` says what should have.
+    fn until(&mut self, within: Duration, holds: impl Fn(&Self) -> bool, should: impl Fn(&Self) -> String) -> Result<(), String> {
         let deadline = self.elapsed() + within;
         while !holds(self) {
             if self.elapsed() >= deadline {
-                return Err(format!("not within {within:?}"));
+                return Err(format!("not within {within:?}: {}", should(self)));
             }
             self.advance(Duration::from_millis(10))?;
         }

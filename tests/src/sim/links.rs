@@ -161,21 +161,23 @@ impl Links {
 
     /// Sends a notice to a peer.
     pub fn notify(&self, to: &NodeId, notice: &Notice, world: &mut World) -> Result<(), String> {
-        self.send_to(to, &Head::Notice, wire::encode(notice), world)
+        let payload = wire::encode(notice).map_err(|error| error.to_string())?;
+        let always = matches!(notice, Notice::Cancel { .. } | Notice::Credit { .. });
+        self.send_to(to, &Head::Notice, &payload, always, world)
     }
 
     /// Sends events to an ingress.
     pub fn send_events(&self, to: &NodeId, events: &[StreamNotice], world: &mut World) -> Result<(), String> {
-        self.send_to(to, &Head::Events, wire::encode(&events), world)
+        let payload = wire::encode(&events).map_err(|error| error.to_string())?;
+        self.send_to(to, &Head::Events, &payload, false, world)
     }
 
-    fn send_to(&self, to: &NodeId, head: &Head, payload: Result<Vec<u8>, wire::WireError>, world: &mut World) -> Result<(), String> {
+    fn send_to(&self, to: &NodeId, head: &Head, payload: &[u8], always: bool, world: &mut World) -> Result<(), String> {
         let link = self.up.get(to).ok_or_else(|| format!("the node '{}' cannot be reached", to.name))?;
-        if world.is_congested(self.process.node, to) {
+        if !always && world.is_congested(self.process.node, to) {
             return Err(format!("the node '{}' took no message: too much is under way to the peer", to.name));
         }
-        let payload = payload.map_err(|error| error.to_string())?;
-        self.post(*link, head, &payload, world);
+        self.post(*link, head, payload, world);
         Ok(())
     }
 

@@ -86,8 +86,8 @@ pub struct Dial {
     pub from: ProcessId,
     /// Index of the node that is dialed.
     pub to: usize,
-    /// Retransmissions so far.
-    pub retries: u32,
+    /// The node's kernel has taken the connection.
+    pub reached: bool,
     /// The process that answered.
     pub acceptor: Option<ProcessId>,
 }
@@ -141,7 +141,7 @@ impl Network {
     /// Notes an attempt to connect.
     pub fn dial(&mut self, from: ProcessId, to: usize) -> DialId {
         self.n_dials += 1;
-        self.dials.insert(DialId(self.n_dials), Dial { from, to, retries: 0, acceptor: None });
+        self.dials.insert(DialId(self.n_dials), Dial { from, to, reached: false, acceptor: None });
         DialId(self.n_dials)
     }
 

@@ -182,7 +182,8 @@ impl Process {
                 let conn = world.net.connect(self.id, acceptor);
                 self.with_links(world, |links, hands| links.on_connected(conn, 0, name_of(dial.to), hands));
             }
-            Input::DialFailed(dial) => {
+            Input::DialLate(dial) if world.net.dials.get(&dial).is_some_and(|dial| dial.reached) => {}
+            Input::DialLate(dial) | Input::DialFailed(dial) => {
                 let Some(dial) = world.net.dials.remove(&dial) else { return };
                 self.with_links(world, |links, hands| links.on_event(LinkEvent::DialFailed(name_of(dial.to)), hands));
             }
@@ -219,9 +220,8 @@ impl Process {
             Mail::OwnReplica(report) => {
                 if self.view.on_own_replica(report, SystemTime::UNIX_EPOCH) {
                     self.publish(world);
-                } else if !self.publish_waiting {
-                    self.publish_waiting = true;
-                    self.tell_after(LOAD_DELAY, Mail::PublishDue, world);
+                } else {
+                    self.publish_later(world);
                 }
             }
             Mail::OwnReplicaGone(model) => {
@@ -310,16 +310,27 @@ impl Process {
         self.view.on_peer_change(change, world.agenda.now());
         match change {
             PeerChange::Up(id) => {
-                let _next_link_brings_it = self.links.notify(id, &Notice::Summary(self.view.own().clone()), world);
+                if self.links.notify(id, &Notice::Summary(self.view.own().clone()), world).is_err() {
+                    self.publish_later(world);
+                }
             }
             PeerChange::Down { id, .. } => self.tell(Mail::NodeLost(id.clone()), world),
             PeerChange::RoundTrip(..) => {}
         }
     }
 
-    fn publish(&self, world: &mut World) {
-        for peer in self.links.peers() {
-            let _next_link_brings_it = self.links.notify(&peer, &Notice::Summary(self.view.own().clone()), world);
+    fn publish(&mut self, world: &mut World) {
+        let summary = Notice::Summary(self.view.own().clone());
+        let refused = self.links.peers().iter().filter(|peer| self.links.notify(peer, &summary, world).is_err()).count();
+        if refused > 0 {
+            self.publish_later(world);
+        }
+    }
+
+    fn publish_later(&mut self, world: &mut World) {
+        if !self.publish_waiting {
+            self.publish_waiting = true;
+            self.tell_after(LOAD_DELAY, Mail::PublishDue, world);
         }
     }
 

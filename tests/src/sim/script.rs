@@ -53,9 +53,11 @@ pub enum Op {
     Ask(Ask),
     /// A client that had stopped reading, or read slowly, reads on.
     Resume(u32),
+    /// A client leaves.
+    Leave(u32),
     /// Time passes.
     Wait(Duration),
-    /// The client has seen so many tokens, within 30 s.
+    /// The client has seen so many tokens within 60 s.
     ExpectTokens(u32, u32),
     /// The client's answer is complete within 60 s.
     ExpectDone(u32),
@@ -119,7 +121,7 @@ pub fn random_script(seed: u64) -> (SimConfig, Vec<Op>) {
             label += 1;
         }
         script.push(Op::Wait(Duration::from_millis(rng.random_range(0..500))));
-        script.push(random_fault(config.n_nodes, &mut rng));
+        script.push(random_fault(config.n_nodes, label, &mut rng));
         script.push(Op::Wait(Duration::from_micros(rng.random_range(0..700_000))));
         if rng.random_bool(0.2) {
             script.push(Op::Heal);
@@ -144,10 +146,10 @@ fn random_ask(label: u32, n_nodes: usize, rng: &mut SmallRng) -> Ask {
     Ask { label, at: rng.random_range(0..n_nodes), prompt: prompt.join(" "), max_tokens, stop, pace }
 }
 
-fn random_fault(n_nodes: usize, rng: &mut SmallRng) -> Op {
+fn random_fault(n_nodes: usize, n_clients: u32, rng: &mut SmallRng) -> Op {
     let a = rng.random_range(0..n_nodes);
     let b = (a + rng.random_range(1..n_nodes)) % n_nodes;
-    match rng.random_range(0..18) {
+    match rng.random_range(0..19) {
         0..2 => Op::Kill(a),
         2..5 => Op::KillAfter(a, rng.random_range(1..60)),
         5..8 => Op::Start(a),
@@ -160,6 +162,7 @@ fn random_fault(n_nodes: usize, rng: &mut SmallRng) -> Op {
         14 => Op::Congest(a, b),
         15 => Op::Delay(a, b, Duration::from_millis(rng.random_range(1..300))),
         16 => Op::FailReplica(a),
+        17 => Op::Leave(rng.random_range(0..=n_clients)),
         _ => Op::Heal,
     }
 }

@@ -93,6 +93,8 @@ pub enum Input {
     Datagram(Vec<u8>),
     /// The far end of a dial has answered.
     Connected(DialId),
+    /// A dial should have reached its node by now.
+    DialLate(DialId),
     /// The far end of a dial has refused, or nobody answered in time.
     DialFailed(DialId),
     /// A packet came on a connection.
@@ -263,6 +265,7 @@ impl World {
     pub fn dial(&mut self, from: ProcessId, facts: &NodeFacts) {
         let Some(to) = (0..self.config.n_nodes).find(|node| name_of(*node) == facts.id.name) else { return };
         let dial = self.net.dial(from, to);
+        self.agenda.after(self.config.timing.connect_max, Happening::Process(from, Input::DialLate(dial)));
         self.agenda.after(self.config.timing.handshake_max, Happening::Process(from, Input::DialFailed(dial)));
         self.knock(dial);
     }
@@ -274,19 +277,13 @@ impl World {
         self.agenda.after(delay, Happening::Knock(dial));
     }
 
-    /// A dial's packet reaches its node, which is told who dials. If the path is cut it does not, and comes again when TCP sends it again: after
-    /// one second and after three.
+    /// A dial's packet reaches its node, which is told who dials, unless the path is cut.
     pub fn on_knock(&mut self, dial: DialId) -> Option<usize> {
-        let state = self.net.dials.get_mut(&dial)?;
-        let (from, to, retries) = (state.from.node, state.to, state.retries);
-        if !self.net.path(from, to).cut && !self.net.path(to, from).cut {
-            return Some(to);
-        }
-        if retries < 2 {
-            self.net.dials.get_mut(&dial)?.retries += 1;
-            self.agenda.after(Duration::from_secs(1 << retries), Happening::Knock(dial));
-        }
-        None
+        let state = self.net.dials.get(&dial)?;
+        let (from, to) = (state.from.node, state.to);
+        let reached = !self.net.path(from, to).cut && !self.net.path(to, from).cut;
+        self.net.dials.get_mut(&dial)?.reached = reached;
+        reached.then_some(to)
     }
 
     /// A process answers a dial, or nobody is there to answer it.
