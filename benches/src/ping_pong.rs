@@ -42,7 +42,7 @@ pub(crate) fn round_trip_ms(rounds: usize) -> anyhow::Result<f64> {
 }
 
 /// Hand-overs per second from a task of tokio's to a thread of its own and back, `rounds` of them one after the other, nothing else done: what
-/// a step of a device costs at least in waking threads, wherever the kernel places them.
+/// waking threads alone costs a step of a device. Varies with the cores that the kernel places the two on.
 pub(crate) fn hand_overs_per_s(rounds: usize) -> anyhow::Result<f64> {
     let (jobs, inbox) = mpsc::channel::<()>();
     let (results, mut outbox) = tokio::sync::mpsc::unbounded_channel();

@@ -36,7 +36,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use plexus_types::{Bytes, GenerateRequest, Journal, NodeReport, NodeState, NodeSummary, Prompt, RequestId, Sampling};
+use plexus_types::{Bytes, FinishReason, GenerateRequest, Journal, NodeReport, NodeState, NodeSummary, Prompt, RequestId, Sampling};
 use rand::Rng;
 
 pub use client::{Client, Ending, Pace};
@@ -291,7 +291,6 @@ impl Simulation {
     fn ask(&mut self, ask: &Ask) {
         let Some(process) = &mut self.nodes[ask.at].process else { return };
         let id = RequestId(self.world.rng.random());
-        let seed = self.world.rng.random();
         let request = GenerateRequest {
             model: MODEL.parse().expect("a model id"),
             prompt: Prompt::Text(ask.prompt.clone()),
@@ -299,7 +298,13 @@ impl Simulation {
             max_tokens: ask.max_tokens,
             stop: ask.stop.clone(),
         };
-        let reference = model::reference(&request, seed, self.world.config.replica.context);
+        let (seed, reference) = loop {
+            let seed = self.world.rng.random();
+            let reference = model::reference(&request, seed, self.world.config.replica.context);
+            if !ask.to_the_end || reference.reason == FinishReason::Length {
+                break (seed, reference);
+            }
+        };
         self.world.line(format_args!("{:04x} asks n{} for {} tokens", id.0 as u16, ask.at, reference.ids.len()));
         self.world.clients.insert(id, Client::new(ask.at, ask.pace, reference));
         self.asked.insert(ask.label, id);

@@ -29,9 +29,9 @@ fn run(config: &SimConfig, ops: impl IntoIterator<Item = Op>) -> Simulation {
     last.expect("at least one ran")
 }
 
-/// Starts all nodes of a cluster, and waits until they know each other.
+/// Starts all nodes of a cluster, and waits until the model is loaded and they know each other.
 fn up(config: &SimConfig) -> impl Iterator<Item = Op> {
-    (0..config.n_nodes).map(Op::Start).chain([Op::ExpectAgreement(ms(3_000))])
+    (0..config.n_nodes).map(Op::Start).chain([Op::Wait(ms(500)), Op::ExpectAgreement(ms(3_000))])
 }
 
 /// Three nodes, of which the last holds no model.
@@ -66,7 +66,8 @@ fn a_stream_goes_on_where_it_was_when_its_node_is_killed() {
 fn a_replica_that_dies_at_any_packet_loses_and_repeats_no_token() {
     let config = two_holders_and_a_guest();
     for packets in 1..40 {
-        let ops = [Op::Ask(Ask::new(1, 2, 60)), Op::Ask(Ask::new(2, 2, 60)), Op::KillAfter(0, packets), Op::ExpectDone(1), Op::ExpectDone(2)];
+        let ops =
+            [Op::Ask(Ask::new(1, 2, 60)), Op::Ask(Ask::new(2, 2, 60)), Op::KillAfter(0, packets), Op::ExpectDone(1), Op::ExpectDone(2)];
         run(&config, up(&config).chain(ops));
     }
 }
@@ -208,7 +209,8 @@ fn nothing_is_left_on_a_replica_when_its_ingress_dies_or_loses_its_link() {
 #[test]
 fn a_client_that_leaves_frees_its_place_although_its_node_may_send_no_more_to_the_replica() {
     let config = holder_and_guest();
-    let ops = [Op::Ask(Ask::new(1, 1, 200).pace(Pace::Stops(5))), Op::Wait(ms(2_000)), Op::Congest(1, 0), Op::Leave(1), Op::Wait(ms(1_000))];
+    let ops =
+        [Op::Ask(Ask::new(1, 1, 200).pace(Pace::Stops(5))), Op::Wait(ms(2_000)), Op::Congest(1, 0), Op::Leave(1), Op::Wait(ms(1_000))];
     let simulation = run(&config, up(&config).chain(ops));
     assert_eq!(simulation.client(1).ending, Some(Ending::Left));
 }
@@ -232,15 +234,7 @@ fn events_that_were_refused_for_want_of_budget_are_a_gap_that_another_replica_fi
 #[test]
 fn a_peer_that_could_not_be_told_what_a_node_holds_is_told_later() {
     let config = two_holders_and_a_guest();
-    let ops = [
-        Op::Start(1),
-        Op::Start(2),
-        Op::Congest(0, 2),
-        Op::Start(0),
-        Op::Wait(ms(2_000)),
-        Op::Heal,
-        Op::ExpectAgreement(ms(500)),
-    ];
+    let ops = [Op::Start(1), Op::Start(2), Op::Congest(0, 2), Op::Start(0), Op::Wait(ms(2_000)), Op::Heal, Op::ExpectAgreement(ms(500))];
     run(&config, ops);
 }
 

@@ -213,8 +213,7 @@ impl StreamCore {
             RequestError::ModelNotFound { .. } => self.last_error.is_some(),
             _ => false,
         };
-        let may_come_back = soon
-            && matches!(&self.last_error, None | Some(RequestError::Lost { .. } | RequestError::Unavailable { .. }));
+        let may_come_back = soon && matches!(&self.last_error, None | Some(RequestError::Lost { .. } | RequestError::Unavailable { .. }));
         if may_come_back && now < *self.recover_by.get_or_insert(now + RECOVERY_MAX) {
             self.phase = Phase::Parked { until: now + RECOVERY_POLL };
             return Vec::new();
@@ -259,6 +258,10 @@ impl StreamCore {
                 }
                 let prompt_tokens = self.journal.prompt_ids.len() as u32;
                 vec![Effect::Deliver(GenerateEvent::Started { prompt_tokens, node })]
+            }
+            StreamEvent::Tokens { .. } | StreamEvent::Done { .. } if !self.started => {
+                let message = "the replica's acceptance was lost on the way".to_owned();
+                self.next_replica(RequestError::Lost { message }, config)
             }
             StreamEvent::Tokens { index, ids, text } => {
                 *stage = Stage::Streaming;

@@ -414,7 +414,7 @@ impl Process {
         let lease = replica.lease;
         let step = replica.next_step();
         let report = replica.report();
-        if let Err(what) = step.as_ref().map(|_| ()).and(replica.check().as_ref().map(|()| ())).map_err(String::clone) {
+        if let Some(what) = step.as_ref().err().cloned().or(replica.check().err()) {
             world.violate(format!("the replica on {}: {what}", self.facts.id));
         }
         self.send_out(out, world);

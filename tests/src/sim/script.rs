@@ -84,13 +84,15 @@ pub struct Ask {
     pub stop: Vec<String>,
     /// How it reads.
     pub pace: Pace,
+    /// The answer is one that ends with `max_tokens` or the context, not before.
+    pub to_the_end: bool,
 }
 
 impl Ask {
-    /// A client that asks a node for an answer of at most `max_tokens`, and reads at once.
+    /// A client that asks a node for an answer of exactly `max_tokens`, and reads at once.
     pub fn new(label: u32, at: usize, max_tokens: u32) -> Self {
         let prompt = format!("The capital of France is, {label}:");
-        Self { label, at, prompt, max_tokens: Some(max_tokens), stop: Vec::new(), pace: Pace::Fast }
+        Self { label, at, prompt, max_tokens: Some(max_tokens), stop: Vec::new(), pace: Pace::Fast, to_the_end: true }
     }
 
     /// The same, with another pace.
@@ -105,6 +107,13 @@ pub fn random_script(seed: u64) -> (SimConfig, Vec<Op>) {
     let mut config = SimConfig { n_nodes: rng.random_range(2..=7), ..SimConfig::default() };
     config.n_holders = rng.random_range(1..=config.n_nodes);
     config.streams.window_tokens = [8, 32, 1024][rng.random_range(0..3)];
+    // Impatient or patient: with the first, replicas are given up that are only slow, and go on talking.
+    let impatient = rng.random_bool(0.5);
+    if impatient {
+        config.streams.accept_timeout = Duration::from_millis(200);
+        config.streams.first_token_timeout = Duration::from_millis(600);
+        config.streams.token_timeout = Duration::from_millis(300);
+    }
     config.replica.tokens_per_step = rng.random_range(1..=3);
     config.replica.step_time = Duration::from_millis(rng.random_range(2..25));
     config.replica.running_max = rng.random_range(1..=4);
@@ -143,7 +152,7 @@ fn random_ask(label: u32, n_nodes: usize, rng: &mut SmallRng) -> Ask {
         2 => Pace::Stops(rng.random_range(0..20)),
         _ => Pace::Fast,
     };
-    Ask { label, at: rng.random_range(0..n_nodes), prompt: prompt.join(" "), max_tokens, stop, pace }
+    Ask { label, at: rng.random_range(0..n_nodes), prompt: prompt.join(" "), max_tokens, stop, pace, to_the_end: false }
 }
 
 fn random_fault(n_nodes: usize, n_clients: u32, rng: &mut SmallRng) -> Op {
@@ -160,7 +169,7 @@ fn random_fault(n_nodes: usize, n_clients: u32, rng: &mut SmallRng) -> Op {
         12 => Op::Partition((0..n_nodes).filter(|_| rng.random_bool(0.5)).collect()),
         13 => Op::Drop(a, b),
         14 => Op::Congest(a, b),
-        15 => Op::Delay(a, b, Duration::from_millis(rng.random_range(1..300))),
+        15 => Op::Delay(a, b, Duration::from_millis(rng.random_range(1..900))),
         16 => Op::FailReplica(a),
         17 => Op::Leave(rng.random_range(0..=n_clients)),
         _ => Op::Heal,

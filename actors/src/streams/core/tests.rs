@@ -170,6 +170,18 @@ fn a_gap_in_the_tokens_counts_as_a_lost_replica_and_a_duplicate_as_nothing() {
 }
 
 #[test]
+fn tokens_or_an_end_before_the_acceptance_are_a_gap_so_that_the_client_always_hears_of_the_start_first() {
+    let now = Instant::now();
+    let done = StreamEvent::Done { last_index: 0, reason: FinishReason::Stop, usage: Usage::default() };
+    for event in [tokens(0, &[5], "a"), done] {
+        let mut stream = stream();
+        stream.on_event(Event::Routed(Ok(on("a"))), &config(), now);
+        let effects = stream.on_event(Event::Replica(Attempt(1), event), &config(), now);
+        assert_eq!(effects, [Effect::Cancel { replica: on("a"), attempt: Attempt(1) }, Effect::AskRouter]);
+    }
+}
+
+#[test]
 fn a_done_that_counts_other_tokens_than_came_is_not_the_end() {
     let now = Instant::now();
     let mut stream = accepted(now);
