@@ -1,25 +1,23 @@
 //! One device, one actor, one OS thread.
 //!
-//! The thread runs jobs in the order in which they come; the actor bounds how many wait and watches how long one takes. Supervised by
-//! [`crate::node`]; supervises nobody. A restart loses the weights on the device and the jobs held: each of their replies is answered with
-//! [`DeviceError::Lost`], and the supervisor tells the models to load again.
+//! The thread runs jobs in the order in which they come; each resident model has at most one step out at a time, so few wait. The actor loads
+//! and unloads, and watches how long a step takes. Supervised by [`crate::node`]; supervises nobody. A restart loses the weights on the device
+//! and the jobs held: each of their replies is answered with [`DeviceError::Lost`], and the supervisor tells the models to load again.
 
 mod thread;
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use plexus_engine::batch::{Batch, BatchOutput};
 use plexus_engine::executor::{DeviceDescription, KvPlan, Slot};
 use plexus_engine::model::ModelFiles;
 use plexus_types::DeviceId;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
-use tokio::time::Instant;
 use tracing::info;
 
+pub use self::thread::StepQueue;
 pub(crate) use self::thread::chain;
 use self::thread::{DeviceThread, Job, Report};
 use crate::address::Address;
@@ -27,8 +25,6 @@ use crate::args::DeviceSpec;
 use crate::evictor::EvictorMsg;
 use crate::inspect::Inspection;
 
-/// Most jobs that wait: each resident model has one step out at a time, so this is many.
-const JOBS_MAX: usize = 64;
 /// A step that takes longer hangs: the largest chunk of a prompt takes seconds even on a slow processor.
 const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 /// How often the running step is looked at.
@@ -37,9 +33,6 @@ const WATCH_PERIOD: Duration = Duration::from_secs(1);
 /// Why a job gave no result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
-    /// Too many jobs wait; nothing was done.
-    #[error("the device's queue is full")]
-    Full,
     /// The device's thread or actor ended with the job in hand.
     #[error("the device was lost")]
     Lost,
@@ -94,26 +87,17 @@ pub struct DeviceArgs {
 /// What the actor is told.
 #[derive(Debug, RactorMessage)]
 pub enum DeviceMsg {
-    /// Bring a model onto the device. The slot in the answer names it from then on.
+    /// Bring a model onto the device.
     Load {
         /// The model's files.
         files: Arc<ModelFiles>,
         /// Size of its KV pool.
         kv: KvPlan,
-        /// Gets the slot.
-        reply: Reply<Slot>,
+        /// Gets the model's place there.
+        reply: Reply<Placed>,
     },
     /// Free what a slot holds.
     Unload(Slot),
-    /// Run one step of the model in a slot.
-    Step {
-        /// Which model.
-        slot: Slot,
-        /// What to compute.
-        batch: Batch,
-        /// Gets the sampled tokens.
-        reply: Reply<BatchOutput>,
-    },
     /// From the thread.
     Thread(ThreadReport),
     /// Look at the running job.
@@ -128,6 +112,15 @@ pub enum DeviceMsg {
 #[derive(Debug)]
 pub struct ThreadReport(Report);
 
+/// A model's place on a device.
+#[derive(Debug)]
+pub struct Placed {
+    /// Names it, to unload it.
+    pub slot: Slot,
+    /// Takes its steps.
+    pub steps: StepQueue,
+}
+
 /// The actor: see the module.
 #[derive(Debug)]
 pub struct DeviceActor;
@@ -138,11 +131,7 @@ pub struct DeviceState {
     args: DeviceArgs,
     thread: DeviceThread,
     description: Option<DeviceDescription>,
-    /// Jobs given to the thread and not finished: whether it is a step, and when it was given or, for the first, begun.
-    outstanding: VecDeque<(bool, Instant)>,
     next_slot: u32,
-    n_steps: u64,
-    n_loads: u64,
 }
 
 impl Actor for DeviceActor {
@@ -157,15 +146,14 @@ impl Actor for DeviceActor {
         let report = move |report| address.tell_life(life, DeviceMsg::Thread(ThreadReport(report)));
         let thread = DeviceThread::spawn(args.spec.id, args.spec.open.clone(), report)?;
         args.address.tell_after(WATCH_PERIOD, DeviceMsg::WatchDue);
-        Ok(DeviceState { args, thread, description: None, outstanding: VecDeque::new(), next_slot: 0, n_steps: 0, n_loads: 0 })
+        Ok(DeviceState { args, thread, description: None, next_slot: 0 })
     }
 
     async fn handle(&self, _myself: ActorRef<DeviceMsg>, message: DeviceMsg, state: &mut DeviceState) -> Result<(), ActorProcessingErr> {
         state.args.address.taken();
         match message {
             DeviceMsg::Load { files, kv, reply } => state.on_load(files, kv, reply)?,
-            DeviceMsg::Unload(slot) => state.give(false, Job::Unload { slot })?,
-            DeviceMsg::Step { slot, batch, reply } => state.on_step(slot, batch, reply)?,
+            DeviceMsg::Unload(slot) => state.thread.give(Job::Unload { slot })?,
             DeviceMsg::Thread(ThreadReport(report)) => state.on_report(report)?,
             DeviceMsg::WatchDue => state.on_watch()?,
             DeviceMsg::Announce => state.announce(),
@@ -177,25 +165,12 @@ impl Actor for DeviceActor {
 
 /// `Err` from here means "restart me", never "this job failed".
 impl DeviceState {
-    fn on_load(&mut self, files: Arc<ModelFiles>, kv: KvPlan, reply: Reply<Slot>) -> Result<(), DeviceError> {
+    fn on_load(&mut self, files: Arc<ModelFiles>, kv: KvPlan, reply: Reply<Placed>) -> Result<(), DeviceError> {
         let slot = Slot(self.next_slot);
         self.next_slot += 1;
-        self.n_loads += 1;
-        self.give(false, Job::Load { slot, files, kv, reply })
-    }
-
-    fn on_step(&mut self, slot: Slot, batch: Batch, reply: Reply<BatchOutput>) -> Result<(), DeviceError> {
-        if self.outstanding.len() >= JOBS_MAX {
-            reply.send(Err(DeviceError::Full));
-            return Ok(());
-        }
-        self.n_steps += 1;
-        self.give(true, Job::Step { slot, batch, reply })
-    }
-
-    fn give(&mut self, is_step: bool, job: Job) -> Result<(), DeviceError> {
-        self.outstanding.push_back((is_step, Instant::now()));
-        self.thread.give(job)
+        let steps = self.thread.steps_of(slot);
+        let reply = Reply::new(move |loaded: Result<Slot, DeviceError>| reply.send(loaded.map(|slot| Placed { slot, steps })));
+        self.thread.give(Job::Load { slot, files, kv, reply })
     }
 
     fn on_report(&mut self, report: Report) -> Result<(), ActorProcessingErr> {
@@ -205,12 +180,6 @@ impl DeviceState {
                 self.description = Some(description);
                 self.announce();
             }
-            Report::Finished => {
-                self.outstanding.pop_front();
-                if let Some((_, begun)) = self.outstanding.front_mut() {
-                    *begun = Instant::now();
-                }
-            }
             Report::Broken(why) => return Err(why.into()),
         }
         Ok(())
@@ -218,9 +187,9 @@ impl DeviceState {
 
     fn on_watch(&self) -> Result<(), ActorProcessingErr> {
         self.args.address.tell_after(WATCH_PERIOD, DeviceMsg::WatchDue);
-        match self.outstanding.front() {
-            Some((true, begun)) if begun.elapsed() > STEP_TIMEOUT => Err(format!("a step hangs since {:?}", begun.elapsed()).into()),
-            _ => Ok(()),
+        match self.thread.progress().running() {
+            Some((true, time)) if time > STEP_TIMEOUT => Err(format!("a step hangs since {time:?}").into()),
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -231,17 +200,16 @@ impl DeviceState {
     }
 
     fn inspect(&self) -> Inspection {
-        let state = match (&self.description, self.outstanding.front()) {
+        let running = self.thread.progress().running();
+        let state = match (&self.description, running) {
             (None, _) => "opening",
             (Some(_), None) => "idle",
             (Some(_), Some((true, _))) => "stepping",
             (Some(_), Some((false, _))) => "loading",
         };
-        let running_ms = self.outstanding.front().map_or(0, |(_, begun)| begun.elapsed().as_millis() as u64);
-        Inspection::new(
-            state,
-            [("steps", self.n_steps), ("loads", self.n_loads), ("jobs", self.outstanding.len() as u64), ("running_ms", running_ms)],
-        )
+        let running_ms = running.map_or(0, |(_, time)| time.as_millis() as u64);
+        let (steps, loads) = self.thread.progress().counts();
+        Inspection::new(state, [("steps", steps), ("loads", loads), ("running_ms", running_ms)])
     }
 }
 

@@ -305,7 +305,7 @@ impl ModelState {
         match output {
             Ok(output) => batcher.on_step(&output, Instant::now(), &self.args.ingresses),
             Err(DeviceError::Lost) => return Err("the device was lost".into()),
-            Err(error @ (DeviceError::Full | DeviceError::Engine(_))) => {
+            Err(error @ DeviceError::Engine(_)) => {
                 warn!(model = %self.args.profile.id, %error, "a step failed");
                 batcher.on_step_failed(&RequestError::Internal { message: format!("the model failed: {error}") });
             }
@@ -321,8 +321,7 @@ impl ModelState {
             let address = self.args.address.clone();
             let life = self.life;
             let reply = Reply::new(move |output| address.tell_life(life, ModelMsg::Stepped(output)));
-            // A device that is gone answers all the same: the reply is dropped with the message.
-            resident.device_address.tell(DeviceMsg::Step { slot: resident.slot, batch, reply });
+            resident.steps.step(batch, reply);
         }
         self.report();
     }

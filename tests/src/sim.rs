@@ -6,7 +6,7 @@
 //! function of the tokens before it and the seed.
 //!
 //! After every event it is checked that each client sees the tokens of an undisturbed run, once and in order, with one end, and usage that
-//! counts them; that nothing a former attempt says reaches a client; that replicas keep to their credit and blocks. [`Simulation::settle`]
+//! counts them; that nothing a former attempt says reaches a client; that replicas keep to their credit and blocks. `Simulation::settle`
 //! checks what must hold when faults stop: views agree, streams end, nothing is left.
 //!
 //! [`StreamCore`]: plexus_actors::streams::core::StreamCore

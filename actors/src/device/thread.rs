@@ -1,24 +1,34 @@
 //! The OS thread that alone touches a device (CX-60, CX-61). Jobs go in, plain values come out; tensors never leave it.
+//!
+//! A step goes from a model's actor straight to the thread and its outcome straight back: each hand-over between threads costs more than
+//! everything else that is done for a token beside the model's own work. What the device's actor must know, it reads from [`Progress`].
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use plexus_engine::batch::{Batch, BatchOutput};
 use plexus_engine::error::EngineError;
 use plexus_engine::executor::{DeviceDescription, Executor, KvPlan, Slot};
 use plexus_engine::model::ModelFiles;
 use plexus_types::DeviceId;
+use tokio::time::Instant;
 
 use super::{DeviceError, Reply};
 use crate::args::OpenDevice;
-use std::sync::Arc;
+
+/// How long the thread looks for the next job before it sleeps: about what two wake-ups through the kernel cost, within which the actor of a
+/// model that generates sends its next step.
+const SPIN: Duration = Duration::from_micros(40);
 
 /// Work for the device.
 pub(super) enum Job {
     Load { slot: Slot, files: Arc<ModelFiles>, kv: KvPlan, reply: Reply<Slot> },
     Unload { slot: Slot },
     Step { slot: Slot, batch: Batch, reply: Reply<BatchOutput> },
+    End,
 }
 
 /// What the thread tells its actor.
@@ -26,51 +36,135 @@ pub(super) enum Job {
 pub(super) enum Report {
     /// The device is open.
     Opened(DeviceDescription),
-    /// A job ended, well or not; the device can take the next.
-    Finished,
     /// The device cannot be trusted any more, or could not be opened.
     Broken(String),
 }
 
-/// The sending side. Dropping it ends the thread after the job at hand; what the device holds is freed there.
+/// What the thread is doing, written by it and read by the actor.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    steps: AtomicU64,
+    loads: AtomicU64,
+    /// The job at hand: whether it is a step, and since when.
+    running: Mutex<Option<(bool, Instant)>>,
+}
+
+impl Progress {
+    /// Steps and loads begun so far.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        (self.steps.load(Ordering::Relaxed), self.loads.load(Ordering::Relaxed))
+    }
+
+    /// Whether the job at hand is a step, and how long it takes already.
+    pub(super) fn running(&self) -> Option<(bool, Duration)> {
+        let running = *self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.map(|(is_step, since)| (is_step, since.elapsed()))
+    }
+
+    fn begin(&self, job: &Job) {
+        let is_step = matches!(job, Job::Step { .. });
+        match job {
+            Job::Step { .. } => self.steps.fetch_add(1, Ordering::Relaxed),
+            Job::Load { .. } => self.loads.fetch_add(1, Ordering::Relaxed),
+            Job::Unload { .. } | Job::End => 0,
+        };
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((is_step, Instant::now()));
+    }
+
+    fn end(&self) {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// The actor's side of the thread. Dropping it ends the thread after the job at hand; what the device holds is freed there.
 #[derive(Debug)]
 pub(super) struct DeviceThread {
     jobs: mpsc::Sender<Job>,
+    progress: Arc<Progress>,
+}
+
+/// A model's way to the thread: its steps, one at a time. It outlives neither the thread nor the device's actor: steps are then lost.
+#[derive(Debug, Clone)]
+pub struct StepQueue {
+    jobs: mpsc::Sender<Job>,
+    slot: Slot,
+}
+
+impl StepQueue {
+    /// Runs one step of the model. If the thread has ended, the reply says so.
+    pub fn step(&self, batch: Batch, reply: Reply<BatchOutput>) {
+        let _lost = self.jobs.send(Job::Step { slot: self.slot, batch, reply }); // dropped with its reply, which speaks for itself
+    }
 }
 
 impl DeviceThread {
     /// Starts the thread, which opens the device and reports.
     pub(super) fn spawn(id: DeviceId, open: OpenDevice, report: impl Fn(Report) + Send + 'static) -> std::io::Result<Self> {
         let (jobs, inbox) = mpsc::channel();
+        let progress = Arc::new(Progress::default());
         let kind = match id.kind {
             plexus_types::DeviceKind::Cpu => "cpu",
             plexus_types::DeviceKind::Cuda => "cuda",
         };
-        thread::Builder::new().name(format!("{kind}-dev-{}", id.ordinal)).spawn(move || run(id, &open, &inbox, &report))?;
-        Ok(Self { jobs })
+        let shared = Arc::clone(&progress);
+        thread::Builder::new().name(format!("{kind}-dev-{}", id.ordinal)).spawn(move || run(id, &open, &inbox, &shared, &report))?;
+        Ok(Self { jobs, progress })
     }
 
     /// Hands over a job. Fails if the thread has ended.
     pub(super) fn give(&self, job: Job) -> Result<(), DeviceError> {
         self.jobs.send(job).map_err(|_| DeviceError::Lost)
     }
+
+    /// The way to the thread for the model in `slot`.
+    pub(super) fn steps_of(&self, slot: Slot) -> StepQueue {
+        StepQueue { jobs: self.jobs.clone(), slot }
+    }
+
+    /// What the thread is doing.
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
+    }
 }
 
-fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, report: &impl Fn(Report)) {
+impl Drop for DeviceThread {
+    fn drop(&mut self) {
+        let _has_ended = self.jobs.send(Job::End);
+    }
+}
+
+fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, progress: &Progress, report: &impl Fn(Report)) {
     let mut executor = match catch_unwind(AssertUnwindSafe(|| open())) {
         Ok(Ok(executor)) => executor,
         Ok(Err(error)) => return report(Report::Broken(format!("{id} could not be opened: {}", chain(&error)))),
         Err(_) => return report(Report::Broken(format!("opening {id} panicked"))),
     };
     report(Report::Opened(executor.describe()));
-    while let Ok(job) = inbox.recv() {
+    while let Some(job) = next_job(inbox) {
+        progress.begin(&job);
         // The executor is not used again after a panic: the thread ends and the device is opened anew.
-        match catch_unwind(AssertUnwindSafe(|| perform(executor.as_mut(), job))) {
-            Ok(Ok(())) => report(Report::Finished),
+        let outcome = catch_unwind(AssertUnwindSafe(|| perform(executor.as_mut(), job)));
+        progress.end();
+        match outcome {
+            Ok(Ok(())) => {}
             Ok(Err(why)) => return report(Report::Broken(why)),
             Err(_) => return report(Report::Broken(format!("a job on {id} panicked"))),
         }
     }
+}
+
+/// The next job; `None` when there will be none.
+fn next_job(inbox: &mpsc::Receiver<Job>) -> Option<Job> {
+    let since = Instant::now();
+    let job = loop {
+        match inbox.try_recv() {
+            Ok(job) => break Some(job),
+            Err(mpsc::TryRecvError::Disconnected) => break None,
+            Err(mpsc::TryRecvError::Empty) if since.elapsed() < SPIN => thread::yield_now(),
+            Err(mpsc::TryRecvError::Empty) => break inbox.recv().ok(),
+        }
+    };
+    job.filter(|job| !matches!(job, Job::End))
 }
 
 /// `Err`: the device can no longer be trusted. Anything else that fails concerns the asker alone.
@@ -82,6 +176,7 @@ fn perform(executor: &mut dyn Executor, job: Job) -> Result<(), String> {
             Ok(())
         }
         Job::Step { slot, batch, reply } => settle(reply, executor.step(slot, &batch)),
+        Job::End => Ok(()),
     }
 }
 

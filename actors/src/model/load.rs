@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::plan::{Needs, Plan, plan};
 use crate::address::{Address, CallError};
 use crate::args::ModelProfile;
-use crate::device::{DeviceMsg, Reply, chain};
+use crate::device::{DeviceMsg, Placed, Reply, StepQueue, chain};
 use crate::evictor::EvictorMsg;
 use crate::evictor::ledger::{Lease, NoRoom};
 use crate::model::Devices;
@@ -35,10 +35,8 @@ pub struct Resident {
     pub defaults: Sampling,
     /// Where it is.
     pub device: DeviceId,
-    /// That device's actor.
-    pub device_address: Address<DeviceMsg>,
-    /// Its place there.
-    pub slot: Slot,
+    /// Takes its steps there.
+    pub steps: StepQueue,
     /// Its context and KV pool.
     pub plan: Plan,
     /// Memory promised to it.
@@ -112,10 +110,10 @@ pub async fn load(profile: &ModelProfile, devices: &Devices, evictor: &Address<E
     let memory = files.footprint(plan.kv);
     let device_address = devices.get(device).ok_or_else(|| LoadError::Interrupted(format!("{device} is gone")))?;
     let (codec, defaults) = (files.codec.clone(), files.defaults.clone());
-    let slot = load_on(&device_address, files, plan).await?;
-    let weights = OnDevice { device: device_address.clone(), slot };
+    let Placed { slot, steps } = load_on(&device_address, files, plan).await?;
+    let weights = OnDevice { device: device_address, slot };
     let lease = promise.lease;
-    Ok(Resident { codec, defaults, device, device_address, slot, plan, memory, lease, _weights: weights, _promise: promise })
+    Ok(Resident { codec, defaults, device, steps, plan, memory, lease, _weights: weights, _promise: promise })
 }
 
 async fn find_room(
@@ -166,7 +164,7 @@ async fn choices(wanted: Option<DeviceId>, devices: &Devices, evictor: &Address<
     }
 }
 
-async fn load_on(device: &Address<DeviceMsg>, files: ModelFiles, plan: Plan) -> Result<Slot, LoadError> {
+async fn load_on(device: &Address<DeviceMsg>, files: ModelFiles, plan: Plan) -> Result<Placed, LoadError> {
     let lost = |_| LoadError::Interrupted("the device was lost while it loaded the model".into());
     let deadline = Instant::now() + DEVICE_WAIT;
     while device.actor().is_none() && Instant::now() < deadline {
@@ -176,7 +174,7 @@ async fn load_on(device: &Address<DeviceMsg>, files: ModelFiles, plan: Plan) -> 
     let reply = Reply::new(move |result| drop(reply.send(result)));
     device.cast(DeviceMsg::Load { files: Arc::new(files), kv: plan.kv, reply }).map_err(lost)?;
     match loaded.await {
-        Ok(Ok(slot)) => Ok(slot),
+        Ok(Ok(placed)) => Ok(placed),
         Ok(Err(crate::device::DeviceError::Engine(why))) => Err(LoadError::Refused(why)),
         Ok(Err(error)) => Err(LoadError::Interrupted(error.to_string())),
         Err(_) => Err(lost(CallError::Gone)),

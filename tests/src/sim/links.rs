@@ -7,7 +7,7 @@ use plexus_actors::inbound::PeerChange;
 use plexus_actors::link::core::{Effect, Event, LinkCore, LinkId};
 use plexus_actors::messages::{Answer, Notice, Question, StreamNotice};
 use plexus_actors::wire::{self, Envelope, Head, Outcome};
-use plexus_types::{NodeFacts, NodeId};
+use plexus_types::{NodeFacts, NodeId, NodeName};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
@@ -84,7 +84,7 @@ impl Links {
     }
 
     /// The clock of the links.
-    pub fn on_tick(&mut self, known: &BTreeMap<plexus_types::NodeName, NodeFacts>, hands: &mut Hands<'_>) {
+    pub fn on_tick(&mut self, known: &BTreeMap<NodeName, NodeFacts>, hands: &mut Hands<'_>) {
         if self.ticks.is_multiple_of(LOOK_EVERY) {
             self.on_event(Event::Known(known.values().cloned().collect()), hands);
         }
@@ -121,7 +121,7 @@ impl Links {
     }
 
     /// A handshake that this process began is complete.
-    pub fn on_connected(&mut self, conn: ConnId, side: Side, name: plexus_types::NodeName, hands: &mut Hands<'_>) {
+    pub fn on_connected(&mut self, conn: ConnId, side: Side, name: NodeName, hands: &mut Hands<'_>) {
         self.n_links += 1;
         let link = LinkId(self.n_links);
         self.links.insert(link, Standing { conn, side, peer: None, told: false });
@@ -150,7 +150,7 @@ impl Links {
                 }
             }
             (Packet::Session(id), Some(link)) => self.on_event(Event::Ready { link, id }, hands),
-            (Packet::Frame(bytes), Some(link)) => self.on_frame(link, &bytes, late, hands),
+            (Packet::Frame(bytes), Some(_)) => self.on_frame(&bytes, late, hands),
             (Packet::End, Some(link)) => {
                 self.drop_link(link, "its connection ended", hands);
                 self.on_event(Event::Ended(link), hands);
@@ -217,7 +217,7 @@ impl Links {
     }
 
     /// The gateway: who speaks is known by the pass in the frame, not by the link that it came on.
-    fn on_frame(&mut self, _: LinkId, bytes: &[u8], late: Duration, hands: &mut Hands<'_>) {
+    fn on_frame(&mut self, bytes: &[u8], late: Duration, hands: &mut Hands<'_>) {
         let opened = wire::open_frame(bytes).and_then(|(envelope, message)| Ok((envelope, wire::open_message(message)?)));
         let (envelope, (head, payload)) = match opened {
             Ok(opened) => opened,

@@ -21,7 +21,7 @@ use super::gossip::Gossip;
 use super::links::{Delivery, Hands, Links};
 use super::net::{Packet, ProcessId};
 use super::replica::{Key, Outgoing, Replica};
-use super::streams::Streams;
+use super::streams::{Post, Streams};
 use super::world::{Happening, Input, World, facts_of, name_of};
 use super::{DEVICE, DEVICE_MEMORY, MODEL, MODEL_MEMORY};
 
@@ -335,9 +335,9 @@ impl Process {
     }
 
     /// Runs a handler of the streams, and posts what it wants said.
-    fn with_streams(&mut self, world: &mut World, work: impl FnOnce(&mut Streams, &mut super::streams::Post<'_>)) {
+    fn with_streams(&mut self, world: &mut World, work: impl FnOnce(&mut Streams, &mut Post<'_>)) {
         let mut mail = Vec::new();
-        work(&mut self.streams, &mut super::streams::Post { links: &self.links, world, mail: &mut mail });
+        work(&mut self.streams, &mut Post { links: &self.links, world, mail: &mut mail });
         for (wait, mail) in mail {
             match wait {
                 Some(wait) => self.tell_after(wait, mail, world),
