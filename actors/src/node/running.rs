@@ -1,0 +1,104 @@
+//! A node at work, and how it stops.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use ractor::ActorRef;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{Addresses, End, INSPECT_DEADLINE, NodeMsg};
+use crate::http_front::HttpFrontMsg;
+use crate::inference::ClusterInference;
+use crate::membership::MembershipMsg;
+use crate::model::ModelMsg;
+use crate::peers::Peers;
+use crate::router::RouterMsg;
+use crate::router::view::SharedView;
+use crate::streams::StreamsMsg;
+
+/// How often a node that stops looks whether its streams have ended.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+/// Time for the clients to be told that their streams broke off.
+const FLUSH: Duration = Duration::from_millis(200);
+/// Telling the others that this node goes takes a few rounds of gossip.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A node at work.
+#[derive(Debug)]
+pub struct RunningNode {
+    pub(super) root: ActorRef<NodeMsg>,
+    pub(super) task: JoinHandle<()>,
+    pub(super) addresses: Addresses,
+    pub(super) view: SharedView,
+    pub(super) peers: Peers,
+    pub(super) inference: Arc<ClusterInference>,
+    pub(super) end: End,
+    pub(super) drain_timeout: Duration,
+}
+
+impl RunningNode {
+    /// The cluster as the HTTP dialects see it through this node.
+    pub fn inference(&self) -> &ClusterInference {
+        &self.inference
+    }
+
+    /// What this node believes of the cluster.
+    pub fn view(&self) -> &SharedView {
+        &self.view
+    }
+
+    /// The nodes to which links stand.
+    pub fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    /// Waits until the node ends by itself, and says why.
+    pub async fn wait(&mut self) -> String {
+        let panicked = (&mut self.task).await.is_err();
+        let why = self.end.lock().unwrap_or_else(PoisonError::into_inner).take();
+        why.unwrap_or_else(|| if panicked { "the root of the actors panicked".into() } else { "the root of the actors stopped".into() })
+    }
+
+    /// Stops gracefully (CX-51): takes nothing new, lets running streams end within the drain timeout, tells the others, ends.
+    ///
+    /// Returns the number of streams that were still running and were broken off with an error.
+    pub async fn drain(self) -> usize {
+        info!(timeout = ?self.drain_timeout, "stopping: nothing new is taken, running streams may end");
+        self.addresses.router.tell(RouterMsg::Drain);
+        self.addresses.http.tell(HttpFrontMsg::Drain);
+        let deadline = Instant::now() + self.drain_timeout;
+        let mut n_left = self.n_at_work().await;
+        while n_left > 0 && Instant::now() < deadline {
+            tokio::time::sleep(DRAIN_POLL).await;
+            n_left = self.n_at_work().await;
+        }
+        if n_left > 0 {
+            warn!(streams = n_left, "streams broken off");
+            // Its channels close with it, and each client is told.
+            if let Some(streams) = self.addresses.streams.actor() {
+                streams.stop(Some("the node stops".into()));
+            }
+        }
+        let left = self.addresses.membership.call(|reply| MembershipMsg::Leave { reply }, LEAVE_DEADLINE).await;
+        if let Err(error) = left {
+            warn!(%error, "the other nodes were not told");
+        }
+        tokio::time::sleep(FLUSH).await;
+        self.root.stop(Some("drained".into()));
+        let _ended = self.task.await;
+        n_left
+    }
+
+    /// Streams of this node's clients, and of other nodes' clients that this node serves.
+    async fn n_at_work(&self) -> usize {
+        let mut n = self.addresses.streams.call(StreamsMsg::Count, INSPECT_DEADLINE).await.unwrap_or(0);
+        for model in self.addresses.models.list() {
+            if let Ok(inspection) = model.call(ModelMsg::Inspect, INSPECT_DEADLINE).await {
+                n += ["running", "waiting"].iter().filter_map(|name| inspection.counters.get(*name)).sum::<u64>() as usize;
+            }
+        }
+        n
+    }
+}

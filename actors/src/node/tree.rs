@@ -1,0 +1,235 @@
+//! The tree: every actor of a node, what it is told, and the order in which they start.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use plexus_types::DeviceId;
+use ractor::Actor;
+
+use super::child::{Ask, Child, Kind};
+use super::restarts::Restarts;
+use super::running::RunningNode;
+use super::{Addresses, End, NodeActor, NodeActorArgs, NodeMsg, Role, Slot, StartError};
+use crate::address::Address;
+use crate::args::NodeArgs;
+use crate::device::{self, DeviceActor, DeviceArgs, DeviceMsg};
+use crate::dispatch::Dispatch;
+use crate::evictor::{EvictorActor, EvictorArgs, EvictorMsg};
+use crate::gateway::{GatewayActor, GatewayArgs, TokenSinkActor, TokenSinkArgs, Traffic};
+use crate::http_front::{HttpFrontActor, HttpFrontArgs, HttpFrontMsg};
+use crate::inbound::Inbound;
+use crate::inference::ClusterInference;
+use crate::link::{LinkActor, LinkArgs, LinkMsg};
+use crate::membership::{KnownNodes, MembershipActor, MembershipArgs, MembershipMsg};
+use crate::model::sink::Ingresses;
+use crate::model::{Devices, LocalModels, ModelActor, ModelArgs, ModelMsg};
+use crate::peers::Peers;
+use crate::router::view::{ClusterView, SharedView};
+use crate::router::{RouterActor, RouterArgs, RouterMsg};
+use crate::streams::{StreamsActor, StreamsArgs, StreamsMsg};
+
+/// Starts a node. It serves as soon as its models are loaded, which this does not wait for.
+pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
+    let me = args.facts.id.clone();
+    let peers = Peers::new(me.clone());
+    let view = SharedView::new(ClusterView::new(args.cluster.clone(), args.facts.clone()));
+    let models = LocalModels::default();
+    let node: Address<NodeMsg> = Address::new();
+    let (link, membership) = (Address::new(), Address::new());
+    let (evictor, router, streams, http) = (Address::new(), Address::new(), Address::new(), Address::new());
+    let ingresses = Ingresses { me: me.clone(), streams: streams.clone(), peers: peers.clone() };
+    let inbound: Arc<dyn Inbound> = Arc::new(Dispatch {
+        node: node.clone(),
+        link: link.clone(),
+        router: router.clone(),
+        streams: streams.clone(),
+        models: models.clone(),
+        ingresses: ingresses.clone(),
+    });
+
+    let mut children = Children::default();
+    let traffic = Traffic::default();
+    let counted = traffic.clone();
+    let address = Address::new();
+    children.add(
+        "gateway",
+        Role::Other,
+        Kind {
+            actor: || GatewayActor,
+            address: address.clone(),
+            args: GatewayArgs { address, peers: peers.clone(), inbound: inbound.clone(), traffic },
+            ask: Ask::Shared(Box::new(move || counted.inspection())),
+        },
+    );
+    let traffic = Traffic::default();
+    let counted = traffic.clone();
+    let address = Address::new();
+    children.add(
+        "tokens",
+        Role::Other,
+        Kind {
+            actor: || TokenSinkActor,
+            address: address.clone(),
+            args: TokenSinkArgs { address, peers: peers.clone(), inbound: inbound.clone(), traffic },
+            ask: Ask::Shared(Box::new(move || counted.inspection())),
+        },
+    );
+    let known = KnownNodes::default();
+    children.add(
+        "link",
+        Role::Other,
+        Kind {
+            actor: || LinkActor,
+            address: link.clone(),
+            args: LinkArgs {
+                address: link,
+                me: me.clone(),
+                secret: args.secret.clone(),
+                listener: args.sockets.link.clone(),
+                timing: args.timing.clone(),
+                peers: peers.clone(),
+                known: known.clone(),
+                inbound: inbound.clone(),
+            },
+            ask: Ask::Message(LinkMsg::Inspect),
+        },
+    );
+    children.add(
+        "evictor",
+        Role::Evictor,
+        Kind {
+            actor: || EvictorActor,
+            address: evictor.clone(),
+            args: EvictorArgs { address: evictor.clone(), router: router.clone() },
+            ask: Ask::Message(EvictorMsg::Inspect),
+        },
+    );
+    children.add(
+        "router",
+        Role::Other,
+        Kind {
+            actor: || RouterActor,
+            address: router.clone(),
+            args: RouterArgs { address: router.clone(), view: view.clone(), peers: peers.clone(), streams: streams.clone() },
+            ask: Ask::Message(RouterMsg::Inspect),
+        },
+    );
+    children.add(
+        "streams",
+        Role::Other,
+        Kind {
+            actor: || StreamsActor,
+            address: streams.clone(),
+            args: StreamsArgs {
+                address: streams.clone(),
+                me: me.clone(),
+                config: args.streams.clone(),
+                router: router.clone(),
+                models: models.clone(),
+                peers: peers.clone(),
+                ingresses: ingresses.clone(),
+            },
+            ask: Ask::Message(StreamsMsg::Inspect),
+        },
+    );
+    let devices: BTreeMap<DeviceId, Address<DeviceMsg>> = args.devices.iter().map(|spec| (spec.id, Address::new())).collect();
+    for spec in args.devices {
+        let address = devices[&spec.id].clone();
+        let id = spec.id;
+        children.add_path(
+            device::path(id),
+            Role::Device(id),
+            Kind {
+                actor: || DeviceActor,
+                address: address.clone(),
+                args: DeviceArgs { address, spec, evictor: evictor.clone() },
+                ask: Ask::Message(DeviceMsg::Inspect),
+            },
+        );
+    }
+    for profile in args.models {
+        let address: Address<ModelMsg> = Address::new();
+        models.insert(profile.id.clone(), address.clone());
+        children.add(
+            &format!("model/{}", profile.id),
+            Role::Model(profile.id.clone()),
+            Kind {
+                actor: || ModelActor,
+                address: address.clone(),
+                args: ModelArgs {
+                    address,
+                    profile,
+                    devices: Devices::new(devices.clone()),
+                    evictor: evictor.clone(),
+                    router: router.clone(),
+                    ingresses: ingresses.clone(),
+                },
+                ask: Ask::Message(ModelMsg::Inspect),
+            },
+        );
+    }
+    let inference = Arc::new(ClusterInference {
+        node: node.clone(),
+        streams: streams.clone(),
+        router: router.clone(),
+        view: view.clone(),
+        models: models.clone(),
+        peers: peers.clone(),
+        config: args.streams,
+        test_hooks: args.test_hooks,
+    });
+    let answers = plexus_api::router(inference.clone(), args.http.api.clone());
+    children.add(
+        "http",
+        Role::Other,
+        Kind {
+            actor: || HttpFrontActor,
+            address: http.clone(),
+            args: HttpFrontArgs { address: http.clone(), listener: args.sockets.http.clone(), router: answers, config: args.http },
+            ask: Ask::Message(HttpFrontMsg::Inspect),
+        },
+    );
+    let replaced = node.clone();
+    children.add(
+        "membership",
+        Role::Other,
+        Kind {
+            actor: || MembershipActor,
+            address: membership.clone(),
+            args: MembershipArgs {
+                address: membership.clone(),
+                facts: args.facts,
+                cluster: args.cluster,
+                secret: args.secret,
+                socket: args.sockets.gossip.clone(),
+                seeds: args.seeds,
+                timing: args.timing,
+                known,
+                inbound,
+                on_replaced: Arc::new(move |by| replaced.tell(NodeMsg::Replaced(by))),
+            },
+            ask: Ask::Message(MembershipMsg::Inspect),
+        },
+    );
+
+    let end = End::default();
+    let addresses = Addresses { router, streams, membership, http, devices: devices.into_values().collect(), models };
+    let root_args =
+        NodeActorArgs { address: node, budget: args.restarts, children: children.0, addresses: addresses.clone(), end: Arc::clone(&end) };
+    let (root, task) = Actor::spawn(None, NodeActor, root_args).await.map_err(|error| StartError::Root(error.to_string()))?;
+    Ok(RunningNode { root, task, addresses, view, peers, inference, end, drain_timeout: args.drain_timeout })
+}
+
+/// The children, in the order of their start.
+#[derive(Default)]
+struct Children(Vec<Slot>);
+
+impl Children {
+    fn add(&mut self, name: &str, role: Role, child: impl Child + 'static) {
+        self.add_path(format!("node/{name}"), role, child);
+    }
+
+    fn add_path(&mut self, path: String, role: Role, child: impl Child + 'static) {
+        self.0.push(Slot { path, role, child: Arc::new(child), life: None, restarts: Restarts::default(), last_error: None });
+    }
+}
