@@ -56,7 +56,7 @@ impl Inbound for Dispatch {
     fn notice(&self, from: &NodeId, notice: Notice) {
         match notice {
             Notice::Summary(summary) => self.router.tell(RouterMsg::Summary(from.clone(), summary)),
-            order @ (Notice::Generate(_) | Notice::Cancel { .. } | Notice::Credit { .. }) => {
+            order @ (Notice::Generate(_) | Notice::Cancel { .. } | Notice::Credit { .. } | Notice::Forget) => {
                 self.models.order(&self.ingresses, from, order);
             }
         }
@@ -73,7 +73,7 @@ impl Inbound for Dispatch {
 
     fn peer_changed(&self, change: PeerChange) {
         if let PeerChange::Down { id, .. } = &change {
-            self.models.list().iter().for_each(|model| model.tell(ModelMsg::IngressLost(id.clone())));
+            self.models.ingress_lost(id);
         }
         self.router.tell(RouterMsg::PeerChange(change));
     }

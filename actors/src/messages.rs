@@ -57,6 +57,8 @@ pub enum Notice {
         /// Tokens with an index below this may be sent.
         until: u32,
     },
+    /// All that I ordered before is void: my streams were lost with the actor that held them.
+    Forget,
 }
 
 /// An order to generate.

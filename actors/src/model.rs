@@ -85,6 +85,11 @@ impl LocalModels {
         self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
+    /// The streams of an ingress are gone: what it ordered is dropped.
+    pub fn ingress_lost(&self, ingress: &NodeId) {
+        self.list().iter().for_each(|model| model.tell(ModelMsg::IngressLost(ingress.clone())));
+    }
+
     /// Hands an order of an ingress to the model that it concerns. One that cannot be handed over is answered as lost.
     pub fn order(&self, ingresses: &Ingresses, from: &NodeId, order: Notice) {
         match order {
@@ -105,6 +110,7 @@ impl LocalModels {
             Notice::Credit { request, attempt, until } => {
                 self.list().iter().for_each(|model| model.tell(ModelMsg::Credit((from.clone(), request, attempt), until)));
             }
+            Notice::Forget => self.ingress_lost(from),
             Notice::Summary(_) => {} // concerns the router
         }
     }

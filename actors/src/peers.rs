@@ -327,7 +327,7 @@ impl Peer {
     /// Notifies. Order is kept.
     pub fn notify(&self, notice: Notice) -> Result<(), PeerError> {
         let payload = wire::encode(&notice).map_err(|_| PeerError::Malformed)?;
-        if matches!(notice, Notice::Cancel { .. } | Notice::Credit { .. }) {
+        if matches!(notice, Notice::Cancel { .. } | Notice::Credit { .. } | Notice::Forget) {
             // Never refused: they are small and few, and a peer that missed one would hold a place for a stream that is over or stands still.
             let message = wire::message(&Head::Notice, &payload).map_err(|_| PeerError::Malformed)?;
             return self.post(Sink::Gateway, &message, PARTS_TTL);

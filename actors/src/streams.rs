@@ -1,8 +1,8 @@
 //! The streams whose client is connected to this node.
 //!
 //! Holds the journal of each and follows it from replica to replica; [`core`] decides, this actor carries out. Supervised by [`crate::node`];
-//! supervises nobody. A restart loses the journals: the channels to the clients close, each of which is told that its stream broke off, and the
-//! replicas are told to stop as soon as they send something for a stream that is not known.
+//! supervises nobody. A restart loses the journals: the channels to the clients close, each of which is told that its stream broke off, and all
+//! replicas are told to forget what the former life ordered.
 
 pub mod core;
 
@@ -127,6 +127,10 @@ impl Actor for StreamsActor {
 
     async fn pre_start(&self, myself: ActorRef<StreamsMsg>, args: StreamsArgs) -> Result<StreamsState, ActorProcessingErr> {
         args.address.attach(myself);
+        args.models.ingress_lost(&args.me);
+        for peer in args.peers.list() {
+            let _forgets_with_the_link = peer.notify(Notice::Forget);
+        }
         Ok(StreamsState { args, streams: HashMap::new(), clock_running: false, n_opened: 0, n_rerouted: 0, n_unknown: 0 })
     }
 

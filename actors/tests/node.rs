@@ -216,6 +216,17 @@ async fn a_client_that_leaves_frees_its_sequence() {
 }
 
 #[tokio::test]
+async fn streams_that_are_lost_with_their_actor_free_their_sequences_even_without_credit() {
+    let node = loaded(Script::default()).await;
+    let stuck = ask(&node, 300).await; // nobody reads: it stops at the end of its window
+    until_counter(&node, "node/device/cpu-0", "steps", 64).await;
+    assert_eq!(node.inference().kill_actor("node/streams").await, Some(true));
+    until_counter(&node, "node/streams", "restarts", 1).await;
+    until_counter(&node, "node/model/pip", "running", 0).await;
+    assert!(matches!(answer(stuck).await.1, GenerateEvent::Failed(RequestError::Lost { .. })));
+}
+
+#[tokio::test]
 async fn a_slow_client_holds_up_its_own_stream_and_gets_every_token_once() {
     let whole = answer(ask(&loaded(Script::default()).await, 300).await).await.0;
     let node = loaded(Script::default()).await;

@@ -93,7 +93,7 @@ pub struct StreamCore {
     textless_tokens: u32,
     granted_until: u32,
     last_error: Option<RequestError>,
-    /// Replicas that have failed this request, those forgiven by waiting included.
+    /// Replicas that have failed this request since its last token, those forgiven by waiting included.
     n_failed: u32,
     /// When the wait for a replica to come back is over; absent while none is waited for.
     recover_by: Option<Instant>,
@@ -286,7 +286,9 @@ impl StreamCore {
     }
 
     fn on_tokens(&mut self, ids: Vec<u32>, text: String, config: &StreamsConfig) -> Vec<Effect> {
+        // Progress: what went wrong before counts no more, so that a long stream survives any number of losses.
         self.recover_by = None;
+        self.n_failed = 0;
         self.textless_tokens += ids.len() as u32;
         self.journal.sampled_ids.extend(ids);
         let mut effects = Vec::new();

@@ -116,6 +116,7 @@ fn every_notice_has_its_bytes() {
     );
     golden(&Notice::Cancel { request: RequestId(5), attempt: Attempt(1) }, "020501");
     golden(&Notice::Credit { request: RequestId(5), attempt: Attempt(1), until: 9 }, "03050109");
+    golden(&Notice::Forget, "04");
 }
 
 #[test]

@@ -402,7 +402,7 @@ impl Process {
             Notice::Credit { request, attempt, until } => {
                 self.with_replica(None, world, |replica, _| replica.on_credit(&(from.clone(), request, attempt), until));
             }
-            Notice::Summary(_) => {}
+            Notice::Summary(_) | Notice::Forget => {} // the streams of the simulator die with their node only
         }
     }
 

@@ -138,6 +138,19 @@ fn attempts_are_bounded() {
 }
 
 #[test]
+fn a_stream_that_makes_progress_survives_any_number_of_losses() {
+    let now = Instant::now();
+    let mut stream = stream();
+    for i in 0..10 {
+        stream.on_event(Event::Routed(Ok(on("a"))), &config(), now);
+        stream.on_event(Event::Replica(Attempt(i + 1), StreamEvent::Accepted { prompt_ids: vec![1] }), &config(), now);
+        stream.on_event(Event::Replica(Attempt(i + 1), tokens(i, &[7], "x")), &config(), now);
+        let effects = stream.on_event(Event::Replica(Attempt(i + 1), StreamEvent::Failed(lost())), &config(), now);
+        assert!(effects.contains(&Effect::AskRouter), "loss {i}");
+    }
+}
+
+#[test]
 fn what_a_former_attempt_still_says_is_ignored() {
     let now = Instant::now();
     let mut stream = accepted(now);
