@@ -11,6 +11,9 @@ use crate::commands::terminal::{harmless, wants_colour};
 /// Places of the bar that shows how much of a memory is used.
 const BAR: usize = 10;
 
+/// Fewer columns than this make no table that anybody can read: it is then as wide as it needs to be.
+const WIDTH_MIN: u16 = 40;
+
 /// How a page may look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Look {
@@ -23,7 +26,8 @@ pub(crate) struct Look {
 impl Look {
     /// What fits the standard output.
     pub(crate) fn of_stdout() -> Self {
-        Self { colour: wants_colour(), width: Table::new().width() }
+        // A terminal that claims to have no columns has not been told its size.
+        Self { colour: wants_colour(), width: Table::new().width().filter(|width| *width >= WIDTH_MIN) }
     }
 
     fn table(self, header: &[&'static str]) -> Table {
