@@ -1,13 +1,11 @@
 //! Where what other nodes say is delivered: each message to the actor that it concerns.
 
-use std::time::Duration;
-
 use async_trait::async_trait;
 use plexus_types::{NodeId, RequestError};
 
 use crate::address::Address;
 use crate::inbound::{ClusterChange, Inbound, PeerChange};
-use crate::inference::own_actors;
+use crate::inference::{COUNT_DEADLINE, own_actors};
 use crate::link::LinkMsg;
 use crate::messages::{Answer, Notice, Question, StreamNotice};
 use crate::model::sink::Ingresses;
@@ -15,9 +13,6 @@ use crate::model::{LocalModels, ModelMsg};
 use crate::node::NodeMsg;
 use crate::router::RouterMsg;
 use crate::streams::StreamsMsg;
-
-/// Encoding a long prompt.
-const COUNT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Delivers to the actors of this node.
 #[derive(Debug, Clone)]

@@ -32,7 +32,7 @@ const ACTOR_DEADLINE: Duration = Duration::from_secs(2);
 /// Asking all actors of another node, each of which may be slow.
 const PEER_DEADLINE: Duration = Duration::from_secs(3);
 /// Encoding a long prompt.
-const COUNT_DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const COUNT_DEADLINE: Duration = Duration::from_secs(30);
 /// Events beyond the window that a channel takes: the start, the end, and what a speculating replica sends beyond its credit.
 const CHANNEL_SLACK: u32 = 64;
 

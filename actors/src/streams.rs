@@ -236,11 +236,10 @@ impl StreamsState {
             self.n_rerouted += 1;
         }
         let request = RouteRequest { request: stream.core.journal.request.clone(), tried: stream.core.tried.clone() };
-        let asked = self.args.router.cast(RouterMsg::Route { id, request, reply_to: self.args.address.clone() });
+        let (router, reply_to) = (self.args.router.clone(), self.args.address.clone());
+        let asked = router.cast(RouterMsg::Route { id, request: request.clone(), reply_to: reply_to.clone() });
         if asked.is_err() {
             // The router is between two lives: ask again when it has had time to come back.
-            let (router, reply_to, request) = (self.args.router.clone(), self.args.address.clone(), self.route_request(id));
-            let Some(request) = request else { return };
             tokio::spawn(async move {
                 tokio::time::sleep(CLOCK_PERIOD).await;
                 if router.cast(RouterMsg::Route { id, request, reply_to: reply_to.clone() }).is_err() {
@@ -250,11 +249,6 @@ impl StreamsState {
                 }
             });
         }
-    }
-
-    fn route_request(&self, id: RequestId) -> Option<RouteRequest> {
-        let core = &self.streams.get(&id)?.core;
-        Some(RouteRequest { request: core.journal.request.clone(), tried: core.tried.clone() })
     }
 
     fn send(&mut self, id: RequestId, replica: &ReplicaId, attempt: Attempt, credit_until: u32) {

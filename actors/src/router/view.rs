@@ -5,8 +5,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
 
 use plexus_types::{
-    Bytes, ClusterReport, DeviceId, DeviceReport, ModelId, ModelLocation, ModelReport, NodeFacts, NodeId, NodeReport, NodeState,
-    NodeSummary, ReplicaId, ReplicaReport, ReplicaState,
+    ClusterReport, DeviceReport, ModelId, ModelLocation, ModelReport, NodeFacts, NodeId, NodeReport, NodeState, NodeSummary, ReplicaId,
+    ReplicaReport, ReplicaState,
 };
 use tokio::time::Instant;
 
@@ -254,12 +254,6 @@ impl ClusterView {
     pub fn n_up(&self) -> usize {
         1 + self.others.values().filter(|other| other.state() == NodeState::Up).count()
     }
-
-    /// Memory of a device of this node that is not promised to a replica.
-    pub fn own_free(&self, device: DeviceId) -> Bytes {
-        let device = self.own.devices.iter().find(|known| known.id == device);
-        device.map_or(Bytes(0), |device| device.memory_total.saturating_sub(device.memory_used))
-    }
 }
 
 impl Other {
@@ -296,7 +290,7 @@ impl SharedView {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use plexus_types::{Generation, ReplicaLoad};
+    use plexus_types::{Bytes, Generation, ReplicaLoad};
 
     pub(crate) fn facts(name: &str) -> NodeFacts {
         let address = "127.0.0.1:1".parse().unwrap();
