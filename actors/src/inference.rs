@@ -200,7 +200,7 @@ impl Stream for ClientStream {
         };
         self.meter.on_event(&event);
         match &event {
-            GenerateEvent::Text { tokens, .. } => {
+            GenerateEvent::Tokens { tokens, .. } => {
                 self.unreported += tokens;
                 if self.unreported >= self.report_every {
                     let tokens = std::mem::take(&mut self.unreported);

@@ -80,7 +80,7 @@ impl RequestMeter {
                 self.node = node.to_string();
                 self.prompt_tokens = u64::from(*prompt_tokens);
             }
-            GenerateEvent::Text { tokens, .. } => {
+            GenerateEvent::Tokens { tokens, .. } => {
                 self.first_text.get_or_insert_with(Instant::now);
                 self.tokens += u64::from(*tokens);
             }

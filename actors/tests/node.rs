@@ -18,8 +18,8 @@ use plexus_engine::executor::Executor;
 use plexus_engine::model::ModelSource;
 use plexus_engine::scripted::{Fault, FaultKind, Gate, Script, ScriptedExecutor};
 use plexus_types::{
-    Bytes, DeviceId, FinishReason, GenerateEvent, GenerateRequest, Generation as NodeGeneration, NodeFacts, NodeId, Prompt, ReplicaState,
-    RequestError, Sampling,
+    Bytes, Delta, DeviceId, FinishReason, GenerateEvent, GenerateRequest, Generation as NodeGeneration, NodeFacts, NodeId, Prompt,
+    ReplicaState, RequestError, Sampling,
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -126,6 +126,8 @@ async fn ask(node: &RunningNode, max_tokens: u32) -> Generation {
         sampling: Sampling::default(),
         max_tokens: Some(max_tokens),
         stop: vec![],
+        constraint: None,
+        logprobs: None,
     };
     node.inference().generate(request).await
 }
@@ -135,8 +137,8 @@ async fn answer(generation: Generation) -> (String, GenerateEvent) {
     let events: Vec<GenerateEvent> = tokio::time::timeout(DEADLINE, generation.collect()).await.expect("the stream ends");
     let mut text = String::new();
     for event in &events {
-        if let GenerateEvent::Text { text: more, .. } = event {
-            text += more;
+        if let GenerateEvent::Tokens { deltas, .. } = event {
+            text += &Delta::text_of(deltas);
         }
     }
     (text, events.into_iter().next_back().unwrap())

@@ -6,7 +6,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{HeaderValue, StatusCode};
-use plexus_types::{FinishReason, GenerateEvent, GenerateRequest, NodeName, RequestError, RequestId, Usage};
+use plexus_types::{Delta, FinishReason, GenerateEvent, GenerateRequest, NodeName, RequestError, RequestId, Usage};
 use serde::Serialize;
 use tokio::time::timeout;
 use tracing::Span;
@@ -101,7 +101,7 @@ async fn collect(mut generation: Generation) -> Result<Answer, RequestError> {
     while let Some(event) = generation.next().await {
         match event {
             GenerateEvent::Started { node: by, .. } => node = Some(by),
-            GenerateEvent::Text { text: more, .. } => text.push_str(&more),
+            GenerateEvent::Tokens { deltas, .. } => text.push_str(&Delta::text_of(&deltas)),
             GenerateEvent::Done { reason, usage } => return Ok(Answer { node, text, reason, usage }),
             GenerateEvent::Failed(error) => return Err(error),
         }

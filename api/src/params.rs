@@ -45,6 +45,9 @@ impl SamplingFields {
     /// Checks every field against its range.
     pub(crate) fn check(self) -> Result<Sampling, RequestError> {
         Ok(Sampling {
+            logit_bias: Vec::new(),
+            min_tokens: None,
+            ignore_eos: false,
             temperature: number("temperature", self.temperature, 0.0..=2.0)?,
             top_k: count_or_off("top_k", self.top_k)?.map(|top_k| top_k.unwrap_or(0)),
             top_p: number("top_p", self.top_p, 0.0..=1.0)?,
@@ -178,6 +181,7 @@ mod tests {
             presence_penalty: Some(0.25),
             frequency_penalty: Some(-0.5),
             seed: Some(7),
+            ..Sampling::default()
         };
         assert_eq!(sampling(json), Ok(expected));
         assert_eq!(sampling(r#"{"seed":-1,"top_k":-1}"#).map(|sampling| (sampling.seed, sampling.top_k)), Ok((Some(u64::MAX), Some(0))));

@@ -87,7 +87,7 @@ impl<R: Render> EventBody<R> {
     fn render(&mut self, event: Option<GenerateEvent>) -> Bytes {
         let event = event.unwrap_or_else(|| GenerateEvent::Failed(ended_early()));
         match &event {
-            GenerateEvent::Started { .. } | GenerateEvent::Text { .. } => {}
+            GenerateEvent::Started { .. } | GenerateEvent::Tokens { .. } => {}
             GenerateEvent::Done { .. } => self.generation = None,
             GenerateEvent::Failed(error) => {
                 self.generation = None;

@@ -6,13 +6,18 @@ use std::hint::black_box;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use plexus_actors::messages::{Attempt, StreamNotice};
 use plexus_actors::wire::{Envelope, Head, WireError, decode, encode, frame, message, open_frame, open_message};
-use plexus_types::{RequestId, StreamEvent};
+use plexus_types::{Delta, RequestId, StreamEvent};
 
 /// Notices in a frame, and tokens in a notice: a lone token, many streams at once, a burst of one stream.
 const SHAPES: [(usize, usize); 3] = [(1, 1), (64, 1), (1, 64)];
 
 fn notices(n_notices: usize, n_tokens: usize) -> Vec<StreamNotice> {
-    let event = |index| StreamEvent::Tokens { index, ids: (500..).take(n_tokens).collect(), text: " word".repeat(n_tokens) };
+    let event = |index| StreamEvent::Tokens {
+        index,
+        ids: (500..).take(n_tokens).collect(),
+        deltas: Delta::of_text(" word".repeat(n_tokens)),
+        logprobs: Vec::new(),
+    };
     let notice = |i| StreamNotice { request: RequestId(0x1234_5678 << 64 | i as u128), attempt: Attempt(1), event: event(1000 + i as u32) };
     (0..n_notices).map(notice).collect()
 }

@@ -27,6 +27,17 @@ pub struct Batch {
     pub block_starts: Vec<u32>,
     /// `[n_seqs]` what to sample after the last given token of each sequence; `None` while a prompt is not read to its end.
     pub draws: Vec<Option<Draw>>,
+    /// Blocks to copy before anything is computed, in this order.
+    pub copies: Vec<BlockCopy>,
+}
+
+/// The keys and values of a whole block, copied to another: a sequence that goes its own way within a shared block gets one of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// Read.
+    pub from: BlockId,
+    /// Overwritten.
+    pub to: BlockId,
 }
 
 impl Batch {
@@ -55,13 +66,19 @@ impl Batch {
     }
 }
 
-/// One token to sample.
+/// One token to sample, or more where some are guessed.
+///
+/// A draw depends on its position and on the tokens before it only. So a guess is right or wrong beforehand, and sampling with guesses gives
+/// the very tokens that sampling without them gives: after each right guess the next position is drawn in the same step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Draw {
     /// How.
     pub settings: Arc<SamplerSettings>,
-    /// Position of the token to be sampled, counted from the start of its sequence; with the seed it keys the generator.
+    /// Position of the first token to be sampled, counted from the start of its sequence; with the seed it keys the generator.
     pub position: u32,
+    /// The last so many of the sequence's tokens in this batch are guesses of what will be sampled from `position` on. What the cache holds
+    /// beyond the last right one is written anew by a later step.
+    pub n_guesses: u32,
     /// Prompt tokens seen so far; empty unless [`SamplerSettings::needs_history`].
     pub prompt_history: Arc<[u32]>,
     /// Tokens sampled so far; empty unless [`SamplerSettings::needs_history`].
@@ -71,6 +88,6 @@ pub struct Draw {
 /// What a step gave.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct BatchOutput {
-    /// `[n_seqs]`: the tokens sampled for each sequence. Empty where the batch asked for none; more than one where the executor speculates.
+    /// `[n_seqs]`: the tokens sampled for each sequence. Empty where the batch asked for none; one more than guesses that were right.
     pub sampled: Vec<Vec<u32>>,
 }

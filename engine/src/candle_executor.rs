@@ -9,9 +9,10 @@ use crate::batch::{Batch, BatchOutput};
 use crate::decoder::{Decoder, Step};
 use crate::error::EngineError;
 use crate::executor::{DeviceDescription, Executor, KvPlan, Slot};
-use crate::layers::{KvCache, Span};
+use crate::layers::KvCache;
+use crate::layout::Layout;
 use crate::model::ModelFiles;
-use crate::sample::{History, sample};
+use crate::sample::draw_all;
 
 /// A device and the models on it.
 #[derive(Debug)]
@@ -51,7 +52,7 @@ impl CandleExecutor {
     /// Runs a step and gives the logits that draws would be made from, in order of the draws. For tests and for measuring.
     pub fn logits(&mut self, slot: Slot, batch: &Batch) -> Result<Vec<Vec<f32>>, EngineError> {
         let model = self.models.get(&slot).ok_or_else(|| EngineError::shape("the slot holds no model"))?;
-        let plan = Plan::new(batch, model.decoder.config().vocab_size, model.plan)?;
+        let plan = Layout::new(batch, model.decoder.config().vocab_size, model.plan)?;
         if batch.tokens.is_empty() {
             return Ok(Vec::new());
         }
@@ -105,76 +106,8 @@ impl Executor for CandleExecutor {
     }
 
     fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError> {
-        let mut logits = self.logits(slot, batch)?.into_iter();
-        let mut sampled = Vec::with_capacity(batch.len());
-        for draw in &batch.draws {
-            sampled.push(match draw {
-                None => Vec::new(),
-                Some(draw) => {
-                    let mut row = logits.next().expect("one row for each draw");
-                    let history = History { prompt: &draw.prompt_history, sampled: &draw.sampled_history };
-                    vec![sample(&mut row, &draw.settings, draw.position, history)?]
-                }
-            });
-        }
-        Ok(BatchOutput { sampled })
-    }
-}
-
-/// A batch, checked and laid out over the KV pool.
-#[derive(Debug)]
-struct Plan {
-    slots: Vec<u32>,
-    spans: Vec<Span>,
-    rows: Vec<u32>,
-}
-
-impl Plan {
-    /// Errors: [`EngineError::Shape`], before anything is computed, if any index would leave its array, table or pool.
-    fn new(batch: &Batch, vocab_size: usize, pool: KvPlan) -> Result<Self, EngineError> {
-        let wrong = |reason: String| Err(EngineError::shape(reason));
-        let n_seqs = batch.len();
-        if n_seqs == 0 && batch.tokens.is_empty() {
-            return Ok(Self { slots: Vec::new(), spans: Vec::new(), rows: Vec::new() });
-        }
-        let rises = |starts: &[u32], end: usize| {
-            starts.len() == n_seqs + 1 && starts[0] == 0 && starts.is_sorted() && starts[n_seqs] as usize == end
-        };
-        if !rises(&batch.seq_starts, batch.tokens.len()) || !rises(&batch.block_starts, batch.blocks.len()) {
-            return wrong("sequence or block offsets do not cover the batch".into());
-        }
-        if batch.positions.len() != batch.tokens.len() {
-            return wrong(format!("{} positions for {} tokens", batch.positions.len(), batch.tokens.len()));
-        }
-        if let Some(token) = batch.tokens.iter().find(|token| **token as usize >= vocab_size) {
-            return wrong(format!("token {token} is beyond the vocabulary of {vocab_size}"));
-        }
-        if let Some(block) = batch.blocks.iter().find(|block| block.0 >= pool.n_blocks) {
-            return wrong(format!("block {} is beyond the pool of {}", block.0, pool.n_blocks));
-        }
-        let mut plan = Self { slots: Vec::new(), spans: Vec::new(), rows: Vec::new() };
-        for sequence in 0..n_seqs {
-            let range = |starts: &[u32]| starts[sequence] as usize..starts[sequence + 1] as usize;
-            let tokens = range(&batch.seq_starts);
-            let blocks = &batch.blocks[range(&batch.block_starts)];
-            let positions = &batch.positions[tokens.clone()];
-            let Some(first) = positions.first() else { return wrong(format!("sequence {sequence} has no tokens")) };
-            if positions.iter().zip(u64::from(*first)..).any(|(position, expected)| u64::from(*position) != expected) {
-                return wrong(format!("positions of sequence {sequence} are not consecutive"));
-            }
-            let n_positions = *first as usize + positions.len();
-            if n_positions > blocks.len() * pool.block_len as usize {
-                return wrong(format!("sequence {sequence} has {n_positions} tokens and {} blocks of {}", blocks.len(), pool.block_len));
-            }
-            let all = blocks.iter().flat_map(|block| (0..pool.block_len).map(|i| block.0 * pool.block_len + i));
-            let slots: Vec<u32> = all.take(n_positions).collect();
-            plan.slots.extend_from_slice(&slots[*first as usize..]);
-            if batch.draws[sequence].is_some() {
-                plan.rows.push(tokens.end as u32 - 1);
-            }
-            plan.spans.push(Span { start: tokens.start, len: tokens.len(), first_position: *first as usize, slots });
-        }
-        Ok(plan)
+        let logits = self.logits(slot, batch)?;
+        draw_all(batch, &mut logits.into_iter())
     }
 }
 
@@ -251,7 +184,7 @@ mod tests {
             batch.push(&[4], 0, &[BlockId(1)], None);
             batch
         };
-        let plan = Plan::new(&good(), 10, POOL).unwrap();
+        let plan = Layout::new(&good(), 10, POOL).unwrap();
         assert_eq!(plan.slots, [2, 3, 12, 4]);
         assert_eq!(plan.spans[0].slots, [0, 1, 2, 3, 12]);
         let breaks: [fn(&mut Batch); 10] = [
@@ -269,7 +202,7 @@ mod tests {
         for (i, break_it) in breaks.into_iter().enumerate() {
             let mut batch = good();
             break_it(&mut batch);
-            assert!(matches!(Plan::new(&batch, 10, POOL), Err(EngineError::Shape { .. })), "break {i} was accepted");
+            assert!(matches!(Layout::new(&batch, 10, POOL), Err(EngineError::Shape { .. })), "break {i} was accepted");
         }
         assert!(cpu().step(Slot(9), &good()).is_err());
     }

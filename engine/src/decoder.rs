@@ -6,7 +6,7 @@ use candle_nn::rotary_emb::rope_thd;
 
 use crate::error::EngineError;
 use crate::layers::{Attention, KvCache, Linear, Matrix, Norm, Span};
-use crate::model::{ModelConfig, ModelFiles, Rope};
+use crate::model::{ModelConfig, ModelFiles, QkNorm, Rope};
 
 /// A model's weights on a device.
 #[derive(Debug)]
@@ -65,34 +65,34 @@ impl Decoder {
             let raw = weights.read(name, config)?;
             raw.to_f32().ok_or_else(|| EngineError::malformed(weights.path(), format!("tensor {name:?} is quantized")))
         };
-        let norm = |name: &str| Norm::new(vector(&format!("{name}.weight"))?, config.rms_eps, device).map_err(failed);
+        let norm = |name: &str| Norm::new(vector(name)?, config.norm_eps, device).map_err(failed);
         let linear = |name: &str| {
             let bias = format!("{name}.bias");
             let bias = if weights.has(&bias) { Some(vector(&bias)?) } else { None };
-            Linear::new(matrix(&format!("{name}.weight"))?, bias, device).map_err(failed)
+            Linear::new(matrix(name)?, bias, device).map_err(failed)
         };
         let layer = |index: usize| -> std::result::Result<Layer, EngineError> {
-            let name = |part: &str| format!("model.layers.{index}.{part}");
-            let qk_norms = if config.qk_norm { Some((norm(&name("self_attn.q_norm"))?, norm(&name("self_attn.k_norm"))?)) } else { None };
+            let name = |part: &str| format!("layers.{index}.{part}");
+            let qk_norms = if config.qk_norm == QkNorm::Head { Some((norm(&name("q_norm"))?, norm(&name("k_norm"))?)) } else { None };
             Ok(Layer {
-                attention_norm: norm(&name("input_layernorm"))?,
-                q: linear(&name("self_attn.q_proj"))?,
-                k: linear(&name("self_attn.k_proj"))?,
-                v: linear(&name("self_attn.v_proj"))?,
-                o: linear(&name("self_attn.o_proj"))?,
+                attention_norm: norm(&name("attention_norm"))?,
+                q: linear(&name("q"))?,
+                k: linear(&name("k"))?,
+                v: linear(&name("v"))?,
+                o: linear(&name("o"))?,
                 qk_norms,
-                ffn_norm: norm(&name("post_attention_layernorm"))?,
-                gate: linear(&name("mlp.gate_proj"))?,
-                up: linear(&name("mlp.up_proj"))?,
-                down: linear(&name("mlp.down_proj"))?,
+                ffn_norm: norm(&name("ffn_norm"))?,
+                gate: linear(&name("gate"))?,
+                up: linear(&name("up"))?,
+                down: linear(&name("down"))?,
             })
         };
-        let embedding = matrix("model.embed_tokens.weight")?;
-        let head = if config.tied_embeddings { embedding.clone() } else { matrix("lm_head.weight")? };
+        let embedding = matrix("embedding")?;
+        let head = if config.tied_embeddings { embedding.clone() } else { matrix("head")? };
         Ok(Self {
-            layers: (0..config.layers).map(layer).collect::<std::result::Result<_, _>>()?,
-            norm: norm("model.norm")?,
-            rope: Rope::new(config),
+            layers: (0..config.layers.len()).map(layer).collect::<std::result::Result<_, _>>()?,
+            norm: norm("norm")?,
+            rope: Rope::new(&config.ropes[0]),
             config: config.clone(),
             device: device.clone(),
             embedding,

@@ -13,11 +13,12 @@ pub mod error;
 pub mod executor;
 pub mod kv;
 mod layers;
+mod layout;
 pub mod model;
 pub mod sample;
 pub mod scripted;
 
-pub use batch::{Batch, BatchOutput, BlockId, Draw};
+pub use batch::{Batch, BatchOutput, BlockCopy, BlockId, Draw};
 pub use candle_executor::CandleExecutor;
 pub use codec::{Codec, Decoded, StreamDecoder};
 pub use error::EngineError;

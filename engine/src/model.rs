@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use plexus_types::{Bytes, Sampling};
 
-pub use config::{Family, ModelConfig};
+pub use config::{Activation, Family, FfnConfig, LayerConfig, ModelConfig, NormKind, NormPlacement, QkNorm, RopeConfig, RopePairs};
 pub use rope::RopeScaling;
 pub use source::{InvalidModelSource, ModelSource};
 
@@ -82,7 +82,7 @@ impl ModelFiles {
         let weights = if config_path.exists() { hf::read_weights(folder)? } else { None };
         if let Some(weights) = weights {
             let json = hf::read_json(&config_path)?.unwrap_or_default();
-            let mut config = hf::read_config(&config_path, &json, weights.has("lm_head.weight"))?;
+            let mut config = hf::read_config(&config_path, &json, weights.has("head"))?;
             config.eos_ids.extend(hf::eos_ids(&generation_path, &advice));
             weights.check(&config)?; // before the vocabulary, whose size is then known to be backed by the file
             let codec = Codec::from_folder(folder, config.vocab_size, &config.eos_ids)?;

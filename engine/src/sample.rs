@@ -16,6 +16,7 @@ use std::collections::HashMap;
 
 use plexus_types::Sampling;
 
+use crate::batch::{Batch, BatchOutput};
 use crate::error::EngineError;
 
 /// Candidates looked at first when `top_p` is the only filter. Real distributions rarely need more.
@@ -91,6 +92,35 @@ pub fn sample(logits: &mut [f32], settings: &SamplerSettings, position: u32, his
     candidates.keep_top_p(settings.top_p);
     candidates.keep_min_p(settings.min_p);
     Ok(candidates.draw(philox::uniform(settings.seed, position)))
+}
+
+/// Draws all that `batch` asks for. `rows` gives the logits of [`crate::layout::Layout::rows`], in order, `[vocab_size]` each.
+///
+/// After the first wrong guess of a sequence the rows that depend on it are passed over.
+pub(crate) fn draw_all(batch: &Batch, rows: &mut dyn Iterator<Item = Vec<f32>>) -> Result<BatchOutput, EngineError> {
+    let mut output = BatchOutput::default();
+    for (sequence, draw) in batch.draws.iter().enumerate() {
+        let mut sampled = Vec::new();
+        if let Some(draw) = draw {
+            let end = batch.seq_starts[sequence + 1] as usize;
+            let guesses = &batch.tokens[end - draw.n_guesses as usize..end];
+            let mut sampled_history = draw.sampled_history.clone();
+            for i in 0..=guesses.len() {
+                let mut row = rows.next().ok_or_else(|| EngineError::shape("there are fewer logits than draws"))?;
+                if sampled.len() < i || (i > 0 && sampled[i - 1] != guesses[i - 1]) {
+                    continue;
+                }
+                let history = History { prompt: &draw.prompt_history, sampled: &sampled_history };
+                let id = sample(&mut row, &draw.settings, draw.position + i as u32, history)?;
+                sampled.push(id);
+                if draw.settings.needs_history() {
+                    sampled_history.push(id);
+                }
+            }
+        }
+        output.sampled.push(sampled);
+    }
+    Ok(output)
 }
 
 fn penalize(logits: &mut [f32], settings: &SamplerSettings, history: History<'_>) {

@@ -200,7 +200,7 @@ mod tests {
 
     fn batch(position: u32) -> Batch {
         let settings = Arc::new(SamplerSettings::resolve(&Sampling::default(), &Sampling::default(), 0));
-        let draw = Draw { settings, position, prompt_history: Arc::new([]), sampled_history: Vec::new() };
+        let draw = Draw { settings, position, n_guesses: 0, prompt_history: Arc::new([]), sampled_history: Vec::new() };
         let mut batch = Batch::default();
         batch.push(&[1], position - 1, &[BlockId(0)], Some(draw));
         batch.push(&[1], 0, &[BlockId(1)], None);

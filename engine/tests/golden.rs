@@ -79,7 +79,7 @@ fn load(path: &Path) -> CandleExecutor {
 fn draw() -> Option<Draw> {
     let greedy = Sampling { temperature: Some(0.0), ..Sampling::default() };
     let settings = Arc::new(SamplerSettings::resolve(&greedy, &Sampling::default(), 0));
-    Some(Draw { settings, position: 0, prompt_history: Arc::new([]), sampled_history: Vec::new() })
+    Some(Draw { settings, position: 0, n_guesses: 0, prompt_history: Arc::new([]), sampled_history: Vec::new() })
 }
 
 /// Every other block, so that neighbours in the sequence are none in the pool.

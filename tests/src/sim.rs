@@ -297,6 +297,8 @@ impl Simulation {
             sampling: Sampling::default(),
             max_tokens: ask.max_tokens,
             stop: ask.stop.clone(),
+            constraint: None,
+            logprobs: None,
         };
         let (seed, reference) = loop {
             let seed = self.world.rng.random();

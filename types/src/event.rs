@@ -28,14 +28,16 @@ pub enum StreamEvent {
         /// The prompt as token ids.
         prompt_ids: Vec<u32>,
     },
-    /// Some tokens were sampled. `text` may be empty while a character is incomplete, and may come without ids at the end.
+    /// Some tokens were sampled. There may be no delta while a character or a marker is incomplete, and deltas without ids at the end.
     Tokens {
         /// Index of the first of `ids` in the stream, counted from 0. Duplicates are dropped by it and gaps are noticed.
         index: u32,
         /// The sampled ids.
         ids: Vec<u32>,
-        /// The text that they complete.
-        text: String,
+        /// What they add to the answer.
+        deltas: Vec<Delta>,
+        /// One for each of `ids` where the request asks for them, else empty.
+        logprobs: Vec<TokenLogprobs>,
     },
     /// The stream is complete.
     Done {
@@ -50,6 +52,64 @@ pub enum StreamEvent {
     Failed(RequestError),
 }
 
+/// What some tokens add to an answer. The deltas of an answer are a function of its tokens, however these were spread over steps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Delta {
+    /// More of what the model says; never half a character, never empty.
+    Text(String),
+    /// More of what it thinks before; never empty.
+    Reasoning(String),
+    /// It begins to call a tool.
+    ToolCall {
+        /// Which call of the answer, counted from 0.
+        index: u32,
+        /// Its id, unique within the conversation: a function of the request's seed and `index`.
+        id: String,
+        /// The tool's name.
+        name: String,
+    },
+    /// More of the arguments of the call begun last; together they are JSON text.
+    ToolArguments {
+        /// Which call.
+        index: u32,
+        /// A piece of the JSON text; never empty.
+        json: String,
+    },
+}
+
+impl Delta {
+    /// A piece of text; none if it is empty.
+    pub fn of_text(text: String) -> Vec<Self> {
+        if text.is_empty() { Vec::new() } else { vec![Self::Text(text)] }
+    }
+
+    /// The text that some deltas add; what is not text is left out.
+    pub fn text_of(deltas: &[Self]) -> String {
+        let text = |delta: &Self| if let Self::Text(text) = delta { Some(text.clone()) } else { None };
+        deltas.iter().filter_map(text).collect()
+    }
+}
+
+/// How likely a token was, and what else could have been drawn in its place.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogprobs {
+    /// The token drawn.
+    pub token: TokenLogprob,
+    /// The likeliest tokens at this place, the likeliest first.
+    pub top: Vec<TokenLogprob>,
+}
+
+/// A token and how likely it was.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogprob {
+    /// The token.
+    pub id: u32,
+    /// What it stands for; not always whole characters.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability under the model at temperature 1, before any filter or penalty.
+    pub logprob: f32,
+}
+
 /// From the ingress towards the client's dialect.
 #[derive(Debug, Clone, PartialEq)]
 pub enum GenerateEvent {
@@ -61,11 +121,13 @@ pub enum GenerateEvent {
         node: NodeName,
     },
     /// More of the answer.
-    Text {
-        /// The text; never half a character, never empty.
-        text: String,
+    Tokens {
+        /// What it adds; never empty unless there are `logprobs`.
+        deltas: Vec<Delta>,
         /// Tokens behind it.
         tokens: u32,
+        /// One for each token where the request asks for them, else empty.
+        logprobs: Vec<TokenLogprobs>,
     },
     /// The answer is complete. The last event of a stream that ended well.
     Done {
@@ -87,6 +149,8 @@ pub enum FinishReason {
     StopSequence(String),
     /// `max_tokens` or the end of the context was reached.
     Length,
+    /// The model ended its turn to have tools called.
+    ToolCalls,
 }
 
 /// What a request cost.

@@ -8,11 +8,11 @@ mod request;
 mod units;
 
 pub use error::{RequestError, Retry};
-pub use event::{FinishReason, GenerateEvent, Journal, StreamEvent, Timing, Usage};
+pub use event::{Delta, FinishReason, GenerateEvent, Journal, StreamEvent, Timing, TokenLogprob, TokenLogprobs, Usage};
 pub use ids::{DeviceId, DeviceKind, Generation, InvalidId, ModelId, NodeId, NodeName, ReplicaId, RequestId};
 pub use report::{
     ActorReport, ClusterReport, DeviceReport, ModelLocation, ModelReport, NodeFacts, NodeReport, NodeState, NodeSummary, ReplicaLoad,
     ReplicaReport, ReplicaState,
 };
-pub use request::{Chat, GenerateRequest, Message, Prompt, Role, Sampling, Tool, ToolCall, TraceContext};
+pub use request::{Chat, Constraint, GenerateRequest, Message, Prompt, Role, Sampling, Tool, ToolCall, ToolChoice, TraceContext};
 pub use units::Bytes;

@@ -19,6 +19,23 @@ pub struct GenerateRequest {
     pub max_tokens: Option<u32>,
     /// Texts that end the generation; they are not part of the answer.
     pub stop: Vec<String>,
+    /// What the answer must look like; absent: anything.
+    pub constraint: Option<Constraint>,
+    /// Give the log probability of each token, and of so many of the likeliest beside it; absent: none.
+    pub logprobs: Option<u32>,
+}
+
+/// What an answer must look like: tokens that would lead elsewhere cannot be drawn.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Constraint {
+    /// Some JSON object.
+    JsonObject,
+    /// JSON that follows this JSON Schema, given as JSON text.
+    JsonSchema(String),
+    /// Text that this regular expression matches as a whole.
+    Regex(String),
+    /// Text of this grammar, in the Lark dialect of `llguidance`.
+    Lark(String),
 }
 
 /// What the model continues.
@@ -39,8 +56,26 @@ pub struct Chat {
     pub messages: Vec<Message>,
     /// Tools that the model may call.
     pub tools: Vec<Tool>,
+    /// Whether it may, or must.
+    pub tool_choice: ToolChoice,
+    /// At most one call in this turn.
+    pub single_tool_call: bool,
     /// Further variables for the template, each as JSON text (`chat_template_kwargs`).
     pub template_kwargs: BTreeMap<String, String>,
+}
+
+/// Whether the model calls a tool.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToolChoice {
+    /// As it likes.
+    #[default]
+    Auto,
+    /// It does not.
+    None,
+    /// Some tool, at least once.
+    Required,
+    /// This tool.
+    Named(String),
 }
 
 /// Who speaks.
@@ -139,6 +174,12 @@ pub struct Sampling {
     pub frequency_penalty: Option<f32>,
     /// Makes the draw repeatable; absent: drawn at random by the ingress.
     pub seed: Option<u64>,
+    /// Added to the logits of these tokens, by id.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// The answer does not end by itself before it has so many tokens.
+    pub min_tokens: Option<u32>,
+    /// The answer does not end by itself at all.
+    pub ignore_eos: bool,
 }
 
 /// W3C trace context, carried beside a request over every border.

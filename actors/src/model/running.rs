@@ -99,7 +99,12 @@ impl Seat {
             self.stage_span = info_span!(parent: &self.serve_span, "decode", otel.kind = "internal");
         }
         if !progress.ids.is_empty() {
-            events.push(self.sink.label(StreamEvent::Tokens { index: progress.index, ids: progress.ids, text: progress.text }));
+            events.push(self.sink.label(StreamEvent::Tokens {
+                index: progress.index,
+                ids: progress.ids,
+                deltas: progress.deltas,
+                logprobs: Vec::new(),
+            }));
         }
         if let Some(reason) = progress.end.clone() {
             self.serve_span.record("completion_tokens", self.sequence.n_sampled());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use plexus_engine::batch::{Batch, BlockId, Draw};
 use plexus_engine::codec::StreamDecoder;
 use plexus_engine::sample::SamplerSettings;
-use plexus_types::FinishReason;
+use plexus_types::{Delta, FinishReason};
 
 /// The tokens of a request and how far they have been computed.
 #[derive(Debug)]
@@ -30,8 +30,8 @@ pub struct Progress {
     pub index: u32,
     /// The ids sampled, none beyond the end.
     pub ids: Vec<u32>,
-    /// The text that they complete.
-    pub text: String,
+    /// What they add to the answer.
+    pub deltas: Vec<Delta>,
     /// Why the sequence ended, if it did.
     pub end: Option<FinishReason>,
 }
@@ -125,6 +125,7 @@ impl Sequence {
         Draw {
             settings: Arc::clone(&self.settings),
             position,
+            n_guesses: 0,
             prompt_history: if history { Arc::clone(&self.prompt) } else { Arc::from([]) },
             sampled_history: if history { self.sampled.clone() } else { Vec::new() },
         }
@@ -133,20 +134,22 @@ impl Sequence {
     /// A step computed `n` of its tokens and sampled `ids`.
     pub fn on_step(&mut self, n: u32, ids: &[u32]) -> Progress {
         self.n_computed += n;
-        let mut progress = Progress { index: self.n_sampled(), ids: Vec::with_capacity(ids.len()), text: String::new(), end: None };
+        let mut progress = Progress { index: self.n_sampled(), ids: Vec::with_capacity(ids.len()), deltas: Vec::new(), end: None };
+        let mut text = String::new();
         for id in ids {
             let decoded = self.decoder.push(*id);
             self.sampled.push(*id);
             progress.ids.push(*id);
-            progress.text += &decoded.text;
+            text += &decoded.text;
             progress.end = decoded.finish.or_else(|| (self.n_sampled() >= self.sampled_max).then_some(FinishReason::Length));
             if progress.end.is_some() {
                 break; // what a speculating executor sampled beyond the end is dropped
             }
         }
         if matches!(progress.end, Some(FinishReason::Length | FinishReason::Stop)) {
-            progress.text += &self.decoder.finish();
+            text += &self.decoder.finish();
         }
+        progress.deltas = Delta::of_text(text);
         progress
     }
 }
@@ -212,16 +215,16 @@ mod tests {
         let (mut whole, _) = sequence(3, &[], 50);
         let mut text = String::new();
         for id in &ids {
-            text += &whole.on_step(1, &[*id]).text;
+            text += &Delta::text_of(&whole.on_step(1, &[*id]).deltas);
         }
         let (mut first, _) = sequence(3, &[], 50);
-        let mut pieces: String = ids[..7].iter().map(|id| first.on_step(1, &[*id]).text).collect();
+        let mut pieces: String = ids[..7].iter().map(|id| Delta::text_of(&first.on_step(1, &[*id]).deltas)).collect();
         let (mut second, end) = sequence(3, &ids[..7], 50);
         assert_eq!(end, None);
         for (i, id) in ids[7..].iter().enumerate() {
             let progress = second.on_step(1, &[*id]);
             assert_eq!(progress.index, 7 + i as u32);
-            pieces += &progress.text;
+            pieces += &Delta::text_of(&progress.deltas);
         }
         assert_eq!(pieces, text);
     }

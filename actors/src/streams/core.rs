@@ -9,7 +9,9 @@
 //! ```
 //! Tokens carry the index of the first: duplicates are dropped, a gap counts as a lost replica. What a former attempt still says is ignored.
 
-use plexus_types::{FinishReason, GenerateEvent, Journal, NodeId, ReplicaId, RequestError, RequestId, Retry, StreamEvent, Usage};
+use plexus_types::{
+    Delta, FinishReason, GenerateEvent, Journal, NodeId, ReplicaId, RequestError, RequestId, Retry, StreamEvent, TokenLogprobs, Usage,
+};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -263,7 +265,7 @@ impl StreamCore {
                 let message = "the replica's acceptance was lost on the way".to_owned();
                 self.next_replica(RequestError::Lost { message }, config)
             }
-            StreamEvent::Tokens { index, ids, text } => {
+            StreamEvent::Tokens { index, ids, deltas, logprobs } => {
                 *stage = Stage::Streaming;
                 *until = now + config.token_timeout;
                 let expected = self.n_sampled();
@@ -273,7 +275,7 @@ impl StreamCore {
                 if index < expected {
                     return Vec::new(); // a duplicate
                 }
-                self.on_tokens(ids, text, config)
+                self.on_tokens(ids, deltas, logprobs, config)
             }
             StreamEvent::Done { last_index, reason, usage } => {
                 if last_index != self.n_sampled() {
@@ -285,17 +287,17 @@ impl StreamCore {
         }
     }
 
-    fn on_tokens(&mut self, ids: Vec<u32>, text: String, config: &StreamsConfig) -> Vec<Effect> {
+    fn on_tokens(&mut self, ids: Vec<u32>, deltas: Vec<Delta>, logprobs: Vec<TokenLogprobs>, config: &StreamsConfig) -> Vec<Effect> {
         // Progress: what went wrong before counts no more, so that a long stream survives any number of losses.
         self.recover_by = None;
         self.n_failed = 0;
         self.textless_tokens += ids.len() as u32;
         self.journal.sampled_ids.extend(ids);
         let mut effects = Vec::new();
-        if !text.is_empty() {
+        if !deltas.is_empty() || !logprobs.is_empty() {
             let tokens = std::mem::take(&mut self.textless_tokens);
             self.unread_tokens += tokens;
-            effects.push(Effect::Deliver(GenerateEvent::Text { text, tokens }));
+            effects.push(Effect::Deliver(GenerateEvent::Tokens { deltas, tokens, logprobs }));
         }
         effects.extend(self.grant(config));
         effects

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use plexus_types::{
-    ActorReport, Bytes, DeviceKind, DeviceReport, FinishReason, GenerateRequest, Journal, NodeSummary, Prompt, ReplicaLoad, ReplicaReport,
-    ReplicaState, RequestError, RequestId, Sampling, StreamEvent, Timing, TraceContext, Usage,
+    ActorReport, Bytes, Delta, DeviceKind, DeviceReport, FinishReason, GenerateRequest, Journal, NodeSummary, Prompt, ReplicaLoad,
+    ReplicaReport, ReplicaState, RequestError, RequestId, Sampling, StreamEvent, Timing, TraceContext, Usage,
 };
 use proptest::prelude::*;
 
@@ -32,6 +32,8 @@ fn request() -> GenerateRequest {
         sampling: Sampling { temperature: Some(0.5), seed: Some(7), ..Sampling::default() },
         max_tokens: Some(300),
         stop: vec!["x".to_owned()],
+        constraint: None,
+        logprobs: None,
     }
 }
 
@@ -124,7 +126,7 @@ fn every_stream_event_has_its_bytes() {
     let notice = |event| vec![StreamNotice { request: RequestId(5), attempt: Attempt(1), event }];
     golden(&notice(StreamEvent::Accepted { prompt_ids: vec![1, 2] }), "01050100020102");
     golden(
-        &notice(StreamEvent::Tokens { index: 3, ids: vec![4], text: "é".to_owned() }),
+        &notice(StreamEvent::Tokens { index: 3, ids: vec![4], deltas: Delta::of_text("é".to_owned()), logprobs: Vec::new() }),
         "01050101030104 02c3a9".replace(' ', "").as_str(),
     );
     let usage = Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 2, timing: Timing::default() };
@@ -189,7 +191,7 @@ proptest! {
 
     #[test]
     fn tokens_survive(request in any::<u128>(), attempt in any::<u32>(), index in any::<u32>(), ids in prop::collection::vec(any::<u32>(), 0..50), text in ".*") {
-        let events = vec![StreamNotice { request: RequestId(request), attempt: Attempt(attempt), event: StreamEvent::Tokens { index, ids, text } }];
+        let events = vec![StreamNotice { request: RequestId(request), attempt: Attempt(attempt), event: StreamEvent::Tokens { index, ids, deltas: vec![Delta::Text(text)], logprobs: Vec::new() } }];
         prop_assert_eq!(decode::<Vec<StreamNotice>>(&encode(&events).expect("it encodes")), Ok(events));
     }
 }

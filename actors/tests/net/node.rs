@@ -16,7 +16,7 @@ use plexus_actors::messages::{Answer, Attempt, Notice, Question, StreamNotice};
 use plexus_actors::peers::{Peer, PeerError, Peers};
 use plexus_actors::secret::ClusterSecret;
 use plexus_types::{
-    ActorReport, FinishReason, GenerateRequest, Generation, NodeFacts, NodeId, Prompt, RequestId, Sampling, StreamEvent, Usage,
+    ActorReport, Delta, FinishReason, GenerateRequest, Generation, NodeFacts, NodeId, Prompt, RequestId, Sampling, StreamEvent, Usage,
 };
 use ractor::{Actor, ActorRef, Message};
 
@@ -272,7 +272,7 @@ impl TestNode {
             let event = if ids.is_empty() {
                 StreamEvent::Done { last_index, reason: FinishReason::Stop, usage: Usage::default() }
             } else {
-                StreamEvent::Tokens { index, ids, text: "token ".repeat(batch) }
+                StreamEvent::Tokens { index, ids, deltas: Delta::of_text("token ".repeat(batch)), logprobs: Vec::new() }
             };
             let end = matches!(event, StreamEvent::Done { .. });
             match peer.send_events(notice(event)) {
@@ -331,6 +331,8 @@ async fn count(peer: &Peer, bytes: usize) -> String {
         sampling: Sampling::default(),
         max_tokens: None,
         stop: Vec::new(),
+        constraint: None,
+        logprobs: None,
     };
     match peer.ask(Question::CountTokens(Box::new(request)), DEADLINE).await {
         Ok(Answer::CountTokens(Ok(count))) => format!("count {count}"),
@@ -363,7 +365,7 @@ async fn flood(peer: &Peer, questions: usize) -> String {
 
 /// Sends large notices until it is refused.
 fn stuff(peer: &Peer) -> String {
-    let event = StreamEvent::Tokens { index: 0, ids: Vec::new(), text: "x".repeat(50_000) };
+    let event = StreamEvent::Tokens { index: 0, ids: Vec::new(), deltas: Delta::of_text("x".repeat(50_000)), logprobs: Vec::new() };
     let mut sent = 0;
     loop {
         let events = vec![StreamNotice { request: RequestId(9), attempt: Attempt(1), event: event.clone() }];

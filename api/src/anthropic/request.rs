@@ -114,6 +114,8 @@ fn translate(sampling: SamplingFields, body: MessageBody) -> Result<GenerateRequ
         sampling: sampling.check()?,
         max_tokens: params::max_tokens("max_tokens", body.max_tokens)?,
         stop: params::stop("stop_sequences", body.stop_sequences.map(TextOr::Many))?,
+        constraint: None,
+        logprobs: None,
     })
 }
 

@@ -1,7 +1,7 @@
 //! A generation in Anthropic's words: one message, or the events that build it (CX-74, CX-75).
 
 use bytes::Bytes;
-use plexus_types::{FinishReason, GenerateEvent, RequestId, Usage};
+use plexus_types::{Delta, FinishReason, GenerateEvent, RequestId, Usage};
 use serde::Serialize;
 
 use super::error::envelope;
@@ -58,7 +58,8 @@ impl Render for MessageRender {
         let mut frames = Frames::new();
         match event {
             GenerateEvent::Started { prompt_tokens, .. } => self.begin(prompt_tokens, &mut frames),
-            GenerateEvent::Text { text, .. } => {
+            GenerateEvent::Tokens { deltas, .. } => {
+                let text = Delta::text_of(&deltas);
                 if !self.begun {
                     self.begin(0, &mut frames);
                 }
@@ -91,13 +92,14 @@ fn stop_reason(reason: &FinishReason) -> &'static str {
         FinishReason::Stop => "end_turn",
         FinishReason::StopSequence(_) => "stop_sequence",
         FinishReason::Length => "max_tokens",
+        FinishReason::ToolCalls => "tool_use",
     }
 }
 
 fn stop_sequence(reason: &FinishReason) -> Option<&str> {
     match reason {
         FinishReason::StopSequence(text) => Some(text),
-        FinishReason::Stop | FinishReason::Length => None,
+        FinishReason::Stop | FinishReason::Length | FinishReason::ToolCalls => None,
     }
 }
 

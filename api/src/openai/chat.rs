@@ -86,7 +86,9 @@ impl Render for ChatRender {
         }
         match event {
             GenerateEvent::Started { .. } => {}
-            GenerateEvent::Text { text, .. } => self.chunk(Delta { role: None, content: Some(&text) }, None, &mut frames),
+            GenerateEvent::Tokens { deltas, .. } => {
+                self.chunk(Delta { role: None, content: Some(&plexus_types::Delta::text_of(&deltas)) }, None, &mut frames)
+            }
             GenerateEvent::Done { reason, usage } => {
                 self.chunk(Delta::default(), Some(finish_reason(&reason)), &mut frames);
                 self.head.end::<ChunkChoice<'_>>(CHUNK, &usage, &mut frames);

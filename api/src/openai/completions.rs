@@ -3,7 +3,7 @@
 use axum::extract::{Extension, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
-use plexus_types::{GenerateEvent, GenerateRequest, Prompt, RequestError, RequestId};
+use plexus_types::{Delta, GenerateEvent, GenerateRequest, Prompt, RequestError, RequestId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -90,6 +90,8 @@ fn translate(json: &[u8]) -> Result<(GenerateRequest, ReplyOptions), Failure> {
             some => params::max_tokens("max_tokens", some)?,
         },
         stop: params::stop("stop", body.stop)?,
+        constraint: None,
+        logprobs: None,
     };
     Ok((request, ReplyOptions::new(body.stream, body.stream_options)))
 }
@@ -151,7 +153,7 @@ impl Render for CompletionRender {
         match event {
             // The vendor has no chunk for it; an empty one tells the client that its prompt was read.
             GenerateEvent::Started { .. } => self.chunk("", None, &mut frames),
-            GenerateEvent::Text { text, .. } => self.chunk(&text, None, &mut frames),
+            GenerateEvent::Tokens { deltas, .. } => self.chunk(&Delta::text_of(&deltas), None, &mut frames),
             GenerateEvent::Done { reason, usage } => {
                 self.chunk("", Some(finish_reason(&reason)), &mut frames);
                 self.head.end::<Choice<'_>>(OBJECT, &usage, &mut frames);

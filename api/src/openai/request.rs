@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use plexus_types::{Chat, GenerateRequest, Message, Prompt, RequestError, Role, Tool, ToolCall};
+use plexus_types::{Chat, GenerateRequest, Message, Prompt, RequestError, Role, Tool, ToolCall, ToolChoice};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -130,6 +130,8 @@ fn translate(sampling: SamplingFields, body: ChatBody) -> Result<(GenerateReques
     };
     let template_kwargs = body.chat_template_kwargs.unwrap_or_default();
     let chat = Chat {
+        tool_choice: ToolChoice::Auto,
+        single_tool_call: false,
         messages: messages(body.messages.unwrap_or_default())?,
         tools: if with_tools { tools } else { Vec::new() },
         template_kwargs: template_kwargs.into_iter().map(|(name, value)| (name, value.to_string())).collect(),
@@ -140,6 +142,8 @@ fn translate(sampling: SamplingFields, body: ChatBody) -> Result<(GenerateReques
         sampling: sampling.check()?,
         max_tokens: params::max_tokens(limit_name, limit)?,
         stop: params::stop("stop", body.stop)?,
+        constraint: None,
+        logprobs: None,
     };
     Ok((request, ReplyOptions::new(body.stream, body.stream_options)))
 }

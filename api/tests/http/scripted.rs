@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use plexus_api::service::{Generation, Health, HealthStatus, Inference, NodeActors};
 use plexus_api::{ApiConfig, VersionInfo, router};
 use plexus_types::{
-    ActorReport, Bytes, Chat, ClusterReport, DeviceReport, FinishReason, GenerateEvent, GenerateRequest, ModelLocation, ModelReport,
+    ActorReport, Bytes, Chat, ClusterReport, Delta, DeviceReport, FinishReason, GenerateEvent, GenerateRequest, ModelLocation, ModelReport,
     NodeFacts, NodeReport, NodeState, NodeSummary, Prompt, ReplicaState, RequestError, RequestId, Timing, Usage,
 };
 use tower::ServiceExt;
@@ -84,7 +84,7 @@ pub(crate) fn started() -> GenerateEvent {
 }
 
 pub(crate) fn text(text: &str) -> GenerateEvent {
-    GenerateEvent::Text { text: text.to_owned(), tokens: 1 }
+    GenerateEvent::Tokens { deltas: Delta::of_text(text.to_owned()), tokens: 1, logprobs: Vec::new() }
 }
 
 fn answer(texts: &[&str], reason: FinishReason) -> Vec<GenerateEvent> {

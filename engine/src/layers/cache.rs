@@ -17,7 +17,7 @@ impl KvCache {
         let n_slots = plan.n_blocks as usize * plan.block_len as usize;
         let shape = (n_slots, config.kv_heads, config.head_dim);
         let zeros = || Tensor::zeros(shape, DType::F32, device);
-        Ok(Self { layers: (0..config.layers).map(|_| Ok((zeros()?, zeros()?))).collect::<Result<_>>()? })
+        Ok(Self { layers: (0..config.layers.len()).map(|_| Ok((zeros()?, zeros()?))).collect::<Result<_>>()? })
     }
 
     /// Keys and values of a layer.

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use candle_core::quantized::GgmlDType;
 
-use super::config::{Family, ModelConfig};
+use super::config::{
+    Activation, Family, FfnConfig, LayerConfig, MAX_LAYERS, ModelConfig, NormKind, NormPlacement, QkNorm, RopeConfig, RopePairs,
+};
 use super::gguf::{Gguf, Value};
 use super::rope::RopeScaling;
 use super::storage::Storage;
@@ -67,20 +69,33 @@ pub(crate) fn read_config(storage: &Storage, gguf: &Gguf) -> Result<ModelConfig,
     }
     let embedding = gguf.tensors.get("token_embd.weight").ok_or_else(|| EngineError::malformed(file, "token_embd.weight is missing"))?;
     let special = |name: &str| gguf.u32(&format!("tokenizer.ggml.{name}_token_id"));
+    let theta = gguf.f64(&key("rope.freq_base")).unwrap_or(10_000.0);
+    let ffn = FfnConfig::Dense { width: required("feed_forward_length")? };
     ModelConfig {
         family,
         hidden,
-        layers: required("block_count")?,
+        layers: vec![LayerConfig { window: None, rope: Some(0), ffn }; required("block_count")?.min(MAX_LAYERS + 1)],
         heads,
         kv_heads,
         head_dim,
-        ffn: required("feed_forward_length")?,
         vocab_size: embedding.shape[0],
-        rope_theta: gguf.f64(&key("rope.freq_base")).unwrap_or(10_000.0),
-        rope_scaling,
-        rms_eps: gguf.f64(&key("attention.layer_norm_rms_epsilon")).unwrap_or(1e-6),
+        ropes: vec![RopeConfig { theta, scaling: rope_scaling, dim: head_dim, pairs: RopePairs::Halves }],
+        norm_eps: gguf.f64(&key("attention.layer_norm_rms_epsilon")).unwrap_or(1e-6),
         qkv_bias: family == Family::Qwen2,
-        qk_norm: family == Family::Qwen3,
+        qk_norm: if family == Family::Qwen3 { QkNorm::Head } else { QkNorm::None },
+        embedding_scale: 1.0,
+        norm: NormKind::Rms,
+        norm_offset: 0.0,
+        norm_placement: NormPlacement::Before,
+        attention_scale: 1.0 / (head_dim as f32).sqrt(),
+        attention_softcap: None,
+        output_bias: false,
+        ffn_bias: false,
+        activation: Activation::Silu,
+        gated: true,
+        residual_scale: 1.0,
+        logits_scale: 1.0,
+        logits_softcap: None,
         tied_embeddings: !gguf.tensors.contains_key("output.weight"),
         max_context,
         eos_ids: ["eos", "eot", "eom"].into_iter().filter_map(special).collect(),
@@ -99,7 +114,7 @@ fn read_divisors(storage: &Storage, gguf: &Gguf) -> Result<Vec<f32>, EngineError
     Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }
 
-/// The weights under their names in Hugging Face checkpoints. Unknown tensors keep their own, so that the check names them.
+/// The weights under our own names. Unknown tensors keep their own, so that the check names them.
 pub(crate) fn read_weights(storage: Storage, gguf: &Gguf) -> Weights {
     let mut tensors = BTreeMap::new();
     for (name, tensor) in &gguf.tensors {
@@ -107,17 +122,17 @@ pub(crate) fn read_weights(storage: Storage, gguf: &Gguf) -> Weights {
             continue;
         }
         let entry = TensorEntry { file: 0, dtype: tensor.dtype, shape: tensor.shape.clone(), offset: tensor.offset, len: tensor.len };
-        tensors.insert(checkpoint_name(name).unwrap_or_else(|| name.clone()), entry);
+        tensors.insert(tensor_name(name).unwrap_or_else(|| name.clone()), entry);
     }
     let interleaved = gguf.metadata.get("general.architecture") == Some(&Value::Text("llama".into()));
     Weights::new(vec![storage], tensors, interleaved)
 }
 
-fn checkpoint_name(name: &str) -> Option<String> {
+fn tensor_name(name: &str) -> Option<String> {
     let whole = match name {
-        "token_embd.weight" => "model.embed_tokens.weight",
-        "output_norm.weight" => "model.norm.weight",
-        "output.weight" => "lm_head.weight",
+        "token_embd.weight" => "embedding",
+        "output_norm.weight" => "norm",
+        "output.weight" => "head",
         _ => "",
     };
     if !whole.is_empty() {
@@ -126,18 +141,22 @@ fn checkpoint_name(name: &str) -> Option<String> {
     let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
     let (part, kind) = rest.rsplit_once('.')?;
     let part = match part {
-        "attn_norm" => "input_layernorm",
-        "attn_q" => "self_attn.q_proj",
-        "attn_k" => "self_attn.k_proj",
-        "attn_v" => "self_attn.v_proj",
-        "attn_output" => "self_attn.o_proj",
-        "attn_q_norm" => "self_attn.q_norm",
-        "attn_k_norm" => "self_attn.k_norm",
-        "ffn_norm" => "post_attention_layernorm",
-        "ffn_gate" => "mlp.gate_proj",
-        "ffn_up" => "mlp.up_proj",
-        "ffn_down" => "mlp.down_proj",
+        "attn_norm" => "attention_norm",
+        "attn_q" => "q",
+        "attn_k" => "k",
+        "attn_v" => "v",
+        "attn_output" => "o",
+        "attn_q_norm" => "q_norm",
+        "attn_k_norm" => "k_norm",
+        "ffn_norm" => "ffn_norm",
+        "ffn_gate" => "gate",
+        "ffn_up" => "up",
+        "ffn_down" => "down",
         _ => return None,
     };
-    Some(format!("model.layers.{layer}.{part}.{kind}"))
+    match kind {
+        "weight" => Some(format!("layers.{layer}.{part}")),
+        "bias" => Some(format!("layers.{layer}.{part}.bias")),
+        _ => None,
+    }
 }

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use plexus_types::Sampling;
 use serde_json::Value;
 
-use super::config::{Family, ModelConfig};
+use super::config::{
+    Activation, Family, FfnConfig, LayerConfig, MAX_LAYERS, ModelConfig, NormKind, NormPlacement, QkNorm, RopeConfig, RopePairs,
+};
 use super::rope::RopeScaling;
 use super::safetensors::read_tensors;
 use super::storage::{Storage, read_text};
@@ -125,21 +127,33 @@ pub(crate) fn read_config(file: &Path, json: &Value, has_lm_head: bool) -> Resul
         max_context = max_context.min(window);
     }
     let tied_embeddings = fields.flag("tie_word_embeddings")?.unwrap_or(!has_lm_head);
+    let ffn = FfnConfig::Dense { width: fields.size_required("intermediate_size")? };
     ModelConfig {
         family,
         hidden,
-        layers,
+        layers: vec![LayerConfig { window: None, rope: Some(0), ffn }; layers.min(MAX_LAYERS + 1)],
         heads,
         kv_heads: fields.size("num_key_value_heads")?.unwrap_or(heads),
         head_dim,
-        ffn: fields.size_required("intermediate_size")?,
         vocab_size: fields.size_required("vocab_size")?,
-        rope_theta,
-        rope_scaling,
-        rms_eps: fields.number("rms_norm_eps")?.unwrap_or(1e-6),
+        ropes: vec![RopeConfig { theta: rope_theta, scaling: rope_scaling, dim: head_dim, pairs: RopePairs::Halves }],
+        norm_eps: fields.number("rms_norm_eps")?.unwrap_or(1e-6),
         qkv_bias: family == Family::Qwen2 || fields.flag("attention_bias")?.unwrap_or(false),
-        qk_norm: family == Family::Qwen3,
+        qk_norm: if family == Family::Qwen3 { QkNorm::Head } else { QkNorm::None },
         tied_embeddings,
+        embedding_scale: 1.0,
+        norm: NormKind::Rms,
+        norm_offset: 0.0,
+        norm_placement: NormPlacement::Before,
+        attention_scale: 1.0 / (head_dim as f32).sqrt(),
+        attention_softcap: None,
+        output_bias: false,
+        ffn_bias: false,
+        activation: Activation::Silu,
+        gated: true,
+        residual_scale: 1.0,
+        logits_scale: 1.0,
+        logits_softcap: None,
         max_context,
         eos_ids: fields.ids("eos_token_id"),
     }
@@ -204,6 +218,7 @@ pub(crate) fn read_weights(folder: &Path) -> Result<Option<Weights>, EngineError
     for (file, path) in paths.iter().enumerate() {
         let storage = Storage::open(path)?;
         for (name, entry) in read_tensors(&storage, file)? {
+            let name = tensor_name(&name).unwrap_or(name);
             if tensors.insert(name.clone(), entry).is_some() {
                 return Err(EngineError::malformed(path, format!("tensor {name:?} is in two files")));
             }
@@ -211,6 +226,40 @@ pub(crate) fn read_weights(folder: &Path) -> Result<Option<Weights>, EngineError
         files.push(storage);
     }
     Ok(Some(Weights::new(files, tensors, false)))
+}
+
+/// Our own name for a tensor; none for a foreign one, which keeps its own, so that the check names it.
+fn tensor_name(name: &str) -> Option<String> {
+    let whole = match name {
+        "model.embed_tokens.weight" => "embedding",
+        "model.norm.weight" => "norm",
+        "lm_head.weight" => "head",
+        _ => "",
+    };
+    if !whole.is_empty() {
+        return Some(whole.to_owned());
+    }
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let (part, kind) = rest.rsplit_once('.')?;
+    let part = match part {
+        "input_layernorm" => "attention_norm",
+        "self_attn.q_proj" => "q",
+        "self_attn.k_proj" => "k",
+        "self_attn.v_proj" => "v",
+        "self_attn.o_proj" => "o",
+        "self_attn.q_norm" => "q_norm",
+        "self_attn.k_norm" => "k_norm",
+        "post_attention_layernorm" => "ffn_norm",
+        "mlp.gate_proj" => "gate",
+        "mlp.up_proj" => "up",
+        "mlp.down_proj" => "down",
+        _ => return None,
+    };
+    match kind {
+        "weight" => Some(format!("layers.{layer}.{part}")),
+        "bias" => Some(format!("layers.{layer}.{part}.bias")),
+        _ => None,
+    }
 }
 
 fn shard_paths(folder: &Path) -> Result<Vec<PathBuf>, EngineError> {

@@ -1,6 +1,6 @@
 //! Rotary position embedding: the angle by which each pair of a head turns per position.
 
-use super::config::ModelConfig;
+use super::config::RopeConfig;
 
 /// How the angles are stretched to reach a longer context than the model was first trained on.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,7 +38,7 @@ pub enum RopeScaling {
     },
     /// Each pair divided by its own number, which the file gives.
     Divisors {
-        /// `[head_dim / 2]`.
+        /// `[dim / 2]`.
         divisors: Vec<f32>,
     },
 }
@@ -46,19 +46,19 @@ pub enum RopeScaling {
 /// Angle per position of each pair.
 #[derive(Debug, Clone)]
 pub(crate) struct Rope {
-    /// `[head_dim / 2]`, radians per position.
+    /// `[dim / 2]`, radians per position.
     frequencies: Vec<f32>,
     /// Multiplies cosines and sines.
     amplitude: f32,
 }
 
 impl Rope {
-    pub(crate) fn new(config: &ModelConfig) -> Self {
-        let dim = config.head_dim as f64;
-        let base = config.rope_theta;
-        let plain = (0..config.head_dim / 2).map(|i| 1.0 / base.powf(2.0 * i as f64 / dim));
+    pub(crate) fn new(config: &RopeConfig) -> Self {
+        let dim = config.dim as f64;
+        let base = config.theta;
+        let plain = (0..config.dim / 2).map(|i| 1.0 / base.powf(2.0 * i as f64 / dim));
         let mut amplitude = 1.0;
-        let frequencies: Vec<f64> = match &config.rope_scaling {
+        let frequencies: Vec<f64> = match &config.scaling {
             RopeScaling::None => plain.collect(),
             RopeScaling::Linear { factor } => plain.map(|frequency| frequency / factor).collect(),
             RopeScaling::Divisors { divisors } => plain.zip(divisors).map(|(frequency, divisor)| frequency / f64::from(*divisor)).collect(),
@@ -88,7 +88,7 @@ impl Rope {
         Self { frequencies: frequencies.into_iter().map(|frequency| frequency as f32).collect(), amplitude: amplitude as f32 }
     }
 
-    /// Cosines and sines for `positions`, each `[n_tokens, head_dim / 2]`. Angles are f32, as in the reference implementations.
+    /// Cosines and sines for `positions`, each `[n_tokens, dim / 2]`. Angles are f32, as in the reference implementations.
     pub(crate) fn angles(&self, positions: &[u32]) -> (Vec<f32>, Vec<f32>) {
         let n = positions.len() * self.frequencies.len();
         let (mut cos, mut sin) = (Vec::with_capacity(n), Vec::with_capacity(n));

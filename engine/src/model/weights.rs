@@ -84,7 +84,7 @@ fn is_quantized(dtype: GgmlDType) -> bool {
     !matches!(dtype, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16)
 }
 
-/// The weights of a model, by their names in Hugging Face checkpoints, whatever the format.
+/// The weights of a model, by our own names ([`ModelConfig::tensors`]), whatever the format.
 #[derive(Debug, Clone)]
 pub(crate) struct Weights {
     files: Arc<[Storage]>,
@@ -127,7 +127,7 @@ impl Weights {
         let len = usize::try_from(entry.len).map_err(|_| EngineError::malformed(file.path(), format!("tensor {name:?} is too large")))?;
         let mut bytes = vec![0; len];
         file.read_at(entry.offset, &mut bytes)?;
-        if self.interleaved && (name.contains(".q_proj.") || name.contains(".k_proj.")) {
+        if self.interleaved && [".q", ".k", ".q.bias", ".k.bias"].iter().any(|end| name.ends_with(end)) {
             bytes = halves_from_pairs(&bytes, entry.shape[0], config.head_dim);
         }
         Ok(RawTensor { dtype: entry.dtype, shape: entry.shape.clone(), bytes, widen: self.small })
@@ -158,7 +158,7 @@ impl Weights {
             known.insert(expected.name);
         }
         for name in self.tensors.keys() {
-            let ignored = name.ends_with(".rotary_emb.inv_freq") || (config.tied_embeddings && name == "lm_head.weight");
+            let ignored = name.ends_with(".rotary_emb.inv_freq") || (config.tied_embeddings && name == "head");
             if !known.contains(name) && !ignored {
                 return Err(EngineError::unsupported(
                     format!("tensor {name:?}"),

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use plexus_types::GenerateEvent;
+use plexus_types::{Delta, GenerateEvent};
 
 use super::model::Reference;
 
@@ -95,11 +95,12 @@ impl Client {
                 }
                 expect("prompt tokens", prompt_tokens, &self.reference.n_prompt)?;
             }
-            GenerateEvent::Text { text, tokens } => {
+            GenerateEvent::Tokens { deltas, tokens, .. } => {
+                let text = Delta::text_of(deltas);
                 if !self.started || text.is_empty() {
                     return Err(format!("text {text:?} came, started: {}", self.started));
                 }
-                self.text += text;
+                self.text += &text;
                 self.tokens += tokens;
                 self.unreported += tokens;
                 if !self.reference.text.starts_with(&self.text) || self.tokens > self.reference.ids.len() as u32 {

@@ -81,7 +81,7 @@ pub fn reference(request: &GenerateRequest, seed: u64, context: u32) -> Referenc
         let id = next_token(seed, prompt.iter().chain(&reference.ids).copied());
         let progress = sequence.on_step(1, &[id]);
         reference.ids.extend(progress.ids);
-        reference.text += &progress.text;
+        reference.text += &plexus_types::Delta::text_of(&progress.deltas);
         end = progress.end;
     }
     reference.reason = end.expect("the loop ends with it");

@@ -178,7 +178,11 @@ impl Replica {
             }
             let progress = seat.sequence.on_step(*n, ids);
             if !progress.ids.is_empty() {
-                send(out, &seat.key, StreamEvent::Tokens { index: progress.index, ids: progress.ids, text: progress.text });
+                send(
+                    out,
+                    &seat.key,
+                    StreamEvent::Tokens { index: progress.index, ids: progress.ids, deltas: progress.deltas, logprobs: Vec::new() },
+                );
             }
             if let Some(reason) = progress.end {
                 send(out, &seat.key, done(&seat.sequence, reason));

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use plexus_types::{GenerateRequest, Prompt, Sampling};
+use plexus_types::{Delta, GenerateRequest, Prompt, Sampling};
 use proptest::prelude::*;
 
 use super::*;
@@ -24,6 +24,8 @@ fn stream() -> StreamCore {
         sampling: Sampling::default(),
         max_tokens: None,
         stop: vec![],
+        constraint: None,
+        logprobs: None,
     };
     StreamCore::new(RequestId(1), Journal { request: Arc::new(request), seed: 7, prompt_ids: vec![], sampled_ids: vec![] })
 }
@@ -33,7 +35,7 @@ fn on(name: &str) -> ReplicaId {
 }
 
 fn tokens(index: u32, ids: &[u32], text: &str) -> StreamEvent {
-    StreamEvent::Tokens { index, ids: ids.to_vec(), text: text.into() }
+    StreamEvent::Tokens { index, ids: ids.to_vec(), deltas: Delta::of_text(text.into()), logprobs: Vec::new() }
 }
 
 /// A stream that "a" has accepted, in attempt 1.
@@ -169,7 +171,10 @@ fn after_the_first_token_the_journal_goes_on_elsewhere_from_the_next_index() {
     stream.on_event(Event::Routed(Ok(on("b"))), &config(), now);
     assert_eq!(stream.journal.sampled_ids, [5, 6]);
     let effects = stream.on_event(Event::Replica(Attempt(2), tokens(2, &[7], "c")), &config(), now);
-    assert_eq!(effects, [Effect::Deliver(GenerateEvent::Text { text: "c".into(), tokens: 1 })]);
+    assert_eq!(
+        effects,
+        [Effect::Deliver(GenerateEvent::Tokens { deltas: vec![Delta::Text("c".into())], tokens: 1, logprobs: Vec::new() })]
+    );
 }
 
 #[test]
@@ -281,7 +286,7 @@ proptest! {
             for effect in stream.on_event(event, &config(), now) {
                 prop_assert_eq!(ended, 0, "nothing comes after the end");
                 match effect {
-                    Effect::Deliver(GenerateEvent::Text { text: more, .. }) => text += &more,
+                    Effect::Deliver(GenerateEvent::Tokens { deltas, .. }) => text += &Delta::text_of(&deltas),
                     Effect::End => ended += 1,
                     _ => {}
                 }
