@@ -1,2 +1,14 @@
 //! What is hot on a CPU: products with quantized and dense matrices, attention over paged keys and values, norms, rotary embedding,
 //! activations, and the team of threads that computes them. Plain memory in, plain memory out; no tensors, no models.
+
+pub mod format;
+pub mod isa;
+pub mod matrix;
+pub mod rows;
+pub mod team;
+
+pub use format::Format;
+pub use isa::Isa;
+pub use matrix::{Matrix, MatrixError, Product, multiply};
+pub use rows::{Activations, Forms};
+pub use team::Team;

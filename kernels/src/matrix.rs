@@ -1,0 +1,168 @@
+//! Matrices of weights, repacked for the products of a forward pass.
+//!
+//! A matrix lies in tiles of 16 rows, one after another, so that a product reads one stream; within a tile the rows alternate word by word
+//! ([`layout`]), so that a vector register holds the same columns of several rows. One layout serves every instruction set, and
+//! it loses nothing: the file's blocks can be had back, which is how a row is dequantized exactly.
+#![allow(unsafe_code, reason = "threads pack into one buffer, each its tiles")]
+
+mod buffer;
+mod layout;
+mod portable;
+mod product;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use crate::format::{Format, dequantize, quantize};
+use crate::team::{SharedMut, Team};
+use buffer::Buffer;
+use layout::{Layout, TILE_ROWS};
+pub use product::{Product, multiply, multiply_as};
+
+/// Why bytes are no matrix.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum MatrixError {
+    /// Rows cannot be cut into blocks.
+    #[error("a row of {columns} numbers is no whole number of {format} blocks of {}", format.block_len())]
+    Columns {
+        /// The format asked for.
+        format: Format,
+        /// Numbers in a row.
+        columns: usize,
+    },
+    /// There are more or fewer bytes than rows and columns need.
+    #[error("{rows} x {columns} numbers in {format} do not take {got} bytes")]
+    Bytes {
+        /// The format asked for.
+        format: Format,
+        /// Rows asked for.
+        rows: usize,
+        /// Numbers in a row.
+        columns: usize,
+        /// Bytes given.
+        got: usize,
+    },
+    /// The system gives no memory.
+    #[error("no memory for a matrix of {bytes} bytes")]
+    Memory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+}
+
+/// A matrix `[rows, columns]`, packed.
+#[derive(Debug)]
+pub struct Matrix {
+    format: Format,
+    rows: usize,
+    columns: usize,
+    layout: &'static Layout,
+    /// `[tiles, blocks, layout.tile]` bytes; rows beyond the last are zeros.
+    data: Buffer,
+}
+
+impl Matrix {
+    /// Packs `rows` rows of `columns` numbers in `format` from `bytes`, as a model file holds them. Each byte is read once, so `bytes` may be
+    /// a file mapped into memory.
+    pub fn pack(format: Format, rows: usize, columns: usize, bytes: &[u8], team: &Team) -> Result<Self, MatrixError> {
+        let row_bytes = row_bytes(format, rows, columns, bytes)?;
+        Self::fill(format, rows, columns, team, &|row, at, out| out.copy_from_slice(&bytes[row * row_bytes + at..][..out.len()]), row_bytes)
+    }
+
+    /// Packs the same numbers in another format `to`, one that [`crate::format::can_quantize`]: rows are converted as they are packed, and no
+    /// second copy of the matrix is made.
+    pub fn convert(from: Format, to: Format, rows: usize, columns: usize, bytes: &[u8], team: &Team) -> Result<Self, MatrixError> {
+        if from == to {
+            return Self::pack(from, rows, columns, bytes, team);
+        }
+        let from_row = row_bytes(from, rows, columns, bytes)?;
+        let to_row = to.row_bytes(columns).ok_or(MatrixError::Columns { format: to, columns })?;
+        // Pieces of 256 numbers: whole blocks of every format, but for the end of a row.
+        let piece = move |row: usize, at: usize, out: &mut [u8]| {
+            let mut numbers = [0f32; 256];
+            let from_column = at / to.block_bytes() * to.block_len();
+            let mut done = 0;
+            while done < out.len() {
+                let column = from_column + done / to.block_bytes() * to.block_len();
+                let n = (256 - column % 256).min(columns - column).min((out.len() - done) / to.block_bytes() * to.block_len());
+                // The piece may begin inside a block of the source.
+                let first = column / from.block_len() * from.block_len();
+                let end = (column + n).div_ceil(from.block_len()) * from.block_len();
+                let numbers = &mut numbers[..end - first];
+                let bytes_at = row * from_row + first / from.block_len() * from.block_bytes();
+                dequantize(from, &bytes[bytes_at..][..(end - first) / from.block_len() * from.block_bytes()], numbers);
+                let n_bytes = n / to.block_len() * to.block_bytes();
+                quantize(to, &numbers[column - first..][..n], &mut out[done..done + n_bytes]);
+                done += n_bytes;
+            }
+        };
+        Self::fill(to, rows, columns, team, &piece, to_row)
+    }
+
+    /// Packs rows of `row_bytes` bytes that `source(row, at, out)` gives piecewise, from byte `at` of a row on; pieces are whole blocks.
+    fn fill(
+        format: Format,
+        rows: usize,
+        columns: usize,
+        team: &Team,
+        source: &(dyn Fn(usize, usize, &mut [u8]) + Sync),
+        row_bytes: usize,
+    ) -> Result<Self, MatrixError> {
+        let layout = Layout::of(format);
+        let tile_bytes = layout.n_blocks(columns) * layout.tile;
+        let n_tiles = rows.div_ceil(TILE_ROWS);
+        let bytes = n_tiles.checked_mul(tile_bytes).ok_or(MatrixError::Memory { bytes: usize::MAX })?;
+        let mut data = Buffer::zeroed(bytes).ok_or(MatrixError::Memory { bytes })?;
+        let start = SharedMut(data.as_mut_ptr());
+        let per_task = (256 * 1024 / tile_bytes.max(1)).max(1);
+        team.run(n_tiles.div_ceil(per_task), &|task| {
+            for tile in task * per_task..n_tiles.min((task + 1) * per_task) {
+                // SAFETY: tile by tile, each in one task; the buffer is `n_tiles` tiles long and not used before the team is done.
+                let out = unsafe { std::slice::from_raw_parts_mut(start.get().add(tile * tile_bytes), tile_bytes) };
+                let first = tile * TILE_ROWS;
+                layout.pack(row_bytes, TILE_ROWS.min(rows - first), &|row, at, out| source(first + row, at, out), out);
+            }
+        });
+        Ok(Self { format, rows, columns, layout, data })
+    }
+
+    /// Rows: numbers in a row of a product.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns: numbers in a row of activations.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The format it was packed from.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Bytes of memory it takes.
+    pub fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Row `row`, dequantized exactly as [`dequantize`] does with the file's bytes: the look-up of a token's embedding.
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` is not one row long.
+    pub fn embed(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        assert_eq!(out.len(), self.columns, "a row has {} numbers", self.columns);
+        let tile_bytes = self.layout.n_blocks(self.columns) * self.layout.tile;
+        let tile = &self.data.as_slice()[row / TILE_ROWS * tile_bytes..][..tile_bytes];
+        self.layout.dequantize_row(tile, row % TILE_ROWS, out);
+    }
+}
+
+/// Bytes of a row, if `bytes` are `rows` of them.
+fn row_bytes(format: Format, rows: usize, columns: usize, bytes: &[u8]) -> Result<usize, MatrixError> {
+    let row_bytes = format.row_bytes(columns).ok_or(MatrixError::Columns { format, columns })?;
+    match rows.checked_mul(row_bytes) {
+        Some(all) if all == bytes.len() => Ok(row_bytes),
+        _ => Err(MatrixError::Bytes { format, rows, columns, got: bytes.len() }),
+    }
+}
