@@ -25,6 +25,14 @@ pub(crate) enum Unit {
     Ms,
     /// Tokens per second.
     TokensPerS,
+    /// Gigabytes, of 10^9 bytes, per second.
+    GbPerS,
+    /// MiB.
+    Mib,
+    /// How many times one thing is another.
+    Times,
+    /// A number of things.
+    Count,
 }
 
 impl Figure {
@@ -38,6 +46,26 @@ impl Figure {
         Self { unit: Unit::TokensPerS, ..Self::ms(name, target, values) }
     }
 
+    /// A figure in gigabytes per second.
+    pub(crate) fn gb_per_s(name: impl Into<String>, target: &'static str, values: &[f64]) -> Self {
+        Self { unit: Unit::GbPerS, ..Self::ms(name, target, values) }
+    }
+
+    /// A figure in MiB.
+    pub(crate) fn mib(name: impl Into<String>, target: &'static str, values: &[f64]) -> Self {
+        Self { unit: Unit::Mib, ..Self::ms(name, target, values) }
+    }
+
+    /// A ratio of two things measured in the same run.
+    pub(crate) fn times(name: impl Into<String>, target: &'static str, values: &[f64]) -> Self {
+        Self { unit: Unit::Times, ..Self::ms(name, target, values) }
+    }
+
+    /// A count.
+    pub(crate) fn count(name: impl Into<String>, target: &'static str, values: &[f64]) -> Self {
+        Self { unit: Unit::Count, ..Self::ms(name, target, values) }
+    }
+
     /// The same, with a remark.
     pub(crate) fn beside(self, beside: impl Into<String>) -> Self {
         Self { beside: beside.into(), ..self }
@@ -49,7 +77,12 @@ impl Unit {
         match self {
             Self::Ms if value.abs() < 10.0 => format!("{value:.3} ms"),
             Self::Ms => format!("{value:.0} ms"),
+            Self::TokensPerS if value.abs() < 100.0 => format!("{value:.1} tok/s"),
             Self::TokensPerS => format!("{value:.0} tok/s"),
+            Self::GbPerS => format!("{value:.1} GB/s"),
+            Self::Mib => format!("{value:.0} MiB"),
+            Self::Times => format!("{value:.2} ×"),
+            Self::Count => format!("{value:.0}"),
         }
     }
 }

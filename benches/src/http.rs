@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 
 /// A node that is silent for so long will not answer any more.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+const SILENCE_MAX: Duration = Duration::from_secs(120);
 
 /// The bytes of a request. A `body` makes it a POST of JSON, none a GET.
 pub(crate) fn request_bytes(to: SocketAddr, path: &str, body: Option<&Value>) -> Vec<u8> {
@@ -42,24 +42,43 @@ impl Connection {
     /// Status and body of a GET.
     pub(crate) fn get(&mut self, path: &str) -> anyhow::Result<(u16, Vec<u8>)> {
         let mut body = Vec::new();
-        let status = self.exchange(path, None, |part, _| body.extend_from_slice(part))?;
+        let status = self.exchange(path, None, |part, _| {
+            body.extend_from_slice(part);
+            true
+        })?;
         Ok((status, body))
     }
 
     /// Posts JSON that is answered by server-sent events; shows each event's data as it arrives, with the time of its arrival.
     /// Errors: any status but 200, with the body.
     pub(crate) fn stream(&mut self, path: &str, body: &Value, mut on_event: impl FnMut(&[u8], Instant)) -> anyhow::Result<()> {
+        self.stream_while(path, body, |data, arrived| {
+            on_event(data, arrived);
+            true
+        })
+    }
+
+    /// The same, given up as soon as `on_event` says so. The connection is of no more use then.
+    pub(crate) fn stream_while(
+        &mut self,
+        path: &str,
+        body: &Value,
+        mut on_event: impl FnMut(&[u8], Instant) -> bool,
+    ) -> anyhow::Result<()> {
         let mut pending = Vec::new();
         let status = self.exchange(path, Some(body), |part, arrived| {
             pending.extend_from_slice(part);
             let mut seen = 0;
             while let Some(length) = find(&pending[seen..], b"\n\n") {
-                if let Some(data) = pending[seen..seen + length].strip_prefix(b"data: ") {
-                    on_event(data, arrived);
+                if let Some(data) = pending[seen..seen + length].strip_prefix(b"data: ")
+                    && !on_event(data, arrived)
+                {
+                    return false;
                 }
                 seen += length + 2;
             }
             pending.drain(..seen);
+            true
         })?;
         if status != 200 {
             bail!("{path} answered {status}: {}", String::from_utf8_lossy(&pending));
@@ -67,7 +86,8 @@ impl Connection {
         Ok(())
     }
 
-    fn exchange(&mut self, path: &str, body: Option<&Value>, mut on_part: impl FnMut(&[u8], Instant)) -> anyhow::Result<u16> {
+    /// Status of the answer, whose body is shown as it arrives, until `on_part` says that it is enough.
+    fn exchange(&mut self, path: &str, body: Option<&Value>, mut on_part: impl FnMut(&[u8], Instant) -> bool) -> anyhow::Result<u16> {
         self.stream.write_all(&request_bytes(self.to, path, body))?;
         let mut input = vec![0; 256 << 10];
         let mut status = 0;
@@ -82,7 +102,7 @@ impl Connection {
             let mut ended = false;
             self.response.feed(&input[..n], |piece| match piece {
                 Piece::Status(code) => status = code,
-                Piece::Body(part) => on_part(part, arrived),
+                Piece::Body(part) => ended = ended || !on_part(part, arrived),
                 Piece::End => ended = true,
             })?;
             if ended {

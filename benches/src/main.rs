@@ -4,8 +4,13 @@
 //! same run. Nothing is asserted about time: a busy machine makes a figure worse, never a bench fail.
 #![allow(clippy::print_stdout, reason = "a program whose output is its tables")]
 
-use clap::{Parser, Subcommand};
+use std::num::NonZeroUsize;
 
+use clap::{Parser, Subcommand};
+use serde_json::{Value, json};
+
+mod bandwidth;
+mod engine;
 mod figures;
 mod first_token;
 mod http;
@@ -16,6 +21,7 @@ mod open_loop;
 mod overhead;
 mod ping_pong;
 mod scripted_node;
+mod serving;
 mod startup;
 mod stream_rate;
 
@@ -76,7 +82,59 @@ enum Bench {
         #[arg(long, default_value_t = 1000)]
         rate: u32,
     },
-    /// All of them, each with its defaults.
+    /// The engine alone: loads a model, reads prompts and decodes, without actors and HTTP.
+    Engine(engine::Options),
+    /// How fast this machine reads memory.
+    Bandwidth {
+        /// Numbers of threads.
+        #[arg(long, value_delimiter = ',', default_value = "1,2")]
+        threads: Vec<NonZeroUsize>,
+        /// Passes over the memory.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// Prints one JSON object instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tokens per second of one stream and of several at a time.
+    EightStreams {
+        #[command(flatten)]
+        setup: serving::Setup,
+        /// Streams at a time.
+        #[arg(long, default_value_t = 8)]
+        streams: usize,
+        /// Tokens of each.
+        #[arg(long, default_value_t = 128)]
+        tokens: usize,
+    },
+    /// The longest gap between tokens of running streams while a long prompt is read, and without it.
+    PrefillGap {
+        #[command(flatten)]
+        setup: serving::Setup,
+        /// Streams at a time, 8 at most.
+        #[arg(long, default_value_t = 8)]
+        streams: usize,
+        /// Tokens of the prompt.
+        #[arg(long, default_value_t = 4000)]
+        prompt: usize,
+    },
+    /// Time to the first token of a second prompt with the same beginning.
+    Prefix {
+        #[command(flatten)]
+        setup: serving::Setup,
+        /// Tokens that the prompts share.
+        #[arg(long, default_value_t = 2000)]
+        shared: usize,
+    },
+    /// Tokens per second under a JSON Schema and without, for 1 and 8 streams.
+    Constrained {
+        #[command(flatten)]
+        setup: serving::Setup,
+        /// Tokens of each answer.
+        #[arg(long, default_value_t = 128)]
+        tokens: usize,
+    },
+    /// All that need no file but the product itself, each with its defaults.
     All,
     /// A node over a scripted device, as the benches start it.
     #[command(hide = true)]
@@ -85,10 +143,31 @@ enum Bench {
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    if let Bench::ScriptedNode(options) = cli.bench {
-        return scripted_node::run(options);
+    match cli.bench {
+        Bench::ScriptedNode(options) => return scripted_node::run(options),
+        Bench::Engine(options) if options.json => {
+            println!("{}", engine::measure(&options)?.json());
+            return Ok(());
+        }
+        Bench::Bandwidth { threads, runs, json: true } => {
+            let values = threads.iter().map(|n| (n.to_string(), json!(bandwidth::gb_per_s(*n, runs)))).collect::<Value>();
+            println!("{values}");
+            return Ok(());
+        }
+        _ => {}
     }
     println!("{}\n", machine::describe());
+    match &cli.bench {
+        Bench::Engine(options) => {
+            println!("{}", figures::table(&engine::measure(options)?.figures()));
+            return Ok(());
+        }
+        Bench::Bandwidth { threads, runs, .. } => {
+            println!("{}", figures::table(&bandwidth::measure(threads, *runs)));
+            return Ok(());
+        }
+        _ => {}
+    }
     let binaries = node_process::Binaries::find(!cli.no_build)?;
     let benches = match cli.bench {
         Bench::All => ["startup", "mesh", "remote-first-token", "remote-stream", "http-overhead"]
@@ -104,7 +183,11 @@ fn main() -> anyhow::Result<()> {
             Bench::RemoteFirstToken { runs, pairs } => first_token::measure(&binaries, runs, pairs)?,
             Bench::RemoteStream { runs, tokens } => stream_rate::measure(&binaries, runs, tokens)?,
             Bench::HttpOverhead { runs, seconds, rate } => overhead::measure(&binaries, runs, seconds, rate)?,
-            Bench::All | Bench::ScriptedNode(_) => continue, // dealt with above
+            Bench::EightStreams { setup, streams, tokens } => serving::eight_streams::measure(&binaries, &setup, streams, tokens)?,
+            Bench::PrefillGap { setup, streams, prompt } => serving::prefill_gap::measure(&binaries, &setup, streams, prompt)?,
+            Bench::Prefix { setup, shared } => serving::prefix::measure(&binaries, &setup, shared)?,
+            Bench::Constrained { setup, tokens } => serving::constrained::measure(&binaries, &setup, tokens)?,
+            Bench::All | Bench::Engine(_) | Bench::Bandwidth { .. } | Bench::ScriptedNode(_) => continue, // dealt with above
         };
         println!("{}", figures::table(&figures));
     }

@@ -78,6 +78,16 @@ impl Place {
         self.start(command, name, peers)
     }
 
+    /// Starts `plexus start` as the node `name`, with the text of a `cluster.toml` and with variables of the environment.
+    pub(crate) fn start_configured(&self, binaries: &Binaries, name: &str, config: &str, env: &[(&str, String)]) -> anyhow::Result<Node> {
+        let file = self.path().join(format!("{name}.toml"));
+        fs::write(&file, config)?;
+        let mut command = Command::new(&binaries.plexus);
+        command.arg("start").arg("--config").arg(file).arg("--data-dir").arg(self.path().join(name));
+        command.arg("--secret-file").arg(self.secret_file()).env("PLEXUS_METRICS__ENABLED", "false").envs(env.iter().cloned());
+        self.start(command, name, &[])
+    }
+
     /// Starts this program as a [`crate::scripted_node`] `name`, which looks for `peers`. It holds the model `pip` of the folder `model`, if any.
     pub(crate) fn start_scripted(&self, name: &str, peers: &[&Node], model: Option<&Path>, tokens_per_step: usize) -> anyhow::Result<Node> {
         let mut command = Command::new(env::current_exe()?);
@@ -202,7 +212,8 @@ pub(crate) fn has_text(data: &[u8]) -> bool {
         .is_ok_and(|chunk: Value| chunk["choices"][0]["delta"]["content"].as_str().is_some_and(|text| !text.is_empty()))
 }
 
-fn free_tcp() -> anyhow::Result<SocketAddr> {
+/// A port that is free now.
+pub(crate) fn free_tcp() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 

@@ -1,0 +1,214 @@
+#!/usr/bin/env python3
+"""The engine of Plexus beside llama.cpp on this machine's processors, interleaved in one run; prints Markdown tables.
+
+  compare.py --llama-bench PATH --models FOLDER [--shapes ...] [--types ...] [--threads 1,2] [--rounds 3] [--plexus-benches PATH] [--json FILE]
+
+FOLDER holds SHAPE-TYPE.gguf; what is missing is written by make_gguf.py (which needs: pip install gguf numpy; this program needs
+Python alone).  Weights are random: speed does not depend on them.
+
+Every round measures everything once, one process after the other, so that other work on the machine falls on all of them alike:
+the memory's read bandwidth, our engine, llama.cpp with its weights repacked for this processor, and llama.cpp with them as in the
+file.  A cell is the median over the rounds.  Compare the ratios; the absolute figures are this machine's at that hour.
+
+How the sides are measured alike: 128 tokens decoded from an empty context, prompts of 128 and 512 tokens, each after a warm-up that
+does not count.  Ours includes drawing the token, llama-bench's does not.  "First token" is the time of a whole process that loads the
+model from the page cache and computes one token.  "Memory beyond" is the peak resident memory of the process of a prefill and a decode
+less the weights (for a file that is mapped: its tensors) and the KV cache.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+MIB = 1 << 20
+# Layers, KV heads, head dimension.
+KV_DIMS = {"qwen3-0.6b": (28, 8, 128), "qwen3-1.7b": (28, 8, 128), "llama-3.2-1b": (16, 8, 64), "qwen2.5-0.5b": (24, 2, 64)}
+
+
+def run(command, env=None):
+    """Standard output, seconds and peak resident bytes of a process; ends this program if it fails."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        begun = time.monotonic()
+        process = subprocess.Popen([str(part) for part in command], stdout=out, stderr=err, env=env)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - begun
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        if process.returncode != 0:
+            sys.exit(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{err.read().decode(errors='replace')[-4000:]}")
+        return out.read().decode(), seconds, usage.ru_maxrss * 1024
+
+
+class Plexus:
+    name = "plexus"
+
+    def __init__(self, binary):
+        self.binary = binary
+
+    def command(self, file, threads, *more):
+        env = dict(os.environ, RAYON_NUM_THREADS=str(threads))
+        return [self.binary, "engine", "--json", "--model", file, "--threads", threads, *more], env
+
+    def speeds(self, file, threads, tests):
+        command, env = self.command(file, threads, "--runs", 1, "--decode", tests["decode"], "--prefill", ",".join(map(str, tests["prefill"])))
+        text, _, peak = run(command, env)
+        found = json.loads(text)
+        result = {f"prefill {n}": rates[0] for n, rates in found["prefill_tokens_per_s"].items()}
+        result["decode"] = found["decode_tokens_per_s"]["1"][0]
+        result["memory beyond"] = (peak - found["weights_bytes"] - found["kv_bytes"]) / MIB
+        return result
+
+    def first_token(self, file, threads):
+        command, env = self.command(file, threads, "--first-token")
+        return run(command, env)[1]
+
+
+class Llama:
+    def __init__(self, binary, repack):
+        self.binary = binary
+        self.repack = repack
+        self.name = "llama.cpp" if repack else "llama.cpp norepack"
+
+    def command(self, file, threads, *more):
+        return [self.binary, "-m", file, "-t", threads, "--repack", int(self.repack), "-r", 1, "-o", "json", *more]
+
+    def speeds(self, file, threads, tests):
+        text, _, peak = run(self.command(file, threads, "-p", ",".join(map(str, tests["prefill"])), "-n", tests["decode"]))
+        result, weights, kv = {}, 0, 0
+        for test in json.loads(text):
+            weights = test["model_size"]
+            n_tokens = test["n_prompt"] + test["n_gen"]
+            result["decode" if test["n_gen"] else f"prefill {test['n_prompt']}"] = test["avg_ts"]
+            kv = max(kv, n_tokens * kv_bytes_per_token(file))
+        result["memory beyond"] = (peak - weights - kv) / MIB
+        return result
+
+    def first_token(self, file, threads):
+        return run(self.command(file, threads, "-p", 1, "-n", 0, "--no-warmup"))[1]
+
+
+def kv_bytes_per_token(file):
+    """Keys and values of a token in f16, which is what llama.cpp holds. Layers, KV heads and head dimension of the shape named by the file."""
+    layers, kv_heads, head_dim = next(dims for shape, dims in KV_DIMS.items() if file.name.startswith(shape + "-"))
+    return 2 * 2 * layers * kv_heads * head_dim
+
+
+def bandwidth(binary, threads):
+    """GB/s that memory is read at by so many threads."""
+    text, _, _ = run([binary, "bandwidth", "--json", "--runs", 3, "--threads", threads])
+    return statistics.median(json.loads(text)[str(threads)])
+
+
+def measure(args, file, threads, engines, tests):
+    """Values of every engine and row, one per round."""
+    found = {engine.name: {} for engine in engines}
+    memory = []
+    for round_ in range(args.rounds):
+        memory.append(bandwidth(args.plexus_benches, threads))
+        for engine in engines if round_ % 2 == 0 else engines[::-1]:
+            values = engine.speeds(file, threads, tests)
+            values["first token"] = engine.first_token(file, threads)
+            for row, value in values.items():
+                found[engine.name].setdefault(row, []).append(value)
+            print(".", end="", file=sys.stderr, flush=True)
+    return found, memory
+
+
+def cell(row, value):
+    if row == "first token":
+        return f"{value:.2f} s"
+    return f"{value:.0f} MiB" if row == "memory beyond" else f"{value:.1f} tok/s"
+
+
+def show(file, threads, found, memory, tests):
+    """One table: a row per thing measured; the ratio above 1 is where ours is better."""
+    names = list(found)
+    peers = names[1:]
+    weights = file.stat().st_size
+    print(f"\n### {file.stem}, {threads} {'thread' if threads == 1 else 'threads'} (memory read at {statistics.median(memory):.1f} GB/s)\n")
+    print("| | " + " | ".join(names) + " | best peer: ours is | least to greatest ratio of a round |")
+    print("|---" * (len(names) + 3) + "|")
+    rows = ["decode", *(f"prefill {n}" for n in tests["prefill"]), "first token", "memory beyond"]
+    for row in rows:
+        medians = {name: statistics.median(found[name][row]) for name in names}
+        lower_is_better = row in ("first token", "memory beyond")
+        best = (min if lower_is_better else max)(peers, key=lambda name: medians[name], default=None)
+        ratio = spread = ""
+        if best and row != "memory beyond":
+            pairs = zip(found[names[0]][row], found[best][row])
+            ratios = [theirs / ours if lower_is_better else ours / theirs for ours, theirs in pairs]
+            ratio, spread = f"**{statistics.median(ratios):.2f} ×**", f"{min(ratios):.2f} to {max(ratios):.2f}"
+        print(f"| {row} | " + " | ".join(cell(row, medians[name]) for name in names) + f" | {ratio} | {spread} |")
+    read = statistics.median(found[names[0]]["decode"]) * weights / 1e9
+    print(f"\nDecoding reads the file at {read:.1f} GB/s: {100 * read / statistics.median(memory):.0f} % of what memory gives.", flush=True)
+
+
+def into_page_cache(file):
+    with file.open("rb", buffering=0) as stream:
+        while stream.read(8 * MIB):
+            pass
+
+
+def file_of(args, shape, type_):
+    file = args.models / f"{shape}-{type_}.gguf"
+    if not file.exists():
+        args.models.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        run([sys.executable, HERE / "make_gguf.py", shape, type_, part])
+        part.rename(file)
+    return file
+
+
+def main():
+    words = lambda text: text.split(",")  # noqa: E731
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plexus-benches", type=Path, help="default: built now, by cargo build --release -p plexus-benches")
+    parser.add_argument("--llama-bench", type=Path, help="llama.cpp's own bench, built with GGML_NATIVE=ON; without it only ours is measured")
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--shapes", type=words, default=["qwen3-0.6b", "llama-3.2-1b"])
+    parser.add_argument("--types", type=words, default=["Q4_K_M", "Q8_0", "BF16", "F16"])
+    parser.add_argument("--threads", type=words, default=["1", "2"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--decode", type=int, default=128)
+    parser.add_argument("--prefill", type=words, default=["128", "512"])
+    parser.add_argument("--json", type=Path, help="where every value of every round goes")
+    args = parser.parse_args()
+    if args.plexus_benches is None:
+        args.plexus_benches = build()
+    tests = {"decode": args.decode, "prefill": [int(n) for n in args.prefill]}
+    everything = []
+    for shape in args.shapes:
+        for type_ in args.types:
+            file = file_of(args, shape, type_)
+            into_page_cache(file)
+            engines = [Plexus(args.plexus_benches)]
+            if args.llama_bench:
+                # Only quantized weights are ever repacked.
+                engines += [Llama(args.llama_bench, repack) for repack in ([True, False] if type_.startswith("Q") else [True])]
+            for threads in map(int, args.threads):
+                load = os.getloadavg()[0]
+                found, memory = measure(args, file, threads, engines, tests)
+                show(file, threads, found, memory, tests)
+                print(f"Load average before it: {load:.1f}; {args.rounds} rounds.", flush=True)
+                everything.append({"file": file.name, "threads": threads, "load": load, "gb_per_s": memory, "values": found})
+                if args.json:
+                    args.json.write_text(json.dumps(everything, indent=1))
+
+
+def build():
+    text = subprocess.run(
+        ["cargo", "build", "--release", "-p", "plexus-benches", "--message-format=json"], cwd=HERE, stdout=subprocess.PIPE, check=True
+    ).stdout
+    messages = map(json.loads, text.splitlines())
+    return Path(next(m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "plexus-benches"))
+
+
+if __name__ == "__main__":
+    main()

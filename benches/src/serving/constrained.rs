@@ -1,0 +1,76 @@
+//! What a JSON Schema costs.
+
+use serde_json::{Value, json};
+
+use crate::figures::{Figure, median};
+use crate::node_process::{Binaries, CHAT};
+use crate::serving::stream::tokens_per_s;
+use crate::serving::{MODEL, Setup};
+
+/// Streams at a time.
+const STREAMS: [usize; 2] = [1, 8];
+
+/// Free and constrained answers of `n_tokens` each, of every server in turn.
+pub(crate) fn measure(binaries: &Binaries, setup: &Setup, n_tokens: usize) -> anyhow::Result<Vec<Figure>> {
+    let servers = setup.servers(binaries)?;
+    let mut rates = vec![vec![[vec![], vec![]]; STREAMS.len()]; servers.len()];
+    for run in 0..=setup.runs {
+        for (server, rates) in servers.iter().zip(&mut rates) {
+            for (n, rates) in STREAMS.into_iter().zip(rates) {
+                for (constrained, rates) in [false, true].into_iter().zip(rates) {
+                    let bodies: Vec<_> = (0..n).map(|i| chat(constrained, n_tokens, 10 * run + i)).collect();
+                    let rate = tokens_per_s(server.http, CHAT, &bodies, n_tokens as u64)?;
+                    rates.extend((run > 0).then_some(rate));
+                }
+            }
+        }
+    }
+    let mut figures = vec![];
+    for (i, n) in STREAMS.into_iter().enumerate() {
+        for (server, rates) in servers.iter().zip(&rates) {
+            let [free, constrained] = &rates[i];
+            let share = format!("{:.0} % of free", 100.0 * median(constrained) / median(free));
+            let name = server.name;
+            figures.push(Figure::tokens_per_s(format!("{name}: streams at a time: {n}, free"), "", free));
+            figures.push(Figure::tokens_per_s(format!("{name}: streams at a time: {n}, JSON Schema"), "", constrained).beside(share));
+        }
+    }
+    Ok(figures)
+}
+
+/// A chat whose answer, if it is constrained, is a list of records too long to end within a bench.
+fn chat(constrained: bool, max_tokens: usize, seed: usize) -> Value {
+    let mut body = json!({
+        "model": MODEL,
+        "messages": [{"role": "user", "content": format!("List people, beginning with number {seed}.")}],
+        "max_tokens": max_tokens,
+        "temperature": 1.0,
+        "top_k": 40,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "seed": seed,
+        "stream": true,
+        "stream_options": {"include_usage": true},
+    });
+    if constrained {
+        let person = json!({
+            "type": "object",
+            "properties": {
+                "name": {"type": "string"},
+                "role": {"enum": ["admin", "editor", "reader"]},
+                "age": {"type": "integer", "minimum": 0, "maximum": 150},
+                "emails": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            },
+            "required": ["name", "role", "age", "emails"],
+            "additionalProperties": false,
+        });
+        let schema = json!({
+            "type": "object",
+            "properties": {"people": {"type": "array", "items": person, "minItems": 50}},
+            "required": ["people"],
+            "additionalProperties": false,
+        });
+        body["response_format"] = json!({"type": "json_schema", "json_schema": {"name": "people", "strict": true, "schema": schema}});
+    }
+    body
+}
