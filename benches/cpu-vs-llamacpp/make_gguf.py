@@ -22,6 +22,7 @@ SHAPES = {
     "qwen3-1.7b":   ("qwen3", 28, 2048, 16, 8, 128, 6144, 151936, 40960, 1e6, 1e-6),
     "llama-3.2-1b": ("llama", 16, 2048, 32, 8, 64, 8192, 128256, 131072, 5e5, 1e-5),
     "qwen2.5-0.5b": ("qwen2", 24, 896, 14, 2, 64, 4864, 151936, 32768, 1e6, 1e-6),
+    "small-qwen3":  ("qwen3", 2, 256, 4, 2, 64, 512, 151936, 40960, 1e6, 1e-6),
     "tiny-qwen3":   ("qwen3", 2, 256, 4, 2, 64, 512, 512, 1024, 1e6, 1e-6),
     "tiny-llama":   ("llama", 2, 256, 4, 2, 64, 512, 512, 1024, 5e5, 1e-5),
 }
@@ -118,13 +119,13 @@ def byte_tokenizer(w, vocab):
     keep = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's byte to character table
     extra = iter(range(256, 512))
     toks = [chr(b) if b in keep else chr(next(extra)) for b in range(256)]
-    toks += ["<|endoftext|>"] + [word(i) for i in range(vocab - 257)]
+    toks += ["<|endoftext|>", "~~"] + [word(i) for i in range(vocab - 258)]
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre("gpt-2")
     w.add_token_list(toks)
     w.add_token_types([1] * 256 + [3] + [1] * (vocab - 257))  # normal, control, normal
     w.add_chat_template(TEMPLATE)
-    w.add_token_merges(["\u0120 \u0120"])  # llama.cpp wants one at least; it never applies
+    w.add_token_merges(["~ ~"])  # llama.cpp wants one at least
     w.add_eos_token_id(256)
 
 

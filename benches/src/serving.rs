@@ -28,7 +28,7 @@ const RUNNING_MAX: usize = 9;
 const CONTEXT_LENGTH: usize = 8192;
 
 /// The lowest id of those that `make_gguf.py` gives to words, each of which a client sees as text of its own.
-const FIRST_WORD: u64 = 257;
+const FIRST_WORD: u64 = 258;
 
 /// How many of those words every vocabulary measured has.
 const N_WORDS: u64 = 120_000;
