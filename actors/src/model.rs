@@ -10,6 +10,7 @@
 pub mod load;
 pub mod plan;
 mod running;
+pub mod scheduler;
 pub mod sequence;
 pub mod sink;
 
@@ -27,7 +28,8 @@ use tokio::time::Instant;
 use tracing::{Span, info, info_span, warn};
 
 use self::load::{LoadError, Resident};
-use self::running::{Batcher, Seat};
+use self::running::Batcher;
+use self::scheduler::Counts;
 use self::sink::{Ingresses, Sink};
 use crate::address::Address;
 use crate::args::ModelProfile;
@@ -244,7 +246,7 @@ impl ModelState {
             Ok(resident) => {
                 info!(model = %self.args.profile.id, device = %resident.device, memory = %resident.memory,
                     context_length = resident.plan.context_length, "model loaded");
-                let batcher = Box::new(Batcher::new(self.args.profile.running_max, resident.plan.kv.n_blocks));
+                let batcher = Box::new(Batcher::new(self.args.profile.running_max, &resident));
                 self.phase = Phase::Loaded { resident: Box::new(resident), batcher };
             }
             Err(LoadError::Refused(reason)) => {
@@ -300,9 +302,7 @@ impl ModelState {
     fn on_encoded(&mut self, key: &SequenceKey, prompt: Result<Vec<u32>, RequestError>) {
         let Some(arrival) = self.encoding.remove(key) else { return }; // cancelled meanwhile
         let Phase::Loaded { resident, batcher } = &mut self.phase else { return };
-        if let Some(seat) = Seat::new(arrival, prompt, resident) {
-            batcher.push(seat);
-        }
+        batcher.push(arrival, prompt, resident);
         self.go_on();
     }
 
@@ -425,17 +425,21 @@ impl ModelState {
 
     fn inspect(&self) -> Inspection {
         let load = self.load();
-        let (state, n_done, n_cancelled) = match &self.phase {
-            Phase::Loading => ("loading".to_owned(), 0, 0),
-            Phase::Failed(reason) => (format!("failed: {reason}"), 0, 0),
-            Phase::Loaded { batcher, .. } => ("loaded".to_owned(), batcher.n_done, batcher.n_cancelled),
+        let (state, counts, n_cancelled) = match &self.phase {
+            Phase::Loading => ("loading".to_owned(), Counts::default(), 0),
+            Phase::Failed(reason) => (format!("failed: {reason}"), Counts::default(), 0),
+            Phase::Loaded { batcher, .. } => ("loaded".to_owned(), batcher.counts(), batcher.n_cancelled),
         };
         let counters = [
             ("running", u64::from(load.running)),
             ("waiting", u64::from(load.waiting)),
-            ("done", n_done),
+            ("done", counts.ended),
             ("cancelled", n_cancelled),
             ("refused", self.n_refused),
+            ("cached_tokens", counts.cached_tokens),
+            ("preemptions", counts.preemptions),
+            ("guessed", counts.guessed),
+            ("guessed_right", counts.guessed_right),
         ];
         Inspection::new(&state, counters)
     }

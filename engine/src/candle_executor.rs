@@ -53,6 +53,7 @@ impl CandleExecutor {
     pub fn logits(&mut self, slot: Slot, batch: &Batch) -> Result<Vec<Vec<f32>>, EngineError> {
         let model = self.models.get(&slot).ok_or_else(|| EngineError::shape("the slot holds no model"))?;
         let plan = Layout::new(batch, model.decoder.config().vocab_size, model.plan)?;
+        model.cache.copy(&batch.copies, model.plan.block_len).map_err(|error| self.failed(error))?;
         if batch.tokens.is_empty() {
             return Ok(Vec::new());
         }

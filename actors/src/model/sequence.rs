@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use plexus_engine::batch::{Batch, BlockId, Draw};
+use plexus_engine::batch::{Batch, Draw};
 use plexus_engine::codec::StreamDecoder;
+use plexus_engine::kv::{BlockPool, BlockTable};
 use plexus_engine::sample::SamplerSettings;
 use plexus_types::{Delta, FinishReason};
 
@@ -18,9 +19,16 @@ pub struct Sequence {
     sampled_max: u32,
     /// Tokens with an index below this may be sampled before more credit comes.
     credit_until: u32,
-    blocks: Vec<BlockId>,
+    /// Its KV blocks; empty unless it has a place in the batch.
+    table: BlockTable,
     /// Tokens whose keys and values are in the blocks.
     n_computed: u32,
+    /// Guesses of its next tokens, computed with the step at hand.
+    guesses: Vec<u32>,
+    /// Nothing has been drawn since it got its place.
+    prefilling: bool,
+    /// Prompt tokens that it did not have to compute when it first got a place.
+    n_cached: Option<u32>,
 }
 
 /// What a step brought.
@@ -56,8 +64,19 @@ impl Sequence {
             end = Some(FinishReason::Length);
         }
         let prompt = prompt.into();
-        let sequence =
-            Self { settings: Arc::new(settings), prompt, sampled, decoder, sampled_max, credit_until, blocks: Vec::new(), n_computed: 0 };
+        let sequence = Self {
+            settings: Arc::new(settings),
+            prompt,
+            sampled,
+            decoder,
+            sampled_max,
+            credit_until,
+            table: BlockTable::default(),
+            n_computed: 0,
+            guesses: Vec::new(),
+            prefilling: true,
+            n_cached: None,
+        };
         (sequence, end)
     }
 
@@ -76,15 +95,60 @@ impl Sequence {
         self.n_prompt() + self.sampled_max
     }
 
-    /// Takes the blocks that it will need to its end.
-    pub fn give_blocks(&mut self, blocks: Vec<BlockId>) {
-        self.blocks = blocks;
+    /// Tokens that are known: the prompt and what was sampled.
+    pub fn n_known(&self) -> u32 {
+        self.n_prompt() + self.n_sampled()
     }
 
-    /// Returns its blocks.
-    pub fn take_blocks(&mut self) -> Vec<BlockId> {
+    /// The tokens that are known.
+    pub fn known(&self) -> Vec<u32> {
+        self.prompt.iter().chain(&self.sampled).copied().collect()
+    }
+
+    /// Prompt tokens that it did not have to compute.
+    pub fn n_cached(&self) -> u32 {
+        self.n_cached.unwrap_or(0)
+    }
+
+    /// Tokens whose keys and values are in its blocks.
+    pub fn n_computed(&self) -> u32 {
+        self.n_computed
+    }
+
+    /// It gets a place: a table with room for all known tokens, of which the first `n_cached` are computed. True if it is its first.
+    pub fn give_place(&mut self, table: BlockTable, n_cached: u32) -> bool {
+        self.table = table;
+        self.n_computed = n_cached;
+        self.prefilling = true;
+        let is_first = self.n_cached.is_none();
+        if is_first {
+            self.n_cached = Some(n_cached.min(self.n_prompt()));
+        }
+        is_first
+    }
+
+    /// It loses its place, and knows as much as before.
+    pub fn take_place(&mut self) -> BlockTable {
         self.n_computed = 0;
-        std::mem::take(&mut self.blocks)
+        self.guesses.clear();
+        std::mem::take(&mut self.table)
+    }
+
+    /// Its blocks.
+    pub fn table(&self) -> &BlockTable {
+        &self.table
+    }
+
+    /// Its blocks, for the pool to change.
+    pub fn table_mut(&mut self) -> &mut BlockTable {
+        &mut self.table
+    }
+
+    /// Remembers in the pool what is computed.
+    pub fn store(&mut self, pool: &mut BlockPool) {
+        let mut table = std::mem::take(&mut self.table);
+        pool.store(&mut table, self.n_computed, |position| self.token(position));
+        self.table = table;
     }
 
     /// The ingress lets it go on.
@@ -97,23 +161,27 @@ impl Sequence {
         if self.n_sampled() >= self.credit_until {
             return 0;
         }
-        self.n_prompt() + self.n_sampled() - self.n_computed
+        self.n_known() - self.n_computed
     }
 
-    /// True until the whole prompt has been computed.
+    /// True from when it gets its place until it is drawn from.
     pub fn is_prefilling(&self) -> bool {
-        self.n_computed < self.n_prompt()
+        self.prefilling
     }
 
-    /// Adds its next `n` tokens to a batch, with a draw if they are its last.
+    /// Adds its next `n` known tokens to a batch, and if they are its last, its guesses and a draw.
     pub fn join(&self, batch: &mut Batch, n: u32) {
         let (from, to) = (self.n_computed, self.n_computed + n);
-        let tokens: Vec<u32> = (from..to).map(|position| self.token(position)).collect();
-        let draw = (to == self.n_prompt() + self.n_sampled()).then(|| self.draw(to));
-        batch.push(&tokens, from, &self.blocks, draw);
+        let mut tokens: Vec<u32> = (from..to).map(|position| self.token(position)).collect();
+        let draw = (to == self.n_known()).then(|| self.draw(to));
+        if draw.is_some() {
+            tokens.extend(&self.guesses);
+        }
+        batch.push(&tokens, from, self.table.blocks(), draw);
     }
 
-    fn token(&self, position: u32) -> u32 {
+    /// The token at a position that is known.
+    pub fn token(&self, position: u32) -> u32 {
         match self.prompt.get(position as usize) {
             Some(id) => *id,
             None => self.sampled[(position - self.n_prompt()) as usize],
@@ -125,15 +193,19 @@ impl Sequence {
         Draw {
             settings: Arc::clone(&self.settings),
             position,
-            n_guesses: 0,
+            n_guesses: self.guesses.len() as u32,
             prompt_history: if history { Arc::clone(&self.prompt) } else { Arc::from([]) },
             sampled_history: if history { self.sampled.clone() } else { Vec::new() },
         }
     }
 
-    /// A step computed `n` of its tokens and sampled `ids`.
+    /// A step computed `n` of its known tokens, and its guesses if it was drawn from, and sampled `ids`.
     pub fn on_step(&mut self, n: u32, ids: &[u32]) -> Progress {
-        self.n_computed += n;
+        let guesses = std::mem::take(&mut self.guesses);
+        let checked = &ids[..ids.len().saturating_sub(1)]; // the last is known to nobody before this
+        let n_right = guesses.iter().zip(checked).take_while(|(guess, id)| guess == id).count() as u32;
+        self.n_computed += n + n_right;
+        self.prefilling &= ids.is_empty();
         let mut progress = Progress { index: self.n_sampled(), ids: Vec::with_capacity(ids.len()), deltas: Vec::new(), end: None };
         let mut text = String::new();
         for id in ids {
@@ -146,6 +218,7 @@ impl Sequence {
                 break; // what a speculating executor sampled beyond the end is dropped
             }
         }
+        self.n_computed = self.n_computed.min(self.n_known()); // right guesses beyond the end are dropped too
         if matches!(progress.end, Some(FinishReason::Length | FinishReason::Stop)) {
             text += &self.decoder.finish();
         }
@@ -154,29 +227,10 @@ impl Sequence {
     }
 }
 
-/// Which sequences take part in the next step, with how many tokens each: those that generate first, one sampled token each; then prompts in
-/// their order, in chunks, as long as the step has room, so that a long prompt does not stop the others' tokens (CX-95).
-pub fn form_step<'a>(sequences: impl Iterator<Item = &'a Sequence> + Clone, step_tokens_max: u32) -> Vec<(usize, u32)> {
-    let mut room = step_tokens_max;
-    let mut step = Vec::new();
-    for generating in [true, false] {
-        for (i, sequence) in sequences.clone().enumerate().filter(|(_, sequence)| sequence.is_prefilling() != generating) {
-            let n = sequence.pending().min(room);
-            if n > 0 {
-                room -= n;
-                step.push((i, n));
-            }
-        }
-    }
-    step
-}
-
 #[cfg(test)]
 mod tests {
-    use plexus_engine::kv::BlockPool;
     use plexus_engine::model::{ModelFiles, ModelSource};
     use plexus_types::Sampling;
-    use proptest::prelude::*;
 
     use super::*;
 
@@ -239,37 +293,34 @@ mod tests {
         let (mut one, _) = sequence(3, &[], 50);
         one.credit_until = 1;
         one.on_step(3, &[400]);
-        assert_eq!(form_step([&one].into_iter(), 100), []);
+        assert_eq!(one.pending(), 0);
         one.on_credit(2);
-        assert_eq!(form_step([&one].into_iter(), 100), [(0, 1)]);
+        assert_eq!(one.pending(), 1);
     }
 
-    proptest! {
-        #[test]
-        fn a_step_never_exceeds_its_room_and_generating_sequences_come_before_prompts(
-            lengths in proptest::collection::vec((1u32..40, any::<bool>()), 1..8), room in 1u32..64,
-        ) {
-            let sequences: Vec<Sequence> = lengths.iter().map(|(n, generating)| {
-                let (mut one, _) = sequence(*n, &[], 50);
-                if *generating { one.on_step(*n, &[400]); }
-                one
-            }).collect();
-            let step = form_step(sequences.iter(), room);
-            prop_assert!(step.iter().map(|(_, n)| n).sum::<u32>() <= room);
-            let generating = lengths.iter().filter(|(_, generating)| *generating).count().min(room as usize);
-            prop_assert_eq!(step.iter().filter(|(i, _)| lengths[*i].1).count(), generating);
+    #[test]
+    fn right_guesses_need_not_be_computed_again_and_wrong_ones_leave_no_trace() {
+        let (mut one, _) = sequence(3, &[], 50);
+        one.on_step(3, &[400]);
+        for (guesses, drawn, n_computed) in [([401, 402], &[401, 402, 403][..], 6), ([9, 405], &[404], 7), ([405, 9], &[405, 406], 9)] {
+            one.guesses = guesses.to_vec();
             let mut batch = Batch::default();
-            for (i, n) in &step { sequences[*i].join(&mut batch, *n); }
-            prop_assert_eq!(batch.len(), step.len());
+            one.join(&mut batch, one.pending());
+            assert_eq!((batch.tokens.len(), batch.draws[0].as_ref().map(|draw| draw.n_guesses)), (3, Some(2)));
+            assert_eq!(one.on_step(1, drawn).ids, drawn);
+            assert_eq!((one.n_computed, one.pending(), one.guesses.len()), (n_computed, 1, 0));
         }
     }
 
     #[test]
-    fn blocks_come_back_whole() {
-        let mut pool = BlockPool::new(4);
-        let (mut one, _) = sequence(3, &[], 2);
-        one.give_blocks(pool.allocate(4).unwrap());
-        pool.free(one.take_blocks());
-        assert_eq!(pool.available(), 4);
+    fn a_sequence_that_loses_its_place_knows_all_it_knew() {
+        let mut pool = BlockPool::new(4, 16);
+        let (mut one, _) = sequence(3, &[], 50);
+        let (table, n_cached) = pool.open(&one.known(), 0).unwrap();
+        one.give_place(table, n_cached);
+        one.on_step(3, &[400]);
+        one.on_step(1, &[401]);
+        pool.release(one.take_place());
+        assert_eq!((one.pending(), one.known(), pool.available()), (5, vec![300, 301, 302, 400, 401], 4));
     }
 }

@@ -77,6 +77,11 @@ impl Sink {
 
     /// Nothing more is wanted: no event is sent.
     pub fn finish(mut self) {
+        self.close();
+    }
+
+    /// Nothing more is wanted, although the sink is kept for a while: no event is sent when it is dropped.
+    pub fn close(&mut self) {
         self.finished = true;
     }
 }

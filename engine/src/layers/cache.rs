@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use crate::batch::{BlockCopy, BlockId};
 use crate::executor::KvPlan;
 use crate::model::ModelConfig;
 
@@ -35,6 +36,17 @@ impl KvCache {
             keys.slice_set(&k.narrow(0, start, len)?, 0, first as usize)?;
             values.slice_set(&v.narrow(0, start, len)?, 0, first as usize)?;
             start += len;
+        }
+        Ok(())
+    }
+
+    /// Copies whole blocks of `block_len` slots, one after the other.
+    pub(crate) fn copy(&self, copies: &[BlockCopy], block_len: u32) -> Result<()> {
+        let (len, slot) = (block_len as usize, |block: BlockId| block.0 as usize * block_len as usize);
+        for BlockCopy { from, to } in copies {
+            for tensor in self.layers.iter().flat_map(|(keys, values)| [keys, values]) {
+                tensor.slice_set(&tensor.narrow(0, slot(*from), len)?.force_contiguous()?, 0, slot(*to))?;
+            }
         }
         Ok(())
     }

@@ -248,7 +248,10 @@ impl Process {
             Mail::Order(from, order) => self.on_order(&from, order, world),
             Mail::IngressLost(node) => self.with_replica(None, world, |replica, _| replica.on_ingress_lost(&node)),
             Mail::Encoded(lease, key) => self.with_replica(Some(lease), world, |replica, out| replica.on_encoded(&key, out)),
-            Mail::Stepped(lease) => self.with_replica(Some(lease), world, Replica::on_stepped),
+            Mail::Stepped(lease) => {
+                let now = world.agenda.now();
+                self.with_replica(Some(lease), world, |replica, out| replica.on_stepped(now, out));
+            }
             Mail::LoadEnded(lease) => self.with_replica(Some(lease), world, |replica, _| replica.loaded = true),
         }
     }
@@ -410,9 +413,10 @@ impl Process {
     fn with_replica(&mut self, lease: Option<Lease>, world: &mut World, work: impl FnOnce(&mut Replica, &mut Outgoing)) {
         let Some(replica) = self.replica.as_mut().filter(|replica| lease.is_none_or(|lease| lease == replica.lease)) else { return };
         let mut out = Outgoing::new();
+        let now = world.agenda.now();
         work(replica, &mut out);
         let lease = replica.lease;
-        let step = replica.next_step();
+        let step = replica.next_step(now);
         let report = replica.report();
         if let Some(what) = step.as_ref().err().cloned().or(replica.check().err()) {
             world.violate(format!("the replica on {}: {what}", self.facts.id));

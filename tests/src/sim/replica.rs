@@ -1,21 +1,22 @@
-//! A replica: the shell of the model actor round the real sequences, block pool and step former, on a device of [`super::model`].
+//! A replica: the shell of the model actor round the real scheduler, on a device of [`super::model`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use plexus_actors::evictor::ledger::Lease;
 use plexus_actors::messages::{Attempt, Generate, StreamNotice};
 use plexus_actors::model::plan::BLOCK_LEN;
-use plexus_actors::model::sequence::{Sequence, form_step};
-use plexus_engine::batch::{Batch, BatchOutput};
-use plexus_engine::kv::BlockPool;
+use plexus_actors::model::scheduler::{Counts, Limits, Scheduler};
+use plexus_actors::model::sequence::{Progress, Sequence};
+use plexus_engine::batch::BatchOutput;
 use plexus_types::{FinishReason, NodeId, ReplicaLoad, ReplicaReport, ReplicaState, RequestError, RequestId, StreamEvent, Usage};
+use tokio::time::Instant;
 
 use super::model::{KvMemory, codec, settings};
 use super::{DEVICE, MODEL, MODEL_MEMORY};
 
-/// Most tokens of one step: small, so that prompts are read in chunks.
-const STEP_TOKENS_MAX: u32 = 32;
+/// Most prompt tokens of one step: small, so that prompts are read in chunks.
+const PROMPT_TOKENS_MAX: u32 = 32;
 
 /// Whose try at a request.
 pub type Key = (NodeId, RequestId, Attempt);
@@ -50,26 +51,11 @@ pub struct Replica {
     me: NodeId,
     profile: ReplicaProfile,
     encoding: BTreeMap<Key, Box<Generate>>,
-    waiting: VecDeque<Seat>,
-    running: Vec<Seat>,
-    pool: BlockPool,
+    scheduler: Scheduler<Key>,
     memory: KvMemory,
-    step: Option<Step>,
+    /// What the step on the device will give.
+    step: Option<BatchOutput>,
     reported: Option<(bool, u32, u32)>,
-}
-
-#[derive(Debug)]
-struct Seat {
-    key: Key,
-    sequence: Sequence,
-    cancelled: bool,
-    n_blocks: u32,
-}
-
-#[derive(Debug)]
-struct Step {
-    members: Vec<(usize, u32)>,
-    output: BatchOutput,
 }
 
 impl Replica {
@@ -81,9 +67,12 @@ impl Replica {
             me,
             profile,
             encoding: BTreeMap::new(),
-            waiting: VecDeque::new(),
-            running: Vec::new(),
-            pool: BlockPool::new(profile.n_blocks),
+            scheduler: Scheduler::new(Limits {
+                running_max: profile.running_max,
+                n_blocks: profile.n_blocks,
+                block_len: BLOCK_LEN,
+                prompt_tokens_max: PROMPT_TOKENS_MAX,
+            }),
             memory: KvMemory::new(profile.n_blocks, profile.tokens_per_step),
             step: None,
             reported: None,
@@ -98,7 +87,7 @@ impl Replica {
     /// An order to generate. True if the prompt is now being encoded, for which [`Self::on_encoded`] is due.
     pub fn on_generate(&mut self, from: &NodeId, generate: Box<Generate>, out: &mut Outgoing) -> bool {
         let key = (from.clone(), generate.request, generate.attempt);
-        let present = self.encoding.len() + self.waiting.len() + self.running.len();
+        let present = self.encoding.len() + self.scheduler.n_waiting() + self.scheduler.n_running();
         let retry_after = Duration::from_secs(1);
         let refusal = if !self.loaded {
             Some(RequestError::Unavailable { message: format!("the model is not loaded on '{}'", self.me.name), retry_after })
@@ -137,76 +126,44 @@ impl Replica {
         if let Some(reason) = end {
             return send(out, key, done(&sequence, reason));
         }
-        let n_blocks = sequence.n_max().div_ceil(BLOCK_LEN);
-        self.waiting.push_back(Seat { key: key.clone(), sequence, cancelled: false, n_blocks });
+        self.scheduler.push(key.clone(), sequence);
     }
 
     /// Begins the next step, if there is one and none is under way. Says how long it takes.
     ///
-    /// Errors: the step reads what was never computed.
-    pub fn next_step(&mut self) -> Result<Option<Duration>, String> {
-        if self.step.is_some() || !self.loaded {
+    /// Errors: the step reads what was never computed, or was computed for others.
+    pub fn next_step(&mut self, now: Instant) -> Result<Option<Duration>, String> {
+        if !self.loaded {
             return Ok(None);
         }
-        while self.running.len() < self.profile.running_max as usize
-            && let Some(first) = self.waiting.front()
-            && let Some(blocks) = self.pool.allocate(first.n_blocks)
-            && let Some(mut seat) = self.waiting.pop_front()
-        {
-            seat.sequence.give_blocks(blocks);
-            self.running.push(seat);
-        }
-        let members = form_step(self.running.iter().map(|seat| &seat.sequence), STEP_TOKENS_MAX);
-        if members.is_empty() {
-            return Ok(None);
-        }
-        let mut batch = Batch::default();
-        members.iter().for_each(|(i, n)| self.running[*i].sequence.join(&mut batch, *n));
-        let output = self.memory.execute(&batch)?;
-        self.step = Some(Step { members, output });
+        let Some(batch) = self.scheduler.next_step(now, |_| {}) else { return Ok(None) };
+        self.step = Some(self.memory.execute(&batch)?);
         Ok(Some(self.profile.step_time))
     }
 
     /// The step on the device ended.
-    pub fn on_stepped(&mut self, out: &mut Outgoing) {
-        let Some(Step { members, output }) = self.step.take() else { return };
-        let mut ended = Vec::new();
-        for ((i, n), ids) in members.iter().zip(&output.sampled) {
-            let seat = &mut self.running[*i];
-            if seat.cancelled {
-                continue;
+    pub fn on_stepped(&mut self, now: Instant, out: &mut Outgoing) {
+        let Some(output) = self.step.take() else { return };
+        self.scheduler.on_step(&output, now, |key, sequence, progress| {
+            let Progress { index, ids, deltas, end } = progress;
+            if !ids.is_empty() {
+                send(out, key, StreamEvent::Tokens { index, ids, deltas, logprobs: Vec::new() });
             }
-            let progress = seat.sequence.on_step(*n, ids);
-            if !progress.ids.is_empty() {
-                send(
-                    out,
-                    &seat.key,
-                    StreamEvent::Tokens { index: progress.index, ids: progress.ids, deltas: progress.deltas, logprobs: Vec::new() },
-                );
+            if let Some(reason) = end {
+                send(out, key, done(sequence, reason));
             }
-            if let Some(reason) = progress.end {
-                send(out, &seat.key, done(&seat.sequence, reason));
-                ended.push(*i);
-            }
-        }
-        ended.into_iter().rev().for_each(|i| self.remove(i));
-        self.drop_cancelled();
+        });
     }
 
     /// Nothing more is wanted.
     pub fn on_cancel(&mut self, key: &Key) {
         self.encoding.remove(key);
-        self.waiting.retain(|seat| seat.key != *key);
-        self.running.iter_mut().filter(|seat| seat.key == *key).for_each(|seat| seat.cancelled = true);
-        if self.step.is_none() {
-            self.drop_cancelled();
-        }
+        self.scheduler.cancel(|other| other == key, |_| {});
     }
 
     /// An ingress is gone, or the link to it: nobody takes what it asked for.
     pub fn on_ingress_lost(&mut self, ingress: &NodeId) {
-        let waiting = self.waiting.iter().chain(&self.running).map(|seat| &seat.key);
-        let lost: Vec<Key> = self.encoding.keys().chain(waiting).filter(|key| key.0 == *ingress).cloned().collect();
+        let lost: Vec<Key> = self.encoding.keys().chain(self.scheduler.owners()).filter(|key| key.0 == *ingress).cloned().collect();
         lost.iter().for_each(|key| self.on_cancel(key));
     }
 
@@ -215,16 +172,13 @@ impl Replica {
         if let Some(generate) = self.encoding.get_mut(key) {
             generate.credit_until = generate.credit_until.max(until);
         }
-        if let Some(seat) = self.waiting.iter_mut().chain(&mut self.running).find(|seat| seat.key == *key) {
-            seat.sequence.on_credit(until);
-        }
+        self.scheduler.credit(|other| other == key, until);
     }
 
     /// Its actor failed: every request that it has is told so.
     pub fn fail(self, out: &mut Outgoing) {
         let message = format!("the replica on '{}' ended while it had the request", self.me.name);
-        let seats = self.waiting.iter().chain(&self.running).filter(|seat| !seat.cancelled).map(|seat| &seat.key);
-        for key in self.encoding.keys().chain(seats) {
+        for key in self.encoding.keys().chain(self.scheduler.owners()) {
             send(out, key, StreamEvent::Failed(RequestError::Lost { message: message.clone() }));
         }
     }
@@ -232,9 +186,9 @@ impl Replica {
     /// What it says of itself, if that has changed.
     pub fn report(&mut self) -> Option<ReplicaReport> {
         let load = ReplicaLoad {
-            running: self.running.len() as u32,
+            running: self.scheduler.n_running() as u32,
             running_max: self.profile.running_max,
-            waiting: (self.waiting.len() + self.encoding.len()) as u32,
+            waiting: (self.scheduler.n_waiting() + self.encoding.len()) as u32,
             waiting_max: self.profile.waiting_max,
             ..ReplicaLoad::default()
         };
@@ -247,44 +201,30 @@ impl Replica {
         Some(ReplicaReport { model: MODEL.parse().ok()?, device: DEVICE.parse().ok()?, state, context_length, memory, load })
     }
 
-    /// Errors: a block is neither free nor held by one sequence.
+    /// What the scheduler has done so far.
+    pub fn counts(&self) -> Counts {
+        self.scheduler.counts()
+    }
+
+    /// Errors: a block is lost, counted wrongly, or may be written by two sequences.
     pub fn check(&self) -> Result<(), String> {
-        let held: u32 = self.running.iter().map(|seat| seat.n_blocks).sum();
-        if self.pool.available() + held == self.pool.total() {
-            return Ok(());
-        }
-        Err(format!("{} blocks are free and {held} held, of {}", self.pool.available(), self.pool.total()))
+        self.scheduler.check_invariants()
     }
 
     /// Errors: it still has a request, or a block is taken.
     pub fn check_idle(&self) -> Result<(), String> {
-        self.pool.check_invariants();
-        let left: Vec<&Key> = self.encoding.keys().chain(self.waiting.iter().chain(&self.running).map(|seat| &seat.key)).collect();
-        if left.is_empty() && self.pool.available() == self.pool.total() {
+        self.check()?;
+        let left: Vec<&Key> = self.encoding.keys().chain(self.scheduler.owners()).collect();
+        let pool = self.scheduler.pool();
+        if left.is_empty() && pool.available() == pool.total() {
             return Ok(());
         }
-        Err(format!(
-            "the replica on '{}' still has {left:?}, and {} of {} blocks are free",
-            self.me,
-            self.pool.available(),
-            self.pool.total()
-        ))
+        Err(format!("the replica on '{}' still has {left:?}, and {} of {} blocks can be had", self.me, pool.available(), pool.total()))
     }
 
     /// Is nothing left to do?
     pub fn is_idle(&self) -> bool {
-        self.encoding.is_empty() && self.waiting.is_empty() && self.running.is_empty()
-    }
-
-    fn drop_cancelled(&mut self) {
-        while let Some(i) = self.running.iter().position(|seat| seat.cancelled) {
-            self.remove(i);
-        }
-    }
-
-    fn remove(&mut self, i: usize) {
-        let mut seat = self.running.remove(i);
-        self.pool.free(seat.sequence.take_blocks());
+        self.encoding.is_empty() && self.scheduler.n_waiting() + self.scheduler.n_running() == 0
     }
 }
 

@@ -1,0 +1,258 @@
+//! Who waits, who runs, and what the next step computes: decides, does no I/O. The model's actor and the simulator run the same.
+//!
+//! ```text
+//!              room, in order of arrival            one step at a time
+//!   waiting ────────────────────────────> running ─────────────────────> ended
+//!      ^                                     │
+//!      └──────── preempted: no blocks left ──┘
+//! ```
+//! Blocks are taken as they are needed. When none are left, the youngest is preempted: what it has computed stays in the pool as long as there is
+//! room, it waits at its old place in the queue, and goes on with the very tokens that it would have had. The oldest that can run is never
+//! preempted by others, and a whole context fits the pool, so it ends, and then the next is the oldest: everybody ends (CX-93).
+
+mod admission;
+mod speed;
+mod step;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use plexus_engine::batch::{Batch, BatchOutput};
+use plexus_engine::kv::BlockPool;
+use tokio::time::Instant;
+
+pub use self::speed::Speeds;
+use super::sequence::{Progress, Sequence};
+
+/// What a scheduler may do.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Most sequences in the batch.
+    pub running_max: u32,
+    /// Blocks of the pool: at least a whole context.
+    pub n_blocks: u32,
+    /// Tokens in a block.
+    pub block_len: u32,
+    /// Most prompt tokens in a step.
+    pub prompt_tokens_max: u32,
+}
+
+/// What has happened so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Prompt tokens that did not have to be computed.
+    pub cached_tokens: u64,
+    /// Times that a sequence lost its place for want of blocks.
+    pub preemptions: u64,
+    /// Tokens guessed.
+    pub guessed: u64,
+    /// Of them, those that were right.
+    pub guessed_right: u64,
+    /// Sequences that came to their end.
+    pub ended: u64,
+}
+
+/// The sequences of a replica, each with what its owner keeps beside it.
+#[derive(Debug)]
+pub struct Scheduler<T> {
+    limits: Limits,
+    pool: BlockPool,
+    /// In order of arrival.
+    waiting: VecDeque<Entry<T>>,
+    /// In order of arrival.
+    running: Vec<Entry<T>>,
+    step: Option<Step>,
+    speeds: Speeds,
+    counts: Counts,
+    n_arrived: u64,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    /// Grows with each arrival.
+    number: u64,
+    owner: T,
+    sequence: Sequence,
+    cancelled: bool,
+    /// Prompt tokens that were computed for others while this one's prompt waited.
+    passed_over: u32,
+}
+
+/// The step on the device.
+#[derive(Debug)]
+struct Step {
+    members: Vec<Member>,
+    begun: Instant,
+}
+
+/// A sequence in a step: its place in `running`, and how many of its known tokens are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Member {
+    place: usize,
+    n: u32,
+    is_prompt: bool,
+}
+
+impl<T> Scheduler<T> {
+    /// One without sequences, over an empty pool.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            pool: BlockPool::new(limits.n_blocks, limits.block_len),
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            step: None,
+            speeds: Speeds::default(),
+            counts: Counts::default(),
+            n_arrived: 0,
+        }
+    }
+
+    /// Adds a sequence behind those that wait.
+    pub fn push(&mut self, owner: T, sequence: Sequence) {
+        self.n_arrived += 1;
+        self.waiting.push_back(Entry { number: self.n_arrived, owner, sequence, cancelled: false, passed_over: 0 });
+    }
+
+    /// Sequences that wait.
+    pub fn n_waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Sequences that have a place in the batch.
+    pub fn n_running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Measured speeds.
+    pub fn speeds(&self) -> &Speeds {
+        &self.speeds
+    }
+
+    /// What has happened so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// The blocks.
+    pub fn pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    /// The owners of all sequences that have not been cancelled.
+    pub fn owners(&self) -> impl Iterator<Item = &T> {
+        self.waiting.iter().chain(&self.running).filter(|entry| !entry.cancelled).map(|entry| &entry.owner)
+    }
+
+    /// The next step, if one can run and none is under way. `on_place` is told of each that gets a place, once more after a preemption.
+    pub fn next_step(&mut self, now: Instant, mut on_place: impl FnMut(&mut T)) -> Option<Batch> {
+        if self.step.is_some() {
+            return None;
+        }
+        self.admit(&mut on_place);
+        let members = self.form_step();
+        if members.is_empty() {
+            return None;
+        }
+        let mut batch = Batch::default();
+        for Member { place, n, .. } in &members {
+            let sequence = &mut self.running[*place].sequence;
+            batch.copies.extend(self.pool.take_copy(sequence.table_mut()));
+            sequence.join(&mut batch, *n);
+        }
+        self.step = Some(Step { members, begun: now });
+        Some(batch)
+    }
+
+    /// A step ended well. `on_progress` is told what it brought to each of its members that are still wanted.
+    pub fn on_step(&mut self, output: &BatchOutput, now: Instant, mut on_progress: impl FnMut(&mut T, &Sequence, Progress)) {
+        let Some(step) = self.step.take() else { return };
+        let mut ended = Vec::new();
+        let n_prompt = step.members.iter().filter(|member| member.is_prompt).map(|member| member.n).sum();
+        let n_generating = step.members.iter().filter(|member| !member.is_prompt).count();
+        let mut n_sampled = 0;
+        for (member, ids) in step.members.iter().zip(&output.sampled) {
+            let Entry { owner, sequence, cancelled, .. } = &mut self.running[member.place];
+            n_sampled += ids.len() as u32;
+            if *cancelled {
+                continue;
+            }
+            let progress = sequence.on_step(member.n, ids);
+            sequence.store(&mut self.pool);
+            if progress.end.is_some() {
+                ended.push(member.place);
+            }
+            on_progress(owner, sequence, progress);
+        }
+        self.speeds.on_step(n_prompt, n_generating, n_sampled, now.saturating_duration_since(step.begun).max(Duration::from_nanos(1)));
+        self.counts.ended += ended.len() as u64;
+        ended.sort_unstable();
+        for place in ended.into_iter().rev() {
+            self.remove(place);
+        }
+        self.drop_cancelled();
+    }
+
+    /// A step failed, but the device is sound: its members cannot go on here. Gives the owners of those that are still wanted.
+    pub fn on_step_failed(&mut self) -> Vec<T> {
+        let Some(step) = self.step.take() else { return Vec::new() };
+        let mut places: Vec<usize> = step.members.iter().map(|member| member.place).collect();
+        places.sort_unstable();
+        let failed: Vec<Entry<T>> = places.into_iter().rev().map(|place| self.remove(place)).collect();
+        self.drop_cancelled();
+        failed.into_iter().filter(|entry| !entry.cancelled).map(|entry| entry.owner).collect()
+    }
+
+    /// Nobody wants this sequence any more. It is dropped now, or when the step that reads its blocks has ended; `on_cancel` is told of it now.
+    /// True if it was here.
+    pub fn cancel(&mut self, is_it: impl Fn(&T) -> bool, on_cancel: impl FnOnce(&mut T)) -> bool {
+        if let Some(i) = self.waiting.iter().position(|entry| is_it(&entry.owner)) {
+            let Some(mut entry) = self.waiting.remove(i) else { return false };
+            on_cancel(&mut entry.owner);
+            return true;
+        }
+        let Some(entry) = self.running.iter_mut().find(|entry| !entry.cancelled && is_it(&entry.owner)) else { return false };
+        entry.cancelled = true;
+        on_cancel(&mut entry.owner);
+        if self.step.is_none() {
+            self.drop_cancelled();
+        }
+        true
+    }
+
+    /// A sequence may go on.
+    pub fn credit(&mut self, is_it: impl Fn(&T) -> bool, until: u32) {
+        if let Some(entry) = self.waiting.iter_mut().chain(&mut self.running).find(|entry| is_it(&entry.owner)) {
+            entry.sequence.on_credit(until);
+        }
+    }
+
+    /// What must hold at any time.
+    ///
+    /// Errors: a block is lost, counted wrongly, or may be written by two; or a queue is not in order.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        self.pool.check_invariants(self.running.iter().map(|entry| entry.sequence.table()))?;
+        if self.waiting.iter().any(|entry| !entry.sequence.table().blocks().is_empty()) {
+            return Err("a sequence that waits has blocks".into());
+        }
+        let in_order =
+            self.running.iter().is_sorted_by_key(|entry| entry.number) && self.waiting.iter().is_sorted_by_key(|entry| entry.number);
+        if !in_order || self.running.len() > self.limits.running_max as usize {
+            return Err(format!("{} sequences run, {} wait; in order of arrival: {in_order}", self.running.len(), self.waiting.len()));
+        }
+        Ok(())
+    }
+
+    fn drop_cancelled(&mut self) {
+        while let Some(place) = self.running.iter().position(|entry| entry.cancelled) {
+            self.remove(place);
+        }
+    }
+
+    /// Takes a sequence out of the batch and gives its blocks back. Only between steps: a step names its members by their place.
+    fn remove(&mut self, place: usize) -> Entry<T> {
+        let mut entry = self.running.remove(place);
+        self.pool.release(entry.sequence.take_place());
+        entry
+    }
+}

@@ -1,0 +1,95 @@
+//! Who gets a place, and who loses it.
+
+use super::{Entry, Scheduler};
+
+impl<T> Scheduler<T> {
+    /// First come, first served: nobody overtakes one who waits for blocks. Passed over are those whose client is behind, and those
+    /// who wait for a prompt that is being read now and begins as theirs does.
+    pub(super) fn admit(&mut self, on_place: &mut impl FnMut(&mut T)) {
+        let mut i = 0;
+        while self.running.len() < self.limits.running_max as usize && i < self.waiting.len() {
+            let Entry { number, sequence, .. } = &self.waiting[i];
+            if sequence.pending() == 0 || self.is_being_read(*number, &sequence.known()) {
+                i += 1;
+            } else if !self.seat(i, on_place) {
+                return;
+            }
+        }
+    }
+
+    /// Gives a place to one that waits, if there are blocks for all its known tokens, and one more for each that runs, so that
+    /// it is not preempted in the next moment.
+    fn seat(&mut self, mut i: usize, on_place: &mut impl FnMut(&mut T)) -> bool {
+        let known = self.waiting[i].sequence.known();
+        let (table, n_cached) = loop {
+            if let Some(opened) = self.pool.open(&known, self.running.len() as u32) {
+                break opened;
+            }
+            // One whose client is behind holds up nobody.
+            let Some(stalled) = self.running.iter().rposition(Entry::is_stalled) else { return false };
+            i += usize::from(self.running[stalled].number < self.waiting[i].number); // it will wait before this one
+            self.preempt(stalled);
+        };
+        let Some(mut entry) = self.waiting.remove(i) else { return false };
+        if entry.sequence.give_place(table, n_cached) {
+            self.counts.cached_tokens += u64::from(entry.sequence.n_cached());
+        }
+        on_place(&mut entry.owner);
+        let place = self.running.partition_point(|other| other.number < entry.number);
+        self.running.insert(place, entry);
+        true
+    }
+
+    /// Is an older sequence reading a prompt that agrees with these tokens in more blocks than are stored already? It is read once, then.
+    ///
+    /// The wait is bounded: only older ones are waited for, and only while they can run.
+    fn is_being_read(&self, number: u64, tokens: &[u32]) -> bool {
+        let wanted = tokens.len().saturating_sub(1);
+        let shared_with = |entry: &Entry<T>| {
+            let agreeing = (0..wanted as u32)
+                .zip(tokens)
+                .take_while(|(position, token)| *position < entry.sequence.n_known() && entry.sequence.token(*position) == **token);
+            agreeing.count() as u32 / self.limits.block_len * self.limits.block_len
+        };
+        let readers = self.running.iter().filter(|entry| entry.number < number && entry.sequence.is_prefilling() && !entry.is_stalled());
+        let shared = readers.filter(|entry| !entry.cancelled).map(shared_with).max().unwrap_or(0);
+        shared > 0 && shared > self.pool.n_found(tokens)
+    }
+
+    /// Makes room for all known tokens of one that runs, by preempting others if need be: those whose client is behind, then the youngest.
+    /// False if it had to go itself.
+    pub(super) fn make_room(&mut self, number: u64) -> bool {
+        loop {
+            let Ok(place) = self.running.binary_search_by_key(&number, |entry| entry.number) else { return false };
+            let sequence = &mut self.running[place].sequence;
+            let n_tokens = sequence.n_known();
+            if self.pool.extend(sequence.table_mut(), n_tokens) {
+                return true;
+            }
+            let stalled = self.running.iter().rposition(Entry::is_stalled);
+            let victim = stalled.unwrap_or(self.running.len() - 1);
+            self.preempt(victim);
+            if victim == place {
+                return false;
+            }
+        }
+    }
+
+    /// Sends one that runs back into the queue, to its old place.
+    fn preempt(&mut self, place: usize) {
+        let entry = self.remove(place);
+        if entry.cancelled {
+            return;
+        }
+        self.counts.preemptions += 1;
+        let i = self.waiting.partition_point(|other| other.number < entry.number);
+        self.waiting.insert(i, entry);
+    }
+}
+
+impl<T> Entry<T> {
+    /// It has a place and cannot use it now: its client is behind, or has left.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.cancelled || self.sequence.pending() == 0
+    }
+}

@@ -1,0 +1,99 @@
+//! What the next step computes.
+
+use super::{Member, Scheduler};
+
+impl<T> Scheduler<T> {
+    /// Those that generate come first, each with all that it has to compute; then prompts, in chunks, as far as the step has room for them, so that
+    /// a long prompt does not stop the others' tokens (CX-95).
+    pub(super) fn form_step(&mut self) -> Vec<Member> {
+        let generates = |sequence: &super::Sequence| !sequence.is_prefilling() && sequence.pending() > 0;
+        let numbers: Vec<u64> = self.running.iter().filter(|entry| generates(&entry.sequence)).map(|entry| entry.number).collect();
+        for number in numbers {
+            self.make_room(number);
+        }
+        let generating = self.running.iter().enumerate().filter(|(_, entry)| generates(&entry.sequence));
+        let mut members: Vec<Member> =
+            generating.map(|(place, entry)| Member { place, n: entry.sequence.pending(), is_prompt: false }).collect();
+        let room = self.speeds.prompt_tokens(members.len(), self.limits.prompt_tokens_max);
+        let prompts: Vec<Prompt> = (self.running.iter().enumerate())
+            .filter(|(_, entry)| entry.sequence.is_prefilling() && entry.sequence.pending() > 0)
+            .map(|(place, entry)| Prompt { place, left: entry.sequence.pending(), passed_over: entry.passed_over })
+            .collect();
+        let shares = share(&prompts, room);
+        let n_shared: u32 = shares.iter().map(|(_, n)| n).sum();
+        for Prompt { place, .. } in prompts {
+            let own = shares.iter().find(|(other, _)| *other == place).map_or(0, |(_, n)| *n);
+            let passed_over = &mut self.running[place].passed_over;
+            *passed_over = passed_over.saturating_add(n_shared - own);
+        }
+        members.extend(shares.into_iter().map(|(place, n)| Member { place, n, is_prompt: true }));
+        members
+    }
+}
+
+/// A prompt that is being read.
+#[derive(Debug, Clone, Copy)]
+struct Prompt {
+    /// Its sequence's place.
+    place: usize,
+    /// Tokens to read.
+    left: u32,
+    /// Tokens that were read for others meanwhile.
+    passed_over: u32,
+}
+
+/// Which prompts are read on in this step, each with how many tokens: the shortest rest first, so that a short prompt does not wait for a long
+/// one, and of equals the one that came first. Tokens read for others meanwhile count as read: so that a prompt is passed over for no more
+/// tokens than it has itself, and a stream of short prompts does not starve a long one.
+fn share(prompts: &[Prompt], mut room: u32) -> Vec<(usize, u32)> {
+    let mut order: Vec<&Prompt> = prompts.iter().collect();
+    order.sort_by_key(|prompt| (prompt.left.saturating_sub(prompt.passed_over), prompt.place));
+    let mut shares = Vec::new();
+    for prompt in order {
+        let n = prompt.left.min(room);
+        if n > 0 {
+            room -= n;
+            shares.push((prompt.place, n));
+        }
+    }
+    shares
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn prompt(place: usize, left: u32, passed_over: u32) -> Prompt {
+        Prompt { place, left, passed_over }
+    }
+
+    #[test]
+    fn a_short_prompt_does_not_wait_for_a_long_one_that_came_before() {
+        assert_eq!(share(&[prompt(0, 4000, 0), prompt(1, 30, 0)], 64), [(1, 30), (0, 34)]);
+    }
+
+    #[test]
+    fn of_two_that_are_as_long_the_first_is_read_first() {
+        assert_eq!(share(&[prompt(0, 100, 0), prompt(1, 100, 0)], 64), [(0, 64)]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_prompt_is_passed_over_for_little_more_than_its_own_length(long in 1u32..500, others in prop::collection::vec(1u32..100, 1..200)) {
+            const ROOM: u32 = 32;
+            let (mut mine, mut short) = (prompt(0, long, 0), prompt(1, 0, 0));
+            for other in others {
+                short = if short.left == 0 { prompt(1, other, 0) } else { short }; // the next comes as soon as one is read
+                let shares = share(&[mine, short], ROOM);
+                let share_of = |place: usize| shares.iter().find(|(of, _)| *of == place).map_or(0, |(_, n)| *n);
+                prop_assert_eq!(share_of(0) + share_of(1), ROOM.min(mine.left + short.left));
+                mine = prompt(0, mine.left - share_of(0), mine.passed_over + share_of(1));
+                short = prompt(1, short.left - share_of(1), 0);
+                if mine.left == 0 { break; }
+                prop_assert!(mine.passed_over <= long + 100 + ROOM, "{:?}", mine);
+            }
+        }
+    }
+}

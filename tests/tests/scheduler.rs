@@ -1,0 +1,260 @@
+//! The scheduler of a replica alone, on the simulator's device: whatever is shared, evicted, preempted, guessed or cancelled, each answer is the
+//! one that the request has on its own.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use plexus_actors::model::plan::BLOCK_LEN;
+use plexus_actors::model::scheduler::{Limits, Scheduler};
+use plexus_actors::model::sequence::Sequence;
+use plexus_engine::batch::Batch;
+use plexus_tests::sim::model::{KvMemory, codec, reference_to, settings};
+use plexus_types::FinishReason;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::time::Instant;
+
+/// Time that a step takes, and that each prompt token adds to it.
+const STEP: Duration = Duration::from_millis(20);
+const PER_PROMPT_TOKEN: Duration = Duration::from_millis(1);
+
+/// A scheduler, its device, and what each sequence was answered.
+struct Desk {
+    scheduler: Scheduler<u32>,
+    memory: KvMemory,
+    now: Instant,
+    answers: BTreeMap<u32, Answer>,
+    /// The steps so far: their batches, and when they ended.
+    steps: Vec<(Batch, Instant)>,
+    n_computed: usize,
+}
+
+#[derive(Default)]
+struct Answer {
+    expected: Vec<u32>,
+    ids: Vec<u32>,
+    end: Option<FinishReason>,
+    cached: u32,
+    /// When each token came.
+    at: Vec<Instant>,
+}
+
+impl Desk {
+    fn new(running_max: u32, n_blocks: u32, prompt_tokens_max: u32) -> Self {
+        Self {
+            scheduler: Scheduler::new(Limits { running_max, n_blocks, block_len: BLOCK_LEN, prompt_tokens_max }),
+            memory: KvMemory::new(n_blocks, 1),
+            now: Instant::now(),
+            answers: BTreeMap::new(),
+            steps: Vec::new(),
+            n_computed: 0,
+        }
+    }
+
+    /// Asks under a label for at most `max` tokens after `prompt`, of which `credit` may come at once.
+    fn ask(&mut self, label: u32, prompt: &[u32], max: u32, credit: u32) {
+        let seed = u64::from(label) + 1;
+        let (sequence, end) = Sequence::new(settings(seed), prompt.to_vec(), Vec::new(), codec().decoder(&[]), max, credit);
+        assert_eq!(end, None);
+        let expected = reference_to(prompt, &[], seed, max).ids;
+        self.answers.insert(label, Answer { expected, ..Answer::default() });
+        self.scheduler.push(label, sequence);
+    }
+
+    /// Asks for a prompt whose answer has exactly `max` tokens: its last token is chosen so.
+    fn ask_for(&mut self, label: u32, prompt: &[u32], max: u32) {
+        let mut prompt = prompt.to_vec();
+        prompt.push(300);
+        while reference_to(&prompt, &[], u64::from(label) + 1, max).reason != FinishReason::Length {
+            *prompt.last_mut().unwrap() += 1;
+        }
+        self.ask(label, &prompt, max, u32::MAX);
+    }
+
+    /// One step. False if there was none to do.
+    fn step(&mut self) -> bool {
+        let batch = self.scheduler.next_step(self.now, |_| {});
+        self.scheduler.check_invariants().unwrap();
+        let Some(batch) = batch else { return false };
+        let output = self.memory.execute(&batch).unwrap();
+        let n_prompt = batch.tokens.len().saturating_sub(batch.draws.iter().flatten().map(|draw| 1 + draw.n_guesses as usize).sum());
+        self.now += STEP + PER_PROMPT_TOKEN * n_prompt as u32;
+        let (now, answers) = (self.now, &mut self.answers);
+        self.scheduler.on_step(&output, now, |label, sequence, progress| {
+            let answer = answers.get_mut(label).unwrap();
+            assert_eq!((progress.index as usize, &answer.end), (answer.ids.len(), &None), "no token is lost, repeated or after the end");
+            answer.at.extend(progress.ids.iter().map(|_| now));
+            answer.ids.extend(progress.ids);
+            answer.end = progress.end;
+            answer.cached = sequence.n_cached();
+        });
+        self.scheduler.check_invariants().unwrap();
+        self.n_computed += batch.tokens.len();
+        self.steps.push((batch, self.now));
+        true
+    }
+
+    fn run(&mut self) {
+        while self.step() {}
+    }
+
+    /// Every answer is complete and the expected one.
+    #[track_caller]
+    fn check(&self) {
+        for (label, answer) in &self.answers {
+            assert_eq!((&answer.ids, answer.end.is_some()), (&answer.expected, true), "answer {label}");
+        }
+        assert_eq!(self.scheduler.pool().available(), self.scheduler.pool().total());
+    }
+}
+
+/// A prompt of `n` tokens unlike those with another `kind`.
+fn prompt(kind: u32, n: u32) -> Vec<u32> {
+    (0..n).map(|i| 280 + (i * i + kind * 31) % 200).collect()
+}
+
+#[test]
+fn a_second_turn_computes_only_what_is_new() {
+    let mut desk = Desk::new(4, 64, 512);
+    desk.ask_for(0, &prompt(0, 99), 40);
+    desk.run();
+    let mut second: Vec<u32> = desk.steps.iter().flat_map(|(batch, _)| batch.tokens.clone()).take(100).collect();
+    second.extend(&desk.answers[&0].ids);
+    second.extend(prompt(1, 20));
+    desk.ask_for(1, &second, 5);
+    desk.run();
+    desk.check();
+    // The last token of the answer was drawn and never computed, so that of 140 tokens 139 are computed, of which whole blocks are remembered.
+    assert_eq!(desk.answers[&1].cached, 128);
+    assert_eq!(desk.scheduler.counts().cached_tokens, 128);
+}
+
+#[test]
+fn simultaneous_requests_with_one_prompt_compute_it_once() {
+    let mut desk = Desk::new(8, 256, 64);
+    let shared = prompt(0, 320);
+    (0..8).for_each(|label| desk.ask(label, &shared, 8, u32::MAX));
+    desk.run();
+    desk.check();
+    let counts = desk.scheduler.counts();
+    assert!(counts.cached_tokens >= 7 * 319, "{counts:?}");
+    assert!(desk.n_computed < 320 + 8 * 24, "{} tokens were computed", desk.n_computed);
+}
+
+#[test]
+fn when_blocks_run_out_the_youngest_waits_and_goes_on_exactly() {
+    let mut desk = Desk::new(8, 20, 64);
+    (0..6).for_each(|label| desk.ask_for(label, &prompt(label, 30), 200));
+    desk.run();
+    desk.check();
+    assert!(desk.scheduler.counts().preemptions > 0);
+    let ends: Vec<Instant> = desk.answers.values().map(|answer| *answer.at.last().unwrap()).collect();
+    assert!(ends.is_sorted(), "the oldest is never held up by a younger one");
+}
+
+#[test]
+fn one_whose_client_is_behind_holds_up_nobody() {
+    let mut desk = Desk::new(4, 16, 64);
+    desk.ask(0, &prompt(0, 150), 90, 3); // takes ten of sixteen blocks, and stands still after three tokens
+    desk.run();
+    desk.ask_for(1, &prompt(1, 180), 60);
+    desk.run();
+    assert_eq!((desk.answers[&1].end.is_some(), desk.answers[&0].ids.len()), (true, 3));
+    desk.scheduler.credit(|label| *label == 0, u32::MAX);
+    desk.run();
+    desk.check();
+}
+
+#[test]
+fn a_short_prompt_does_not_wait_for_a_long_one() {
+    let mut desk = Desk::new(4, 400, 128);
+    desk.ask_for(0, &prompt(0, 4_000), 20);
+    desk.step();
+    desk.ask_for(1, &prompt(1, 40), 20);
+    let asked = desk.now;
+    desk.run();
+    desk.check();
+    let waited = desk.answers[&1].at[0] - asked;
+    assert!(waited <= 2 * (STEP + 128 * PER_PROMPT_TOKEN), "{waited:?}");
+}
+
+#[test]
+fn tokens_keep_coming_while_a_long_prompt_is_read() {
+    // CX-95
+    let mut desk = Desk::new(4, 400, 512);
+    (0..3).for_each(|label| desk.ask_for(label, &prompt(label, 20), 200));
+    (0..10).for_each(|_| drop(desk.step()));
+    desk.ask_for(3, &prompt(7, 4_000), 20);
+    desk.run();
+    desk.check();
+    for label in 0..3 {
+        let at = &desk.answers[&label].at;
+        let widest = at[10..].windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+        assert!(widest <= 3 * STEP, "{widest:?} between two tokens of {label}");
+    }
+}
+
+/// Requests that begin alike, in a pool much too small for all, with clients that leave, stall, and come back.
+fn ordeal(seed: u64) -> Desk {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let n_blocks = rng.random_range(8..40);
+    let context = n_blocks * BLOCK_LEN;
+    let mut desk = Desk::new(rng.random_range(1..8), n_blocks, rng.random_range(16..100));
+    let mut left = Vec::new();
+    for label in 0..rng.random_range(4..24) {
+        let shared = rng.random_range(0..context / 2);
+        let mut own = prompt(rng.random_range(0..2), shared);
+        own.extend(prompt(rng.random_range(0..4), rng.random_range(1..20)));
+        let max = rng.random_range(1..=context - own.len() as u32).min(120);
+        let credit = if rng.random_bool(0.2) { rng.random_range(1..30) } else { u32::MAX };
+        desk.ask(label, &own, max, credit);
+        for _ in 0..rng.random_range(0..30) {
+            desk.step();
+        }
+        if rng.random_bool(0.3) {
+            let gone = rng.random_range(0..=label);
+            desk.scheduler.cancel(|other| *other == gone, |_| {});
+            left.push(gone);
+        }
+        if rng.random_bool(0.3) {
+            let slow = rng.random_range(0..=label);
+            desk.scheduler.credit(|other| *other == slow, 60);
+        }
+    }
+    desk.run();
+    desk.answers.keys().copied().collect::<Vec<_>>().into_iter().for_each(|label| desk.scheduler.credit(|other| *other == label, u32::MAX));
+    desk.run();
+    for gone in left {
+        if let Some(answer) = desk.answers.get_mut(&gone).filter(|answer| answer.end.is_none()) {
+            assert!(answer.expected.starts_with(&answer.ids), "what {gone} had was right");
+            desk.answers.remove(&gone);
+        }
+    }
+    desk
+}
+
+#[test]
+fn whatever_happens_each_answer_is_the_one_it_has_alone() {
+    let mut total = (0, 0);
+    for seed in 0..300 {
+        let desk = ordeal(seed);
+        desk.check();
+        let counts = desk.scheduler.counts();
+        total = (total.0 + counts.preemptions, total.1 + counts.cached_tokens);
+    }
+    assert!(total.0 > 300 && total.1 > 10_000, "{total:?}: the ordeal is about too little");
+}
+
+#[test]
+fn a_step_that_fails_ends_its_members_and_the_others_go_on() {
+    let mut desk = Desk::new(2, 40, 64);
+    (0..3).for_each(|label| desk.ask_for(label, &prompt(label, 50), 30));
+    (0..5).for_each(|_| drop(desk.step()));
+    drop(desk.scheduler.next_step(desk.now, |_| {}));
+    let mut failed = desk.scheduler.on_step_failed();
+    failed.sort_unstable();
+    assert_eq!(failed, [0, 1]);
+    failed.iter().for_each(|label| drop(desk.answers.remove(label)));
+    desk.run();
+    desk.check();
+}
