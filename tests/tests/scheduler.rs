@@ -183,7 +183,7 @@ fn tokens_keep_coming_while_a_long_prompt_is_read() {
     // CX-95
     let mut desk = Desk::new(4, 400, 512);
     (0..3).for_each(|label| desk.ask_for(label, &prompt(label, 20), 200));
-    (0..10).for_each(|_| drop(desk.step()));
+    (0..10).for_each(|_| _ = desk.step());
     desk.ask_for(3, &prompt(7, 4_000), 20);
     desk.run();
     desk.check();
@@ -249,7 +249,7 @@ fn whatever_happens_each_answer_is_the_one_it_has_alone() {
 fn a_step_that_fails_ends_its_members_and_the_others_go_on() {
     let mut desk = Desk::new(2, 40, 64);
     (0..3).for_each(|label| desk.ask_for(label, &prompt(label, 50), 30));
-    (0..5).for_each(|_| drop(desk.step()));
+    (0..5).for_each(|_| _ = desk.step());
     drop(desk.scheduler.next_step(desk.now, |_| {}));
     let mut failed = desk.scheduler.on_step_failed();
     failed.sort_unstable();
