@@ -5,5 +5,6 @@ mod messages;
 pub(crate) mod models;
 mod request;
 mod stream;
+mod tools;
 
 pub(crate) use messages::{count_tokens, messages};

@@ -5,16 +5,17 @@ use std::time::Duration;
 use axum::response::Response;
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::join_all;
 use http::{HeaderValue, StatusCode};
-use plexus_types::{Delta, FinishReason, GenerateEvent, GenerateRequest, NodeName, RequestError, RequestId, Usage};
+use plexus_types::{NodeName, RequestError, RequestId};
 use serde::Serialize;
 use tokio::time::timeout;
 use tracing::Span;
 
 use crate::Api;
+use crate::answer::{Answer, ChoiceEvent, Choices, Order, collect};
 use crate::dialect::Exchange;
 use crate::failure::Failure;
-use crate::service::Generation;
 use crate::sse;
 
 /// How long a stream's status waits for the first event. Longer, and proxies and clients take the silence for a dead server: the stream
@@ -24,66 +25,62 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The header that names the node which serves a request.
 const NODE_HEADER: &str = "x-plexus-node";
 
-/// A dialect's spelling of one generation. Pure: events in, bytes out.
+/// A dialect's spelling of one answer. Pure: events in, bytes out.
 pub(crate) trait Render: Send + Unpin + 'static {
     /// What the whole answer looks like.
     type Whole<'a>: Serialize
     where
         Self: 'a;
 
-    /// The event as frames of a stream; never empty. `Failed` and `Done` are the last.
-    fn frames(&mut self, event: GenerateEvent) -> Bytes;
+    /// The event as frames of a stream; never empty. `Failed`, and `Finished` with a total, are the last.
+    fn frames(&mut self, event: ChoiceEvent) -> Bytes;
 
     /// The answer in one piece.
     fn whole<'a>(&'a self, answer: &'a Answer) -> Self::Whole<'a>;
 }
 
-/// A generation that ended well, in one piece.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Answer {
-    pub(crate) node: Option<NodeName>,
-    pub(crate) text: String,
-    pub(crate) reason: FinishReason,
-    pub(crate) usage: Usage,
-}
-
-/// Runs `request` and answers it as `render` spells it. Dropping the future, or the body of the response, cancels the generation.
+/// Runs `order` and answers it as `render` spells it. Dropping the future, or the body of the response, cancels all its choices.
+/// The answer goes by the id of the first choice.
 pub(crate) async fn respond<R: Render>(
     api: &Api,
     exchange: Exchange,
-    request: GenerateRequest,
+    order: Order,
     stream: bool,
     render: impl FnOnce(RequestId) -> R + Send,
 ) -> Response {
     let span = Span::current();
-    span.record("model", request.model.as_str());
-    let generation = api.inference.generate(request).await;
-    let exchange = Exchange { id: generation.id(), ..exchange };
+    let n = order.n;
+    let requests = order.requests();
+    if let Some(request) = requests.first() {
+        span.record("model", request.model.as_str());
+    }
+    let generations = join_all(requests.into_iter().map(|request| api.inference.generate(request))).await;
+    let exchange = Exchange { id: generations.first().map_or(exchange.id, |generation| generation.id()), ..exchange };
     span.record("request_id", tracing::field::display(exchange.id));
+    let choices = Choices::new(generations, n);
     let render = render(exchange.id);
-    let result = if stream { streamed(exchange, generation, render).await } else { whole(exchange, generation, &render).await };
+    let result = if stream { streamed(exchange, choices, render).await } else { whole(exchange, choices, &render).await };
     result.unwrap_or_else(|error| exchange.failure(&Failure::from(error)))
 }
 
-async fn streamed<R: Render>(exchange: Exchange, mut generation: Generation, render: R) -> Result<Response, RequestError> {
-    let first = match timeout(PATIENCE, generation.next()).await {
-        Ok(Some(GenerateEvent::Failed(error))) => return Err(error),
-        Ok(None) => return Err(ended_early()),
-        Ok(Some(event)) => Some(event),
+async fn streamed<R: Render>(exchange: Exchange, mut choices: Choices, render: R) -> Result<Response, RequestError> {
+    let first = match timeout(PATIENCE, choices.next()).await {
+        Ok(Some(ChoiceEvent::Failed(error))) => return Err(error),
+        Ok(event) => event,
         Err(_) => None,
     };
     let node = match &first {
-        Some(GenerateEvent::Started { node, .. }) => Some(node.clone()),
+        Some(ChoiceEvent::Started { node, .. }) => Some(node.clone()),
         _ => None,
     };
-    let mut response = sse::response(sse::EventBody::new(generation, first, render));
+    let mut response = sse::response(sse::EventBody::new(choices, first, render));
     exchange.mark(&mut response);
     mark_node(&mut response, node.as_ref());
     Ok(response)
 }
 
-async fn whole<R: Render>(exchange: Exchange, generation: Generation, render: &R) -> Result<Response, RequestError> {
-    let answer = collect(generation).await?;
+async fn whole<R: Render>(exchange: Exchange, choices: Choices, render: &R) -> Result<Response, RequestError> {
+    let answer = collect(choices).await?;
     let mut response = exchange.json(StatusCode::OK, &render.whole(&answer));
     mark_node(&mut response, answer.node.as_ref());
     Ok(response)
@@ -94,22 +91,4 @@ fn mark_node(response: &mut Response, node: Option<&NodeName>) {
         let name = HeaderValue::from_str(node.as_str()).expect("a node's name is a DNS label");
         response.headers_mut().insert(NODE_HEADER, name);
     }
-}
-
-async fn collect(mut generation: Generation) -> Result<Answer, RequestError> {
-    let (mut node, mut text) = (None, String::new());
-    while let Some(event) = generation.next().await {
-        match event {
-            GenerateEvent::Started { node: by, .. } => node = Some(by),
-            GenerateEvent::Tokens { deltas, .. } => text.push_str(&Delta::text_of(&deltas)),
-            GenerateEvent::Done { reason, usage } => return Ok(Answer { node, text, reason, usage }),
-            GenerateEvent::Failed(error) => return Err(error),
-        }
-    }
-    Err(ended_early())
-}
-
-/// A generation whose events stop without an end: whoever made them died.
-pub(crate) fn ended_early() -> RequestError {
-    RequestError::Lost { message: "the generation stopped without an end; ask again".to_owned() }
 }

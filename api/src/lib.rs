@@ -12,10 +12,12 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed"))]
 
+mod answer;
 mod anthropic;
 mod body;
 mod cluster;
 mod config;
+mod constraint;
 mod dialect;
 mod failure;
 mod generate;
@@ -25,6 +27,7 @@ mod params;
 pub mod service;
 mod span;
 mod sse;
+mod thinking;
 mod wire;
 
 use std::sync::Arc;

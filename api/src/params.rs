@@ -1,10 +1,12 @@
 //! Fields that all dialects share, with their ranges. What is out of range is refused by name before any work is done (CX-81).
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use plexus_types::{ModelId, RequestError, Sampling};
+use plexus_types::{Constraint, ModelId, RequestError, Sampling, Tool, ToolChoice};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::wire::TextOr;
 
@@ -16,6 +18,10 @@ const STOP_BYTES_MAX: usize = 256;
 pub(crate) const MESSAGES_MAX: usize = 2048;
 /// Most tools; agents with many plugins send some hundred.
 pub(crate) const TOOLS_MAX: usize = 512;
+/// Most choices of an answer, prompts times `n`: each takes a place in a batch.
+pub(crate) const CHOICES_MAX: u32 = 16;
+/// Most tokens whose logits are biased.
+const BIASES_MAX: usize = 1024;
 /// Longest name of a model repeated in an error, in characters.
 const ECHO_CHARS_MAX: usize = 200;
 
@@ -31,6 +37,10 @@ pub(crate) struct SamplingFields {
     presence_penalty: Option<f64>,
     frequency_penalty: Option<f64>,
     seed: Option<Seed>,
+    /// By token id, which is a key of a JSON object and so a text.
+    logit_bias: Option<BTreeMap<String, f64>>,
+    min_tokens: Option<i64>,
+    ignore_eos: Option<bool>,
 }
 
 /// A seed is any integer of 64 bits; a negative one is taken by its bits.
@@ -45,9 +55,6 @@ impl SamplingFields {
     /// Checks every field against its range.
     pub(crate) fn check(self) -> Result<Sampling, RequestError> {
         Ok(Sampling {
-            logit_bias: Vec::new(),
-            min_tokens: None,
-            ignore_eos: false,
             temperature: number("temperature", self.temperature, 0.0..=2.0)?,
             top_k: count_or_off("top_k", self.top_k)?.map(|top_k| top_k.unwrap_or(0)),
             top_p: number("top_p", self.top_p, 0.0..=1.0)?,
@@ -61,8 +68,26 @@ impl SamplingFields {
                 Seed::Unsigned(seed) => seed,
                 Seed::Signed(seed) => seed.cast_unsigned(),
             }),
+            logit_bias: logit_bias(self.logit_bias.unwrap_or_default())?,
+            min_tokens: match self.min_tokens {
+                None | Some(0) => None,
+                Some(min) => Some(u32::try_from(min).map_err(|_| out_of_range("min_tokens", min, "0 or more, and at most max_tokens"))?),
+            },
+            ignore_eos: self.ignore_eos.unwrap_or(false),
         })
     }
+}
+
+fn logit_bias(biases: BTreeMap<String, f64>) -> Result<Vec<(u32, f32)>, RequestError> {
+    at_most("logit_bias", biases.len(), BIASES_MAX)?;
+    let bias = |(id, bias): (String, f64)| {
+        let id = id.parse::<u32>().map_err(|_| {
+            let id: String = id.chars().take(ECHO_CHARS_MAX).collect();
+            RequestError::invalid("logit_bias", format!("logit_bias has the key {id:?}; the keys are token ids, such as \"42\""))
+        })?;
+        Ok((id, number(&format!("logit_bias[{id}]"), Some(bias), -100.0..=100.0)?.unwrap_or_default()))
+    };
+    biases.into_iter().map(bias).collect()
 }
 
 fn number(param: &str, value: Option<f64>, range: RangeInclusive<f64>) -> Result<Option<f32>, RequestError> {
@@ -118,6 +143,60 @@ pub(crate) fn max_tokens(param: &str, value: Option<i64>) -> Result<Option<u32>,
     }
 }
 
+/// Refuses a least number of tokens above the limit.
+pub(crate) fn min_below_max(sampling: &Sampling, max_tokens: Option<u32>) -> Result<(), RequestError> {
+    match (sampling.min_tokens, max_tokens) {
+        (Some(min), Some(max)) if min > max => Err(out_of_range("min_tokens", min, format!("at most the {max} tokens of max_tokens"))),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses to force what cannot be: a tool that is not there, or a call where the answer must have another form.
+pub(crate) fn choice_is_possible(
+    param: &str,
+    choice: &ToolChoice,
+    tools: &[Tool],
+    constraint: Option<&Constraint>,
+) -> Result<(), RequestError> {
+    let forced = match choice {
+        ToolChoice::Auto | ToolChoice::None => return Ok(()),
+        ToolChoice::Required if tools.is_empty() => Some("a tool, but tools has none that this server can call; list one".to_owned()),
+        ToolChoice::Named(name) if !tools.iter().any(|tool| tool.name == *name) => {
+            let name: String = name.chars().take(ECHO_CHARS_MAX).collect();
+            Some(format!("the tool {name:?}, which is not in tools; list it, or name one that is"))
+        }
+        ToolChoice::Required | ToolChoice::Named(_) => {
+            constraint.map(|_| "a call, but the format of the answer is given as well; send one of them".to_owned())
+        }
+    };
+    forced.map_or(Ok(()), |why| Err(RequestError::invalid(param, format!("{param} asks for {why}"))))
+}
+
+/// How many choices of each prompt, where there are `prompts`.
+pub(crate) fn choices(n: Option<i64>, prompts: usize) -> Result<u32, RequestError> {
+    let most = u32::try_from(prompts).map_or(0, |prompts| CHOICES_MAX / prompts.max(1));
+    let n = n.unwrap_or(1);
+    match u32::try_from(n) {
+        _ if most == 0 => {
+            let message = format!("prompt has {prompts} prompts; this server takes at most {CHOICES_MAX} a request: send several requests");
+            Err(RequestError::invalid("prompt", message))
+        }
+        Ok(n) if (1..=most).contains(&n) => Ok(n),
+        _ if prompts > 1 => Err(out_of_range("n", n, format!("between 1 and {most} for {prompts} prompts"))),
+        _ => Err(out_of_range("n", n, format!("between 1 and {most}"))),
+    }
+}
+
+/// The client's own value, cut to what fits into a message.
+pub(crate) fn short(value: &Value) -> String {
+    const CHARS_MAX: usize = 80;
+    let text = value.to_string();
+    match text.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
 /// The texts that end a generation.
 pub(crate) fn stop(param: &str, stop: Option<TextOr<String>>) -> Result<Vec<String>, RequestError> {
     let stop = match stop {
@@ -170,7 +249,7 @@ mod tests {
     fn every_sampling_field_is_read() {
         // CX-81
         let json = r#"{"temperature":0.5,"top_k":40,"top_p":0.9,"min_p":0.05,"repetition_penalty":1.1,"repeat_last_n":64,
-            "presence_penalty":0.25,"frequency_penalty":-0.5,"seed":7}"#;
+            "presence_penalty":0.25,"frequency_penalty":-0.5,"seed":7,"logit_bias":{"7":-100,"12":1.5},"min_tokens":3,"ignore_eos":true}"#;
         let expected = Sampling {
             temperature: Some(0.5),
             top_k: Some(40),
@@ -181,7 +260,9 @@ mod tests {
             presence_penalty: Some(0.25),
             frequency_penalty: Some(-0.5),
             seed: Some(7),
-            ..Sampling::default()
+            logit_bias: vec![(12, 1.5), (7, -100.0)],
+            min_tokens: Some(3),
+            ignore_eos: true,
         };
         assert_eq!(sampling(json), Ok(expected));
         assert_eq!(sampling(r#"{"seed":-1,"top_k":-1}"#).map(|sampling| (sampling.seed, sampling.top_k)), Ok((Some(u64::MAX), Some(0))));
@@ -198,6 +279,9 @@ mod tests {
             (r#"{"repetition_penalty":0}"#, "repetition_penalty is 0; it must be between 0.01 and 10"),
             (r#"{"presence_penalty":3}"#, "presence_penalty is 3; it must be between -2 and 2"),
             (r#"{"frequency_penalty":-3}"#, "frequency_penalty is -3; it must be between -2 and 2"),
+            (r#"{"logit_bias":{"7":101}}"#, "logit_bias[7] is 101; it must be between -100 and 100"),
+            (r#"{"logit_bias":{"the":1}}"#, "logit_bias has the key \"the\"; the keys are token ids, such as \"42\""),
+            (r#"{"min_tokens":-1}"#, "min_tokens is -1; it must be 0 or more, and at most max_tokens"),
         ] {
             assert_eq!(message(sampling(json).unwrap_err()), expected);
         }
@@ -211,6 +295,28 @@ mod tests {
         assert_eq!(max_tokens("max_tokens", Some(i64::MAX)), Ok(Some(u32::MAX)));
         assert!(max_tokens("max_tokens", Some(0)).is_err());
         assert!(max_tokens("max_tokens", Some(-2)).is_err());
+    }
+
+    #[test]
+    fn the_least_number_of_tokens_is_not_above_the_limit() {
+        let sampling = Sampling { min_tokens: Some(5), ..Sampling::default() };
+        assert_eq!(min_below_max(&sampling, Some(5)), Ok(()));
+        assert_eq!(min_below_max(&sampling, None), Ok(()));
+        let refusal = message(min_below_max(&sampling, Some(4)).unwrap_err());
+        assert_eq!(refusal, "min_tokens is 5; it must be at most the 4 tokens of max_tokens");
+    }
+
+    #[test]
+    fn there_are_at_most_sixteen_choices_over_all_prompts() {
+        assert_eq!((choices(None, 1), choices(Some(16), 1), choices(Some(4), 4), choices(None, 16)), (Ok(1), Ok(16), Ok(4), Ok(1)));
+        for (n, prompts, expected) in [
+            (0, 1, "n is 0; it must be between 1 and 16"),
+            (17, 1, "n is 17; it must be between 1 and 16"),
+            (5, 4, "n is 5; it must be between 1 and 4 for 4 prompts"),
+            (1, 17, "prompt has 17 prompts; this server takes at most 16 a request: send several requests"),
+        ] {
+            assert_eq!(message(choices(Some(n), prompts).unwrap_err()), expected);
+        }
     }
 
     #[test]

@@ -11,15 +11,14 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use http::{HeaderName, HeaderValue, header};
-use plexus_types::GenerateEvent;
 use serde::Serialize;
 use tokio::time::{Instant, Sleep};
 use tracing::Span;
 
+use crate::answer::{ChoiceEvent, Choices};
 use crate::dialect::log;
 use crate::failure::Failure;
-use crate::generate::{Render, ended_early};
-use crate::service::Generation;
+use crate::generate::Render;
 
 /// Longest silence on a stream (CX-72). Half of the shortest idle timeout seen in proxies, 10 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -64,12 +63,11 @@ impl Frames {
     }
 }
 
-/// The body of a streamed answer: each event is sent as it comes (CX-71). Dropping it drops the generation, which cancels it.
+/// The body of a streamed answer: each event is sent as it comes (CX-71). Dropping it drops the choices, which cancels them.
 pub(crate) struct EventBody<R> {
     /// The event that decided the status, not yet sent.
-    first: Option<GenerateEvent>,
-    /// `None` once its last event is sent.
-    generation: Option<Generation>,
+    first: Option<ChoiceEvent>,
+    choices: Choices,
     render: R,
     /// Wakes when nothing was sent for [`KEEP_ALIVE`].
     quiet: Pin<Box<Sleep>>,
@@ -79,21 +77,15 @@ pub(crate) struct EventBody<R> {
 
 impl<R: Render> EventBody<R> {
     /// A body that begins with `first`, or with a comment if the first event is late.
-    pub(crate) fn new(generation: Generation, first: Option<GenerateEvent>, render: R) -> Self {
+    pub(crate) fn new(choices: Choices, first: Option<ChoiceEvent>, render: R) -> Self {
         let silence = if first.is_some() { KEEP_ALIVE } else { Duration::ZERO };
-        Self { first, generation: Some(generation), render, quiet: Box::pin(tokio::time::sleep(silence)), span: Span::current() }
+        Self { first, choices, render, quiet: Box::pin(tokio::time::sleep(silence)), span: Span::current() }
     }
 
-    fn render(&mut self, event: Option<GenerateEvent>) -> Bytes {
-        let event = event.unwrap_or_else(|| GenerateEvent::Failed(ended_early()));
-        match &event {
-            GenerateEvent::Started { .. } | GenerateEvent::Tokens { .. } => {}
-            GenerateEvent::Done { .. } => self.generation = None,
-            GenerateEvent::Failed(error) => {
-                self.generation = None;
-                self.span.record("otel.status_code", "ERROR");
-                log(&Failure::Request(error.clone()));
-            }
+    fn render(&mut self, event: ChoiceEvent) -> Bytes {
+        if let ChoiceEvent::Failed(error) = &event {
+            self.span.record("otel.status_code", "ERROR");
+            log(&Failure::Request(error.clone()));
         }
         self.render.frames(event)
     }
@@ -106,13 +98,13 @@ impl<R: Render> Stream for EventBody<R> {
         let this = self.get_mut();
         let span = this.span.clone();
         let _entered = span.enter();
-        let Some(generation) = &mut this.generation else { return Poll::Ready(None) };
         let next = match this.first.take() {
             Some(first) => Poll::Ready(Some(first)),
-            None => generation.poll_next_unpin(context),
+            None => this.choices.poll_next_unpin(context),
         };
         let bytes = match next {
-            Poll::Ready(event) => this.render(event),
+            Poll::Ready(Some(event)) => this.render(event),
+            Poll::Ready(None) => return Poll::Ready(None),
             Poll::Pending => {
                 ready!(this.quiet.as_mut().poll(context));
                 Bytes::from_static(COMMENT)

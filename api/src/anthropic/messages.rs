@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::request;
 use super::stream::MessageRender;
 use crate::Shared;
+use crate::answer::Order;
 use crate::body;
 use crate::dialect::Exchange;
 use crate::failure::Failure;
@@ -23,7 +24,7 @@ pub(crate) async fn messages(State(api): State<Shared>, Extension(exchange): Ext
     };
     let model = request.model.to_string();
     let render = move |id: RequestId| MessageRender::new(id, model);
-    respond(&api, exchange, request, stream, render).await
+    respond(&api, exchange, Order::one(request), stream, render).await
 }
 
 #[derive(Debug, Serialize)]

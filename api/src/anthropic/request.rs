@@ -6,15 +6,18 @@
 //!   with every request: passed on, it would keep any prompt from being found in the prefix cache. It alone is dropped.
 //! * Turns of the role `system` between the others stay where they are.
 //! * `tool_result` blocks become tool messages, before the text of the same turn, as templates expect them right after the call.
-//! * `thinking` becomes the turn's reasoning; `redacted_thinking` can be read by the vendor alone and is dropped.
+//! * `thinking` becomes the turn's reasoning, whatever its signature; `redacted_thinking` can be read by the vendor alone and is dropped.
 
-use plexus_types::{Chat, GenerateRequest, Message, Prompt, RequestError, Role, Tool, ToolCall};
+use plexus_types::{Chat, Constraint, GenerateRequest, Message, Prompt, RequestError, Role, ToolCall};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::tools::{self, WireTool, WireToolChoice};
 use crate::body;
+use crate::constraint::response_format;
 use crate::failure::Failure;
-use crate::params::{self, SamplingFields, unsupported};
+use crate::params::{self, SamplingFields};
+use crate::thinking::{self, TemplateKwargs};
 use crate::wire::{TextOr, json_text};
 
 /// What stands between two text blocks that become one text: blocks are paragraphs, not pieces of a sentence.
@@ -32,6 +35,23 @@ struct MessageBody {
     max_tokens: Option<i64>,
     stop_sequences: Option<Vec<String>>,
     stream: Option<bool>,
+    thinking: Option<WireThinking>,
+    output_config: Option<WireOutput>,
+    /// The earlier place of `output_config.format`.
+    output_format: Option<Value>,
+}
+
+/// A budget in tokens is not kept: `max_tokens` limits thoughts and answer together.
+#[derive(Debug, Deserialize)]
+struct WireThinking {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct WireOutput {
+    effort: Option<String>,
+    format: Option<Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -56,28 +76,6 @@ struct Block {
     source: Option<Value>,
 }
 
-#[derive(Debug, Deserialize)]
-struct WireTool {
-    name: Option<String>,
-    description: Option<String>,
-    input_schema: Option<Value>,
-    /// OpenAI's shape, which some clients send here, too.
-    function: Option<WireFunction>,
-}
-
-#[derive(Debug, Deserialize)]
-struct WireFunction {
-    name: Option<String>,
-    description: Option<String>,
-    parameters: Option<Value>,
-}
-
-#[derive(Debug, Deserialize)]
-struct WireToolChoice {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-}
-
 /// Translates the body of `POST /v1/messages`; the flag says whether it is to be streamed.
 pub(crate) fn message(json: &[u8]) -> Result<(GenerateRequest, bool), Failure> {
     let sampling: SamplingFields = body::parse(json)?;
@@ -97,8 +95,8 @@ pub(crate) fn count(json: &[u8]) -> Result<GenerateRequest, Failure> {
 
 fn translate(sampling: SamplingFields, body: MessageBody) -> Result<GenerateRequest, RequestError> {
     let model = params::model(body.model)?;
-    let with_tools = tools_allowed(body.tool_choice)?;
-    let tools = tools(body.tools.unwrap_or_default())?;
+    let mut tools = tools::tools(body.tools.unwrap_or_default())?;
+    let (tool_choice, single_tool_call) = tools::choose(body.tool_choice, &mut tools)?;
     let turns = body.messages.unwrap_or_default();
     if turns.is_empty() {
         return Err(RequestError::invalid("messages", "messages is empty; send at least one"));
@@ -108,15 +106,48 @@ fn translate(sampling: SamplingFields, body: MessageBody) -> Result<GenerateRequ
     for (index, turn) in turns.into_iter().enumerate() {
         push_turn(&mut messages, index, turn)?;
     }
+    let (effort, format) = body.output_config.map_or((None, None), |output| (output.effort, output.format));
+    let constraint = constraint(format, body.output_format)?;
+    params::choice_is_possible("tool_choice", &tool_choice, &tools, constraint.as_ref())?;
+    let template_kwargs = template_kwargs(body.thinking, effort)?;
+    let sampling = sampling.check()?;
+    let max_tokens = params::max_tokens("max_tokens", body.max_tokens)?;
+    params::min_below_max(&sampling, max_tokens)?;
     Ok(GenerateRequest {
         model,
-        prompt: Prompt::Chat(Chat { messages, tools: if with_tools { tools } else { Vec::new() }, ..Chat::default() }),
-        sampling: sampling.check()?,
-        max_tokens: params::max_tokens("max_tokens", body.max_tokens)?,
+        prompt: Prompt::Chat(Chat { messages, tools, tool_choice, single_tool_call, template_kwargs }),
+        sampling,
+        max_tokens,
         stop: params::stop("stop_sequences", body.stop_sequences.map(TextOr::Many))?,
-        constraint: None,
+        constraint,
         logprobs: None,
     })
+}
+
+fn constraint(format: Option<Value>, earlier: Option<Value>) -> Result<Option<Constraint>, RequestError> {
+    let (param, format) = match (format, earlier) {
+        (Some(format), _) => ("output_config.format", format),
+        (None, Some(format)) => ("output_format", format),
+        (None, None) => return Ok(None),
+    };
+    response_format(param, format)
+}
+
+/// Without a word on it the model thinks as its template has it by default.
+fn template_kwargs(thinking: Option<WireThinking>, effort: Option<String>) -> Result<TemplateKwargs, RequestError> {
+    let mut kwargs = match thinking.and_then(|thinking| thinking.kind).as_deref() {
+        None => TemplateKwargs::new(),
+        Some("enabled" | "adaptive") => thinking::switched(true),
+        Some("disabled") => thinking::switched(false),
+        Some(kind) => {
+            let kind: String = kind.chars().take(80).collect();
+            return Err(params::out_of_range("thinking.type", format!("{kind:?}"), "one of \"enabled\", \"adaptive\", \"disabled\""));
+        }
+    };
+    if let Some(effort) = effort {
+        thinking::set_effort(&mut kwargs, &effort);
+    }
+    Ok(kwargs)
 }
 
 fn system(system: Option<TextOr<Block>>) -> Result<Option<Message>, RequestError> {
@@ -238,39 +269,10 @@ fn wrong_modality(at: &str, kind: &str) -> RequestError {
     RequestError::WrongModality { message: format!("{at} is of type {kind:?}; the models of this server read text alone") }
 }
 
-/// May the model call tools? What would force it to is refused.
-fn tools_allowed(choice: Option<WireToolChoice>) -> Result<bool, RequestError> {
-    match choice.and_then(|choice| choice.kind).as_deref() {
-        None | Some("auto") => Ok(true),
-        Some("none") => Ok(false),
-        Some(kind) => {
-            let kind: String = kind.chars().take(80).collect();
-            Err(unsupported("tool_choice", format!("{kind:?}"), "send \"auto\" or \"none\" and ask for the tool in the prompt"))
-        }
-    }
-}
-
-/// Tools with a schema are the client's own; all others (`web_search_20250305`...) run on the vendor's servers and are ignored.
-fn tools(tools: Vec<WireTool>) -> Result<Vec<Tool>, RequestError> {
-    params::at_most("tools", tools.len(), params::TOOLS_MAX)?;
-    let own = tools.into_iter().enumerate().filter_map(|(index, tool)| match (tool.function, tool.input_schema) {
-        (Some(function), _) => Some((index, function)),
-        (None, Some(schema)) => Some((index, WireFunction { name: tool.name, description: tool.description, parameters: Some(schema) })),
-        (None, None) => None,
-    });
-    own.map(|(index, function)| match function.name {
-        Some(name) if !name.is_empty() => Ok(Tool {
-            name,
-            description: function.description,
-            parameters: function.parameters.filter(|schema| !schema.is_null()).map(|schema| schema.to_string()),
-        }),
-        _ => Err(RequestError::invalid("tools", format!("tools[{index}].name is missing; name the tool"))),
-    })
-    .collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use plexus_types::ToolChoice;
+
     use super::*;
 
     fn chat_of(fields: &str) -> Chat {
@@ -361,12 +363,49 @@ mod tests {
     }
 
     #[test]
-    fn tool_choice_none_means_no_tools_and_force_is_refused() {
+    fn a_tool_may_be_forced_if_it_is_there() {
         let tools = r#""tools":[{"name":"a","input_schema":{}}]"#;
-        assert!(chat_of(&format!(r#"{tools},"tool_choice":{{"type":"none"}},{HI}"#)).tools.is_empty());
-        for forced in [r#"{"type":"any"}"#, r#"{"type":"tool","name":"a"}"#] {
-            let refusal = refusal_of(&format!(r#"{tools},"tool_choice":{forced},{HI}"#));
-            assert!(matches!(&refusal, RequestError::Invalid { param: Some(param), .. } if param == "tool_choice"), "{refusal:?}");
+        let chosen = |choice: &str| {
+            let chat = chat_of(&format!(r#"{tools},"tool_choice":{choice},{HI}"#));
+            (chat.tool_choice, chat.tools.len(), chat.single_tool_call)
+        };
+        assert_eq!(chosen(r#"{"type":"none"}"#), (ToolChoice::None, 0, false));
+        assert_eq!(chosen(r#"{"type":"auto","disable_parallel_tool_use":true}"#), (ToolChoice::Auto, 1, true));
+        assert_eq!(chosen(r#"{"type":"any"}"#), (ToolChoice::Required, 1, false));
+        assert_eq!(chosen(r#"{"type":"tool","name":"a"}"#), (ToolChoice::Named("a".to_owned()), 1, false));
+        for impossible in [r#"{"type":"tool","name":"b"}"#, r#"{"type":"tool"}"#, r#"{"type":"always"}"#] {
+            let refusal = refusal_of(&format!(r#"{tools},"tool_choice":{impossible},{HI}"#));
+            assert!(
+                matches!(&refusal, RequestError::Invalid { param: Some(param), .. } if param.starts_with("tool_choice")),
+                "{refusal:?}"
+            );
+        }
+        let without = refusal_of(&format!(r#""tool_choice":{{"type":"any"}},{HI}"#));
+        assert_eq!(without.to_string(), "tool_choice asks for a tool, but tools has none that this server can call; list one");
+    }
+
+    #[test]
+    fn thinking_and_effort_are_said_to_the_template() {
+        let kwargs = |fields: &str| {
+            let kwargs = chat_of(&format!("{fields}{HI}")).template_kwargs;
+            kwargs.into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(kwargs(""), "");
+        assert_eq!(kwargs(r#""thinking":{"type":"disabled"},"#), "enable_thinking=false thinking=false");
+        assert_eq!(kwargs(r#""thinking":{"type":"enabled","budget_tokens":1024},"#), "enable_thinking=true thinking=true");
+        assert_eq!(kwargs(r#""output_config":{"effort":"high"},"#), r#"reasoning_effort="high""#);
+        assert_eq!(
+            refusal_of(&format!(r#""thinking":{{"type":"deep"}},{HI}"#)).to_string().split(';').next(),
+            Some("thinking.type is \"deep\"")
+        );
+    }
+
+    #[test]
+    fn a_format_of_the_answer_is_a_constraint_in_its_new_and_in_its_earlier_place() {
+        for place in [r#""output_config":{"format":FORMAT}"#, r#""output_format":FORMAT"#] {
+            let fields = place.replace("FORMAT", r#"{"type":"json_schema","schema":{"type":"object"}}"#);
+            let (request, _) = message(format!(r#"{{"model":"m","max_tokens":8,{fields},{HI}}}"#).as_bytes()).unwrap();
+            assert_eq!(request.constraint, Some(Constraint::JsonSchema(r#"{"type":"object"}"#.to_owned())), "{place}");
         }
     }
 

@@ -1,12 +1,18 @@
 //! A generation in Anthropic's words: one message, or the events that build it (CX-74, CX-75).
+//!
+//! Thoughts, text and calls are blocks, in the order in which the model says them; a stream opens a block with its first delta and closes
+//! it before the next. The vendor signs thoughts, so that it can tell its own when they come back; nothing here needs that, and the
+//! signature is empty.
 
 use bytes::Bytes;
-use plexus_types::{Delta, FinishReason, GenerateEvent, RequestId, Usage};
+use plexus_types::{Delta, FinishReason, RequestId, ToolCall, Usage};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::error::envelope;
+use crate::answer::{Answer, Block, ChoiceEvent};
 use crate::failure::Failure;
-use crate::generate::{Answer, Render};
+use crate::generate::Render;
 use crate::sse::Frames;
 
 /// Spells one message.
@@ -16,28 +22,85 @@ pub(crate) struct MessageRender {
     id: String,
     /// As the client asked for it.
     model: String,
-    /// The message and its one block are open.
+    /// The message is open.
     begun: bool,
+    /// What the open block holds.
+    open: Option<Kind>,
+    /// Blocks that were opened, the open one included.
+    n_blocks: u32,
+}
+
+/// What a block holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Thinking,
+    Text,
+    ToolUse,
 }
 
 impl MessageRender {
     /// The message that answers `request`.
     pub(crate) fn new(request: RequestId, model: String) -> Self {
-        Self { request, id: format!("msg_{request}"), model, begun: false }
+        Self { request, id: format!("msg_{request}"), model, begun: false, open: None, n_blocks: 0 }
     }
 
-    /// `message_start`, `content_block_start`, `ping`. The count of the prompt must be in the first: some clients end without it.
+    /// `message_start` and `ping`. The count of the prompt must be in the first: some clients end without it.
     fn begin(&mut self, prompt_tokens: u32, frames: &mut Frames) {
-        self.begun = true;
-        let usage = Usage { prompt_tokens, ..Usage::default() };
-        let message = self.message(Vec::new(), None, &usage);
-        frames.event("message_start", &Start { kind: "message_start", message });
-        let content_block = Block { kind: "text", text: "" };
-        frames.event("content_block_start", &BlockStart { kind: "content_block_start", index: 0, content_block });
-        frames.event("ping", &Bare { kind: "ping" });
+        if !std::mem::replace(&mut self.begun, true) {
+            let usage = Usage { prompt_tokens, ..Usage::default() };
+            let message = self.message(Vec::new(), None, &usage);
+            frames.event("message_start", &Start { kind: "message_start", message });
+            frames.event("ping", &Bare { kind: "ping" });
+        }
     }
 
-    fn message<'a>(&'a self, content: Vec<Block<'a>>, reason: Option<&'a FinishReason>, usage: &Usage) -> Message<'a> {
+    fn open(&mut self, kind: Kind, content_block: WireBlock<'_>, frames: &mut Frames) {
+        self.close(frames);
+        let index = self.n_blocks;
+        self.n_blocks += 1;
+        self.open = Some(kind);
+        frames.event("content_block_start", &BlockStart { kind: "content_block_start", index, content_block });
+    }
+
+    fn close(&mut self, frames: &mut Frames) {
+        let Some(kind) = self.open else { return };
+        if kind == Kind::Thinking {
+            self.delta(WireDelta::SignatureDelta { signature: "" }, frames);
+        }
+        self.open = None;
+        frames.event("content_block_stop", &BlockStop { kind: "content_block_stop", index: self.n_blocks - 1 });
+    }
+
+    /// A piece of the open block.
+    fn delta(&self, delta: WireDelta<'_>, frames: &mut Frames) {
+        frames.event("content_block_delta", &BlockDelta { kind: "content_block_delta", index: self.n_blocks - 1, delta });
+    }
+
+    fn on_delta(&mut self, delta: &Delta, frames: &mut Frames) {
+        match delta {
+            Delta::Reasoning(thinking) => {
+                if self.open != Some(Kind::Thinking) {
+                    self.open(Kind::Thinking, WireBlock::Thinking { thinking: "", signature: "" }, frames);
+                }
+                self.delta(WireDelta::ThinkingDelta { thinking }, frames);
+            }
+            Delta::Text(text) => {
+                if self.open != Some(Kind::Text) {
+                    self.open(Kind::Text, WireBlock::Text { text: "" }, frames);
+                }
+                self.delta(WireDelta::TextDelta { text }, frames);
+            }
+            Delta::ToolCall { id, name, .. } => {
+                self.open(Kind::ToolUse, WireBlock::ToolUse { id, name, input: Input::Empty {} }, frames);
+            }
+            Delta::ToolArguments { json, .. } => {
+                debug_assert_eq!(self.open, Some(Kind::ToolUse), "arguments follow the call that they belong to");
+                self.delta(WireDelta::InputJsonDelta { partial_json: json }, frames);
+            }
+        }
+    }
+
+    fn message<'a>(&'a self, content: Vec<WireBlock<'a>>, reason: Option<&'a FinishReason>, usage: &Usage) -> Message<'a> {
         Message {
             id: &self.id,
             kind: "message",
@@ -54,28 +117,27 @@ impl MessageRender {
 impl Render for MessageRender {
     type Whole<'a> = Message<'a>;
 
-    fn frames(&mut self, event: GenerateEvent) -> Bytes {
+    fn frames(&mut self, event: ChoiceEvent) -> Bytes {
         let mut frames = Frames::new();
         match event {
-            GenerateEvent::Started { prompt_tokens, .. } => self.begin(prompt_tokens, &mut frames),
-            GenerateEvent::Tokens { deltas, .. } => {
-                let text = Delta::text_of(&deltas);
-                if !self.begun {
-                    self.begin(0, &mut frames);
-                }
-                let delta = TextDelta { kind: "text_delta", text: &text };
-                frames.event("content_block_delta", &BlockDelta { kind: "content_block_delta", index: 0, delta });
+            ChoiceEvent::Started { prompt_tokens, .. } => self.begin(prompt_tokens, &mut frames),
+            ChoiceEvent::Tokens { deltas, .. } => {
+                self.begin(0, &mut frames);
+                deltas.iter().for_each(|delta| self.on_delta(delta, &mut frames));
             }
-            GenerateEvent::Done { reason, usage } => {
-                if !self.begun {
-                    self.begin(usage.prompt_tokens, &mut frames);
+            ChoiceEvent::Finished { reason, total, .. } => {
+                let usage = total.unwrap_or_default().usage;
+                self.begin(usage.prompt_tokens, &mut frames);
+                if self.n_blocks == 0 {
+                    // Clients read the first block of every message.
+                    self.open(Kind::Text, WireBlock::Text { text: "" }, &mut frames);
                 }
-                frames.event("content_block_stop", &BlockStop { kind: "content_block_stop", index: 0 });
+                self.close(&mut frames);
                 let delta = EndDelta { stop_reason: stop_reason(&reason), stop_sequence: stop_sequence(&reason) };
                 frames.event("message_delta", &End { kind: "message_delta", delta, usage: usage_body(&usage) });
                 frames.event("message_stop", &Bare { kind: "message_stop" });
             }
-            GenerateEvent::Failed(error) => {
+            ChoiceEvent::Failed(error) => {
                 frames.event("error", &envelope(&Failure::Request(error), self.request));
             }
         }
@@ -83,7 +145,13 @@ impl Render for MessageRender {
     }
 
     fn whole<'a>(&'a self, answer: &'a Answer) -> Message<'a> {
-        self.message(vec![Block { kind: "text", text: &answer.text }], Some(&answer.reason), &answer.usage)
+        let blocks = answer.choices.iter().flat_map(|choice| &choice.blocks);
+        let mut content: Vec<_> = blocks.map(WireBlock::of).collect();
+        if content.is_empty() {
+            content.push(WireBlock::Text { text: "" });
+        }
+        let reason = answer.choices.iter().find_map(|choice| choice.reason.as_ref());
+        self.message(content, reason, &answer.cost.usage)
     }
 }
 
@@ -121,17 +189,50 @@ pub(crate) struct Message<'a> {
     kind: &'static str,
     role: &'static str,
     model: &'a str,
-    content: Vec<Block<'a>>,
+    content: Vec<WireBlock<'a>>,
     stop_reason: Option<&'static str>,
     stop_sequence: Option<&'a str>,
     usage: UsageBody,
 }
 
 #[derive(Debug, Serialize)]
-struct Block<'a> {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    text: &'a str,
+#[serde(tag = "type", rename_all = "snake_case")]
+enum WireBlock<'a> {
+    Text { text: &'a str },
+    Thinking { thinking: &'a str, signature: &'static str },
+    ToolUse { id: &'a str, name: &'a str, input: Input<'a> },
+}
+
+/// The arguments of a call.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Input<'a> {
+    /// None, or not yet.
+    Empty {},
+    /// As the model wrote them.
+    Json(Value),
+    /// What is no JSON object, because the limit of tokens cut it off: the vendor's shape has no other place for it.
+    Broken { broken_json: &'a str },
+}
+
+impl<'a> WireBlock<'a> {
+    fn of(block: &'a Block) -> Self {
+        match block {
+            Block::Text(text) => Self::Text { text },
+            Block::Reasoning(thinking) => Self::Thinking { thinking, signature: "" },
+            Block::Call(ToolCall { id, name, arguments }) => Self::ToolUse { id, name, input: Input::of(arguments) },
+        }
+    }
+}
+
+impl<'a> Input<'a> {
+    fn of(arguments: &'a str) -> Self {
+        match serde_json::from_str(arguments) {
+            Ok(object @ Value::Object(_)) => Self::Json(object),
+            _ if arguments.trim().is_empty() => Self::Empty {},
+            _ => Self::Broken { broken_json: arguments },
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -154,7 +255,7 @@ struct BlockStart<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
     index: u32,
-    content_block: Block<'a>,
+    content_block: WireBlock<'a>,
 }
 
 #[derive(Debug, Serialize)]
@@ -162,14 +263,16 @@ struct BlockDelta<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
     index: u32,
-    delta: TextDelta<'a>,
+    delta: WireDelta<'a>,
 }
 
 #[derive(Debug, Serialize)]
-struct TextDelta<'a> {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    text: &'a str,
+#[serde(tag = "type", rename_all = "snake_case")]
+enum WireDelta<'a> {
+    TextDelta { text: &'a str },
+    ThinkingDelta { thinking: &'a str },
+    SignatureDelta { signature: &'static str },
+    InputJsonDelta { partial_json: &'a str },
 }
 
 #[derive(Debug, Serialize)]

@@ -3,17 +3,20 @@
 use axum::extract::{Extension, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
-use plexus_types::{Delta, GenerateEvent, GenerateRequest, Prompt, RequestError, RequestId};
+use plexus_types::{Delta, GenerateRequest, Prompt, RequestError, RequestId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::logprobs::{self, LegacyLogprobs};
 use super::reply::{Head, Object, finish_reason};
-use super::request::{self, ReplyOptions, StreamOptions};
+use super::request::{ReplyOptions, StreamOptions};
 use crate::Shared;
+use crate::answer::{Answer, ChoiceEvent, Order};
 use crate::body;
+use crate::constraint::ConstraintFields;
 use crate::dialect::Exchange;
 use crate::failure::Failure;
-use crate::generate::{Answer, Render, respond};
+use crate::generate::{Render, respond};
 use crate::params::{self, SamplingFields};
 use crate::sse::Frames;
 use crate::wire::TextOr;
@@ -26,15 +29,29 @@ const MAX_TOKENS_DEFAULT: u32 = 16;
 /// `POST /v1/completions`
 pub(crate) async fn completions(State(api): State<Shared>, Extension(exchange): Extension<Exchange>, request: Request) -> Response {
     let parsed = body::read(&api.config, request).await.and_then(|json| translate(&json));
-    let (request, reply) = match parsed {
+    let (order, reply, echo) = match parsed {
         Ok(parsed) => parsed,
         Err(failure) => return exchange.failure(&failure),
     };
-    let (created, fingerprint, model) = (api.config.now_s(), api.config.version.fingerprint(), request.model.to_string());
+    let (created, fingerprint) = (api.config.now_s(), api.config.version.fingerprint());
+    let model = order.prompts.first().map(|request| request.model.to_string()).unwrap_or_default();
+    let echoes = echoes(&order, echo);
     let render = move |id: RequestId| CompletionRender {
         head: Head { id: format!("cmpl-{id}"), created, model, fingerprint, include_usage: reply.include_usage },
+        chars: echoes.iter().map(|echo| echo.chars().count()).collect(),
+        echoes,
     };
-    respond(&api, exchange, request, reply.stream, render).await
+    respond(&api, exchange, order, reply.stream, render).await
+}
+
+/// What each choice's text begins with: its prompt, or nothing.
+fn echoes(order: &Order, echo: bool) -> Vec<String> {
+    let prompts = order.prompts.iter().flat_map(|request| (0..order.n).map(move |_| &request.prompt));
+    let text = |prompt: &Prompt| match prompt {
+        Prompt::Text(text) if echo => text.clone(),
+        _ => String::new(),
+    };
+    prompts.map(text).collect()
 }
 
 #[derive(Debug, Deserialize)]
@@ -50,7 +67,6 @@ struct CompletionBody {
     echo: Option<bool>,
     suffix: Option<String>,
     logprobs: Option<Value>,
-    logit_bias: Option<Value>,
 }
 
 /// An element of a prompt that is an array: one of several texts, a token, or one of several arrays of tokens.
@@ -62,14 +78,18 @@ enum PromptItem {
     Tokens(Vec<u32>),
 }
 
-fn translate(json: &[u8]) -> Result<(GenerateRequest, ReplyOptions), Failure> {
+/// The order, how to reply, and whether the text begins with the prompt.
+fn translate(json: &[u8]) -> Result<(Order, ReplyOptions, bool), Failure> {
     let sampling: SamplingFields = body::parse(json)?;
+    let constraint: ConstraintFields = body::parse(json)?;
     let body: CompletionBody = body::parse(json)?;
     let model = params::model(body.model)?;
-    request::only_one("n", body.n)?;
-    request::only_one("best_of", body.best_of)?;
-    if body.echo == Some(true) {
-        return Err(params::unsupported("echo", true, "leave it out and put the prompt before the answer yourself").into());
+    let prompts = prompts(body.prompt)?;
+    let n = params::choices(body.n, prompts.len())?;
+    if let Some(best_of) = body.best_of
+        && best_of != i64::from(n)
+    {
+        return Err(params::unsupported("best_of", best_of, "leave it out, ask for n choices with logprobs and take the best").into());
     }
     if body.suffix.is_some_and(|suffix| !suffix.is_empty()) {
         return Err(params::unsupported(
@@ -79,93 +99,133 @@ fn translate(json: &[u8]) -> Result<(GenerateRequest, ReplyOptions), Failure> {
         )
         .into());
     }
-    request::no_logprobs(body.logprobs.as_ref())?;
-    request::no_logit_bias(body.logit_bias.as_ref())?;
-    let request = GenerateRequest {
-        model,
-        prompt: prompt(body.prompt)?,
-        sampling: sampling.check()?,
-        max_tokens: match body.max_tokens {
-            None => Some(MAX_TOKENS_DEFAULT),
-            some => params::max_tokens("max_tokens", some)?,
-        },
-        stop: params::stop("stop", body.stop)?,
-        constraint: None,
-        logprobs: None,
+    let sampling = sampling.check()?;
+    let max_tokens = match body.max_tokens {
+        None => Some(MAX_TOKENS_DEFAULT.max(sampling.min_tokens.unwrap_or(0))),
+        some => params::max_tokens("max_tokens", some)?,
     };
-    Ok((request, ReplyOptions::new(body.stream, body.stream_options)))
+    params::min_below_max(&sampling, max_tokens)?;
+    let logprobs = logprobs::of_completion(body.logprobs.as_ref())?;
+    let echo = body.echo.unwrap_or(false);
+    if echo && logprobs.is_some() {
+        return Err(
+            params::unsupported("echo", "true with logprobs", "leave one of them out: prompts have no log probabilities here").into()
+        );
+    }
+    if echo && prompts.iter().any(|prompt| matches!(prompt, Prompt::Tokens(_))) {
+        return Err(params::unsupported("echo", "true with token ids", "send the prompt as text, or leave echo out").into());
+    }
+    let first = GenerateRequest {
+        model,
+        prompt: Prompt::Tokens(Vec::new()),
+        sampling,
+        max_tokens,
+        stop: params::stop("stop", body.stop)?,
+        constraint: constraint.check()?,
+        logprobs,
+    };
+    let prompts = prompts.into_iter().map(|prompt| GenerateRequest { prompt, ..first.clone() }).collect();
+    Ok((Order { prompts, n }, ReplyOptions::new(body.stream, body.stream_options), echo))
 }
 
-fn prompt(prompt: Option<TextOr<PromptItem>>) -> Result<Prompt, RequestError> {
+/// One prompt or several, each a text or an array of token ids.
+fn prompts(prompt: Option<TextOr<PromptItem>>) -> Result<Vec<Prompt>, RequestError> {
     let wrong = |message: &str| Err(RequestError::invalid("prompt", message));
-    let prompt = match prompt {
-        None => return wrong("prompt is missing; give a text, an array of one text, or an array of token ids"),
-        Some(TextOr::Text(text)) => Prompt::Text(text),
-        Some(TextOr::Many(mut items)) => match (items.len(), items.pop()) {
-            (1, Some(PromptItem::Text(text))) => Prompt::Text(text),
-            (1, Some(PromptItem::Tokens(ids))) => Prompt::Tokens(ids),
-            (_, Some(PromptItem::Token(last))) => {
-                let mut ids = Vec::with_capacity(items.len() + 1);
-                for item in items {
-                    let PromptItem::Token(id) = item else {
-                        return wrong("prompt mixes token ids with other elements; send one or the other");
-                    };
-                    ids.push(id);
-                }
-                ids.push(last);
-                Prompt::Tokens(ids)
-            }
-            (0, _) | (_, None) => Prompt::Tokens(Vec::new()),
-            (n, Some(_)) => return wrong(&format!("prompt has {n} prompts; this server takes one prompt a request: send {n} requests")),
-        },
+    let items = match prompt {
+        None => return wrong("prompt is missing; give a text, an array of token ids, or an array of texts or of such arrays"),
+        Some(TextOr::Text(text)) => vec![PromptItem::Text(text)],
+        Some(TextOr::Many(items)) => items,
     };
-    match &prompt {
-        Prompt::Text(text) if text.is_empty() => wrong("prompt is empty; give at least one character"),
-        Prompt::Tokens(ids) if ids.is_empty() => wrong("prompt is empty; give at least one token"),
-        _ => Ok(prompt),
+    let (mut prompts, mut ids) = (Vec::new(), Vec::new());
+    for item in items {
+        match item {
+            PromptItem::Text(text) => prompts.push(Prompt::Text(text)),
+            PromptItem::Tokens(ids) => prompts.push(Prompt::Tokens(ids)),
+            PromptItem::Token(id) => ids.push(id),
+        }
     }
+    match (prompts.is_empty(), ids.is_empty()) {
+        (false, false) => return wrong("prompt mixes token ids with other elements; send one or the other"),
+        (true, _) => prompts.push(Prompt::Tokens(ids)),
+        (false, true) => {}
+    }
+    for prompt in &prompts {
+        match prompt {
+            Prompt::Text(text) if text.is_empty() => return wrong("prompt is empty; give at least one character"),
+            Prompt::Tokens(ids) if ids.is_empty() => return wrong("prompt is empty; give at least one token"),
+            _ => {}
+        }
+    }
+    Ok(prompts)
 }
 
 /// Spells one completion.
 pub(crate) struct CompletionRender {
     head: Head,
+    /// What each choice's text begins with.
+    echoes: Vec<String>,
+    /// Characters of each choice's text so far.
+    chars: Vec<usize>,
 }
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Choice<'a> {
     text: &'a str,
     index: u32,
-    logprobs: Option<()>,
+    logprobs: Option<LegacyLogprobs>,
     finish_reason: Option<&'static str>,
 }
 
+/// A choice in one piece.
+#[derive(Debug, Serialize)]
+pub(crate) struct WholeChoice {
+    text: String,
+    index: u32,
+    logprobs: Option<LegacyLogprobs>,
+    finish_reason: &'static str,
+}
+
 impl CompletionRender {
-    fn chunk(&self, text: &str, finish_reason: Option<&'static str>, frames: &mut Frames) {
-        frames.data(&self.head.chunk(OBJECT, Choice { text, index: 0, logprobs: None, finish_reason }));
+    fn chunk(&self, choice: Choice<'_>, frames: &mut Frames) {
+        frames.data(&self.head.chunk(OBJECT, choice));
     }
 }
 
 impl Render for CompletionRender {
-    type Whole<'a> = Object<'a, Choice<'a>>;
+    type Whole<'a> = Object<'a, WholeChoice>;
 
-    fn frames(&mut self, event: GenerateEvent) -> Bytes {
+    fn frames(&mut self, event: ChoiceEvent) -> Bytes {
         let mut frames = Frames::new();
         match event {
             // The vendor has no chunk for it; an empty one tells the client that its prompt was read.
-            GenerateEvent::Started { .. } => self.chunk("", None, &mut frames),
-            GenerateEvent::Tokens { deltas, .. } => self.chunk(&Delta::text_of(&deltas), None, &mut frames),
-            GenerateEvent::Done { reason, usage } => {
-                self.chunk("", Some(finish_reason(&reason)), &mut frames);
-                self.head.end::<Choice<'_>>(OBJECT, &usage, &mut frames);
+            ChoiceEvent::Started { choice: index, .. } => {
+                let text = self.echoes[index as usize].as_str();
+                self.chunk(Choice { text, index, logprobs: None, finish_reason: None }, &mut frames);
             }
-            GenerateEvent::Failed(error) => return Head::failed(error),
+            ChoiceEvent::Tokens { choice: index, deltas, logprobs } => {
+                let logprobs = LegacyLogprobs::of(&logprobs, &mut self.chars[index as usize]);
+                self.chunk(Choice { text: &Delta::text_of(&deltas), index, logprobs, finish_reason: None }, &mut frames);
+            }
+            ChoiceEvent::Finished { choice: index, reason, total } => {
+                self.chunk(Choice { text: "", index, logprobs: None, finish_reason: Some(finish_reason(&reason)) }, &mut frames);
+                if let Some(cost) = total {
+                    self.head.end::<Choice<'_>>(OBJECT, &cost, &mut frames);
+                }
+            }
+            ChoiceEvent::Failed(error) => return Head::failed(error),
         }
         frames.into_bytes()
     }
 
     fn whole<'a>(&'a self, answer: &'a Answer) -> Self::Whole<'a> {
-        let choice = Choice { text: &answer.text, index: 0, logprobs: None, finish_reason: Some(finish_reason(&answer.reason)) };
-        self.head.whole(OBJECT, choice, &answer.usage)
+        let choices = answer.choices.iter().zip(0..).zip(self.echoes.iter().zip(&self.chars));
+        let choices = choices.map(|((choice, index), (echo, chars))| WholeChoice {
+            text: format!("{echo}{}", choice.text()),
+            index,
+            logprobs: LegacyLogprobs::of(&choice.logprobs, &mut chars.clone()),
+            finish_reason: choice.reason.as_ref().map_or("stop", finish_reason),
+        });
+        self.head.whole(OBJECT, choices.collect(), &answer.cost)
     }
 }
 
@@ -173,47 +233,53 @@ impl Render for CompletionRender {
 mod tests {
     use super::*;
 
-    fn prompt_of(json: &str) -> Result<Prompt, String> {
+    fn prompts_of(json: &str) -> Result<Vec<Prompt>, String> {
         let body = format!(r#"{{"model":"m","prompt":{json}}}"#);
-        translate(body.as_bytes()).map(|(request, _)| request.prompt).map_err(|failure| failure.to_string())
+        let order = translate(body.as_bytes()).map(|(order, ..)| order).map_err(|failure| failure.to_string())?;
+        Ok(order.prompts.into_iter().map(|request| request.prompt).collect())
     }
 
     #[test]
-    fn a_prompt_is_one_text_or_one_array_of_tokens() {
-        assert_eq!(prompt_of(r#""a""#), Ok(Prompt::Text("a".to_owned())));
-        assert_eq!(prompt_of(r#"["a"]"#), Ok(Prompt::Text("a".to_owned())));
-        assert_eq!(prompt_of("[1]"), Ok(Prompt::Tokens(vec![1])));
-        assert_eq!(prompt_of("[1,2,3]"), Ok(Prompt::Tokens(vec![1, 2, 3])));
-        assert_eq!(prompt_of("[[1,2,3]]"), Ok(Prompt::Tokens(vec![1, 2, 3])));
+    fn prompts_are_texts_or_arrays_of_tokens() {
+        let text = |text: &str| Prompt::Text(text.to_owned());
+        assert_eq!(prompts_of(r#""a""#), Ok(vec![text("a")]));
+        assert_eq!(prompts_of(r#"["a"]"#), Ok(vec![text("a")]));
+        assert_eq!(prompts_of(r#"["a","b"]"#), Ok(vec![text("a"), text("b")]));
+        assert_eq!(prompts_of("[1]"), Ok(vec![Prompt::Tokens(vec![1])]));
+        assert_eq!(prompts_of("[1,2,3]"), Ok(vec![Prompt::Tokens(vec![1, 2, 3])]));
+        assert_eq!(prompts_of("[[1,2],[3]]"), Ok(vec![Prompt::Tokens(vec![1, 2]), Prompt::Tokens(vec![3])]));
         for (bad, message) in [
-            (r#"["a","b"]"#, "prompt has 2 prompts; this server takes one prompt a request: send 2 requests"),
-            ("[[1],[2]]", "prompt has 2 prompts; this server takes one prompt a request: send 2 requests"),
             (r#"["a",1]"#, "prompt mixes token ids with other elements; send one or the other"),
+            ("[1,[1]]", "prompt mixes token ids with other elements; send one or the other"),
             ("[]", "prompt is empty; give at least one token"),
+            ("[[1],[]]", "prompt is empty; give at least one token"),
             (r#""""#, "prompt is empty; give at least one character"),
-            ("null", "prompt is missing; give a text, an array of one text, or an array of token ids"),
+            ("null", "prompt is missing; give a text, an array of token ids, or an array of texts or of such arrays"),
         ] {
-            assert_eq!(prompt_of(bad), Err(message.to_owned()), "{bad}");
+            assert_eq!(prompts_of(bad), Err(message.to_owned()), "{bad}");
         }
-        assert!(prompt_of("[-1]").is_err());
+        assert!(prompts_of("[-1]").is_err());
     }
 
     #[test]
     fn without_a_limit_as_many_tokens_are_generated_as_the_vendor_would() {
-        let (request, reply) = translate(br#"{"model":"m","prompt":"a"}"#).unwrap();
-        assert_eq!(request.max_tokens, Some(16));
-        assert!(!reply.stream && !reply.include_usage);
+        let (order, reply, echo) = translate(br#"{"model":"m","prompt":"a"}"#).unwrap();
+        assert_eq!((order.prompts[0].max_tokens, order.n), (Some(16), 1));
+        assert!(!reply.stream && !reply.include_usage && !echo);
     }
 
     #[test]
-    fn what_would_change_the_result_is_refused_by_name() {
-        for field in [r#""n":2"#, r#""best_of":3"#, r#""echo":true"#, r#""suffix":"x""#, r#""logprobs":1"#, r#""logit_bias":{"1":1}"#] {
+    fn what_cannot_be_done_is_refused_by_name() {
+        for field in
+            [r#""n":17"#, r#""best_of":3"#, r#""suffix":"x""#, r#""logprobs":6"#, r#""logit_bias":{"x":1}"#, r#""echo":true,"logprobs":1"#]
+        {
             let body = format!(r#"{{"model":"m","prompt":"a",{field}}}"#);
             let name = field.split('"').nth(1).unwrap();
             let failure = translate(body.as_bytes()).unwrap_err();
             assert!(matches!(&failure, Failure::Request(RequestError::Invalid { param: Some(param), .. }) if param == name), "{failure:?}");
         }
-        for field in [r#""n":1"#, r#""best_of":1"#, r#""echo":false"#, r#""suffix":null"#, r#""logprobs":null"#, r#""logit_bias":{}"#] {
+        assert!(translate(br#"{"model":"m","prompt":[1],"echo":true}"#).is_err());
+        for field in [r#""n":1"#, r#""best_of":1"#, r#""n":2,"best_of":2"#, r#""echo":false"#, r#""suffix":null"#, r#""logprobs":null"#] {
             assert!(translate(format!(r#"{{"model":"m","prompt":"a",{field}}}"#).as_bytes()).is_ok(), "{field}");
         }
     }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use plexus_types::{FinishReason, RequestError, Timing, Usage};
+use plexus_types::{FinishReason, RequestError, Timing};
 use serde::Serialize;
 
 use super::error::envelope;
+use crate::answer::Cost;
 use crate::failure::Failure;
 use crate::sse::Frames;
 
@@ -72,8 +73,8 @@ struct TimingBody {
 
 impl Head {
     /// The answer in one piece.
-    pub(crate) fn whole<C>(&self, object: &'static str, choice: C, usage: &Usage) -> Object<'_, C> {
-        Object { usage: Some(Some(usage_body(usage))), plexus_timing: Some(timing_body(&usage.timing)), ..self.bare(object, vec![choice]) }
+    pub(crate) fn whole<C>(&self, object: &'static str, choices: Vec<C>, cost: &Cost) -> Object<'_, C> {
+        Object { usage: Some(Some(usage_body(cost))), plexus_timing: Some(timing_body(&cost.usage.timing)), ..self.bare(object, choices) }
     }
 
     /// A chunk with a piece of the answer.
@@ -82,11 +83,11 @@ impl Head {
     }
 
     /// Appends what ends a stream well, after the chunk with the finish reason: the usage if it was asked for, and the mark of the end.
-    pub(crate) fn end<C: Serialize>(&self, object: &'static str, usage: &Usage, frames: &mut Frames) {
+    pub(crate) fn end<C: Serialize>(&self, object: &'static str, cost: &Cost, frames: &mut Frames) {
         if self.include_usage {
             let last: Object<'_, C> = Object {
-                usage: Some(Some(usage_body(usage))),
-                plexus_timing: Some(timing_body(&usage.timing)),
+                usage: Some(Some(usage_body(cost))),
+                plexus_timing: Some(timing_body(&cost.usage.timing)),
                 ..self.bare(object, Vec::new())
             };
             frames.data(&last);
@@ -124,14 +125,15 @@ pub(crate) fn finish_reason(reason: &FinishReason) -> &'static str {
     }
 }
 
-fn usage_body(usage: &Usage) -> UsageBody {
+fn usage_body(cost: &Cost) -> UsageBody {
+    let usage = &cost.usage;
     UsageBody {
         prompt_tokens: usage.prompt_tokens,
         completion_tokens: usage.completion_tokens,
         total_tokens: usage.prompt_tokens.saturating_add(usage.completion_tokens),
         prompt_tokens_details: PromptDetails { cached_tokens: usage.cached_tokens, audio_tokens: 0 },
         completion_tokens_details: CompletionDetails {
-            reasoning_tokens: 0,
+            reasoning_tokens: cost.reasoning_tokens,
             audio_tokens: 0,
             accepted_prediction_tokens: 0,
             rejected_prediction_tokens: 0,

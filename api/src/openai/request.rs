@@ -1,18 +1,22 @@
-//! A chat completion's JSON to a [`GenerateRequest`], and the checks that both OpenAI endpoints share.
+//! A chat completion's JSON to an [`Order`].
 //!
-//! What this server cannot do is refused by name if it would change the answer, and accepted where it changes nothing (`n: 1`,
-//! `logprobs: false`, `tool_choice: "auto"`). Fields that nobody here knows are ignored, as are tools of types that only the vendor's own
-//! servers can run.
+//! What this server cannot do is refused by name if it would change the answer, and accepted where it changes nothing. Fields that nobody
+//! here knows are ignored, as are tools of types that only the vendor's own servers can run.
 
 use std::collections::BTreeMap;
 
-use plexus_types::{Chat, GenerateRequest, Message, Prompt, RequestError, Role, Tool, ToolCall, ToolChoice};
+use plexus_types::{Chat, GenerateRequest, Message, Prompt, RequestError, Role, ToolCall};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::logprobs;
+use super::tools::{self, WireFunction, WireTool};
+use crate::answer::Order;
 use crate::body;
+use crate::constraint::ConstraintFields;
 use crate::failure::Failure;
-use crate::params::{self, SamplingFields, unsupported};
+use crate::params::{self, SamplingFields};
+use crate::thinking::{self, TemplateKwargs};
 use crate::wire::{TextOr, json_text};
 
 /// How the client wants its answer.
@@ -50,10 +54,11 @@ struct ChatBody {
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     chat_template_kwargs: Option<BTreeMap<String, Value>>,
+    reasoning_effort: Option<String>,
+    parallel_tool_calls: Option<bool>,
     n: Option<i64>,
-    logprobs: Option<Value>,
-    logit_bias: Option<Value>,
-    response_format: Option<Value>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<i64>,
     modalities: Option<Vec<String>>,
 }
 
@@ -91,135 +96,57 @@ struct WireCall {
     arguments: Option<Value>,
 }
 
-#[derive(Debug, Deserialize)]
-struct WireTool {
-    function: Option<WireFunction>,
-}
-
-#[derive(Debug, Deserialize)]
-struct WireFunction {
-    name: Option<String>,
-    description: Option<String>,
-    parameters: Option<Value>,
-}
-
 /// Translates the body of `POST /v1/chat/completions`.
-pub(crate) fn chat(json: &[u8]) -> Result<(GenerateRequest, ReplyOptions), Failure> {
+pub(crate) fn chat(json: &[u8]) -> Result<(Order, ReplyOptions), Failure> {
     let sampling: SamplingFields = body::parse(json)?;
+    let constraint: ConstraintFields = body::parse(json)?;
     let body: ChatBody = body::parse(json)?;
-    Ok(translate(sampling, body)?)
+    Ok(translate(sampling, constraint, body)?)
 }
 
-fn translate(sampling: SamplingFields, body: ChatBody) -> Result<(GenerateRequest, ReplyOptions), RequestError> {
+fn translate(sampling: SamplingFields, constraint: ConstraintFields, body: ChatBody) -> Result<(Order, ReplyOptions), RequestError> {
     let model = params::model(body.model)?;
-    only_one("n", body.n)?;
-    no_logprobs(body.logprobs.as_ref())?;
-    no_logit_bias(body.logit_bias.as_ref())?;
-    plain_text(body.response_format.as_ref())?;
+    let n = params::choices(body.n, 1)?;
     if body.modalities.is_some_and(|modalities| modalities.iter().any(|modality| modality != "text")) {
         return Err(RequestError::WrongModality {
             message: "modalities asks for more than text; this server answers in text alone".to_owned(),
         });
     }
-    let with_tools =
-        tools_allowed("tool_choice", body.tool_choice.as_ref())? && tools_allowed("function_call", body.function_call.as_ref())?;
-    let tools = tools(body.tools.unwrap_or_default(), body.functions.unwrap_or_default())?;
+    let constraint = constraint.check()?;
+    let mut tools = tools::tools(body.tools.unwrap_or_default(), body.functions.unwrap_or_default())?;
+    let (choice_name, choice) = match &body.tool_choice {
+        None | Some(Value::Null) => ("function_call", body.function_call.as_ref()),
+        choice => ("tool_choice", choice.as_ref()),
+    };
+    let tool_choice = tools::choose(choice_name, choice, &mut tools)?;
+    params::choice_is_possible(choice_name, &tool_choice, &tools, constraint.as_ref())?;
     let (limit_name, limit) = match body.max_completion_tokens {
         Some(limit) => ("max_completion_tokens", Some(limit)),
         None => ("max_tokens", body.max_tokens),
     };
-    let template_kwargs = body.chat_template_kwargs.unwrap_or_default();
+    let sampling = sampling.check()?;
+    let max_tokens = params::max_tokens(limit_name, limit)?;
+    params::min_below_max(&sampling, max_tokens)?;
+    let mut template_kwargs = body.reasoning_effort.map_or_else(TemplateKwargs::new, |effort| thinking::of_effort(&effort));
+    // What the client says to the template itself goes before what its other fields mean.
+    template_kwargs.extend(body.chat_template_kwargs.unwrap_or_default().into_iter().map(|(name, value)| (name, value.to_string())));
     let chat = Chat {
-        tool_choice: ToolChoice::Auto,
-        single_tool_call: false,
         messages: messages(body.messages.unwrap_or_default())?,
-        tools: if with_tools { tools } else { Vec::new() },
-        template_kwargs: template_kwargs.into_iter().map(|(name, value)| (name, value.to_string())).collect(),
+        tools,
+        tool_choice,
+        single_tool_call: body.parallel_tool_calls == Some(false),
+        template_kwargs,
     };
     let request = GenerateRequest {
         model,
         prompt: Prompt::Chat(chat),
-        sampling: sampling.check()?,
-        max_tokens: params::max_tokens(limit_name, limit)?,
+        sampling,
+        max_tokens,
         stop: params::stop("stop", body.stop)?,
-        constraint: None,
-        logprobs: None,
+        constraint,
+        logprobs: logprobs::of_chat(body.logprobs, body.top_logprobs)?,
     };
-    Ok((request, ReplyOptions::new(body.stream, body.stream_options)))
-}
-
-/// One answer a request, for now.
-pub(crate) fn only_one(param: &str, n: Option<i64>) -> Result<(), RequestError> {
-    match n {
-        None | Some(1) => Ok(()),
-        Some(n @ ..1) => Err(params::out_of_range(param, n, 1)),
-        Some(n) => Err(unsupported(param, n, format!("send {n} requests, each with a seed of its own"))),
-    }
-}
-
-pub(crate) fn no_logprobs(logprobs: Option<&Value>) -> Result<(), RequestError> {
-    match logprobs {
-        None | Some(Value::Null | Value::Bool(false)) => Ok(()),
-        Some(value) => Err(unsupported("logprobs", short(value), "leave it out")),
-    }
-}
-
-pub(crate) fn no_logit_bias(logit_bias: Option<&Value>) -> Result<(), RequestError> {
-    match logit_bias {
-        None | Some(Value::Null) => Ok(()),
-        Some(Value::Object(bias)) if bias.is_empty() => Ok(()),
-        Some(value) => Err(unsupported("logit_bias", short(value), "leave it out")),
-    }
-}
-
-fn plain_text(format: Option<&Value>) -> Result<(), RequestError> {
-    match format {
-        None | Some(Value::Null) => Ok(()),
-        Some(format) => match format.get("type").and_then(Value::as_str) {
-            Some("text") => Ok(()),
-            kind => {
-                let kind = kind.map_or_else(|| short(format), |kind| format!("{kind:?}"));
-                Err(unsupported("response_format", kind, "leave it out, ask for JSON in the prompt and check the answer"))
-            }
-        },
-    }
-}
-
-/// May the model call tools? What would force it to is refused.
-fn tools_allowed(param: &str, choice: Option<&Value>) -> Result<bool, RequestError> {
-    match choice {
-        None | Some(Value::Null) => Ok(true),
-        Some(Value::String(choice)) if choice == "auto" => Ok(true),
-        Some(Value::String(choice)) if choice == "none" => Ok(false),
-        Some(choice) => Err(unsupported(param, short(choice), "send \"auto\" or \"none\" and ask for the tool in the prompt")),
-    }
-}
-
-/// The client's own value, cut to what fits into a message.
-fn short(value: &Value) -> String {
-    const CHARS_MAX: usize = 80;
-    let text = value.to_string();
-    match text.char_indices().nth(CHARS_MAX) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
-}
-
-/// Functions are passed on; every other type (`web_search`, `custom`, `namespace`...) runs on the vendor's servers and is ignored.
-fn tools(tools: Vec<WireTool>, functions: Vec<WireFunction>) -> Result<Vec<Tool>, RequestError> {
-    params::at_most("tools", tools.len() + functions.len(), params::TOOLS_MAX)?;
-    let functions = tools.into_iter().filter_map(|tool| tool.function).chain(functions);
-    functions
-        .enumerate()
-        .map(|(index, function)| match function.name {
-            Some(name) if !name.is_empty() => Ok(Tool {
-                name,
-                description: function.description,
-                parameters: function.parameters.filter(|schema| !schema.is_null()).map(|schema| schema.to_string()),
-            }),
-            _ => Err(RequestError::invalid("tools", format!("tools[{index}].function.name is missing; name the function"))),
-        })
-        .collect()
+    Ok((Order { prompts: vec![request], n }, ReplyOptions::new(body.stream, body.stream_options)))
 }
 
 fn messages(messages: Vec<WireMessage>) -> Result<Vec<Message>, RequestError> {
@@ -312,15 +239,26 @@ fn text_of(at: &str, parts: Vec<Part>) -> Result<String, RequestError> {
 
 #[cfg(test)]
 mod tests {
+    use plexus_types::{Constraint, Tool, ToolChoice};
+
     use super::*;
 
     fn read(fields: &str) -> Result<(GenerateRequest, ReplyOptions), Failure> {
-        chat(format!(r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}],{fields}}}"#).as_bytes())
+        read_whole(&format!(r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}],{fields}}}"#))
+    }
+
+    fn read_whole(json: &str) -> Result<(GenerateRequest, ReplyOptions), Failure> {
+        chat(json.as_bytes()).map(|(mut order, reply)| (order.prompts.remove(0), reply))
     }
 
     fn chat_of(json: &str) -> Chat {
-        let (request, _) = chat(json.as_bytes()).unwrap();
+        let (request, _) = read_whole(json).unwrap();
         let Prompt::Chat(chat) = request.prompt else { panic!("not a chat") };
+        chat
+    }
+
+    fn chat_with(fields: &str) -> Chat {
+        let Prompt::Chat(chat) = read(fields).unwrap().0.prompt else { panic!("not a chat") };
         chat
     }
 
@@ -384,7 +322,7 @@ mod tests {
             [r#"{"type":"image_url","image_url":{"url":"data:,"}}"#, r#"{"type":"input_audio","input_audio":{}}"#, r#"{"type":"file"}"#]
         {
             let json = format!(r#"{{"model":"m","messages":[{{"role":"user","content":[{part}]}}]}}"#);
-            assert!(matches!(chat(json.as_bytes()), Err(Failure::Request(RequestError::WrongModality { .. }))), "{part}");
+            assert!(matches!(read_whole(&json), Err(Failure::Request(RequestError::WrongModality { .. }))), "{part}");
         }
         assert!(matches!(read(r#""modalities":["text","audio"]"#), Err(Failure::Request(RequestError::WrongModality { .. }))));
     }
@@ -393,42 +331,54 @@ mod tests {
     fn tools_of_unknown_types_are_ignored_and_schemas_are_kept() {
         let schema =
             r#"{"type":"object","properties":{"n":{"type":"integer","maximum":9007199254740991,"exclusiveMinimum":0}},"$schema":"s"}"#;
-        let (request, _) = read(&format!(
+        let chat = chat_with(&format!(
             r#""tools":[{{"type":"web_search"}},{{"type":"function","function":{{"name":"f","description":"d","parameters":{schema}}}}},
                 {{"type":"namespace","name":"n","tools":[]}},{{"type":"function","function":{{"name":"g"}}}}]"#
-        ))
-        .unwrap();
-        let Prompt::Chat(chat) = request.prompt else { panic!("not a chat") };
+        ));
         let f = Tool { name: "f".to_owned(), description: Some("d".to_owned()), parameters: Some(schema.to_owned()) };
         assert_eq!(chat.tools, [f, Tool { name: "g".to_owned(), description: None, parameters: None }]);
     }
 
     #[test]
-    fn tool_choice_none_means_no_tools_and_force_is_refused() {
-        let tools = |choice: &str| {
-            read(&format!(r#""tools":[{{"type":"function","function":{{"name":"f"}}}}],"tool_choice":{choice}"#)).map(|(request, _)| {
-                let Prompt::Chat(chat) = request.prompt else { panic!("not a chat") };
-                chat.tools.len()
-            })
-        };
-        assert_eq!(tools(r#""auto""#).unwrap(), 1);
-        assert_eq!(tools("null").unwrap(), 1);
-        assert_eq!(tools(r#""none""#).unwrap(), 0);
-        for forced in [r#""required""#, r#"{"type":"function","function":{"name":"f"}}"#] {
-            let failure = tools(forced).unwrap_err().to_string();
-            assert!(failure.starts_with("tool_choice = "), "{failure}");
+    fn a_tool_may_be_forced_if_it_is_there_and_the_answer_is_free() {
+        let tools = r#""tools":[{"type":"function","function":{"name":"f"}}]"#;
+        let chat = chat_with(&format!(r#"{tools},"tool_choice":"none""#));
+        assert_eq!((chat.tool_choice, chat.tools.len(), chat.single_tool_call), (ToolChoice::None, 0, false));
+        let chat = chat_with(&format!(r#"{tools},"tool_choice":"required","parallel_tool_calls":false"#));
+        assert_eq!((chat.tool_choice, chat.tools.len(), chat.single_tool_call), (ToolChoice::Required, 1, true));
+        let named = chat_with(r#""functions":[{"name":"f"}],"function_call":{"name":"f"}"#);
+        assert_eq!(named.tool_choice, ToolChoice::Named("f".to_owned()));
+        for impossible in [
+            r#""tool_choice":"required""#.to_owned(),
+            r#""tool_choice":"required","tools":[{"type":"web_search"}]"#.to_owned(),
+            format!(r#"{tools},"tool_choice":{{"type":"function","function":{{"name":"g"}}}}"#),
+            format!(r#"{tools},"tool_choice":"required","response_format":{{"type":"json_object"}}"#),
+        ] {
+            assert_eq!(param_of(read(&impossible)).as_deref(), Some("tool_choice"), "{impossible}");
         }
     }
 
     #[test]
-    fn what_would_change_the_result_is_refused_by_name() {
+    fn choices_log_probabilities_and_formats_reach_the_engine() {
+        let json = br#"{"model":"m","messages":[{"role":"user","content":"hi"}],"n":3,"logprobs":true,"top_logprobs":2,
+            "response_format":{"type":"json_object"},"min_tokens":2,"max_tokens":9}"#;
+        let (order, _) = chat(json).unwrap();
+        let request = &order.prompts[0];
+        assert_eq!((order.n, request.logprobs, request.constraint.as_ref()), (3, Some(2), Some(&Constraint::JsonObject)));
+        assert_eq!(request.sampling.min_tokens, Some(2));
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_refused_by_name() {
         for field in [
-            r#""n":2"#,
+            r#""n":17"#,
             r#""n":0"#,
-            r#""logprobs":true"#,
-            r#""logit_bias":{"50256":-100}"#,
-            r#""response_format":{"type":"json_object"}"#,
+            r#""top_logprobs":3"#,
+            r#""top_logprobs":21,"logprobs":true"#,
+            r#""logit_bias":{"x":-100}"#,
             r#""response_format":{"type":"json_schema","json_schema":{}}"#,
+            r#""guided_regex":"a","guided_json":{}"#,
+            r#""min_tokens":5,"max_tokens":4"#,
             r#""temperature":3"#,
             r#""max_tokens":0"#,
             r#""stop":[""]"#,
@@ -460,18 +410,22 @@ mod tests {
     #[test]
     fn template_variables_are_passed_on() {
         // CX-81
-        let (request, _) = read(r#""chat_template_kwargs":{"enable_thinking":false,"x":"y"}"#).unwrap();
-        let Prompt::Chat(chat) = request.prompt else { panic!("not a chat") };
-        let kwargs: Vec<_> = chat.template_kwargs.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        assert_eq!(kwargs, [("enable_thinking", "false"), ("x", "\"y\"")]);
+        let kwargs = |fields: &str| {
+            let kwargs = chat_with(fields).template_kwargs;
+            kwargs.into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(kwargs(r#""chat_template_kwargs":{"enable_thinking":false,"x":"y"}"#), r#"enable_thinking=false x="y""#);
+        assert_eq!(kwargs(r#""reasoning_effort":"none""#), "enable_thinking=false thinking=false");
+        let both = kwargs(r#""reasoning_effort":"low","chat_template_kwargs":{"enable_thinking":false}"#);
+        assert_eq!(both, r#"enable_thinking=false reasoning_effort="low" thinking=true"#);
     }
 
     #[test]
     fn an_unknown_role_and_an_empty_conversation_are_refused() {
-        let robot = chat(br#"{"model":"m","messages":[{"role":"robot","content":"hi"}]}"#);
+        let robot = read_whole(r#"{"model":"m","messages":[{"role":"robot","content":"hi"}]}"#);
         assert_eq!(param_of(robot).as_deref(), Some("messages[0].role"));
         for empty in ["[]", "null"] {
-            assert_eq!(param_of(chat(format!(r#"{{"model":"m","messages":{empty}}}"#).as_bytes())).as_deref(), Some("messages"));
+            assert_eq!(param_of(read_whole(&format!(r#"{{"model":"m","messages":{empty}}}"#))).as_deref(), Some("messages"));
         }
     }
 }

@@ -16,7 +16,8 @@ use plexus_api::service::{Generation, Health, HealthStatus, Inference, NodeActor
 use plexus_api::{ApiConfig, VersionInfo, router};
 use plexus_types::{
     ActorReport, Bytes, Chat, ClusterReport, Delta, DeviceReport, FinishReason, GenerateEvent, GenerateRequest, ModelLocation, ModelReport,
-    NodeFacts, NodeReport, NodeState, NodeSummary, Prompt, ReplicaState, RequestError, RequestId, Timing, Usage,
+    NodeFacts, NodeReport, NodeState, NodeSummary, Prompt, ReplicaState, RequestError, RequestId, Timing, TokenLogprob, TokenLogprobs,
+    Usage,
 };
 use tower::ServiceExt;
 
@@ -85,6 +86,48 @@ pub(crate) fn started() -> GenerateEvent {
 
 pub(crate) fn text(text: &str) -> GenerateEvent {
     GenerateEvent::Tokens { deltas: Delta::of_text(text.to_owned()), tokens: 1, logprobs: Vec::new() }
+}
+
+pub(crate) fn said(delta: Delta) -> GenerateEvent {
+    GenerateEvent::Tokens { deltas: vec![delta], tokens: 1, logprobs: Vec::new() }
+}
+
+/// A thought, a word, and two calls, one of them without arguments.
+pub(crate) fn calling() -> Vec<Step> {
+    let call = |index, name: &str| Delta::ToolCall { index, id: format!("call_{index}"), name: name.to_owned() };
+    let arguments = |index, json: &str| Delta::ToolArguments { index, json: json.to_owned() };
+    let deltas = [
+        Delta::Reasoning("I should ".to_owned()),
+        Delta::Reasoning("look.".to_owned()),
+        Delta::Text("One moment.".to_owned()),
+        call(0, "get_weather"),
+        arguments(0, r#"{"city": "#),
+        arguments(0, r#""Oslo", "days": 1.0}"#),
+        call(1, "get_time"),
+    ];
+    let usage = Usage { prompt_tokens: 12, cached_tokens: 8, completion_tokens: 9, timing: Timing::default() };
+    let mut events = vec![started()];
+    events.extend(deltas.into_iter().map(said));
+    events.push(GenerateEvent::Done { reason: FinishReason::ToolCalls, usage });
+    events.into_iter().map(Step::Say).collect()
+}
+
+/// Two tokens with log probabilities, the second half a character.
+pub(crate) fn measured() -> Vec<Step> {
+    let token = |id, bytes: &[u8], logprob| TokenLogprob { id, bytes: bytes.to_vec(), logprob };
+    let tokens = |text: &str, drawn, other| GenerateEvent::Tokens {
+        deltas: Delta::of_text(text.to_owned()),
+        tokens: 1,
+        logprobs: vec![TokenLogprobs { token: drawn, top: vec![other] }],
+    };
+    let usage = Usage { prompt_tokens: 12, cached_tokens: 8, completion_tokens: 2, timing: Timing::default() };
+    let events = [
+        started(),
+        tokens("é", token(7, "é".as_bytes(), -0.25), token(8, b"e", -1.5)),
+        tokens("", token(9, &[0xE2, 0x82], -0.5), token(8, b"e", -1.0)),
+        GenerateEvent::Done { reason: FinishReason::Length, usage },
+    ];
+    events.into_iter().map(Step::Say).collect()
 }
 
 fn answer(texts: &[&str], reason: FinishReason) -> Vec<GenerateEvent> {
