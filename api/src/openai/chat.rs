@@ -184,11 +184,14 @@ impl Render for ChatRender {
 }
 
 fn message(choice: &Choice) -> Message<'_> {
-    let call = |call| {
-        let ToolCall { id, name, arguments } = call;
-        WholeCall { id, kind: "function", function: Function { name: Some(name), arguments } }
-    };
-    let tool_calls: Vec<_> = choice.calls().map(call).collect();
+    let tool_calls: Vec<_> = choice.calls().map(WholeCall::of).collect();
     let content = Some(choice.text()).filter(|text| !text.is_empty() || tool_calls.is_empty());
     Message { role: "assistant", content, refusal: None, reasoning_content: choice.reasoning(), tool_calls }
+}
+
+impl<'a> WholeCall<'a> {
+    fn of(call: &'a ToolCall) -> Self {
+        let ToolCall { id, name, arguments } = call;
+        Self { id, kind: "function", function: Function { name: Some(name), arguments } }
+    }
 }
