@@ -11,6 +11,8 @@ mod portable;
 mod product;
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use crate::format::{Format, dequantize, quantize};
 use crate::team::{SharedMut, Team};

@@ -72,8 +72,8 @@ static Q5K: Layout = layout(
 /// d, 16 scales as 8 pairs, 32 words of low bits, 16 words of high bits.
 static Q6K: Layout =
     layout(Format::Q6K, 256, 210, &[field(208, 0, 2, 1), field(192, 32, 2, 8), field(0, 288, 4, 32), field(128, 2336, 4, 16)]);
-/// d, 8 scales, 32 words.
-static IQ4_XS: Layout = layout(Format::Iq4Xs, 256, 138, &[field(0, 0, 2, 1), field(2, 32, 1, 8), field(10, 160, 4, 32)]);
+/// d, 8 scales as 4 pairs, 32 words.
+static IQ4_XS: Layout = layout(Format::Iq4Xs, 256, 138, &[field(0, 0, 2, 1), field(2, 32, 2, 4), field(10, 160, 4, 32)]);
 
 impl Layout {
     pub(super) fn of(format: Format) -> &'static Self {

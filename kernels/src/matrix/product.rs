@@ -36,6 +36,8 @@ pub(super) struct Span {
     pub(super) stride: usize,
     /// Numbers of each row to write, 1 to 16.
     pub(super) n_out: usize,
+    /// Are the tiles read for the first time, and to be fetched ahead?
+    pub(super) fetch: bool,
 }
 
 /// A kernel.
@@ -136,6 +138,7 @@ impl<'a> Plan<'a> {
                     out: self.out.get().wrapping_add(first * rows + tile * TILE_ROWS),
                     stride: rows,
                     n_out: TILE_ROWS.min(rows - tile * TILE_ROWS),
+                    fetch: first == from,
                 };
                 // SAFETY: `data` is one tile of all columns; `x` holds `n` rows in the form of the format, group by group, of which
                 // this is one; `out` is `[n, rows]` (checked in `of`), and rows `first..first + m`, columns of this tile, are this
@@ -148,6 +151,10 @@ impl<'a> Plan<'a> {
 
 /// The kernel for a matrix on machines of `isa`.
 fn kernel(isa: Isa, matrix: &Matrix) -> Kernel {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(kernel) = super::x86::kernel(isa, matrix.format) {
+        return kernel;
+    }
     let _ = isa; // where no kernel is better than the portable one
     portable::kernel(matrix.format)
 }
