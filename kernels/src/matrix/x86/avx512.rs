@@ -4,6 +4,7 @@
 //!
 //! Sums of whole numbers are exact in any order; the few operations on floats come in one order for any number of rows.
 #![allow(unsafe_code, reason = "vector instructions, and addresses of a span")]
+#![allow(clippy::needless_range_loop, reason = "one index for accumulators in registers and for addresses")]
 
 use crate::format::Format;
 use crate::matrix::layout::TILE_ROWS;

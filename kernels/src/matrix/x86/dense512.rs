@@ -1,6 +1,7 @@
 //! Products with floats in registers of 512 bits. Even and odd columns (or pairs of columns) are summed apart and added at the end, whatever
 //! the number of rows: one chain of additions would wait for itself.
 #![allow(unsafe_code, reason = "vector instructions, and addresses of a span")]
+#![allow(clippy::needless_range_loop, reason = "one index for accumulators in registers and for addresses")]
 
 use super::avx512::{load, store};
 use crate::format::Format;
