@@ -3,7 +3,19 @@
 use crate::batch::Batch;
 use crate::error::EngineError;
 use crate::executor::KvPlan;
-use crate::layers::Span;
+
+/// The tokens of one sequence in a step.
+#[derive(Debug, Clone)]
+pub(crate) struct Span {
+    /// Its first row among the step's tokens.
+    pub(crate) start: usize,
+    /// Its tokens in this step.
+    pub(crate) len: usize,
+    /// Position of the first of them.
+    pub(crate) first_position: usize,
+    /// Slots of positions 0 to the last of this step.
+    pub(crate) slots: Vec<u32>,
+}
 
 /// A batch, checked and laid out over the KV pool.
 #[derive(Debug)]
@@ -20,6 +32,9 @@ impl Layout {
     /// Errors: [`EngineError::Shape`], before anything is computed, if any index would leave its array, table or pool.
     pub(crate) fn new(batch: &Batch, vocab_size: usize, pool: KvPlan) -> Result<Self, EngineError> {
         let wrong = |reason: String| Err(EngineError::shape(reason));
+        if let Some(copy) = batch.copies.iter().find(|copy| copy.from.0 >= pool.n_blocks || copy.to.0 >= pool.n_blocks) {
+            return wrong(format!("{copy:?} leaves the pool of {}", pool.n_blocks));
+        }
         let n_seqs = batch.len();
         if n_seqs == 0 && batch.tokens.is_empty() {
             return Ok(Self { slots: Vec::new(), spans: Vec::new(), rows: Vec::new() });
@@ -38,9 +53,6 @@ impl Layout {
         }
         if let Some(block) = batch.blocks.iter().find(|block| block.0 >= pool.n_blocks) {
             return wrong(format!("block {} is beyond the pool of {}", block.0, pool.n_blocks));
-        }
-        if let Some(copy) = batch.copies.iter().find(|copy| copy.from.0 >= pool.n_blocks || copy.to.0 >= pool.n_blocks) {
-            return wrong(format!("{copy:?} leaves the pool of {}", pool.n_blocks));
         }
         let mut layout = Self { slots: Vec::new(), spans: Vec::new(), rows: Vec::new() };
         for sequence in 0..n_seqs {

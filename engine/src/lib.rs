@@ -5,21 +5,19 @@
 //! token ids and token ids into text.
 
 pub mod batch;
-pub mod candle_executor;
+mod candle;
 pub mod codec;
-mod decoder;
 pub mod embedded;
 pub mod error;
 pub mod executor;
 pub mod kv;
-mod layers;
 mod layout;
 pub mod model;
 pub mod sample;
 pub mod scripted;
 
 pub use batch::{Batch, BatchOutput, BlockCopy, BlockId, Draw};
-pub use candle_executor::CandleExecutor;
+pub use candle::CandleExecutor;
 pub use codec::{Codec, Decoded, StreamDecoder};
 pub use error::EngineError;
 pub use executor::{DeviceDescription, Executor, KvPlan, Slot};

@@ -4,12 +4,13 @@
 //! and a model that we would compute wrongly is refused by the name of what is foreign to us.
 
 mod config;
+mod facts;
 mod gguf;
-mod gguf_config;
 mod hf;
 mod rope;
 mod safetensors;
 mod source;
+mod split;
 mod storage;
 mod weights;
 
@@ -78,11 +79,7 @@ impl ModelFiles {
     fn open_folder(folder: &Path) -> Result<Self, EngineError> {
         let generation_path = folder.join("generation_config.json");
         let advice = hf::read_json(&generation_path)?.unwrap_or_default();
-        let config_path = folder.join("config.json");
-        let weights = if config_path.exists() { hf::read_weights(folder)? } else { None };
-        if let Some(weights) = weights {
-            let json = hf::read_json(&config_path)?.unwrap_or_default();
-            let mut config = hf::read_config(&config_path, &json, weights.has("head"))?;
+        if let Some((mut config, weights)) = hf::open(folder)? {
             config.eos_ids.extend(hf::eos_ids(&generation_path, &advice));
             weights.check(&config)?; // before the vocabulary, whose size is then known to be backed by the file
             let codec = Codec::from_folder(folder, config.vocab_size, &config.eos_ids)?;
@@ -105,10 +102,9 @@ impl ModelFiles {
     fn open_gguf(storage: Storage, advice: &serde_json::Value) -> Result<Self, EngineError> {
         let gguf = Gguf::read(&storage)?;
         let path = storage.path().to_owned();
-        let mut config = gguf_config::read_config(&storage, &gguf)?;
+        let (mut config, weights) = gguf::open(storage, &gguf)?;
         config.eos_ids.extend(hf::eos_ids(&path, advice));
         let defaults = hf::read_sampling(&path, advice)?;
-        let weights = gguf_config::read_weights(storage, &gguf);
         weights.check(&config)?;
         let codec = Codec::from_gguf(&path, &gguf, config.vocab_size, &config.eos_ids)?;
         Ok(Self::assemble(config, codec, weights, defaults))

@@ -18,12 +18,36 @@ const MAX_HEAD_DIM: usize = 1024;
 pub enum Family {
     /// Llama 2, 3 and what is built like them.
     Llama,
-    /// Mistral 7B and what is built like it.
+    /// Mistral 7B, Nemo, Small and what is built like them.
     Mistral,
+    /// Mixtral.
+    Mixtral,
     /// Qwen 2 and 2.5.
     Qwen2,
+    /// Qwen 1.5 and 2 with experts.
+    Qwen2Moe,
     /// Qwen 3, dense.
     Qwen3,
+    /// Qwen 3 with experts.
+    Qwen3Moe,
+    /// Gemma 1.
+    Gemma,
+    /// Gemma 2.
+    Gemma2,
+    /// Gemma 3, its text part.
+    Gemma3,
+    /// Phi 3, 3.5 and 4, without experts.
+    Phi3,
+    /// SmolLM 3.
+    SmolLm3,
+    /// OLMo 2.
+    Olmo2,
+    /// Granite 3, dense.
+    Granite,
+    /// GLM 4 of April 2025, dense.
+    Glm4,
+    /// StarCoder 2.
+    Starcoder2,
 }
 
 /// A decoder, described by what it computes: norms, attention with rotary positions and grouped heads, and feed-forward networks, of which
@@ -98,7 +122,7 @@ pub struct LayerConfig {
 }
 
 /// The feed-forward network of a layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FfnConfig {
     /// One network for all tokens.
     Dense {
@@ -367,8 +391,8 @@ impl RopeConfig {
                     && self.theta > 1.0
                     && attention_factor.is_none_or(positive)
             }
-            RopeScaling::Divisors { divisors } => {
-                divisors.len() == self.dim / 2 && divisors.iter().all(|divisor| positive(f64::from(*divisor)))
+            RopeScaling::Divisors { divisors, amplitude } => {
+                divisors.len() == self.dim / 2 && positive(*amplitude) && divisors.iter().all(|divisor| positive(f64::from(*divisor)))
             }
         };
         if sound { Ok(()) } else { Err(format!("the rope scaling {:?} is impossible", self.scaling)) }

@@ -3,12 +3,18 @@
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>, versions 2 and 3, little-endian.
 //! Every count and length is checked against what is left of the file before anything is allocated for it.
 
+mod config;
+mod open;
+mod tensors;
+
 use std::collections::BTreeMap;
 
 use candle_core::quantized::GgmlDType;
 
 use super::storage::Storage;
 use crate::error::EngineError;
+
+pub(super) use open::open;
 
 /// More than any model has.
 const MAX_ENTRIES: u64 = 65_536;

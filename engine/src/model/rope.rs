@@ -36,11 +36,26 @@ pub enum RopeScaling {
         /// Multiplies cosines and sines; absent: `0.1 ln(factor) + 1`.
         attention_factor: Option<f64>,
     },
-    /// Each pair divided by its own number, which the file gives.
+    /// Each pair divided by its own number, which the file gives: Llama 3 in GGUF files, and LongRoPE.
+    /// Source of the latter: Ding et al. 2024, arXiv:2402.13753.
     Divisors {
         /// `[dim / 2]`.
         divisors: Vec<f32>,
+        /// Multiplies cosines and sines; 1 for Llama 3.
+        amplitude: f64,
     },
+}
+
+impl RopeScaling {
+    /// LongRoPE for a context of `max_context` tokens: the long divisors if that is more than the model was first trained on, else the short
+    /// ones. The choice holds for all positions, since keys in the cache are turned already; to choose anew as a sequence grows would give
+    /// tokens that depend on how a prompt was cut. `amplitude`: absent, `sqrt(1 + ln(max / original) / ln(original))`.
+    pub(super) fn long_rope(short: Vec<f32>, long: Vec<f32>, amplitude: Option<f64>, original_context: u32, max_context: u32) -> Self {
+        let stretched = max_context > original_context;
+        let ratio = f64::from(max_context) / f64::from(original_context);
+        let computed = if stretched { (1.0 + ratio.ln() / f64::from(original_context).ln()).sqrt() } else { 1.0 };
+        Self::Divisors { divisors: if stretched { long } else { short }, amplitude: amplitude.unwrap_or(computed) }
+    }
 }
 
 /// Angle per position of each pair.
@@ -61,7 +76,10 @@ impl Rope {
         let frequencies: Vec<f64> = match &config.scaling {
             RopeScaling::None => plain.collect(),
             RopeScaling::Linear { factor } => plain.map(|frequency| frequency / factor).collect(),
-            RopeScaling::Divisors { divisors } => plain.zip(divisors).map(|(frequency, divisor)| frequency / f64::from(*divisor)).collect(),
+            RopeScaling::Divisors { divisors, amplitude: factor } => {
+                amplitude = *factor;
+                plain.zip(divisors).map(|(frequency, divisor)| frequency / f64::from(*divisor)).collect()
+            }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => plain
                 .map(|frequency| {
                     let turns = f64::from(*original_context) * frequency / std::f64::consts::TAU;

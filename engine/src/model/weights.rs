@@ -160,10 +160,7 @@ impl Weights {
         for name in self.tensors.keys() {
             let ignored = name.ends_with(".rotary_emb.inv_freq") || (config.tied_embeddings && name == "head");
             if !known.contains(name) && !ignored {
-                return Err(EngineError::unsupported(
-                    format!("tensor {name:?}"),
-                    "decoders of the Llama, Mistral, Qwen2 and Qwen3 families without experts",
-                ));
+                return Err(EngineError::unsupported(format!("tensor {name:?}"), "the tensors that the model's family is known to have"));
             }
         }
         Ok(())

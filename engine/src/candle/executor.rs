@@ -1,0 +1,211 @@
+//! The executor that computes: candle on the host's processors, or on a CUDA device where built for it.
+
+use std::collections::HashMap;
+
+use candle_core::Device;
+use plexus_types::{Bytes, DeviceId, DeviceKind};
+
+use super::cache::KvCache;
+use super::decoder::{Decoder, Step};
+use super::load::load;
+use crate::batch::{Batch, BatchOutput};
+use crate::error::EngineError;
+use crate::executor::{DeviceDescription, Executor, KvPlan, Slot};
+use crate::layout::Layout;
+use crate::model::ModelFiles;
+use crate::sample::draw_all;
+
+/// A device and the models on it.
+#[derive(Debug)]
+pub struct CandleExecutor {
+    description: DeviceDescription,
+    device: Device,
+    models: HashMap<Slot, Resident>,
+    /// Where small models are computed: candle's own operations would wake other threads for the least of work.
+    single: rayon::ThreadPool,
+}
+
+/// A model on the device.
+#[derive(Debug)]
+struct Resident {
+    decoder: Decoder,
+    cache: KvCache,
+    plan: KvPlan,
+    footprint: Bytes,
+    small: bool,
+}
+
+impl CandleExecutor {
+    /// Opens a device. Models may use `memory_share` of its memory, more than 0 and at most 1.
+    ///
+    /// Errors: [`EngineError::Device`] if there is no such device, [`EngineError::Unsupported`] if this build has no support for it.
+    pub fn open(id: DeviceId, memory_share: f32) -> Result<Self, EngineError> {
+        let (device, name, memory) = match id.kind {
+            DeviceKind::Cpu => open_cpu(id)?,
+            DeviceKind::Cuda => open_cuda(id)?,
+        };
+        let memory_total = Bytes((memory as f64 * f64::from(memory_share.clamp(0.0, 1.0))) as u64);
+        let single = rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| format!("{id}-small")).build();
+        let single = single.map_err(|error| EngineError::Device { device: id, reason: error.to_string() })?;
+        Ok(Self { description: DeviceDescription { id, name, memory_total }, device, models: HashMap::new(), single })
+    }
+
+    /// Runs a step and gives the logits that draws would be made from, in order of the draws. For tests and for measuring.
+    pub fn logits(&mut self, slot: Slot, batch: &Batch) -> Result<Vec<Vec<f32>>, EngineError> {
+        let model = self.models.get(&slot).ok_or_else(|| EngineError::shape("the slot holds no model"))?;
+        let plan = Layout::new(batch, model.decoder.config().vocab_size, model.plan)?;
+        model.cache.copy(&batch.copies).map_err(|error| self.failed(error))?;
+        if batch.tokens.is_empty() {
+            return Ok(Vec::new());
+        }
+        let step = Step { tokens: &batch.tokens, positions: &batch.positions, slots: &plan.slots, spans: &plan.spans, rows: &plan.rows };
+        // Where nothing is drawn the last row stands in: a prompt is only read.
+        let last = [batch.tokens.len() as u32 - 1];
+        let step = if plan.rows.is_empty() { Step { rows: &last, ..step } } else { step };
+        let compute = || model.decoder.forward(&step, &model.cache)?.to_vec2();
+        let logits = if model.small && self.device.is_cpu() { self.single.install(compute) } else { compute() };
+        let mut logits: Vec<Vec<f32>> = logits.map_err(|error| self.failed(error))?;
+        logits.truncate(plan.rows.len());
+        Ok(logits)
+    }
+
+    /// An error of the computation. On a GPU any of them may mean that its context is lost.
+    fn failed(&self, error: candle_core::Error) -> EngineError {
+        EngineError::Device { device: self.description.id, reason: error.to_string() }
+    }
+
+    fn free(&self) -> Bytes {
+        self.description.memory_total.saturating_sub(self.models.values().map(|model| model.footprint).sum())
+    }
+}
+
+impl Executor for CandleExecutor {
+    fn describe(&self) -> DeviceDescription {
+        self.description.clone()
+    }
+
+    fn load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
+        if self.models.contains_key(&slot) {
+            return Err(EngineError::shape("the slot holds a model already"));
+        }
+        if kv.n_blocks == 0 || kv.block_len == 0 || kv.n_blocks.checked_mul(kv.block_len).is_none() {
+            return Err(EngineError::shape(format!("{kv:?} is no KV pool")));
+        }
+        let footprint = files.footprint(kv);
+        let free = self.free();
+        if footprint > free {
+            return Err(EngineError::Memory { device: self.description.id, needed: footprint, free });
+        }
+        let decoder = load(files, &self.device, &|error| self.failed(error))?;
+        let cache = KvCache::new(&files.config, kv, &self.device).map_err(|error| self.failed(error))?;
+        let small = files.weights().small();
+        self.models.insert(slot, Resident { decoder, cache, plan: kv, footprint, small });
+        Ok(())
+    }
+
+    fn unload(&mut self, slot: Slot) {
+        self.models.remove(&slot);
+    }
+
+    fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError> {
+        let logits = self.logits(slot, batch)?;
+        draw_all(batch, &mut logits.into_iter())
+    }
+}
+
+fn open_cpu(id: DeviceId) -> Result<(Device, String, u64), EngineError> {
+    let failed = |error: sysinfo::Error| EngineError::Device { device: id, reason: format!("the host's memory cannot be read: {error:?}") };
+    if id.ordinal != 0 {
+        return Err(EngineError::Device { device: id, reason: "the host's processors are one device, cpu-0".into() });
+    }
+    let refresh = sysinfo::RefreshKind::nothing()
+        .with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram())
+        .with_cpu(sysinfo::CpuRefreshKind::nothing());
+    let system = sysinfo::System::new_with_specifics(refresh).map_err(failed)?;
+    // Inside a container the limit of the container is the memory.
+    let memory = system.cgroup_limits().map_or(system.total_memory(), |limits| limits.total_memory.min(system.total_memory()));
+    let name = system.cpus().first().map_or(String::new(), |cpu| cpu.brand().trim().to_owned());
+    let name = if name.is_empty() { "host CPU".to_owned() } else { name };
+    Ok((Device::Cpu, name, memory))
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(id: DeviceId) -> Result<(Device, String, u64), EngineError> {
+    let failed = |reason: String| EngineError::Device { device: id, reason };
+    let device = Device::new_cuda(id.ordinal as usize).map_err(|error| failed(error.to_string()))?;
+    let context = cudarc::driver::CudaContext::new(id.ordinal as usize).map_err(|error| failed(error.to_string()))?;
+    let name = context.name().map_err(|error| failed(error.to_string()))?;
+    let (_free, total) = context.mem_get_info().map_err(|error| failed(error.to_string()))?;
+    Ok((device, name, total as u64))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(id: DeviceId) -> Result<(Device, String, u64), EngineError> {
+    Err(EngineError::unsupported(format!("device {id}"), "cpu-0; build with the feature cuda for NVIDIA GPUs"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::batch::BlockId;
+    use crate::model::ModelSource;
+
+    const POOL: KvPlan = KvPlan { n_blocks: 4, block_len: 4 };
+
+    fn cpu() -> CandleExecutor {
+        CandleExecutor::open(DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, 0.5).unwrap()
+    }
+
+    #[test]
+    fn the_ledger_is_what_is_held() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let gguf = |name: &str| ModelSource::Path(golden.join(name));
+        for source in [ModelSource::Embedded, gguf("llama/llama-bf16.gguf"), gguf("qwen2/qwen2-q8_0.gguf")] {
+            let files = ModelFiles::open(&source).unwrap();
+            let mut executor = cpu();
+            executor.load(Slot(0), &files, POOL).unwrap();
+            let model = &executor.models[&Slot(0)];
+            let config = &files.config;
+            // Norms and biases, the only tensors of one dimension.
+            let vectors = files.config.tensors().into_iter().filter(|t| t.shape.len() == 1 && files.weights().has(&t.name));
+            let vector_bytes: u64 = vectors.map(|tensor| tensor.shape[0] as u64 * 4).sum();
+            assert_eq!(files.weights_bytes.0, model.decoder.matrix_bytes() + vector_bytes, "{source}");
+            assert_eq!(files.kv_bytes_per_token.0 * 16, model.cache.bytes(), "{source}");
+            assert_eq!(files.footprint(POOL).0, files.weights_bytes.0 + model.cache.bytes());
+            assert_eq!(files.kv_bytes_per_token, config.kv_bytes_per_token());
+        }
+    }
+
+    #[test]
+    fn a_batch_that_does_not_fit_is_refused_before_anything_is_computed() {
+        let good = || {
+            let mut batch = Batch::default();
+            batch.push(&[1, 2, 3], 2, &[BlockId(0), BlockId(3)], None);
+            batch.push(&[4], 0, &[BlockId(1)], None);
+            batch
+        };
+        let plan = Layout::new(&good(), 10, POOL).unwrap();
+        assert_eq!(plan.slots, [2, 3, 12, 4]);
+        assert_eq!(plan.spans[0].slots, [0, 1, 2, 3, 12]);
+        let breaks: [fn(&mut Batch); 10] = [
+            |batch| batch.tokens[0] = 10,
+            |batch| batch.blocks[1] = BlockId(4),
+            |batch| batch.positions[1] = 7,
+            |batch| batch.positions[2] = u32::MAX,
+            |batch| batch.seq_starts[1] = 9,
+            |batch| batch.seq_starts[1] = 4,
+            |batch| batch.block_starts = vec![0, 3],
+            |batch| batch.block_starts[1] = 0,
+            |batch| batch.positions.truncate(3),
+            |batch| batch.draws.push(None),
+        ];
+        for (i, break_it) in breaks.into_iter().enumerate() {
+            let mut batch = good();
+            break_it(&mut batch);
+            assert!(matches!(Layout::new(&batch, 10, POOL), Err(EngineError::Shape { .. })), "break {i} was accepted");
+        }
+        assert!(cpu().step(Slot(9), &good()).is_err());
+    }
+}

@@ -1,0 +1,197 @@
+//! A weight matrix, dense or quantized, on the CPU or a GPU.
+
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::quantized::{GgmlType, QMatMul, QStorage, QTensor, QuantizedType};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Module, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use crate::model::{RawTensor, aligned};
+
+/// Below so many multiplications a product takes less time than waking other threads.
+const PARALLEL_WORK: usize = 1 << 20;
+
+/// A weight matrix `[rows, columns]`; a product takes `columns` in and gives `rows` out.
+#[derive(Debug, Clone)]
+pub(super) enum Matrix {
+    Cpu(Arc<CpuMatrix>),
+    /// As candle holds it on a GPU.
+    Gpu(QMatMul),
+}
+
+/// Rows of numbers or of quantized blocks. There is no second, repacked copy, so that memory is what the ledger says.
+pub(super) struct CpuMatrix {
+    weights: CpuWeights,
+    rows: usize,
+    columns: usize,
+}
+
+enum CpuWeights {
+    Dense(Vec<f32>),
+    Quantized(Box<dyn QuantizedType>),
+}
+
+impl fmt::Debug for CpuMatrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.weights {
+            CpuWeights::Dense(_) => write!(f, "CpuMatrix[{}, {}; F32]", self.rows, self.columns),
+            CpuWeights::Quantized(blocks) => write!(f, "CpuMatrix[{}, {}; {:?}]", self.rows, self.columns, blocks.dtype()),
+        }
+    }
+}
+
+impl Matrix {
+    /// Brings a tensor of two dimensions onto the device.
+    pub(super) fn new(raw: RawTensor, device: &Device) -> Result<Self> {
+        let [rows, columns] = raw.shape[..] else { candle_core::bail!("a matrix has two dimensions, not {:?}", raw.shape) };
+        let dense = raw.to_f32();
+        if device.is_cpu() {
+            let weights = match dense {
+                Some(values) => CpuWeights::Dense(values),
+                None => CpuWeights::Quantized(raw.to_blocks()),
+            };
+            return Ok(Self::Cpu(Arc::new(CpuMatrix { weights, rows, columns })));
+        }
+        Ok(Self::Gpu(match dense {
+            Some(values) => QMatMul::Tensor(Tensor::from_vec(values, (rows, columns), device)?),
+            None => {
+                let storage = QStorage::from_data(aligned(&raw.bytes, &mut Vec::new()).into(), device, raw.dtype)?;
+                QMatMul::from_qtensor(QTensor::new(storage, (rows, columns))?)?
+            }
+        }))
+    }
+
+    /// `x [n, columns]` times the transpose of this: `[n, rows]`, f32.
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Cpu(matrix) => x.apply_op1_no_bwd(matrix.as_ref()),
+            Self::Gpu(matrix) => matrix.forward(x),
+        }
+    }
+
+    /// Rows `ids [n]` of this: `[n, columns]`, f32.
+    pub(super) fn embed(&self, ids: &[u32], device: &Device) -> Result<Tensor> {
+        match self {
+            Self::Cpu(matrix) => Tensor::from_vec(matrix.rows_of(ids)?, (ids.len(), matrix.columns), device),
+            Self::Gpu(matrix) => matrix.embedding(&Tensor::new(ids, device)?),
+        }
+    }
+
+    /// Memory held on the CPU.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Self::Cpu(matrix) => match &matrix.weights {
+                CpuWeights::Dense(weights) => weights.len() as u64 * 4,
+                CpuWeights::Quantized(blocks) => blocks.storage_size_in_bytes() as u64,
+            },
+            Self::Gpu(_) => 0,
+        }
+    }
+}
+
+impl CpuMatrix {
+    fn rows_of(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        match &self.weights {
+            CpuWeights::Dense(weights) => {
+                let rows = ids.iter().map(|id| weights.chunks_exact(self.columns).nth(*id as usize));
+                let rows: Option<Vec<&[f32]>> = rows.collect();
+                match rows {
+                    Some(rows) => Ok(rows.concat()),
+                    None => candle_core::bail!("a token is beyond the {} rows of the embedding", self.rows),
+                }
+            }
+            CpuWeights::Quantized(blocks) => match blocks.embedding(ids, self.rows, self.columns)? {
+                CpuStorage::F32(values) => Ok(values),
+                _ => candle_core::bail!("an embedding gives f32"),
+            },
+        }
+    }
+}
+
+/// The product as an operation on tensors. Every number of the result is one dot product, computed in the same way whatever `n`.
+/// Quantized blocks meet activations quantized row by row to 8 bits.
+impl CustomOp1 for CpuMatrix {
+    fn name(&self) -> &'static str {
+        "matrix-product"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (n, columns) = layout.shape().dims2()?;
+        let Some((start, end)) = layout.contiguous_offsets() else { candle_core::bail!("the activations are not contiguous") };
+        if columns != self.columns {
+            candle_core::bail!("activations of width {columns} meet a matrix of {} columns", self.columns);
+        }
+        let x = &storage.as_slice::<f32>()?[start..end];
+        let out = match &self.weights {
+            _ if n == 0 => Vec::new(),
+            CpuWeights::Dense(weights) => dense_product(weights, x, columns),
+            CpuWeights::Quantized(blocks) => {
+                let mut out = vec![0f32; n * self.rows];
+                blocks.matmul_t((n, columns, self.rows), x, &mut out)?;
+                out
+            }
+        };
+        Ok((CpuStorage::F32(out), (n, self.rows).into()))
+    }
+}
+
+/// `x [n, columns]` times the transpose of `weights [rows, columns]`: `[n, rows]`. Weights are read once.
+fn dense_product(weights: &[f32], x: &[f32], columns: usize) -> Vec<f32> {
+    let (n, rows) = (x.len() / columns, weights.len() / columns);
+    let mut transposed = vec![0f32; rows * n]; // [rows, n], so that each thread has its own stretch
+    let row = |(out, weights): (&mut [f32], &[f32])| {
+        for (out, x) in out.iter_mut().zip(x.chunks_exact(columns)) {
+            *out = f32::vec_dot(columns, weights, x);
+        }
+    };
+    if n * weights.len() < PARALLEL_WORK {
+        transposed.chunks_exact_mut(n).zip(weights.chunks_exact(columns)).for_each(row);
+    } else {
+        let per_task = (PARALLEL_WORK / 4).div_ceil(n * columns);
+        let tasks = transposed.par_chunks_exact_mut(n).zip(weights.par_chunks_exact(columns));
+        tasks.with_min_len(per_task).for_each(row);
+    }
+    if n == 1 {
+        return transposed;
+    }
+    (0..n).flat_map(|i| transposed[i..].iter().step_by(n)).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::GgmlDType;
+
+    use super::*;
+
+    /// Activations are quantized to 8 bits in blocks of 32 to 256: some parts in a thousand of the norm of a product.
+    const TOLERANCE: f32 = 0.01;
+
+    #[test]
+    fn products_and_rows_of_every_type_agree_with_dense_arithmetic() {
+        let (n, rows, columns) = (5, 24, 512);
+        let dense = Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap();
+        let x = Tensor::randn(0f32, 1.0, (n, columns), &Device::Cpu).unwrap();
+        use GgmlDType::{BF16, F16, F32, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+        for dtype in [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2K, Q3K, Q4K, Q5K, Q6K] {
+            let quantized = QTensor::quantize(&dense, dtype).unwrap();
+            let weights = quantized.dequantize(&Device::Cpu).unwrap();
+            let plain = x.matmul(&weights.t().unwrap()).unwrap();
+            for widen in [false, true] {
+                let raw = RawTensor { dtype, shape: vec![rows, columns], bytes: quantized.data().unwrap().into_owned(), widen };
+                let matrix = Matrix::new(raw, &Device::Cpu).unwrap();
+                let exact = widen || matches!(dtype, F32 | F16 | BF16);
+                assert_eq!(exact, matrix.bytes() == 4 * (rows * columns) as u64, "{dtype:?}");
+                let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap();
+                let error = norm(&(matrix.forward(&x).unwrap() - &plain).unwrap()) / norm(&plain);
+                assert!(error < if exact { 1e-6 } else { TOLERANCE }, "{dtype:?}: {error}");
+                let row = matrix.embed(&[7], &Device::Cpu).unwrap();
+                assert_eq!(row.to_vec2::<f32>().unwrap(), weights.narrow(0, 7, 1).unwrap().to_vec2::<f32>().unwrap(), "{dtype:?}");
+                // One row alone gives the same bits as among others.
+                let alone = matrix.forward(&x.narrow(0, 3, 1).unwrap()).unwrap().to_vec2::<f32>().unwrap();
+                assert_eq!(alone[0], matrix.forward(&x).unwrap().to_vec2::<f32>().unwrap()[3], "{dtype:?}");
+            }
+        }
+    }
+}
