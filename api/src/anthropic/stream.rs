@@ -65,7 +65,7 @@ impl MessageRender {
     fn close(&mut self, frames: &mut Frames) {
         let Some(kind) = self.open else { return };
         if kind == Kind::Thinking {
-            self.delta(WireDelta::SignatureDelta { signature: "" }, frames);
+            self.delta(WireDelta::Signature { signature: "" }, frames);
         }
         self.open = None;
         frames.event("content_block_stop", &BlockStop { kind: "content_block_stop", index: self.n_blocks - 1 });
@@ -82,20 +82,20 @@ impl MessageRender {
                 if self.open != Some(Kind::Thinking) {
                     self.open(Kind::Thinking, WireBlock::Thinking { thinking: "", signature: "" }, frames);
                 }
-                self.delta(WireDelta::ThinkingDelta { thinking }, frames);
+                self.delta(WireDelta::Thinking { thinking }, frames);
             }
             Delta::Text(text) => {
                 if self.open != Some(Kind::Text) {
                     self.open(Kind::Text, WireBlock::Text { text: "" }, frames);
                 }
-                self.delta(WireDelta::TextDelta { text }, frames);
+                self.delta(WireDelta::Text { text }, frames);
             }
             Delta::ToolCall { id, name, .. } => {
                 self.open(Kind::ToolUse, WireBlock::ToolUse { id, name, input: Input::Empty {} }, frames);
             }
             Delta::ToolArguments { json, .. } => {
                 debug_assert_eq!(self.open, Some(Kind::ToolUse), "arguments follow the call that they belong to");
-                self.delta(WireDelta::InputJsonDelta { partial_json: json }, frames);
+                self.delta(WireDelta::InputJson { partial_json: json }, frames);
             }
         }
     }
@@ -267,12 +267,16 @@ struct BlockDelta<'a> {
 }
 
 #[derive(Debug, Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(tag = "type")]
 enum WireDelta<'a> {
-    TextDelta { text: &'a str },
-    ThinkingDelta { thinking: &'a str },
-    SignatureDelta { signature: &'static str },
-    InputJsonDelta { partial_json: &'a str },
+    #[serde(rename = "text_delta")]
+    Text { text: &'a str },
+    #[serde(rename = "thinking_delta")]
+    Thinking { thinking: &'a str },
+    #[serde(rename = "signature_delta")]
+    Signature { signature: &'static str },
+    #[serde(rename = "input_json_delta")]
+    InputJson { partial_json: &'a str },
 }
 
 #[derive(Debug, Serialize)]
