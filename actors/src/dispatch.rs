@@ -5,7 +5,7 @@ use plexus_types::{NodeId, RequestError};
 
 use crate::address::Address;
 use crate::inbound::{ClusterChange, Inbound, PeerChange};
-use crate::inference::{COUNT_DEADLINE, own_actors};
+use crate::inference::{COUNT_DEADLINE, EMBED_DEADLINE, own_actors};
 use crate::link::LinkMsg;
 use crate::messages::{Answer, Notice, Question, StreamNotice};
 use crate::model::sink::Ingresses;
@@ -44,6 +44,14 @@ impl Inbound for Dispatch {
                 let lost = |_| RequestError::Lost { message: "the model is being restarted".into() };
                 let counted = model.call(|reply| ModelMsg::CountTokens(request, reply), COUNT_DEADLINE).await;
                 Answer::CountTokens(counted.map_err(lost).flatten())
+            }
+            Question::Embed(request) => {
+                let Some(model) = self.models.get(&request.model) else {
+                    return Answer::Embed(Err(RequestError::model_not_found(&request.model)));
+                };
+                let lost = |_| RequestError::Lost { message: "the model is being restarted".into() };
+                let embedded = model.call(|reply| ModelMsg::Embed(request, reply), EMBED_DEADLINE).await;
+                Answer::Embed(embedded.map_err(lost).flatten())
             }
         }
     }

@@ -10,7 +10,8 @@ use futures::Stream;
 use futures::future::join_all;
 use plexus_api::service::{Generation, Health, HealthStatus, Inference, NodeActors};
 use plexus_types::{
-    ActorReport, ClusterReport, GenerateEvent, GenerateRequest, Journal, ModelReport, ReplicaState, RequestError, RequestId,
+    ActorReport, ClusterReport, EmbedRequest, Embeddings, GenerateEvent, GenerateRequest, Journal, ModelReport, ReplicaId, ReplicaState,
+    RequestError, RequestId, Retry,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -33,6 +34,10 @@ const ACTOR_DEADLINE: Duration = Duration::from_secs(2);
 const PEER_DEADLINE: Duration = Duration::from_secs(3);
 /// Encoding a long prompt.
 pub(crate) const COUNT_DEADLINE: Duration = Duration::from_secs(30);
+/// Embedding a group of long texts on a slow processor.
+pub(crate) const EMBED_DEADLINE: Duration = Duration::from_secs(300);
+/// Texts embedded at one replica in one go.
+const EMBED_GROUP: usize = 128;
 /// Events beyond the window that a channel takes: the start, the end, and what a speculating replica sends beyond its credit.
 const CHANNEL_SLACK: u32 = 64;
 
@@ -55,6 +60,44 @@ pub struct ClusterInference {
     pub config: StreamsConfig,
     /// May actors be killed?
     pub test_hooks: bool,
+}
+
+impl ClusterInference {
+    async fn pick(&self, question: RouteRequest) -> Result<ReplicaId, RequestError> {
+        let picked = self.router.call(|reply| RouterMsg::Pick(question, reply), ACTOR_DEADLINE).await;
+        Ok(picked.map_err(|error| internal(&format!("the router did not answer: {error}")))??.replica)
+    }
+
+    /// The vectors of some texts; a replica that is lost, or has no place, is passed over for the next.
+    async fn embed_group(&self, request: EmbedRequest) -> Result<Embeddings, RequestError> {
+        let mut tried = Vec::new();
+        let mut refused = None;
+        loop {
+            let replica = match (self.pick(RouteRequest::embed(&request, tried.clone())).await, refused.take()) {
+                (Ok(replica), _) => replica,
+                (Err(_), Some(refused)) => return Err(refused),
+                (Err(error), None) => return Err(error),
+            };
+            let embedded = if replica.node == *self.peers.me() {
+                let model = self.models.get(&replica.model).ok_or_else(|| RequestError::model_not_found(&replica.model))?;
+                model.call(|reply| ModelMsg::Embed(Box::new(request.clone()), reply), EMBED_DEADLINE).await.ok()
+            } else {
+                match self.peers.get(&replica.node) {
+                    Some(peer) => match peer.ask(Question::Embed(Box::new(request.clone())), EMBED_DEADLINE).await {
+                        Ok(Answer::Embed(embedded)) => Some(embedded),
+                        Ok(_) | Err(_) => None,
+                    },
+                    None => None,
+                }
+            };
+            match embedded {
+                Some(Err(error)) if error.retry() != Retry::Never => refused = Some(error),
+                Some(embedded) => return embedded,
+                None => {}
+            }
+            tried.push(replica);
+        }
+    }
 }
 
 #[async_trait]
@@ -82,9 +125,7 @@ impl Inference for ClusterInference {
     async fn count_tokens(&self, request: GenerateRequest) -> Result<u32, RequestError> {
         let mut tried = Vec::new();
         loop {
-            let question = RouteRequest { request: Arc::new(request.clone()), tried: tried.clone() };
-            let picked = self.router.call(|reply| RouterMsg::Pick(question, reply), ACTOR_DEADLINE).await;
-            let replica = picked.map_err(|error| internal(&format!("the router did not answer: {error}")))??.replica;
+            let replica = self.pick(RouteRequest::generate(&request, tried.clone())).await?;
             let counted = if replica.node == *self.peers.me() {
                 let model = self.models.get(&replica.model).ok_or_else(|| RequestError::model_not_found(&replica.model))?;
                 model.call(|reply| ModelMsg::CountTokens(Box::new(request.clone()), reply), COUNT_DEADLINE).await.ok()
@@ -102,6 +143,18 @@ impl Inference for ClusterInference {
                 None => tried.push(replica),
             }
         }
+    }
+
+    async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, RequestError> {
+        // In groups, so that the vectors of each fit a message between nodes, and that several replicas share the work.
+        let groups = request.inputs.chunks(EMBED_GROUP).map(|inputs| EmbedRequest { inputs: inputs.to_vec(), ..request.clone() });
+        let parts = futures::future::try_join_all(groups.map(|group| self.embed_group(group))).await?;
+        let mut whole = Embeddings::default();
+        for part in parts {
+            whole.vectors.extend(part.vectors);
+            whole.prompt_tokens += part.prompt_tokens;
+        }
+        Ok(whole)
     }
 
     async fn models(&self) -> Vec<ModelReport> {

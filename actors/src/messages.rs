@@ -18,6 +18,8 @@ pub enum Question {
     Actors,
     /// Tokens of this prompt, by the tokenizer of a replica that you hold.
     CountTokens(Box<plexus_types::GenerateRequest>),
+    /// The vectors of these texts, by a replica that you hold.
+    Embed(Box<plexus_types::EmbedRequest>),
 }
 
 /// The answer to a [`Question`], variant by variant.
@@ -32,6 +34,8 @@ pub enum Answer {
     Actors(Vec<ActorReport>),
     /// The count, or why there is none.
     CountTokens(Result<u32, plexus_types::RequestError>),
+    /// The vectors, or why there are none.
+    Embed(Result<plexus_types::Embeddings, plexus_types::RequestError>),
 }
 
 /// A notice to a node; not answered. Order is kept from one sender to one receiver.

@@ -7,6 +7,7 @@
 //! Supervised by [`crate::node`]; supervises nobody. A restart loses the sequences: each of their [`sink::Sink`]s says so, and their journals go
 //! on elsewhere. The weights are freed and loaded again.
 
+mod embed;
 pub mod load;
 pub mod plan;
 mod running;
@@ -15,18 +16,21 @@ pub mod sequence;
 pub mod sink;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use plexus_engine::batch::BatchOutput;
 use plexus_types::{
-    Bytes, DeviceId, DeviceKind, GenerateRequest, ModelId, NodeId, ReplicaLoad, ReplicaReport, ReplicaState, RequestError, RequestId,
+    Bytes, DeviceId, DeviceKind, EmbedRequest, Embeddings, GenerateRequest, ModelId, ModelKind, NodeId, ReplicaLoad, ReplicaReport,
+    ReplicaState, RequestError, RequestId,
 };
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use tokio::time::Instant;
 use tracing::{Span, info, info_span, warn};
 
+use self::embed::Place;
 use self::load::{LoadError, Resident};
 use self::running::Batcher;
 use self::scheduler::Counts;
@@ -154,6 +158,8 @@ pub enum ModelMsg {
     Credit(SequenceKey, u32),
     /// How many tokens has this prompt?
     CountTokens(Box<GenerateRequest>, RpcReplyPort<Result<u32, RequestError>>),
+    /// The vectors of these texts.
+    Embed(Box<EmbedRequest>, RpcReplyPort<Result<Embeddings, RequestError>>),
     /// From the blocking pool: a prompt was encoded.
     Encoded(SequenceKey, Result<Vec<u32>, RequestError>),
     /// From the device: a step ended.
@@ -181,6 +187,8 @@ pub struct ModelState {
     phase: Phase,
     /// Requests whose prompt is being encoded.
     encoding: HashMap<SequenceKey, Arrival>,
+    /// Requests to embed texts that are under way.
+    embedding: Arc<AtomicU32>,
     n_refused: u64,
     /// Requests running and waiting as last reported to the router, and when.
     reported: Option<((u32, u32), Instant)>,
@@ -216,7 +224,15 @@ impl Actor for ModelActor {
             let result = load::load(&loader.profile, &loader.devices, &loader.evictor).await;
             loader.address.tell_life(life, ModelMsg::LoadEnded(Box::new(result)));
         });
-        let mut state = ModelState { args, phase: Phase::Loading, encoding: HashMap::new(), n_refused: 0, reported: None, life };
+        let mut state = ModelState {
+            args,
+            phase: Phase::Loading,
+            encoding: HashMap::new(),
+            embedding: Arc::default(),
+            n_refused: 0,
+            reported: None,
+            life,
+        };
         state.report();
         Ok(state)
     }
@@ -228,6 +244,7 @@ impl Actor for ModelActor {
             ModelMsg::Cancel(key) => state.on_cancel(&key),
             ModelMsg::Credit(key, until) => state.on_credit(&key, until),
             ModelMsg::CountTokens(request, reply) => state.on_count_tokens(*request, reply),
+            ModelMsg::Embed(request, reply) => state.on_embed(*request, reply),
             ModelMsg::Encoded(key, prompt) => state.on_encoded(&key, prompt),
             ModelMsg::Stepped(output) => state.on_stepped(output)?,
             ModelMsg::LoadEnded(result) => state.on_load_ended(*result)?,
@@ -273,6 +290,11 @@ impl ModelState {
             self.n_refused += 1;
             return sink.fail(self.not_loaded());
         };
+        if resident.kind == ModelKind::Embed {
+            let message =
+                format!("the model '{}' embeds texts and does not answer: use /v1/embeddings, or another model", self.args.profile.id);
+            return sink.fail(RequestError::WrongModality { message });
+        }
         let present = (self.encoding.len() + batcher.n_present()) as u32;
         if present >= self.args.profile.running_max + self.args.profile.waiting_max {
             self.n_refused += 1;
@@ -367,6 +389,28 @@ impl ModelState {
         tokio::task::spawn_blocking(move || drop(reply.send(codec.encode(&request.prompt).map(|ids| ids.len() as u32))));
     }
 
+    fn on_embed(&mut self, request: EmbedRequest, reply: RpcReplyPort<Result<Embeddings, RequestError>>) {
+        let Phase::Loaded { resident, .. } = &self.phase else {
+            return drop(reply.send(Err(self.not_loaded())));
+        };
+        if resident.kind != ModelKind::Embed {
+            let message = format!("the model '{}' answers and does not embed: choose a model of kind \"embed\"", self.args.profile.id);
+            return drop(reply.send(Err(RequestError::WrongModality { message })));
+        }
+        let present = self.embedding.load(Ordering::Relaxed);
+        if present >= self.args.profile.running_max + self.args.profile.waiting_max {
+            self.n_refused += 1;
+            return drop(reply.send(Err(self.overloaded(present))));
+        }
+        let place = Place::take(&self.embedding);
+        let (codec, steps, context) = (resident.codec.clone(), resident.steps.clone(), resident.plan.context_length);
+        tokio::spawn(async move {
+            let embedded = embed::embed(codec, steps, context, request).await;
+            drop(place);
+            drop(reply.send(embedded));
+        });
+    }
+
     fn not_loaded(&self) -> RequestError {
         let message = format!("the model '{}' is not loaded on '{}'", self.args.profile.id, self.args.ingresses.me.name);
         RequestError::Unavailable { message, retry_after: Duration::from_secs(1) }
@@ -391,8 +435,10 @@ impl ModelState {
             Phase::Loading | Phase::Failed(_) => ReplicaLoad::default(),
         };
         let profile = &self.args.profile;
-        let waiting = load.waiting + self.encoding.len() as u32;
-        ReplicaLoad { waiting, running_max: profile.running_max, waiting_max: profile.waiting_max, ..load }
+        let embedding = self.embedding.load(Ordering::Relaxed);
+        let running = load.running + embedding.min(profile.running_max);
+        let waiting = load.waiting + self.encoding.len() as u32 + embedding.saturating_sub(profile.running_max);
+        ReplicaLoad { running, waiting, running_max: profile.running_max, waiting_max: profile.waiting_max, ..load }
     }
 
     fn announce(&mut self) {
@@ -414,13 +460,17 @@ impl ModelState {
         }
         self.reported = Some((counts, now));
         let no_device = || self.args.profile.device.unwrap_or(DeviceId { kind: DeviceKind::Cpu, ordinal: 0 });
+        let kind = match &self.phase {
+            Phase::Loaded { resident, .. } => resident.kind,
+            Phase::Loading | Phase::Failed(_) => ModelKind::Generate,
+        };
         let (device, state, context_length, memory) = match &self.phase {
             Phase::Loading => (no_device(), ReplicaState::Loading, 0, Bytes(0)),
             Phase::Loaded { resident, .. } => (resident.device, ReplicaState::Loaded, resident.plan.context_length, resident.memory),
             Phase::Failed(reason) => (no_device(), ReplicaState::Failed(reason.clone()), 0, Bytes(0)),
         };
         let model = self.args.profile.id.clone();
-        self.args.router.tell(RouterMsg::OwnReplica(ReplicaReport { model, device, state, context_length, memory, load }));
+        self.args.router.tell(RouterMsg::OwnReplica(ReplicaReport { model, device, state, context_length, memory, load, kind }));
     }
 
     fn inspect(&self) -> Inspection {

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use plexus_types::{
-    DeviceReport, GenerateRequest, ModelId, NodeId, NodeState, NodeSummary, Prompt, ReplicaId, ReplicaReport, RequestError, RequestId,
+    DeviceReport, EmbedInput, EmbedRequest, GenerateRequest, ModelId, NodeId, NodeState, NodeSummary, Prompt, ReplicaId, ReplicaReport,
+    RequestError, RequestId,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
@@ -50,10 +51,33 @@ pub struct RouterArgs {
 /// A request to be routed.
 #[derive(Debug, Clone)]
 pub struct RouteRequest {
-    /// The request.
-    pub request: Arc<GenerateRequest>,
-    /// Replicas that have failed it.
+    /// The model asked for.
+    pub model: ModelId,
+    /// How long the prompt will be, about, tokens.
+    pub prompt_tokens: u32,
+    /// Replicas that have failed the request.
     pub tried: Vec<ReplicaId>,
+}
+
+impl RouteRequest {
+    /// Where a generation goes.
+    pub fn generate(request: &GenerateRequest, tried: Vec<ReplicaId>) -> Self {
+        let bytes = match &request.prompt {
+            Prompt::Chat(chat) => chat.messages.iter().map(|message| message.content.len()).sum(),
+            Prompt::Text(text) => text.len(),
+            Prompt::Tokens(ids) => ids.len() * BYTES_PER_TOKEN,
+        };
+        Self { model: request.model.clone(), prompt_tokens: (bytes / BYTES_PER_TOKEN) as u32, tried }
+    }
+
+    /// Where some texts go to be embedded.
+    pub fn embed(request: &EmbedRequest, tried: Vec<ReplicaId>) -> Self {
+        let bytes = request.inputs.iter().map(|input| match input {
+            EmbedInput::Text(text) => text.len(),
+            EmbedInput::Tokens(ids) => ids.len() * BYTES_PER_TOKEN,
+        });
+        Self { model: request.model.clone(), prompt_tokens: (bytes.sum::<usize>() / BYTES_PER_TOKEN) as u32, tried }
+    }
 }
 
 /// What the actor is told.
@@ -155,7 +179,7 @@ impl Actor for RouterActor {
 impl RouterState {
     fn decide(&mut self, request: &RouteRequest) -> Result<Decision, RequestError> {
         let view = self.args.view.read();
-        route(&view, &request.request.model, prompt_tokens(&request.request), &request.tried, &mut self.rng)
+        route(&view, &request.model, request.prompt_tokens, &request.tried, &mut self.rng)
     }
 
     fn on_route(&mut self, request: &RouteRequest) -> Result<Decision, RequestError> {
@@ -250,14 +274,4 @@ impl RouterState {
             ],
         )
     }
-}
-
-/// How long the prompt will be, about.
-fn prompt_tokens(request: &GenerateRequest) -> u32 {
-    let bytes = match &request.prompt {
-        Prompt::Chat(chat) => chat.messages.iter().map(|message| message.content.len()).sum(),
-        Prompt::Text(text) => text.len(),
-        Prompt::Tokens(ids) => return ids.len() as u32,
-    };
-    (bytes / BYTES_PER_TOKEN) as u32
 }

@@ -235,7 +235,7 @@ impl StreamsState {
         if !stream.core.tried.is_empty() {
             self.n_rerouted += 1;
         }
-        let request = RouteRequest { request: stream.core.journal.request.clone(), tried: stream.core.tried.clone() };
+        let request = RouteRequest::generate(&stream.core.journal.request, stream.core.tried.clone());
         let (router, reply_to) = (self.args.router.clone(), self.args.address.clone());
         let asked = router.cast(RouterMsg::Route { id, request: request.clone(), reply_to: reply_to.clone() });
         if asked.is_err() {

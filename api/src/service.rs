@@ -6,7 +6,9 @@ use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use futures::Stream;
-use plexus_types::{ActorReport, ClusterReport, GenerateEvent, GenerateRequest, ModelReport, NodeName, RequestError, RequestId};
+use plexus_types::{
+    ActorReport, ClusterReport, EmbedRequest, Embeddings, GenerateEvent, GenerateRequest, ModelReport, NodeName, RequestError, RequestId,
+};
 use serde::Serialize;
 
 /// The cluster, as the HTTP dialects see it. The real one asks the actors; a scripted one serves the tests of the dialects.
@@ -20,6 +22,9 @@ pub trait Inference: Send + Sync + 'static {
 
     /// Counts the tokens of a request's prompt, as the model's own template and tokenizer give them.
     async fn count_tokens(&self, request: GenerateRequest) -> Result<u32, RequestError>;
+
+    /// The vectors of some texts, in their order, scaled to length 1.
+    async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, RequestError>;
 
     /// The merged catalogue, by id.
     async fn models(&self) -> Vec<ModelReport>;

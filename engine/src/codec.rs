@@ -121,6 +121,22 @@ impl Codec {
         Self::build(&path, &json, around, vocab_size, eos_ids)
     }
 
+    /// Reads the `tokenizer.json` of an encoder, which is of any kind: its tokens are never turned back into text.
+    pub(crate) fn for_encoder(folder: &Path, vocab_size: usize) -> Result<Self, EngineError> {
+        let path = folder.join("tokenizer.json");
+        let Some(text) = crate::model::read_text(&path, MAX_TOKENIZER_LEN)? else {
+            return Err(EngineError::unsupported("an encoder's folder without tokenizer.json", "a folder with tokenizer.json"));
+        };
+        // The library panics on some files that contradict themselves.
+        let tokenizer = std::panic::catch_unwind(|| Tokenizer::from_bytes(text.as_bytes()).map_err(|error| error.to_string()));
+        let tokenizer = tokenizer.unwrap_or_else(|_| Err("it contradicts itself".into()));
+        let mut tokenizer = tokenizer.map_err(|error| EngineError::malformed(&path, format!("its tokenizer is wrong: {error}")))?;
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| EngineError::malformed(&path, error.to_string()))?;
+        let vocabulary = Arc::new(Vocabulary::without_text(vocab_size));
+        Ok(Self { tokenizer, vocabulary, template: Err(NoTemplate::Absent), bos: None, add_bos: AddBos::PostProcessor, vocab_size })
+    }
+
     /// Builds the tokenizer from the vocabulary in a GGUF file.
     pub(crate) fn from_gguf(path: &Path, gguf: &Gguf, vocab_size: usize, eos_ids: &[u32]) -> Result<Self, EngineError> {
         let json = gguf_tokenizer::tokenizer_json(path, gguf)?;

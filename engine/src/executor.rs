@@ -26,6 +26,11 @@ pub trait Executor {
     /// A sequence's result depends on its own tokens and settings only, never on what else is in the batch.
     /// Errors: [`EngineError::Device`] means that the device can no longer be trusted; any other concerns this batch alone.
     fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError>;
+
+    /// Embeds texts, given as token ids, with the model in `slot`: a vector of length 1 for each, which depends on its own text only.
+    ///
+    /// No sequence of the model may be under way: its KV pool is used. Errors: as [`Executor::step`].
+    fn embed(&mut self, slot: Slot, inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError>;
 }
 
 /// Which of a device's resident models. Chosen by the device's actor, never reused while the model is resident.

@@ -7,6 +7,7 @@
 pub mod batch;
 mod candle;
 pub mod codec;
+pub mod embed;
 pub mod embedded;
 pub mod error;
 pub mod executor;

@@ -14,10 +14,11 @@ mod split;
 mod storage;
 mod weights;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use plexus_types::{Bytes, Sampling};
+use plexus_types::{Bytes, ModelKind, Sampling};
 
 pub use config::{Activation, Family, FfnConfig, LayerConfig, ModelConfig, NormKind, NormPlacement, QkNorm, RopeConfig, RopePairs};
 pub use rope::RopeScaling;
@@ -30,6 +31,7 @@ pub(crate) use storage::read_text;
 pub(crate) use weights::{RawTensor, Weights, aligned};
 
 use crate::codec::Codec;
+use crate::embed::{EncoderFiles, Pooling, read_pooling};
 use crate::embedded;
 use crate::error::EngineError;
 use crate::executor::KvPlan;
@@ -49,6 +51,10 @@ pub struct ModelFiles {
     /// How the model's makers advise to sample.
     pub defaults: Sampling,
     weights: Weights,
+    /// How a decoder that was trained to embed pools its tokens' vectors.
+    pooling: Option<Pooling>,
+    /// What the model is instead of a decoder; then `config` tells only its width, vocabulary and context, and of no layers.
+    encoder: Option<Arc<EncoderFiles>>,
 }
 
 impl ModelFiles {
@@ -77,6 +83,30 @@ impl ModelFiles {
     }
 
     fn open_folder(folder: &Path) -> Result<Self, EngineError> {
+        if let Some(encoder) = EncoderFiles::open(folder)? {
+            return Self::open_encoder(folder, encoder);
+        }
+        let pooling = read_pooling(folder)?;
+        let files = Self::open_decoder(folder)?;
+        Ok(Self { pooling, ..files })
+    }
+
+    fn open_encoder(folder: &Path, encoder: EncoderFiles) -> Result<Self, EngineError> {
+        let codec = Codec::for_encoder(folder, encoder.vocab_size)?;
+        let weights = Weights::new(vec![Storage::open(&encoder.weights)?], BTreeMap::new(), false);
+        Ok(Self {
+            config: ModelConfig::of_encoder(encoder.vocab_size, encoder.max_context),
+            codec: Arc::new(codec),
+            weights_bytes: encoder.weights_bytes,
+            kv_bytes_per_token: Bytes(0),
+            defaults: Sampling::default(),
+            weights,
+            pooling: Some(encoder.pooling),
+            encoder: Some(Arc::new(encoder)),
+        })
+    }
+
+    fn open_decoder(folder: &Path) -> Result<Self, EngineError> {
         let generation_path = folder.join("generation_config.json");
         let advice = hf::read_json(&generation_path)?.unwrap_or_default();
         if let Some((mut config, weights)) = hf::open(folder)? {
@@ -120,12 +150,29 @@ impl ModelFiles {
             config,
             defaults,
             weights,
+            pooling: None,
+            encoder: None,
         }
     }
 
     /// Tokens that the context holds, prompt and answer together.
     pub fn context_length(&self) -> u32 {
         self.config.max_context
+    }
+
+    /// What the model is for: to embed, where its files say how its tokens' vectors are pooled.
+    pub fn kind(&self) -> ModelKind {
+        if self.pooling.is_some() { ModelKind::Embed } else { ModelKind::Generate }
+    }
+
+    /// How an embedding model's tokens' vectors become one.
+    pub(crate) fn pooling(&self) -> Option<Pooling> {
+        self.pooling
+    }
+
+    /// The encoder, if the model is one.
+    pub(crate) fn encoder(&self) -> Option<&EncoderFiles> {
+        self.encoder.as_deref()
     }
 
     /// Memory that the model holds on a device, weights and KV pool together. What a step works in comes on top and is freed after it.
@@ -137,4 +184,10 @@ impl ModelFiles {
     pub(crate) fn weights(&self) -> &Weights {
         &self.weights
     }
+}
+
+/// Name and shape of each tensor of a safetensors file, from its header.
+pub(crate) fn read_safetensors_shapes(path: &Path) -> Result<BTreeMap<String, Vec<usize>>, EngineError> {
+    let tensors = safetensors::read_tensors(&Storage::open(path)?, 0)?;
+    Ok(tensors.into_iter().map(|(name, entry)| (name, entry.shape)).collect())
 }

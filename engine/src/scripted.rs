@@ -170,7 +170,22 @@ impl Executor for ScriptedExecutor {
         let sampled = batch.draws.iter().map(|draw| draw.as_ref().map_or(Vec::new(), |draw| tokens(draw.position)));
         Ok(BatchOutput { sampled: sampled.collect() })
     }
+
+    fn embed(&mut self, slot: Slot, inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        pause(self.script.step_time);
+        if !self.loaded.contains_key(&slot) {
+            return Err(EngineError::shape("the slot holds no model"));
+        }
+        let vector = |ids: &Vec<u32>| {
+            let place = ids.first().map_or(0, |id| *id as usize % SCRIPTED_DIMENSIONS);
+            (0..SCRIPTED_DIMENSIONS).map(|i| if i == place { 1.0 } else { 0.0 }).collect()
+        };
+        Ok(inputs.iter().map(vector).collect())
+    }
 }
+
+/// What a script embeds a text as: a vector of length 1 that tells its first token.
+const SCRIPTED_DIMENSIONS: usize = 8;
 
 fn pause(time: Duration) {
     if !time.is_zero() {

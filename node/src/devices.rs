@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use plexus_actors::args::{DeviceSpec, OpenDevice};
 use plexus_engine::CandleExecutor;
+use plexus_engine::embed::EmbeddingExecutor;
 use plexus_engine::executor::Executor;
 use plexus_types::{DeviceId, DeviceKind};
 
@@ -47,7 +48,11 @@ pub(crate) fn find(valid: &ValidConfig) -> Result<Vec<DeviceSpec>, ConfigError> 
 
 fn device(id: DeviceId, share: Fraction) -> DeviceSpec {
     let share = share.get() as f32;
-    let open: OpenDevice = Arc::new(move || Ok(Box::new(CandleExecutor::open(id, share)?) as Box<dyn Executor>));
+    let open: OpenDevice = Arc::new(move || {
+        let decoders = CandleExecutor::open(id, share)?;
+        let device = decoders.device().clone();
+        Ok(Box::new(EmbeddingExecutor::new(decoders, device)) as Box<dyn Executor>)
+    });
     DeviceSpec { id, open }
 }
 

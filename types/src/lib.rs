@@ -1,5 +1,6 @@
 //! The words that every part of Plexus shares: identities, units, requests, events, errors and reports. No I/O, no async.
 
+mod embed;
 mod error;
 mod event;
 mod ids;
@@ -7,6 +8,7 @@ mod report;
 mod request;
 mod units;
 
+pub use embed::{EmbedInput, EmbedRequest, Embeddings, ModelKind};
 pub use error::{RequestError, Retry};
 pub use event::{Delta, FinishReason, GenerateEvent, Journal, StreamEvent, Timing, TokenLogprob, TokenLogprobs, Usage};
 pub use ids::{DeviceId, DeviceKind, Generation, InvalidId, ModelId, NodeId, NodeName, ReplicaId, RequestId};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::units::seconds;
-use crate::{Bytes, DeviceId, ModelId, NodeId};
+use crate::{Bytes, DeviceId, ModelId, ModelKind, NodeId};
 
 /// What a node tells everybody by gossip: small, slow to change, and only a hint until its certificate confirms who it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +91,8 @@ pub struct ReplicaReport {
     pub memory: Bytes,
     /// How busy it is.
     pub load: ReplicaLoad,
+    /// What it is for; [`ModelKind::Generate`] while unknown.
+    pub kind: ModelKind,
 }
 
 /// How busy and how fast a replica is.
@@ -195,6 +197,8 @@ pub struct ModelReport {
     pub context_length: u32,
     /// When it was first seen, seconds since 1970.
     pub created: u64,
+    /// What it is for.
+    pub kind: ModelKind,
     /// Its replicas.
     pub locations: Vec<ModelLocation>,
 }

@@ -28,6 +28,7 @@ pub(super) enum Job {
     Load { slot: Slot, files: Arc<ModelFiles>, kv: KvPlan, reply: Reply<Slot> },
     Unload { slot: Slot },
     Step { slot: Slot, batch: Batch, reply: Reply<BatchOutput> },
+    Embed { slot: Slot, inputs: Vec<Vec<u32>>, reply: Reply<Vec<Vec<f32>>> },
     End,
 }
 
@@ -62,9 +63,9 @@ impl Progress {
     }
 
     fn begin(&self, job: &Job) {
-        let is_step = matches!(job, Job::Step { .. });
+        let is_step = matches!(job, Job::Step { .. } | Job::Embed { .. });
         match job {
-            Job::Step { .. } => self.steps.fetch_add(1, Ordering::Relaxed),
+            Job::Step { .. } | Job::Embed { .. } => self.steps.fetch_add(1, Ordering::Relaxed),
             Job::Load { .. } => self.loads.fetch_add(1, Ordering::Relaxed),
             Job::Unload { .. } | Job::End => 0,
         };
@@ -94,6 +95,11 @@ impl StepQueue {
     /// Runs one step of the model. If the thread has ended, the reply says so.
     pub fn step(&self, batch: Batch, reply: Reply<BatchOutput>) {
         let _lost = self.jobs.send(Job::Step { slot: self.slot, batch, reply }); // dropped with its reply, which speaks for itself
+    }
+
+    /// Embeds some texts, between two steps of whatever else is on the device. If the thread has ended, the reply says so.
+    pub fn embed(&self, inputs: Vec<Vec<u32>>, reply: Reply<Vec<Vec<f32>>>) {
+        let _lost = self.jobs.send(Job::Embed { slot: self.slot, inputs, reply }); // dropped with its reply
     }
 }
 
@@ -176,6 +182,7 @@ fn perform(executor: &mut dyn Executor, job: Job) -> Result<(), String> {
             Ok(())
         }
         Job::Step { slot, batch, reply } => settle(reply, executor.step(slot, &batch)),
+        Job::Embed { slot, inputs, reply } => settle(reply, executor.embed(slot, &inputs)),
         Job::End => Ok(()),
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use plexus_engine::codec::Codec;
 use plexus_engine::executor::Slot;
 use plexus_engine::model::ModelFiles;
-use plexus_types::{Bytes, DeviceId, ModelId, Sampling};
+use plexus_types::{Bytes, DeviceId, ModelId, ModelKind, Sampling};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -31,6 +31,8 @@ const EVICTOR_DEADLINE: Duration = Duration::from_secs(5);
 pub struct Resident {
     /// From requests to token ids and back.
     pub codec: Arc<Codec>,
+    /// What the model is for.
+    pub kind: ModelKind,
     /// How the model's makers advise to sample.
     pub defaults: Sampling,
     /// Where it is.
@@ -109,11 +111,11 @@ pub async fn load(profile: &ModelProfile, devices: &Devices, evictor: &Address<E
     let (device, plan, promise) = find_room(profile, &needs, devices, evictor).await?;
     let memory = files.footprint(plan.kv);
     let device_address = devices.get(device).ok_or_else(|| LoadError::Interrupted(format!("{device} is gone")))?;
-    let (codec, defaults) = (files.codec.clone(), files.defaults.clone());
+    let (codec, defaults, kind) = (files.codec.clone(), files.defaults.clone(), files.kind());
     let Placed { slot, steps } = load_on(&device_address, files, plan).await?;
     let weights = OnDevice { device: device_address, slot };
     let lease = promise.lease;
-    Ok(Resident { codec, defaults, device, steps, plan, memory, lease, _weights: weights, _promise: promise })
+    Ok(Resident { codec, kind, defaults, device, steps, plan, memory, lease, _weights: weights, _promise: promise })
 }
 
 async fn find_room(

@@ -5,8 +5,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
 
 use plexus_types::{
-    ClusterReport, DeviceReport, ModelId, ModelLocation, ModelReport, NodeFacts, NodeId, NodeReport, NodeState, NodeSummary, ReplicaId,
-    ReplicaReport, ReplicaState,
+    ClusterReport, DeviceReport, ModelId, ModelKind, ModelLocation, ModelReport, NodeFacts, NodeId, NodeReport, NodeState, NodeSummary,
+    ReplicaId, ReplicaReport, ReplicaState,
 };
 use tokio::time::Instant;
 
@@ -209,9 +209,12 @@ impl ClusterView {
                 loaded: false,
                 context_length: 0,
                 created: self.first_seen.get(&report.model).copied().unwrap_or(0),
+                kind: report.kind,
                 locations: Vec::new(),
             });
-            model.loaded |= report.state == ReplicaState::Loaded;
+            if report.state == ReplicaState::Loaded {
+                (model.loaded, model.kind) = (true, report.kind);
+            }
             // CX-29: the tightest context of all replicas, so that a request that fits one fits all.
             model.context_length = match (model.context_length, report.context_length) {
                 (0, length) | (length, 0) => length,
@@ -306,6 +309,7 @@ pub(crate) mod tests {
             context_length: 512,
             memory: Bytes::mib(3),
             load: ReplicaLoad { running_max: 8, waiting_max: 64, ..ReplicaLoad::default() },
+            kind: ModelKind::Generate,
         }
     }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use plexus_types::{
-    ActorReport, Bytes, Delta, DeviceKind, DeviceReport, FinishReason, GenerateRequest, Journal, NodeSummary, Prompt, ReplicaLoad,
-    ReplicaReport, ReplicaState, RequestError, RequestId, Sampling, StreamEvent, Timing, TraceContext, Usage,
+    ActorReport, Bytes, Delta, DeviceKind, DeviceReport, FinishReason, GenerateRequest, Journal, ModelKind, NodeSummary, Prompt,
+    ReplicaLoad, ReplicaReport, ReplicaState, RequestError, RequestId, Sampling, StreamEvent, Timing, TraceContext, Usage,
 };
 use proptest::prelude::*;
 
@@ -96,6 +96,7 @@ fn every_notice_has_its_bytes() {
             context_length: 8,
             memory: Bytes(2),
             load: ReplicaLoad { running_max: 4, ..ReplicaLoad::default() },
+            kind: ModelKind::Generate,
         }],
     };
     assert_eq!(device.kind, DeviceKind::Cpu);

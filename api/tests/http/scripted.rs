@@ -15,9 +15,9 @@ use http_body_util::BodyExt;
 use plexus_api::service::{Generation, Health, HealthStatus, Inference, NodeActors};
 use plexus_api::{ApiConfig, VersionInfo, router};
 use plexus_types::{
-    ActorReport, Bytes, Chat, ClusterReport, Delta, DeviceReport, FinishReason, GenerateEvent, GenerateRequest, ModelLocation, ModelReport,
-    NodeFacts, NodeReport, NodeState, NodeSummary, Prompt, ReplicaState, RequestError, RequestId, Timing, TokenLogprob, TokenLogprobs,
-    Usage,
+    ActorReport, Bytes, Chat, ClusterReport, Delta, DeviceReport, EmbedRequest, Embeddings, FinishReason, GenerateEvent, GenerateRequest,
+    ModelKind, ModelLocation, ModelReport, NodeFacts, NodeReport, NodeState, NodeSummary, Prompt, ReplicaState, RequestError, RequestId,
+    Timing, TokenLogprob, TokenLogprobs, Usage,
 };
 use tower::ServiceExt;
 
@@ -175,6 +175,12 @@ impl Inference for Scripted {
         Ok(42)
     }
 
+    async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, RequestError> {
+        let vector = |i: usize| vec![1.0, i as f32];
+        let vectors: Vec<Vec<f32>> = (0..request.inputs.len()).map(vector).collect();
+        Ok(Embeddings { prompt_tokens: vectors.len() as u32, vectors })
+    }
+
     async fn models(&self) -> Vec<ModelReport> {
         let location = |node: &str, device: &str, state| ModelLocation {
             node: node.to_owned(),
@@ -187,6 +193,7 @@ impl Inference for Scripted {
             loaded: locations.iter().any(|location| location.state == ReplicaState::Loaded),
             context_length: 32_768,
             created: 1_760_000_000,
+            kind: ModelKind::Generate,
             locations,
         };
         vec![

@@ -50,6 +50,11 @@ impl CandleExecutor {
         Ok(Self { description: DeviceDescription { id, name, memory_total }, device, models: HashMap::new(), single })
     }
 
+    /// The device, as candle knows it.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Runs a step and gives the logits that draws would be made from, in order of the draws. For tests and for measuring.
     pub fn logits(&mut self, slot: Slot, batch: &Batch) -> Result<Vec<Vec<f32>>, EngineError> {
         let model = self.models.get(&slot).ok_or_else(|| EngineError::shape("the slot holds no model"))?;
@@ -110,6 +115,10 @@ impl Executor for CandleExecutor {
     fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError> {
         let logits = self.logits(slot, batch)?;
         draw_all(batch, &mut logits.into_iter())
+    }
+
+    fn embed(&mut self, _slot: Slot, _inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        Err(EngineError::unsupported("embedding by a decoder", "encoders"))
     }
 }
 

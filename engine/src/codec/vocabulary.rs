@@ -78,6 +78,17 @@ impl Vocabulary {
         Ok(Self { bytes, starts, control, strip_first_space, stop_ids: HashSet::new() })
     }
 
+    /// The vocabulary of a model that gives no text.
+    pub(super) fn without_text(vocab_size: usize) -> Self {
+        Self {
+            bytes: Vec::new(),
+            starts: vec![0; vocab_size + 1],
+            control: vec![true; vocab_size],
+            strip_first_space: false,
+            stop_ids: HashSet::new(),
+        }
+    }
+
     /// What a token adds to the text; nothing for control tokens and unknown ids.
     pub(super) fn bytes_of(&self, id: u32) -> &[u8] {
         match self.starts.get(id as usize..).and_then(|rest| rest.first_chunk::<2>()) {

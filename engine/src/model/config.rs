@@ -48,6 +48,8 @@ pub enum Family {
     Glm4,
     /// StarCoder 2.
     Starcoder2,
+    /// No decoder at all: BERT, XLM-R, and what is built like them.
+    Encoder,
 }
 
 /// A decoder, described by what it computes: norms, attention with rotary positions and grouped heads, and feed-forward networks, of which
@@ -229,6 +231,39 @@ pub(crate) struct ExpectedTensor {
 }
 
 impl ModelConfig {
+    /// What an encoder has in common with a decoder: a vocabulary and a context. It has none of a decoder's layers.
+    pub(super) fn of_encoder(vocab_size: usize, max_context: u32) -> Self {
+        Self {
+            family: Family::Encoder,
+            hidden: 0,
+            heads: 0,
+            kv_heads: 0,
+            head_dim: 0,
+            vocab_size,
+            embedding_scale: 1.0,
+            layers: Vec::new(),
+            ropes: Vec::new(),
+            norm: NormKind::Layer,
+            norm_eps: 0.0,
+            norm_offset: 0.0,
+            norm_placement: NormPlacement::After,
+            qk_norm: QkNorm::None,
+            attention_scale: 1.0,
+            attention_softcap: None,
+            qkv_bias: false,
+            output_bias: false,
+            ffn_bias: false,
+            activation: Activation::Gelu,
+            gated: false,
+            residual_scale: 1.0,
+            logits_scale: 1.0,
+            logits_softcap: None,
+            tied_embeddings: true,
+            max_context,
+            eos_ids: Vec::new(),
+        }
+    }
+
     /// Keys and values of one token in all layers, as f32.
     pub fn kv_bytes_per_token(&self) -> Bytes {
         Bytes(2 * 4 * self.layers.len() as u64 * self.kv_heads as u64 * self.head_dim as u64)

@@ -9,7 +9,9 @@ use plexus_actors::model::plan::BLOCK_LEN;
 use plexus_actors::model::scheduler::{Counts, Limits, Scheduler};
 use plexus_actors::model::sequence::{Progress, Sequence};
 use plexus_engine::batch::BatchOutput;
-use plexus_types::{FinishReason, NodeId, ReplicaLoad, ReplicaReport, ReplicaState, RequestError, RequestId, StreamEvent, Usage};
+use plexus_types::{
+    FinishReason, ModelKind, NodeId, ReplicaLoad, ReplicaReport, ReplicaState, RequestError, RequestId, StreamEvent, Usage,
+};
 use tokio::time::Instant;
 
 use super::model::{KvMemory, codec, settings};
@@ -198,7 +200,15 @@ impl Replica {
         }
         let state = if self.loaded { ReplicaState::Loaded } else { ReplicaState::Loading };
         let (context_length, memory) = if self.loaded { (self.profile.context, MODEL_MEMORY) } else { Default::default() };
-        Some(ReplicaReport { model: MODEL.parse().ok()?, device: DEVICE.parse().ok()?, state, context_length, memory, load })
+        Some(ReplicaReport {
+            model: MODEL.parse().ok()?,
+            device: DEVICE.parse().ok()?,
+            state,
+            context_length,
+            memory,
+            load,
+            kind: ModelKind::Generate,
+        })
     }
 
     /// What the scheduler has done so far.

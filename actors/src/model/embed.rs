@@ -1,0 +1,124 @@
+//! Texts to vectors on a replica: encoded, checked, and computed in pieces between the steps of others.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use plexus_engine::codec::Codec;
+use plexus_types::{EmbedInput, EmbedRequest, Embeddings, Prompt, RequestError};
+use tokio::sync::oneshot;
+
+use crate::device::{DeviceError, Reply, StepQueue};
+
+/// Tokens of a piece, beyond which the next text waits for the next one: bounds how long others on the device wait.
+const PIECE_TOKENS: usize = 2048;
+
+/// A request that is under way, as long as this lives.
+#[derive(Debug)]
+pub(super) struct Place(Arc<AtomicU32>);
+
+impl Place {
+    pub(super) fn take(places: &Arc<AtomicU32>) -> Self {
+        places.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(places))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The vectors of a request's texts. Errors name the first text at fault, before anything is computed.
+pub(super) async fn embed(codec: Arc<Codec>, steps: StepQueue, context: u32, request: EmbedRequest) -> Result<Embeddings, RequestError> {
+    let EmbedRequest { inputs, dimensions, .. } = request;
+    let encoded = tokio::task::spawn_blocking(move || encode(&codec, context, inputs)).await;
+    let inputs = encoded.map_err(|_| RequestError::Internal { message: "the tokenizer panicked".into() })??;
+    let prompt_tokens = inputs.iter().map(|ids| ids.len() as u32).sum();
+    let mut vectors = Vec::with_capacity(inputs.len());
+    for piece in pieces(inputs) {
+        let (reply, embedded) = oneshot::channel();
+        steps.embed(piece, Reply::new(move |result| drop(reply.send(result))));
+        let lost = || RequestError::Lost { message: "the device was lost while it embedded".into() };
+        match embedded.await {
+            Ok(Ok(more)) => vectors.extend(more),
+            Ok(Err(DeviceError::Engine(why))) => return Err(RequestError::Internal { message: format!("the model failed: {why}") }),
+            Ok(Err(DeviceError::Lost)) | Err(_) => return Err(lost()),
+        }
+    }
+    if let Some(dimensions) = dimensions {
+        vectors.iter_mut().try_for_each(|vector| shorten(vector, dimensions))?;
+    }
+    Ok(Embeddings { vectors, prompt_tokens })
+}
+
+fn encode(codec: &Codec, context: u32, inputs: Vec<EmbedInput>) -> Result<Vec<Vec<u32>>, RequestError> {
+    let mut encoded = Vec::with_capacity(inputs.len());
+    for (i, input) in inputs.into_iter().enumerate() {
+        let ids = codec.encode(&match input {
+            EmbedInput::Text(text) => Prompt::Text(text),
+            EmbedInput::Tokens(ids) => Prompt::Tokens(ids),
+        })?;
+        if ids.is_empty() {
+            return Err(RequestError::invalid("input", format!("input {i} is empty: give at least one token")));
+        }
+        if ids.len() as u32 > context {
+            return Err(RequestError::ContextLength { prompt_tokens: ids.len() as u32, max_tokens: context });
+        }
+        encoded.push(ids);
+    }
+    Ok(encoded)
+}
+
+/// Texts in their order, in pieces of at most [`PIECE_TOKENS`], or of one text.
+fn pieces(inputs: Vec<Vec<u32>>) -> Vec<Vec<Vec<u32>>> {
+    let mut pieces: Vec<Vec<Vec<u32>>> = Vec::new();
+    let mut room = 0;
+    for ids in inputs {
+        match pieces.last_mut() {
+            Some(piece) if ids.len() <= room => {
+                room -= ids.len();
+                piece.push(ids);
+            }
+            _ => {
+                room = PIECE_TOKENS.saturating_sub(ids.len());
+                pieces.push(vec![ids]);
+            }
+        }
+    }
+    pieces
+}
+
+/// The first `dimensions` numbers, scaled to length 1: for models trained so that these stand for the whole.
+/// Source: Kusupati et al. 2022, arXiv:2205.13147.
+fn shorten(vector: &mut Vec<f32>, dimensions: u32) -> Result<(), RequestError> {
+    if dimensions == 0 || dimensions as usize > vector.len() {
+        let message = format!("{dimensions} dimensions are not possible: this model's vectors allow 1 to {}", vector.len());
+        return Err(RequestError::invalid("dimensions", message));
+    }
+    vector.truncate(dimensions as usize);
+    let length = vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+    vector.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_keep_their_order_in_pieces_of_bounded_length() {
+        let lengths = [2000, 40, 9, 5000, 1];
+        let pieces = pieces(lengths.iter().map(|n| vec![0; *n]).collect());
+        let lengths: Vec<Vec<usize>> = pieces.iter().map(|piece| piece.iter().map(Vec::len).collect()).collect();
+        assert_eq!(lengths, [vec![2000, 40], vec![9], vec![5000], vec![1]]);
+    }
+
+    #[test]
+    fn a_shortened_vector_has_length_one_and_no_vector_grows() {
+        let mut vector = vec![0.6, 0.0, 0.8];
+        assert!(shorten(&mut vector.clone(), 4).is_err() && shorten(&mut vector.clone(), 0).is_err());
+        shorten(&mut vector, 1).unwrap();
+        assert_eq!(vector, [1.0]);
+    }
+}

@@ -1,0 +1,89 @@
+//! A device that computes encoders beside whatever it computes otherwise.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use candle_core::Device;
+use plexus_types::Bytes;
+
+use super::encoder::Encoder;
+use crate::batch::{Batch, BatchOutput};
+use crate::error::EngineError;
+use crate::executor::{DeviceDescription, Executor, KvPlan, Slot};
+use crate::model::ModelFiles;
+
+/// An executor for decoders, with encoders added: these are computed by candle-transformers on the same device.
+pub struct EmbeddingExecutor<E> {
+    decoders: E,
+    device: Device,
+    encoders: HashMap<Slot, Encoder>,
+}
+
+impl<E: Executor> EmbeddingExecutor<E> {
+    /// Adds encoders to the device that `decoders` has open; candle knows it as `device`.
+    pub fn new(decoders: E, device: Device) -> Self {
+        Self { decoders, device, encoders: HashMap::new() }
+    }
+
+    fn failed(&self, error: candle_core::Error) -> EngineError {
+        EngineError::Device { device: self.decoders.describe().id, reason: error.to_string() }
+    }
+}
+
+impl<E: Executor> Executor for EmbeddingExecutor<E> {
+    fn describe(&self) -> DeviceDescription {
+        self.decoders.describe()
+    }
+
+    fn load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
+        let Some(encoder) = files.encoder() else { return self.decoders.load(slot, files, kv) };
+        if self.encoders.contains_key(&slot) {
+            return Err(EngineError::shape("the slot holds a model already"));
+        }
+        let description = self.describe();
+        let used: Bytes = self.encoders.values().map(|encoder| encoder.files().weights_bytes).sum();
+        let free = description.memory_total.saturating_sub(used);
+        if encoder.weights_bytes > free {
+            return Err(EngineError::Memory { device: description.id, needed: encoder.weights_bytes, free });
+        }
+        let encoder = Encoder::load(encoder, &self.device, &|error| self.failed(error))?;
+        self.encoders.insert(slot, encoder);
+        Ok(())
+    }
+
+    fn unload(&mut self, slot: Slot) {
+        if self.encoders.remove(&slot).is_none() {
+            self.decoders.unload(slot);
+        }
+    }
+
+    fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError> {
+        match self.encoders.contains_key(&slot) {
+            true => Err(EngineError::shape("an encoder does not generate")),
+            false => self.decoders.step(slot, batch),
+        }
+    }
+
+    fn embed(&mut self, slot: Slot, inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let Some(encoder) = self.encoders.get(&slot) else { return self.decoders.embed(slot, inputs) };
+        let files = encoder.files();
+        for ids in inputs {
+            if ids.is_empty() || ids.len() > files.max_context as usize {
+                return Err(EngineError::shape(format!("a text of {} tokens; 1 to {} are possible", ids.len(), files.max_context)));
+            }
+            if let Some(id) = ids.iter().find(|id| **id as usize >= files.vocab_size) {
+                return Err(EngineError::shape(format!("token {id} is beyond the vocabulary of {}", files.vocab_size)));
+            }
+        }
+        inputs.iter().map(|ids| encoder.embed(ids)).collect::<candle_core::Result<_>>().map_err(|error| self.failed(error))
+    }
+}
+
+impl<E: fmt::Debug> fmt::Debug for EmbeddingExecutor<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EmbeddingExecutor")
+            .field("decoders", &self.decoders)
+            .field("encoders", &self.encoders.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,140 @@
+//! What an embedding model's folder says about it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use plexus_types::Bytes;
+use serde_json::Value;
+
+use crate::error::EngineError;
+use crate::model::{read_json, read_safetensors_shapes};
+
+/// Largest sizes taken, as for decoders.
+const MAX_SIZE: u64 = 1 << 24;
+const MAX_LAYERS: u64 = 1024;
+
+/// How the vectors of a text's tokens become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    Mean,
+    /// The first, that of the token which the tokenizer puts before each text.
+    First,
+    /// The last.
+    Last,
+}
+
+/// How the folder of a sentence-transformers model says that its tokens' vectors are pooled; `None` if it is no such folder.
+///
+/// Errors: [`EngineError::Unsupported`] names a way of pooling that is not served.
+pub(crate) fn read_pooling(folder: &Path) -> Result<Option<Pooling>, EngineError> {
+    let path = folder.join("1_Pooling").join("config.json");
+    let Some(json) = read_json(&path)? else { return Ok(None) };
+    let on: Vec<&str> = ["cls_token", "mean_tokens", "lasttoken", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens"]
+        .into_iter()
+        .filter(|mode| json.get(format!("pooling_mode_{mode}")).and_then(Value::as_bool) == Some(true))
+        .collect();
+    match on.as_slice() {
+        ["cls_token"] => Ok(Some(Pooling::First)),
+        ["mean_tokens"] => Ok(Some(Pooling::Mean)),
+        ["lasttoken"] => Ok(Some(Pooling::Last)),
+        other => Err(EngineError::unsupported(
+            format!("pooling by {other:?} ({})", path.display()),
+            "one of cls_token, mean_tokens and lasttoken",
+        )),
+    }
+}
+
+/// Which encoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EncoderFamily {
+    Bert,
+    /// XLM-R and RoBERTa, whose positions begin behind that of the padding.
+    Roberta,
+}
+
+/// An encoder's files: the configuration read and checked, the weights found.
+#[derive(Debug, Clone)]
+pub(crate) struct EncoderFiles {
+    pub(crate) family: EncoderFamily,
+    pub(crate) pooling: Pooling,
+    /// `config.json`, with defaults filled in.
+    pub(crate) config: Value,
+    pub(crate) weights: PathBuf,
+    /// What stands before the names of all tensors.
+    pub(crate) prefix: String,
+    pub(crate) weights_bytes: Bytes,
+    pub(crate) vocab_size: usize,
+    pub(crate) max_context: u32,
+}
+
+impl EncoderFiles {
+    /// Opens the encoder in `folder`; `None` if its `config.json` tells of another kind of model.
+    pub(crate) fn open(folder: &Path) -> Result<Option<Self>, EngineError> {
+        let path = folder.join("config.json");
+        let Some(mut config) = read_json(&path)? else { return Ok(None) };
+        let family = match config.get("model_type").and_then(Value::as_str) {
+            Some("bert") => EncoderFamily::Bert,
+            Some("xlm-roberta" | "roberta") => EncoderFamily::Roberta,
+            _ => return Ok(None),
+        };
+        fill_defaults(&mut config);
+        let size = |key: &str, max: u64| match config.get(key).and_then(Value::as_u64) {
+            Some(size) if (1..=max).contains(&size) => Ok(size),
+            Some(size) => Err(EngineError::malformed(&path, format!("{key} is {size}; 1 to {max} is possible"))),
+            None => Err(EngineError::malformed(&path, format!("{key} is missing or not a size"))),
+        };
+        let (hidden, heads) = (size("hidden_size", MAX_SIZE)?, size("num_attention_heads", MAX_SIZE)?);
+        if !hidden.is_multiple_of(heads) {
+            return Err(EngineError::malformed(&path, format!("a width of {hidden} cannot be shared by {heads} heads")));
+        }
+        size("num_hidden_layers", MAX_LAYERS)?;
+        size("intermediate_size", MAX_SIZE)?;
+        size("type_vocab_size", MAX_SIZE)?;
+        let positions = size("max_position_embeddings", MAX_SIZE)?;
+        let skipped = match family {
+            EncoderFamily::Bert => 0,
+            EncoderFamily::Roberta => config.get("pad_token_id").and_then(Value::as_u64).unwrap_or(1) + 1,
+        };
+        let max_context = positions.checked_sub(skipped).filter(|context| *context > 0);
+        let max_context = max_context.ok_or_else(|| EngineError::malformed(&path, "there are no positions beside the padding's"))? as u32;
+        let weights = folder.join("model.safetensors");
+        if !weights.exists() {
+            return Err(EngineError::unsupported(format!("an encoder without {}", weights.display()), "weights in model.safetensors"));
+        }
+        let shapes = read_safetensors_shapes(&weights)?;
+        let prefix = prefix(&weights, &shapes)?;
+        let elements = shapes.iter().filter(|(name, _)| name.starts_with(&prefix)).map(|(_, shape)| shape.iter().product::<usize>() as u64);
+        Ok(Some(Self {
+            family,
+            pooling: read_pooling(folder)?.unwrap_or(Pooling::Mean),
+            vocab_size: size("vocab_size", MAX_SIZE)? as usize,
+            weights_bytes: Bytes(elements.sum::<u64>() * 4),
+            max_context,
+            config,
+            weights,
+            prefix,
+        }))
+    }
+}
+
+/// What transformers takes where `config.json` is silent.
+fn fill_defaults(config: &mut Value) {
+    let defaults = serde_json::json!({
+        "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "initializer_range": 0.02,
+        "layer_norm_eps": 1e-12, "pad_token_id": 0, "type_vocab_size": 2, "position_embedding_type": "absolute",
+    });
+    let (Value::Object(config), Value::Object(defaults)) = (config, defaults) else { return };
+    for (key, value) in defaults {
+        if config.get(&key).is_none_or(Value::is_null) {
+            config.insert(key, value);
+        }
+    }
+}
+
+fn prefix(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) -> Result<String, EngineError> {
+    let first = "embeddings.word_embeddings.weight";
+    let name = shapes.keys().find(|name| name.ends_with(first));
+    let name = name.ok_or_else(|| EngineError::malformed(path, format!("tensor {first:?} is missing")))?;
+    Ok(name[..name.len() - first.len()].to_owned())
+}
