@@ -18,6 +18,7 @@ Plexus. Any node answers for the whole cluster.
 
 POST /v1/chat/completions          OpenAI
 POST /v1/completions               OpenAI, legacy
+POST /v1/embeddings                OpenAI
 POST /v1/messages                  Anthropic
 POST /v1/messages/count_tokens     Anthropic
 GET  /v1/models                    both; one model: /v1/models/{id}

@@ -1,8 +1,10 @@
-//! OpenAI's dialect: chat completions, legacy completions, models, errors.
+//! OpenAI's dialect: chat completions, legacy completions, embeddings, models, errors.
 
 mod chat;
 mod completions;
+mod embeddings;
 pub(crate) mod error;
+mod input;
 mod logprobs;
 pub(crate) mod models;
 mod reply;
@@ -11,3 +13,4 @@ mod tools;
 
 pub(crate) use chat::chat;
 pub(crate) use completions::completions;
+pub(crate) use embeddings::embeddings;

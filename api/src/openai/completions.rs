@@ -3,10 +3,11 @@
 use axum::extract::{Extension, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
-use plexus_types::{Delta, GenerateRequest, Prompt, RequestError, RequestId};
+use plexus_types::{Delta, GenerateRequest, Prompt, RequestId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::input::{self, Input};
 use super::logprobs::{self, LegacyLogprobs};
 use super::reply::{Head, Object, finish_reason};
 use super::request::{ReplyOptions, StreamOptions};
@@ -57,7 +58,7 @@ fn echoes(order: &Order, echo: bool) -> Vec<String> {
 #[derive(Debug, Deserialize)]
 struct CompletionBody {
     model: Option<String>,
-    prompt: Option<TextOr<PromptItem>>,
+    prompt: Option<TextOr<input::Element>>,
     max_tokens: Option<i64>,
     stop: Option<TextOr<String>>,
     stream: Option<bool>,
@@ -69,22 +70,13 @@ struct CompletionBody {
     logprobs: Option<Value>,
 }
 
-/// An element of a prompt that is an array: one of several texts, a token, or one of several arrays of tokens.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "a string, a token id or an array of token ids")]
-enum PromptItem {
-    Text(String),
-    Token(u32),
-    Tokens(Vec<u32>),
-}
-
 /// The order, how to reply, and whether the text begins with the prompt.
 fn translate(json: &[u8]) -> Result<(Order, ReplyOptions, bool), Failure> {
     let sampling: SamplingFields = body::parse(json)?;
     let constraint: ConstraintFields = body::parse(json)?;
     let body: CompletionBody = body::parse(json)?;
     let model = params::model(body.model)?;
-    let prompts = prompts(body.prompt)?;
+    let prompts: Vec<_> = input::read("prompt", body.prompt)?.into_iter().map(prompt).collect();
     let n = params::choices(body.n, prompts.len())?;
     if let Some(best_of) = body.best_of
         && best_of != i64::from(n)
@@ -128,35 +120,11 @@ fn translate(json: &[u8]) -> Result<(Order, ReplyOptions, bool), Failure> {
     Ok((Order { prompts, n }, ReplyOptions::new(body.stream, body.stream_options), echo))
 }
 
-/// One prompt or several, each a text or an array of token ids.
-fn prompts(prompt: Option<TextOr<PromptItem>>) -> Result<Vec<Prompt>, RequestError> {
-    let wrong = |message: &str| Err(RequestError::invalid("prompt", message));
-    let items = match prompt {
-        None => return wrong("prompt is missing; give a text, an array of token ids, or an array of texts or of such arrays"),
-        Some(TextOr::Text(text)) => vec![PromptItem::Text(text)],
-        Some(TextOr::Many(items)) => items,
-    };
-    let (mut prompts, mut ids) = (Vec::new(), Vec::new());
-    for item in items {
-        match item {
-            PromptItem::Text(text) => prompts.push(Prompt::Text(text)),
-            PromptItem::Tokens(ids) => prompts.push(Prompt::Tokens(ids)),
-            PromptItem::Token(id) => ids.push(id),
-        }
+fn prompt(input: Input) -> Prompt {
+    match input {
+        Input::Text(text) => Prompt::Text(text),
+        Input::Tokens(ids) => Prompt::Tokens(ids),
     }
-    match (prompts.is_empty(), ids.is_empty()) {
-        (false, false) => return wrong("prompt mixes token ids with other elements; send one or the other"),
-        (true, _) => prompts.push(Prompt::Tokens(ids)),
-        (false, true) => {}
-    }
-    for prompt in &prompts {
-        match prompt {
-            Prompt::Text(text) if text.is_empty() => return wrong("prompt is empty; give at least one character"),
-            Prompt::Tokens(ids) if ids.is_empty() => return wrong("prompt is empty; give at least one token"),
-            _ => {}
-        }
-    }
-    Ok(prompts)
 }
 
 /// Spells one completion.
@@ -231,6 +199,8 @@ impl Render for CompletionRender {
 
 #[cfg(test)]
 mod tests {
+    use plexus_types::RequestError;
+
     use super::*;
 
     fn prompts_of(json: &str) -> Result<Vec<Prompt>, String> {

@@ -1,6 +1,6 @@
 //! The model list in OpenAI's shape, with our own fields beside it (CX-20, CX-22, CX-28).
 
-use plexus_types::{DeviceId, ModelReport, ReplicaState};
+use plexus_types::{DeviceId, ModelKind, ModelReport, ReplicaState};
 use serde::Serialize;
 
 /// `GET /v1/models`
@@ -20,6 +20,8 @@ pub(crate) struct Model<'a> {
     loaded: bool,
     status: &'static str,
     max_model_len: u32,
+    /// What it is for: `generate` or `embed`.
+    capabilities: [ModelKind; 1],
     locations: Vec<Location<'a>>,
 }
 
@@ -52,6 +54,7 @@ pub(crate) fn one(model: &ModelReport) -> Model<'_> {
         loaded: model.loaded,
         status: status(model),
         max_model_len: model.context_length,
+        capabilities: [model.kind],
         locations: locations.collect(),
     }
 }

@@ -151,7 +151,9 @@ async fn no_odd_value_anywhere_in_a_request_makes_the_server_fail() {
     let call = json!({ "id": "c", "type": "function", "function": { "name": "f", "arguments": "{}" } });
     let chat = json!({
         "model": "pip", "stream": false, "stream_options": { "include_usage": true }, "n": 1, "stop": ["a"], "max_tokens": 4, "temperature": 1,
-        "seed": 1, "top_k": 1, "repeat_last_n": 1, "logit_bias": {}, "response_format": { "type": "text" }, "tool_choice": "auto",
+        "seed": 1, "top_k": 1, "repeat_last_n": 1, "logit_bias": { "5": 1 }, "min_tokens": 1, "ignore_eos": false,
+        "response_format": { "type": "json_schema", "json_schema": { "schema": { "type": "object" } } }, "tool_choice": "auto",
+        "logprobs": true, "top_logprobs": 2, "parallel_tool_calls": true, "reasoning_effort": "low", "structured_outputs": { "regex": null },
         "chat_template_kwargs": { "a": 1 }, "modalities": ["text"], "tools": [{ "type": "function", "function": { "name": "f", "parameters": {} } }],
         "messages": [
             { "role": "user", "content": [{ "type": "text", "text": "hi" }], "name": "n" },
@@ -159,10 +161,11 @@ async fn no_odd_value_anywhere_in_a_request_makes_the_server_fail() {
             { "role": "tool", "content": "x", "tool_call_id": "c" }
         ]
     });
-    let completion =
-        json!({ "model": "pip", "prompt": [[1, 2]], "max_tokens": 4, "echo": false, "suffix": null, "best_of": 1, "logprobs": null });
+    let completion = json!({ "model": "pip", "prompt": [[1, 2]], "max_tokens": 4, "echo": false, "suffix": null, "best_of": 1, "logprobs": 1, "guided_choice": ["a"] });
     let message = json!({
-        "model": "pip", "max_tokens": 4, "system": [{ "type": "text", "text": "s" }], "stop_sequences": ["a"], "tool_choice": { "type": "auto" },
+        "model": "pip", "max_tokens": 4, "system": [{ "type": "text", "text": "s" }], "stop_sequences": ["a"],
+        "tool_choice": { "type": "tool", "name": "a", "disable_parallel_tool_use": true }, "thinking": { "type": "enabled", "budget_tokens": 1024 },
+        "output_config": { "effort": "low" },
         "tools": [{ "name": "a", "description": "d", "input_schema": {} }, { "type": "function", "function": { "name": "b", "parameters": {} } }],
         "messages": [
             { "role": "assistant", "content": [{ "type": "thinking", "thinking": "h" }, { "type": "tool_use", "id": "t", "name": "a", "input": {} }] },
@@ -176,6 +179,7 @@ async fn no_odd_value_anywhere_in_a_request_makes_the_server_fail() {
         ("/v1/completions", completion),
         ("/v1/messages", message.clone()),
         ("/v1/messages/count_tokens", message),
+        ("/v1/embeddings", json!({ "model": "pip", "input": [[1, 2]], "encoding_format": "float", "dimensions": 2 })),
     ];
     for (path, request) in paths {
         assert_eq!(ask(&cluster, post(path, request.to_string())).await.status.as_u16(), 200, "{path}");

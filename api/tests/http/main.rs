@@ -5,6 +5,7 @@
 mod chat;
 mod clients;
 mod completions;
+mod embeddings;
 mod errors;
 mod messages;
 mod scripted;

@@ -40,13 +40,22 @@ pub(crate) struct Scripted {
     pub(crate) test_hooks: bool,
     /// What it was asked.
     pub(crate) asked: Mutex<Vec<GenerateRequest>>,
+    /// What it was asked to embed.
+    pub(crate) embedded: Mutex<Vec<EmbedRequest>>,
     /// Generations whose events nobody can take any more.
     pub(crate) dropped: Arc<AtomicUsize>,
 }
 
 impl Scripted {
     pub(crate) fn new(script: Vec<Step>) -> Arc<Self> {
-        Arc::new(Self { script, health: HealthStatus::Ok, test_hooks: false, asked: Mutex::default(), dropped: Arc::default() })
+        Arc::new(Self {
+            script,
+            health: HealthStatus::Ok,
+            test_hooks: false,
+            asked: Mutex::default(),
+            embedded: Mutex::default(),
+            dropped: Arc::default(),
+        })
     }
 
     /// Says `texts` and ends for `reason`.
@@ -176,9 +185,12 @@ impl Inference for Scripted {
     }
 
     async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, RequestError> {
-        let vector = |i: usize| vec![1.0, i as f32];
-        let vectors: Vec<Vec<f32>> = (0..request.inputs.len()).map(vector).collect();
-        Ok(Embeddings { prompt_tokens: vectors.len() as u32, vectors })
+        if let Some(Step::Say(GenerateEvent::Failed(error))) = self.script.first() {
+            return Err(error.clone());
+        }
+        let vectors: Vec<_> = (0..request.inputs.len()).map(|index| vec![0.6, -0.8, index as f32]).collect();
+        self.embedded.lock().unwrap().push(request);
+        Ok(Embeddings { prompt_tokens: 5 * vectors.len() as u32, vectors })
     }
 
     async fn models(&self) -> Vec<ModelReport> {
@@ -193,7 +205,7 @@ impl Inference for Scripted {
             loaded: locations.iter().any(|location| location.state == ReplicaState::Loaded),
             context_length: 32_768,
             created: 1_760_000_000,
-            kind: ModelKind::Generate,
+            kind: if id == "shelf" { ModelKind::Embed } else { ModelKind::Generate },
             locations,
         };
         vec![
