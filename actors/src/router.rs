@@ -7,7 +7,6 @@
 pub mod policy;
 pub mod view;
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use plexus_types::{

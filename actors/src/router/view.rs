@@ -5,8 +5,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
 
 use plexus_types::{
-    ClusterReport, DeviceReport, ModelId, ModelKind, ModelLocation, ModelReport, NodeFacts, NodeId, NodeReport, NodeState, NodeSummary,
-    ReplicaId, ReplicaReport, ReplicaState,
+    ClusterReport, DeviceReport, ModelId, ModelLocation, ModelReport, NodeFacts, NodeId, NodeReport, NodeState, NodeSummary, ReplicaId,
+    ReplicaReport, ReplicaState,
 };
 use tokio::time::Instant;
 
@@ -293,7 +293,7 @@ impl SharedView {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use plexus_types::{Bytes, Generation, ReplicaLoad};
+    use plexus_types::{Bytes, Generation, ModelKind, ReplicaLoad};
 
     pub(crate) fn facts(name: &str) -> NodeFacts {
         let address = "127.0.0.1:1".parse().unwrap();

@@ -48,6 +48,7 @@ impl Inbound for Rest {
                 let Prompt::Text(text) = &request.prompt else { return Answer::CountTokens(Ok(0)) };
                 Answer::CountTokens(Ok(text.len() as u32))
             }
+            Question::Embed(request) => Answer::Embed(Err(plexus_types::RequestError::model_not_found(&request.model))),
             Question::Ping | Question::Actors => Answer::Actors(match self.size.load(Ordering::Relaxed) {
                 0 => Vec::new(),
                 size => vec![ActorReport {
