@@ -7,6 +7,7 @@
 pub mod batch;
 mod candle;
 pub mod codec;
+mod cpu;
 pub mod embed;
 pub mod embedded;
 pub mod error;
@@ -20,6 +21,7 @@ pub mod scripted;
 pub use batch::{Batch, BatchOutput, BlockCopy, BlockId, Draw};
 pub use candle::CandleExecutor;
 pub use codec::{Codec, Decoded, StreamDecoder};
+pub use cpu::CpuExecutor;
 pub use error::EngineError;
 pub use executor::{DeviceDescription, Executor, KvPlan, Slot};
 pub use kv::BlockPool;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use plexus_engine::{Batch, BlockId, CandleExecutor, Draw, Executor, KvPlan, ModelFiles, ModelSource, SamplerSettings, Slot};
+use plexus_engine::{Batch, BlockId, CpuExecutor, Draw, Executor, KvPlan, ModelFiles, ModelSource, SamplerSettings, Slot};
 use plexus_types::{Chat, DeviceId, DeviceKind, FinishReason, Message, Prompt, RequestError, Role, Sampling, Tool};
 use serde::Deserialize;
 
@@ -43,14 +43,14 @@ fn embedded() -> ModelFiles {
     ModelFiles::open(&ModelSource::Embedded).unwrap()
 }
 
-fn executor(files: &ModelFiles) -> CandleExecutor {
-    let mut executor = CandleExecutor::open(DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, 0.5).unwrap();
+fn executor(files: &ModelFiles) -> CpuExecutor {
+    let mut executor = CpuExecutor::open(DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, 0.5, None).unwrap();
     executor.load(SLOT, files, KV).unwrap();
     executor
 }
 
 /// Ids sampled after `prompt`, `n` of them or up to the end that `goes_on` sees.
-fn generate(executor: &mut CandleExecutor, prompt: &[u32], sampling: &Sampling, mut goes_on: impl FnMut(u32) -> bool) -> Vec<u32> {
+fn generate(executor: &mut CpuExecutor, prompt: &[u32], sampling: &Sampling, mut goes_on: impl FnMut(u32) -> bool) -> Vec<u32> {
     let settings = Arc::new(SamplerSettings::resolve(sampling, &Sampling::default(), sampling.seed.unwrap_or(0)));
     let blocks: Vec<BlockId> = (0..KV.n_blocks).rev().map(BlockId).collect();
     let (mut given, mut position, mut ids) = (prompt.to_vec(), 0, Vec::new());
@@ -77,7 +77,7 @@ fn chat(turns: &[(Role, &str)]) -> Chat {
     Chat { messages: turns.iter().map(|(role, text)| Message::text(*role, *text)).collect(), ..Chat::default() }
 }
 
-fn answer(files: &ModelFiles, executor: &mut CandleExecutor, chat: Chat, stop: &[&str]) -> (String, FinishReason) {
+fn answer(files: &ModelFiles, executor: &mut CpuExecutor, chat: Chat, stop: &[&str]) -> (String, FinishReason) {
     let prompt = files.codec.encode(&Prompt::Chat(chat)).unwrap();
     let mut decoder = files.codec.decoder(&stop.iter().map(|stop| (*stop).to_owned()).collect::<Vec<_>>());
     let (mut text, mut finish) = (String::new(), None);

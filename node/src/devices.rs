@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use plexus_actors::args::{DeviceSpec, OpenDevice};
-use plexus_engine::CandleExecutor;
 use plexus_engine::embed::EmbeddingExecutor;
 use plexus_engine::executor::Executor;
+use plexus_engine::{CandleExecutor, CpuExecutor};
 use plexus_types::{DeviceId, DeviceKind};
 
 use crate::config::{ConfigError, CudaDevices, Fraction, ValidConfig};
@@ -48,11 +48,17 @@ pub(crate) fn find(valid: &ValidConfig) -> Result<Vec<DeviceSpec>, ConfigError> 
 
 fn device(id: DeviceId, share: Fraction) -> DeviceSpec {
     let share = share.get() as f32;
-    let open: OpenDevice = Arc::new(move || {
-        let decoders = CandleExecutor::open(id, share)?;
-        let device = decoders.device().clone();
-        Ok(Box::new(EmbeddingExecutor::new(decoders, device)) as Box<dyn Executor>)
-    });
+    let open: OpenDevice = match id.kind {
+        DeviceKind::Cpu => Arc::new(move || {
+            let decoders = CpuExecutor::open(id, share, None)?;
+            Ok(Box::new(EmbeddingExecutor::on_host(decoders)) as Box<dyn Executor>)
+        }),
+        DeviceKind::Cuda => Arc::new(move || {
+            let decoders = CandleExecutor::open(id, share)?;
+            let device = decoders.device().clone();
+            Ok(Box::new(EmbeddingExecutor::new(decoders, device)) as Box<dyn Executor>)
+        }),
+    };
     DeviceSpec { id, open }
 }
 

@@ -58,6 +58,12 @@ pub(super) struct Step<'a> {
 impl Decoder {
     /// Computes a step: writes keys and values to the cache and gives the logits of the wanted rows, `[n_rows, vocab_size]` f32.
     pub(super) fn forward(&self, step: &Step<'_>, cache: &KvCache) -> Result<Tensor> {
+        let logits = scaled(self.head.forward(&self.hidden(step, cache)?)?, self.config.logits_scale)?;
+        softcapped(logits, self.config.logits_softcap)
+    }
+
+    /// The same before the output projection: `[n_rows, hidden]` f32.
+    pub(super) fn hidden(&self, step: &Step<'_>, cache: &KvCache) -> Result<Tensor> {
         let config = &self.config;
         let n_tokens = step.tokens.len();
         let (heads, kv_heads, head_dim) = (config.heads, config.kv_heads, config.head_dim);
@@ -97,9 +103,7 @@ impl Decoder {
             let h = layer.ffn.forward(&normed(layer.ffn_norm.as_ref(), &x)?)?;
             x = (x + scaled(normed(layer.ffn_post_norm.as_ref(), &h)?, config.residual_scale)?)?;
         }
-        let x = x.index_select(&Tensor::new(step.rows, &self.device)?, 0)?;
-        let logits = scaled(self.head.forward(&self.norm.forward(&x)?)?, config.logits_scale)?;
-        softcapped(logits, config.logits_softcap)
+        self.norm.forward(&x.index_select(&Tensor::new(step.rows, &self.device)?, 0)?)
     }
 
     pub(super) fn config(&self) -> &ModelConfig {

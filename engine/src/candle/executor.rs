@@ -8,7 +8,8 @@ use plexus_types::{Bytes, DeviceId, DeviceKind};
 use super::cache::KvCache;
 use super::decoder::{Decoder, Step};
 use super::load::load;
-use crate::batch::{Batch, BatchOutput};
+use crate::batch::{Batch, BatchOutput, BlockId};
+use crate::embed::Pooling;
 use crate::error::EngineError;
 use crate::executor::{DeviceDescription, Executor, KvPlan, Slot};
 use crate::layout::Layout;
@@ -33,6 +34,8 @@ struct Resident {
     plan: KvPlan,
     footprint: Bytes,
     small: bool,
+    /// Set if the model was made to embed.
+    pooling: Option<Pooling>,
 }
 
 impl CandleExecutor {
@@ -104,7 +107,7 @@ impl Executor for CandleExecutor {
         let decoder = load(files, &self.device, &|error| self.failed(error))?;
         let cache = KvCache::new(&files.config, kv, &self.device).map_err(|error| self.failed(error))?;
         let small = files.weights().small();
-        self.models.insert(slot, Resident { decoder, cache, plan: kv, footprint, small });
+        self.models.insert(slot, Resident { decoder, cache, plan: kv, footprint, small, pooling: files.pooling() });
         Ok(())
     }
 
@@ -117,8 +120,20 @@ impl Executor for CandleExecutor {
         draw_all(batch, &mut logits.into_iter())
     }
 
-    fn embed(&mut self, _slot: Slot, _inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
-        Err(EngineError::unsupported("embedding by a decoder", "encoders"))
+    fn embed(&mut self, slot: Slot, inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let model = self.models.get(&slot).ok_or_else(|| EngineError::shape("the slot holds no model"))?;
+        let pooling = model.pooling.ok_or_else(|| EngineError::shape("the model was not made to embed"))?;
+        let blocks: Vec<BlockId> = (0..model.plan.n_blocks).map(BlockId).collect();
+        let embed = |ids: &Vec<u32>| {
+            let mut batch = Batch::default();
+            batch.push(ids, 0, &blocks, None);
+            let layout = Layout::new(&batch, model.decoder.config().vocab_size, model.plan)?;
+            let rows: Vec<u32> = (0..ids.len() as u32).collect();
+            let step = Step { tokens: ids, positions: &batch.positions, slots: &layout.slots, spans: &layout.spans, rows: &rows };
+            let hidden = model.decoder.hidden(&step, &model.cache).and_then(|hidden| hidden.flatten_all()?.to_vec1::<f32>());
+            Ok(pooling.pool(&hidden.map_err(|error| self.failed(error))?, model.decoder.config().hidden))
+        };
+        inputs.iter().map(embed).collect()
     }
 }
 
@@ -158,7 +173,6 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::batch::BlockId;
     use crate::model::ModelSource;
 
     const POOL: KvPlan = KvPlan { n_blocks: 4, block_len: 4 };

@@ -25,6 +25,11 @@ impl<E: Executor> EmbeddingExecutor<E> {
         Self { decoders, device, encoders: HashMap::new() }
     }
 
+    /// Adds encoders to the host's processors, which `decoders` has open.
+    pub fn on_host(decoders: E) -> Self {
+        Self::new(decoders, Device::Cpu)
+    }
+
     fn failed(&self, error: candle_core::Error) -> EngineError {
         EngineError::Device { device: self.decoders.describe().id, reason: error.to_string() }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::CpuStorage;
 use candle_core::quantized::{GgmlDType, QuantizedType};
 use half::{bf16, f16};
+use plexus_kernels::Format;
 use plexus_types::Bytes;
 
 use super::config::ModelConfig;
@@ -43,6 +44,26 @@ pub(crate) struct RawTensor {
 }
 
 impl RawTensor {
+    /// The format, as the kernels call it.
+    pub(crate) fn format(&self) -> Format {
+        match self.dtype {
+            GgmlDType::F32 => Format::F32,
+            GgmlDType::F16 => Format::F16,
+            GgmlDType::BF16 => Format::Bf16,
+            GgmlDType::Q4_0 => Format::Q4_0,
+            GgmlDType::Q4_1 => Format::Q4_1,
+            GgmlDType::Q5_0 => Format::Q5_0,
+            GgmlDType::Q5_1 => Format::Q5_1,
+            GgmlDType::Q8_0 => Format::Q8_0,
+            GgmlDType::Q2K => Format::Q2K,
+            GgmlDType::Q3K => Format::Q3K,
+            GgmlDType::Q4K => Format::Q4K,
+            GgmlDType::Q5K => Format::Q5K,
+            GgmlDType::Q6K => Format::Q6K,
+            GgmlDType::Q8_1 | GgmlDType::Q8K => unreachable!("no file holds the types of activations"),
+        }
+    }
+
     /// The values, exactly, of a tensor that is to be held as f32; `None` if it is to stay quantized.
     pub(crate) fn to_f32(&self) -> Option<Vec<f32>> {
         let bytes = &self.bytes;

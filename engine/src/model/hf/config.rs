@@ -144,7 +144,7 @@ fn read_windows(fields: &Fields<'_>, family: Family, n_layers: usize) -> Result<
         Family::Qwen2 | Family::Qwen2Moe | Family::Qwen3 | Family::Qwen3Moe | Family::SmolLm3 => {
             fields.flag("use_sliding_window")?.unwrap_or(false)
         }
-        Family::Llama | Family::Gemma | Family::Olmo2 | Family::Granite | Family::Glm4 => false,
+        Family::Llama | Family::Gemma | Family::Olmo2 | Family::Granite | Family::Glm4 | Family::Encoder => false,
     };
     let default = match family {
         Family::Gemma2 => Some(4096),

@@ -1,0 +1,143 @@
+//! The host's processors as a device.
+
+use std::collections::HashMap;
+
+use plexus_kernels::Team;
+use plexus_kernels::attention::{KvElement, KvPool};
+use plexus_types::{Bytes, DeviceId, DeviceKind};
+
+use super::buffers::Buffers;
+use super::host;
+use super::weights::Decoder;
+use crate::batch::{Batch, BatchOutput, BlockId};
+use crate::embed::Pooling;
+use crate::error::EngineError;
+use crate::executor::{DeviceDescription, Executor, KvPlan, Slot};
+use crate::layout::Layout;
+use crate::model::ModelFiles;
+use crate::sample::draw_all;
+
+/// The host's processors and the models on them.
+#[derive(Debug)]
+pub struct CpuExecutor {
+    description: DeviceDescription,
+    /// Computes what is not small.
+    team: Team,
+    /// Computes small models: the device's own thread alone.
+    single: Team,
+    models: HashMap<Slot, Resident>,
+}
+
+/// A model in memory.
+#[derive(Debug)]
+struct Resident {
+    decoder: Decoder,
+    /// One for each layer.
+    pools: Vec<KvPool>,
+    buffers: Buffers,
+    plan: KvPlan,
+    footprint: Bytes,
+    small: bool,
+    /// Set if the model was made to embed.
+    pooling: Option<Pooling>,
+}
+
+impl CpuExecutor {
+    /// Opens the device. Models may use `memory_share` of the host's memory, more than 0 and at most 1, and `n_threads` threads, the caller's
+    /// included; absent: as many as there are cores for this process.
+    ///
+    /// Errors: [`EngineError::Device`] if the host does not tell its memory or gives no more threads.
+    pub fn open(id: DeviceId, memory_share: f32, n_threads: Option<usize>) -> Result<Self, EngineError> {
+        if id.kind != DeviceKind::Cpu || id.ordinal != 0 {
+            return Err(EngineError::Device { device: id, reason: "the host's processors are one device, cpu-0".into() });
+        }
+        let (name, memory) = host::describe(id)?;
+        let memory_total = Bytes((memory as f64 * f64::from(memory_share.clamp(0.0, 1.0))) as u64);
+        let team = |n_threads| Team::new(n_threads).map_err(|error| EngineError::Device { device: id, reason: error.to_string() });
+        Ok(Self {
+            description: DeviceDescription { id, name, memory_total },
+            team: team(n_threads.unwrap_or_else(host::n_cores))?,
+            single: team(1)?,
+            models: HashMap::new(),
+        })
+    }
+
+    /// Runs a step and gives the logits that draws would be made from, in order of the draws. For tests and for measuring.
+    pub fn logits(&mut self, slot: Slot, batch: &Batch) -> Result<Vec<Vec<f32>>, EngineError> {
+        let (logits, vocab_size, n_rows) = self.compute(slot, batch)?;
+        Ok(logits.chunks_exact(vocab_size).take(n_rows).map(<[f32]>::to_vec).collect())
+    }
+
+    /// The logits of the wanted rows, the size of the vocabulary, and how many rows are wanted.
+    fn compute(&mut self, slot: Slot, batch: &Batch) -> Result<(&mut [f32], usize, usize), EngineError> {
+        let model = self.models.get_mut(&slot).ok_or_else(|| EngineError::shape("the slot holds no model"))?;
+        let vocab_size = model.decoder.config.vocab_size;
+        let layout = Layout::new(batch, vocab_size, model.plan)?;
+        for copy in &batch.copies {
+            model.pools.iter_mut().for_each(|pool| pool.copy(copy.from.0, copy.to.0));
+        }
+        if batch.tokens.is_empty() {
+            return Ok((&mut [], vocab_size, 0));
+        }
+        let team = if model.small { &self.single } else { &self.team };
+        let logits = model.decoder.forward(team, batch, &layout, &layout.rows, &mut model.pools, &mut model.buffers);
+        Ok((logits, vocab_size, layout.rows.len()))
+    }
+
+    fn free(&self) -> Bytes {
+        self.description.memory_total.saturating_sub(self.models.values().map(|model| model.footprint).sum())
+    }
+}
+
+impl Executor for CpuExecutor {
+    fn describe(&self) -> DeviceDescription {
+        self.description.clone()
+    }
+
+    fn load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
+        if self.models.contains_key(&slot) {
+            return Err(EngineError::shape("the slot holds a model already"));
+        }
+        if kv.n_blocks == 0 || kv.block_len == 0 || kv.block_len % 16 != 0 || kv.n_blocks.checked_mul(kv.block_len).is_none() {
+            return Err(EngineError::shape(format!("{kv:?} is no KV pool; a block holds a multiple of 16 tokens")));
+        }
+        let footprint = files.footprint(kv);
+        let free = self.free();
+        if footprint > free {
+            return Err(EngineError::Memory { device: self.description.id, needed: footprint, free });
+        }
+        let small = files.weights().small();
+        let decoder = Decoder::load(files, if small { &self.single } else { &self.team })?;
+        let element = if small { KvElement::F32 } else { KvElement::Bf16 };
+        let config = &files.config;
+        let pool = |_| KvPool::new(element, config.kv_heads, config.head_dim, kv.n_blocks as usize, kv.block_len as usize);
+        let pools: Vec<KvPool> = (0..config.layers.len()).map(pool).collect();
+        let footprint = Bytes((decoder.bytes() + pools.iter().map(KvPool::bytes).sum::<usize>()) as u64);
+        self.models.insert(slot, Resident { decoder, pools, buffers: Buffers::default(), plan: kv, footprint, small, pooling: files.pooling() });
+        Ok(())
+    }
+
+    fn unload(&mut self, slot: Slot) {
+        self.models.remove(&slot);
+    }
+
+    fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError> {
+        let (logits, vocab_size, _) = self.compute(slot, batch)?;
+        draw_all(batch, &mut logits.chunks_exact(vocab_size).map(<[f32]>::to_vec))
+    }
+
+    fn embed(&mut self, slot: Slot, inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let model = self.models.get_mut(&slot).ok_or_else(|| EngineError::shape("the slot holds no model"))?;
+        let pooling = model.pooling.ok_or_else(|| EngineError::shape("the model was not made to embed"))?;
+        let blocks: Vec<BlockId> = (0..model.plan.n_blocks).map(BlockId).collect();
+        let team = if model.small { &self.single } else { &self.team };
+        let config = &model.decoder.config;
+        let embed = |ids: &Vec<u32>| {
+            let mut batch = Batch::default();
+            batch.push(ids, 0, &blocks, None);
+            let layout = Layout::new(&batch, config.vocab_size, model.plan)?;
+            Ok(pooling.pool(model.decoder.hidden(team, &batch, &layout, &mut model.pools, &mut model.buffers), config.hidden))
+        };
+        inputs.iter().map(embed).collect()
+    }
+}

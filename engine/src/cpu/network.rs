@@ -1,0 +1,115 @@
+//! Feed-forward networks, dense and of experts.
+
+use plexus_kernels::activation::{Activation, activate};
+use plexus_kernels::{Activations, Product, Team, multiply};
+
+use super::buffers::{FfnBuffers, for_rows, take};
+use super::weights::Linear;
+
+impl From<crate::model::Activation> for Activation {
+    fn from(activation: crate::model::Activation) -> Self {
+        match activation {
+            crate::model::Activation::Silu => Self::Silu,
+            crate::model::Activation::GeluTanh => Self::GeluTanh,
+            crate::model::Activation::Gelu => Self::Gelu,
+        }
+    }
+}
+
+/// `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` without a gate.
+#[derive(Debug)]
+pub(super) struct Network {
+    pub(super) gate: Option<Linear>,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
+    pub(super) activation: Activation,
+}
+
+/// What follows attention in a layer.
+#[derive(Debug)]
+pub(super) enum FeedForward {
+    /// One network for all tokens.
+    Dense(Network),
+    /// Several, of which each token takes some.
+    Experts(Experts),
+}
+
+/// Several networks, of which a router chooses some for each token.
+#[derive(Debug)]
+pub(super) struct Experts {
+    pub(super) router: Linear,
+    pub(super) networks: Vec<Network>,
+    pub(super) n_active: usize,
+    /// Are the shares of those taken scaled to a sum of 1?
+    pub(super) normalized: bool,
+    pub(super) shared: Option<Shared>,
+}
+
+/// The network that all tokens take besides, and the projection whose sigmoid is its share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) network: Network,
+    pub(super) router: Linear,
+}
+
+impl Network {
+    /// What its input must be converted to.
+    pub(super) fn forms(&self) -> plexus_kernels::Forms {
+        self.gate.as_ref().map_or(self.up.forms(), |gate| gate.forms().and(self.up.forms()))
+    }
+
+    /// `x [n, hidden]` gives `out [n, hidden]`. `gate`, `up` and `inner` are room to work in.
+    pub(super) fn forward(&self, team: &Team, x: &Activations, room: Room<'_>, out: &mut [f32]) {
+        let (n, width) = (x.n(), self.up.rows());
+        let (gate, up) = (take(room.gate, n * width), take(room.up, n * width));
+        match &self.gate {
+            Some(linear) => multiply(
+                team,
+                &mut [Product { matrix: &linear.matrix, out: &mut *gate }, Product { matrix: &self.up.matrix, out: &mut *up }],
+                x,
+            ),
+            None => multiply(team, &mut [Product { matrix: &self.up.matrix, out: &mut *up }], x),
+        }
+        let (gate, up) = (&*gate, &*up);
+        room.inner.compute(team, n, width, self.down.forms(), &|row, inner| {
+            let row = row * width..(row + 1) * width;
+            match &self.gate {
+                Some(linear) if linear.bias.is_none() && self.up.bias.is_none() => {
+                    inner.copy_from_slice(&gate[row.clone()]);
+                    activate(self.activation, inner, Some(&up[row]));
+                }
+                Some(linear) => {
+                    inner.copy_from_slice(&gate[row.clone()]);
+                    linear.finish(inner);
+                    activate(self.activation, inner, None);
+                    let bias = self.up.bias.iter().flatten().copied().chain(std::iter::repeat(0.0));
+                    inner.iter_mut().zip(&up[row]).zip(bias).for_each(|((x, up), bias)| *x *= up + bias);
+                }
+                None => {
+                    inner.copy_from_slice(&up[row]);
+                    self.up.finish(inner);
+                    activate(self.activation, inner, None);
+                }
+            }
+        });
+        multiply(team, &mut [Product { matrix: &self.down.matrix, out: &mut *out }], room.inner);
+        if self.down.bias.is_some() {
+            for_rows(team, out, self.down.rows(), &|_, rows| self.down.finish(rows));
+        }
+    }
+}
+
+/// Room for a network to work in.
+#[derive(Debug)]
+pub(super) struct Room<'a> {
+    pub(super) gate: &'a mut Vec<f32>,
+    pub(super) up: &'a mut Vec<f32>,
+    pub(super) inner: &'a mut Activations,
+}
+
+impl FfnBuffers {
+    /// The part that a network works in.
+    pub(super) fn room(&mut self) -> Room<'_> {
+        Room { gate: &mut self.gate, up: &mut self.up, inner: &mut self.inner }
+    }
+}

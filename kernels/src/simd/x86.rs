@@ -1,0 +1,149 @@
+//! The vectors of x86-64: AVX-512 with or without bfloat16 products, and AVX2.
+
+use std::arch::x86_64::*;
+
+use super::{LANES, Simd};
+
+/// Methods that are one expression of vector instructions.
+macro_rules! instructions {
+    ($($(#[$doc:meta])* fn $name:ident($($argument:ident : $type:ty),*) $(-> $result:ty)? { $body:expr })*) => {
+        $($(#[$doc])* #[inline(always)] fn $name($($argument: $type),*) $(-> $result)? {
+            // SAFETY: only `on_isa` names this type, in a function that enables the instructions on a processor that has them, and
+            // whatever is read or written through a pointer lies in an array of the very size.
+            #[allow(unused_unsafe, clippy::macro_metavars_in_unsafe, reason = "the expressions are those of this file")]
+            unsafe { $body }
+        })*
+    };
+}
+
+/// AVX-512; `BF16` says whether products of bfloat16 pairs are an instruction.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512<const BF16: bool>;
+
+/// Both bfloat16 numbers of each word, low and high, as f32.
+#[inline(always)]
+unsafe fn halves_512(words: __m512i) -> (__m512, __m512) {
+    // SAFETY: the caller's.
+    unsafe {
+        let high = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+        (_mm512_castsi512_ps(_mm512_slli_epi32(words, 16)), _mm512_castsi512_ps(high))
+    }
+}
+
+impl<const BF16: bool> Simd for Avx512<BF16> {
+    type V = __m512;
+    const WIDE: bool = true;
+
+    instructions! {
+        fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
+        fn load(x: &[f32; LANES]) -> __m512 { _mm512_loadu_ps(x.as_ptr()) }
+        fn store(v: __m512, out: &mut [f32; LANES]) { _mm512_storeu_ps(out.as_mut_ptr(), v) }
+        fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
+        fn sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
+        fn mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
+        fn div(a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
+        fn fma(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
+        fn max(a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
+        fn min(a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }
+        fn round(a: __m512) -> __m512 { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+        fn scale(a: __m512, n: __m512) -> __m512 { _mm512_scalef_ps(a, n) }
+        fn where_at_least(a: __m512, limit: __m512, value: __m512) -> __m512 {
+            _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, limit), value)
+        }
+        fn with_sign(a: __m512, sign: __m512) -> __m512 {
+            _mm512_or_ps(_mm512_andnot_ps(_mm512_set1_ps(-0.0), a), _mm512_and_ps(_mm512_set1_ps(-0.0), sign))
+        }
+        fn dot_bf16(sums: __m512, a: u32, b: &[u32; LANES]) -> __m512 {{
+            let (a, b) = (_mm512_set1_epi32(a as i32), _mm512_loadu_si512(b.as_ptr().cast()));
+            if BF16 {
+                // Both are sixteen words of two bfloat16 numbers; only the names of the types differ.
+                _mm512_dpbf16_ps(sums, std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b))
+            } else {
+                let ((a_low, a_high), (b_low, b_high)) = (halves_512(a), halves_512(b));
+                _mm512_fmadd_ps(a_high, b_high, _mm512_fmadd_ps(a_low, b_low, sums))
+            }
+        }}
+        fn store_bf16(v: __m512, out: &mut [u16; LANES]) {{
+            let words = if BF16 {
+                std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))
+            } else {
+                let bits = _mm512_castps_si512(v);
+                let odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+                let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+                let numbers = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(v, v);
+                let kept = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
+                _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(kept, numbers, rounded), 16))
+            };
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), words);
+        }}
+        fn sum(v: __m512) -> f32 { _mm512_reduce_add_ps(v) }
+        fn largest(v: __m512) -> f32 { _mm512_reduce_max_ps(v) }
+    }
+}
+
+/// AVX2 with fused multiplication and addition.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx2;
+
+type Two = [__m256; 2];
+
+#[inline(always)]
+unsafe fn halves_256(words: __m256i) -> (__m256, __m256) {
+    // SAFETY: the caller's.
+    unsafe {
+        let high = _mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+        (_mm256_castsi256_ps(_mm256_slli_epi32(words, 16)), _mm256_castsi256_ps(high))
+    }
+}
+
+impl Simd for Avx2 {
+    type V = Two;
+    const WIDE: bool = false;
+
+    instructions! {
+        fn splat(x: f32) -> Two { [_mm256_set1_ps(x); 2] }
+        fn load(x: &[f32; LANES]) -> Two { [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x[8..].as_ptr())] }
+        fn store(v: Two, out: &mut [f32; LANES]) {{
+            _mm256_storeu_ps(out.as_mut_ptr(), v[0]);
+            _mm256_storeu_ps(out[8..].as_mut_ptr(), v[1]);
+        }}
+        fn add(a: Two, b: Two) -> Two { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+        fn sub(a: Two, b: Two) -> Two { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
+        fn mul(a: Two, b: Two) -> Two { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+        fn div(a: Two, b: Two) -> Two { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
+        fn fma(a: Two, b: Two, c: Two) -> Two { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+        fn max(a: Two, b: Two) -> Two { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+        fn min(a: Two, b: Two) -> Two { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
+        fn round(a: Two) -> Two {
+            a.map(|a| _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
+        }
+        fn scale(a: Two, n: Two) -> Two {{
+            let power = |n| _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+            [_mm256_mul_ps(a[0], _mm256_castsi256_ps(power(n[0]))), _mm256_mul_ps(a[1], _mm256_castsi256_ps(power(n[1])))]
+        }}
+        fn where_at_least(a: Two, limit: Two, value: Two) -> Two {{
+            let keep = |i: usize| _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a[i], limit[i]), value[i]);
+            [keep(0), keep(1)]
+        }}
+        fn with_sign(a: Two, sign: Two) -> Two {{
+            let zero = _mm256_set1_ps(-0.0);
+            let join = |i: usize| _mm256_or_ps(_mm256_andnot_ps(zero, a[i]), _mm256_and_ps(zero, sign[i]));
+            [join(0), join(1)]
+        }}
+        fn dot_bf16(sums: Two, a: u32, b: &[u32; LANES]) -> Two {{
+            let (a_low, a_high) = halves_256(_mm256_set1_epi32(a as i32));
+            let half = |i: usize| {
+                let (b_low, b_high) = halves_256(_mm256_loadu_si256(b[8 * i..].as_ptr().cast()));
+                _mm256_fmadd_ps(a_high, b_high, _mm256_fmadd_ps(a_low, b_low, sums[i]))
+            };
+            [half(0), half(1)]
+        }}
+        fn store_bf16(v: Two, out: &mut [u16; LANES]) {{
+            let mut lanes = [0.0; LANES];
+            Self::store(v, &mut lanes);
+            for (out, x) in out.iter_mut().zip(lanes) {
+                *out = super::to_bf16(x);
+            }
+        }}
+    }
+}
