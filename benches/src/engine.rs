@@ -190,7 +190,7 @@ impl Engine {
     }
 
     fn draw(&self, position: u32) -> Draw {
-        Draw { settings: self.settings.clone(), position, n_guesses: 0, prompt_history: Arc::default(), sampled_history: Vec::new() }
+        Draw::new(self.settings.clone(), position)
     }
 
     /// The `i`-th of tokens spread over the vocabulary (Fibonacci hashing).

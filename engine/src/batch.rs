@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::sample::SamplerSettings;
+use crate::sample::{DrawLogprobs, SamplerSettings};
 
 /// Index of a KV block in a model's pool. Handed out by [`crate::kv::BlockPool`], which gives only ids below the pool's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,6 +83,17 @@ pub struct Draw {
     pub prompt_history: Arc<[u32]>,
     /// Tokens sampled so far; empty unless [`SamplerSettings::needs_history`].
     pub sampled_history: Vec<u32>,
+    /// Index in the answer of the first token to be sampled; `min_tokens` goes by it.
+    pub index: u32,
+    /// Give the log probability of each token drawn, and of so many of the likeliest beside it; absent: none.
+    pub logprobs: Option<u32>,
+}
+
+impl Draw {
+    /// One token at `position`, the first of its answer, without guesses, history and log probabilities.
+    pub fn new(settings: Arc<SamplerSettings>, position: u32) -> Self {
+        Self { settings, position, n_guesses: 0, prompt_history: Arc::new([]), sampled_history: Vec::new(), index: 0, logprobs: None }
+    }
 }
 
 /// What a step gave.
@@ -90,4 +101,6 @@ pub struct Draw {
 pub struct BatchOutput {
     /// `[n_seqs]`: the tokens sampled for each sequence. Empty where the batch asked for none; one more than guesses that were right.
     pub sampled: Vec<Vec<u32>>,
+    /// `[n_seqs]`: one for each token sampled where the draw asks for log probabilities, else empty.
+    pub logprobs: Vec<Vec<DrawLogprobs>>,
 }

@@ -248,6 +248,13 @@ impl Codec {
         self.vocabulary.stop_ids.contains(&id)
     }
 
+    /// The tokens that end an answer, in order.
+    pub fn stop_ids(&self) -> Arc<[u32]> {
+        let mut ids: Vec<u32> = self.vocabulary.stop_ids.iter().copied().collect();
+        ids.sort_unstable();
+        ids.into()
+    }
+
     fn tokenize(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, RequestError> {
         let encoding = self.tokenizer.encode_fast(text, add_special_tokens);
         let encoding = encoding.map_err(|error| RequestError::Internal { message: format!("the tokenizer failed: {error}") })?;

@@ -26,5 +26,5 @@ pub use error::EngineError;
 pub use executor::{DeviceDescription, Executor, KvPlan, Slot};
 pub use kv::BlockPool;
 pub use model::{ModelFiles, ModelSource};
-pub use sample::SamplerSettings;
+pub use sample::{DrawLogprobs, SamplerSettings};
 pub use scripted::{Script, ScriptedExecutor};

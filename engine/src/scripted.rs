@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use plexus_types::{Bytes, DeviceId};
 
-use crate::batch::{Batch, BatchOutput};
+use crate::batch::{Batch, BatchOutput, Draw};
 use crate::error::EngineError;
 use crate::executor::{DeviceDescription, Executor, KvPlan, Slot};
 use crate::model::ModelFiles;
+use crate::sample::DrawLogprobs;
 
 /// What a [`ScriptedExecutor`] does. The token at a position depends on the position only, so that a stream continued elsewhere
 /// with the same script goes on with the same tokens.
@@ -168,7 +169,14 @@ impl Executor for ScriptedExecutor {
         }
         let tokens = |position: u32| (position..).take(self.script.tokens_per_step).map(|position| self.script.token(position)).collect();
         let sampled = batch.draws.iter().map(|draw| draw.as_ref().map_or(Vec::new(), |draw| tokens(draw.position)));
-        Ok(BatchOutput { sampled: sampled.collect() })
+        let sampled: Vec<Vec<u32>> = sampled.collect();
+        // What the script says is certain, and nothing else could have come.
+        let certain = |ids: &Vec<u32>| vec![DrawLogprobs { drawn: 0.0, top: Vec::new() }; ids.len()];
+        let logprobs = sampled.iter().zip(&batch.draws).map(|(ids, draw)| match draw {
+            Some(Draw { logprobs: Some(_), .. }) => certain(ids),
+            Some(_) | None => Vec::new(),
+        });
+        Ok(BatchOutput { logprobs: logprobs.collect(), sampled })
     }
 
     fn embed(&mut self, slot: Slot, inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
@@ -200,7 +208,7 @@ mod tests {
     use plexus_types::{DeviceKind, Sampling};
 
     use super::*;
-    use crate::batch::{BlockId, Draw};
+    use crate::batch::BlockId;
     use crate::model::ModelSource;
     use crate::sample::SamplerSettings;
 
@@ -215,9 +223,8 @@ mod tests {
 
     fn batch(position: u32) -> Batch {
         let settings = Arc::new(SamplerSettings::resolve(&Sampling::default(), &Sampling::default(), 0));
-        let draw = Draw { settings, position, n_guesses: 0, prompt_history: Arc::new([]), sampled_history: Vec::new() };
         let mut batch = Batch::default();
-        batch.push(&[1], position - 1, &[BlockId(0)], Some(draw));
+        batch.push(&[1], position - 1, &[BlockId(0)], Some(Draw::new(settings, position)));
         batch.push(&[1], 0, &[BlockId(1)], None);
         batch
     }

@@ -33,7 +33,7 @@ fn cpu(files: &ModelFiles) -> CpuExecutor {
 fn draw(n_guesses: u32, position: u32) -> Option<Draw> {
     let sampling = Sampling { temperature: Some(0.8), ..Sampling::default() };
     let settings = Arc::new(SamplerSettings::resolve(&sampling, &Sampling::default(), 5));
-    Some(Draw { settings, position, n_guesses, prompt_history: Arc::new([]), sampled_history: Vec::new() })
+    Some(Draw { n_guesses, ..Draw::new(settings, position) })
 }
 
 fn blocks(ids: &[u32]) -> Vec<BlockId> {

@@ -141,7 +141,7 @@ fn load(open: Open, path: &Path) -> Box<dyn Reference> {
 fn draw() -> Option<Draw> {
     let greedy = Sampling { temperature: Some(0.0), ..Sampling::default() };
     let settings = Arc::new(SamplerSettings::resolve(&greedy, &Sampling::default(), 0));
-    Some(Draw { settings, position: 0, n_guesses: 0, prompt_history: Arc::new([]), sampled_history: Vec::new() })
+    Some(Draw::new(settings, 0))
 }
 
 /// Every other block, so that neighbours in the sequence are none in the pool.

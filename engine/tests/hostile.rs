@@ -29,7 +29,7 @@ fn run(files: &ModelFiles) -> Result<(), EngineError> {
     executor.load(Slot(0), files, KvPlan { n_blocks: 2, block_len: 4 })?;
     let settings = Arc::new(SamplerSettings::resolve(&Sampling::default(), &Sampling::default(), 0));
     let mut batch = Batch::default();
-    let draw = Draw { settings, position: 3, n_guesses: 0, prompt_history: Arc::new([]), sampled_history: Vec::new() };
+    let draw = Draw::new(settings, 3);
     batch.push(&[0, 1, 2], 0, &[BlockId(1)], Some(draw));
     executor.step(Slot(0), &batch).map(drop)
 }

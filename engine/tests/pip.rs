@@ -56,8 +56,7 @@ fn generate(executor: &mut CpuExecutor, prompt: &[u32], sampling: &Sampling, mut
     let (mut given, mut position, mut ids) = (prompt.to_vec(), 0, Vec::new());
     loop {
         let next = position + given.len() as u32;
-        let draw =
-            Draw { settings: settings.clone(), position: next, n_guesses: 0, prompt_history: Arc::new([]), sampled_history: Vec::new() };
+        let draw = Draw::new(settings.clone(), next);
         let mut batch = Batch::default();
         batch.push(&given, position, &blocks, Some(draw));
         given = executor.step(SLOT, &batch).unwrap().sampled.remove(0);

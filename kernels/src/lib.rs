@@ -5,6 +5,7 @@ pub mod activation;
 pub mod attention;
 pub mod format;
 pub mod isa;
+pub mod logits;
 pub mod matrix;
 pub mod norm;
 pub mod rope;

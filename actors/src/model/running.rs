@@ -59,13 +59,13 @@ impl Seat {
 
     /// What a step brought, as events for its ingress.
     fn on_progress(&mut self, sequence: &Sequence, progress: Progress, now: Instant, events: &mut Vec<StreamNotice>) {
-        let Progress { index, ids, deltas, end } = progress;
+        let Progress { index, ids, deltas, logprobs, end } = progress;
         if !ids.is_empty() {
             if self.first_token.is_none() {
                 self.first_token = Some(now);
                 self.stage_span = info_span!(parent: &self.serve_span, "decode", otel.kind = "internal");
             }
-            events.push(self.sink.label(StreamEvent::Tokens { index, ids, deltas, logprobs: Vec::new() }));
+            events.push(self.sink.label(StreamEvent::Tokens { index, ids, deltas, logprobs }));
         }
         if let Some(reason) = end {
             self.serve_span.record("completion_tokens", sequence.n_sampled());
@@ -107,18 +107,20 @@ impl Batcher {
     pub(super) fn push(&mut self, arrival: Arrival, prompt: Result<Vec<u32>, RequestError>, resident: &Resident) {
         let Arrival { mut sink, generate, at, serve_span, queue_span } = arrival;
         let context = resident.plan.context_length;
-        let prompt = match prompt.and_then(|prompt| fitting(prompt, context)) {
+        let Journal { request, seed, sampled_ids, .. } = generate.journal;
+        let codec = &resident.codec;
+        let settings = SamplerSettings::resolve(&request.sampling, &resident.defaults, seed).with_stop_ids(codec.stop_ids());
+        let prompt = match settings.check(codec.vocab_size()).and(prompt).and_then(|prompt| fitting(prompt, context)) {
             Ok(prompt) => prompt,
             Err(error) => return sink.fail(error),
         };
         serve_span.record("prompt_tokens", prompt.len());
-        let Journal { request, seed, sampled_ids, .. } = generate.journal;
-        let settings = SamplerSettings::resolve(&request.sampling, &resident.defaults, seed);
         let room = context - prompt.len() as u32;
         let sampled_max = request.max_tokens.map_or(room, |max| max.min(room));
-        let decoder = resident.codec.decoder(&request.stop);
+        let decoder = codec.decoder(&request.stop).ignoring_end(request.sampling.ignore_eos);
         sink.send(StreamEvent::Accepted { prompt_ids: prompt.clone() });
-        let (sequence, end) = Sequence::new(settings, prompt, sampled_ids, decoder, sampled_max, generate.credit_until);
+        let (mut sequence, end) = Sequence::new(settings, prompt, sampled_ids, decoder, sampled_max, generate.credit_until);
+        sequence.want_logprobs(request.logprobs);
         let mut seat = Seat { sink, arrived: at, admitted: None, first_token: None, serve_span, stage_span: queue_span };
         match end {
             None => self.scheduler.push(seat, sequence),

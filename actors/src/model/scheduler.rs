@@ -171,13 +171,14 @@ impl<T> Scheduler<T> {
         let n_prompt = step.members.iter().filter(|member| member.is_prompt).map(|member| member.n).sum();
         let n_generating = step.members.iter().filter(|member| !member.is_prompt).count();
         let mut n_sampled = 0;
-        for (member, ids) in step.members.iter().zip(&output.sampled) {
+        for (i, (member, ids)) in step.members.iter().zip(&output.sampled).enumerate() {
             let Entry { owner, sequence, cancelled, .. } = &mut self.running[member.place];
             n_sampled += ids.len() as u32;
             if *cancelled {
                 continue;
             }
-            let progress = sequence.on_step(member.n, ids);
+            let mut progress = sequence.on_step(member.n, ids);
+            progress.logprobs = sequence.describe(&progress.ids, output.logprobs.get(i).map_or(&[], Vec::as_slice));
             sequence.store(&mut self.pool);
             if progress.end.is_some() {
                 ended.push(member.place);

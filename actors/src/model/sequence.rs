@@ -5,8 +5,8 @@ use std::sync::Arc;
 use plexus_engine::batch::{Batch, Draw};
 use plexus_engine::codec::StreamDecoder;
 use plexus_engine::kv::{BlockPool, BlockTable};
-use plexus_engine::sample::SamplerSettings;
-use plexus_types::{Delta, FinishReason};
+use plexus_engine::sample::{DrawLogprobs, SamplerSettings};
+use plexus_types::{Delta, FinishReason, TokenLogprob, TokenLogprobs};
 
 /// The tokens of a request and how far they have been computed.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub struct Sequence {
     decoder: StreamDecoder,
     /// Most tokens to sample.
     sampled_max: u32,
+    /// Log probabilities that the request asks for: of the token drawn, and of so many beside it.
+    logprobs: Option<u32>,
     /// Tokens with an index below this may be sampled before more credit comes.
     credit_until: u32,
     /// Its KV blocks; empty unless it has a place in the batch.
@@ -40,6 +42,8 @@ pub struct Progress {
     pub ids: Vec<u32>,
     /// What they add to the answer.
     pub deltas: Vec<Delta>,
+    /// One for each of `ids` where the request asks for them, else empty.
+    pub logprobs: Vec<TokenLogprobs>,
     /// Why the sequence ended, if it did.
     pub end: Option<FinishReason>,
 }
@@ -70,6 +74,7 @@ impl Sequence {
             sampled,
             decoder,
             sampled_max,
+            logprobs: None,
             credit_until,
             table: BlockTable::default(),
             n_computed: 0,
@@ -78,6 +83,11 @@ impl Sequence {
             n_cached: None,
         };
         (sequence, end)
+    }
+
+    /// Asks for the log probability of each token, and of so many of the likeliest beside it.
+    pub fn want_logprobs(&mut self, n_top: Option<u32>) {
+        self.logprobs = n_top;
     }
 
     /// Tokens of the prompt.
@@ -196,7 +206,16 @@ impl Sequence {
             n_guesses: self.guesses.len() as u32,
             prompt_history: if history { Arc::clone(&self.prompt) } else { Arc::from([]) },
             sampled_history: if history { self.sampled.clone() } else { Vec::new() },
+            index: self.n_sampled(),
+            logprobs: self.logprobs,
         }
+    }
+
+    /// The log probabilities of `ids`, for the client.
+    pub fn describe(&self, ids: &[u32], logprobs: &[DrawLogprobs]) -> Vec<TokenLogprobs> {
+        let token = |id: u32, logprob: f32| TokenLogprob { id, bytes: self.decoder.bytes_of(id).to_vec(), logprob };
+        let top = |of: &DrawLogprobs| of.top.iter().map(|(id, logprob)| token(*id, *logprob)).collect();
+        ids.iter().zip(logprobs).map(|(id, of)| TokenLogprobs { token: token(*id, of.drawn), top: top(of) }).collect()
     }
 
     /// A step computed `n` of its known tokens, and its guesses if it was drawn from, and sampled `ids`.
@@ -206,7 +225,8 @@ impl Sequence {
         let n_right = guesses.iter().zip(checked).take_while(|(guess, id)| guess == id).count() as u32;
         self.n_computed += n + n_right;
         self.prefilling &= ids.is_empty();
-        let mut progress = Progress { index: self.n_sampled(), ids: Vec::with_capacity(ids.len()), deltas: Vec::new(), end: None };
+        let mut progress =
+            Progress { index: self.n_sampled(), ids: Vec::with_capacity(ids.len()), deltas: Vec::new(), logprobs: Vec::new(), end: None };
         let mut text = String::new();
         for id in ids {
             let decoded = self.decoder.push(*id);

@@ -116,8 +116,8 @@ impl Executor for CandleExecutor {
     }
 
     fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError> {
-        let logits = self.logits(slot, batch)?;
-        draw_all(batch, &mut logits.into_iter())
+        let mut logits = self.logits(slot, batch)?;
+        draw_all(batch, &mut logits.iter_mut().map(Vec::as_mut_slice))
     }
 
     fn embed(&mut self, slot: Slot, inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {

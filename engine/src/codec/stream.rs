@@ -20,6 +20,8 @@ pub struct StreamDecoder {
     held: String,
     /// Still at the space that the tokenizer puts before an answer.
     at_start: bool,
+    /// Tokens that would end the answer do not.
+    ignores_end: bool,
     finished: bool,
 }
 
@@ -37,7 +39,18 @@ impl StreamDecoder {
         let at_start = vocabulary.strip_first_space;
         // An empty stop text would end every answer before it begins.
         let stop = stop.iter().filter(|text| !text.is_empty()).cloned().collect();
-        Self { vocabulary, stop, partial: Vec::new(), held: String::new(), at_start, finished: false }
+        Self { vocabulary, stop, partial: Vec::new(), held: String::new(), at_start, ignores_end: false, finished: false }
+    }
+
+    /// The same, for an answer that goes on past the tokens that would end it (`ignore_eos`): these add nothing to the text, as control
+    /// tokens do, or what they stand for if they are text. Stop texts still end it.
+    pub fn ignoring_end(self, ignores_end: bool) -> Self {
+        Self { ignores_end, ..self }
+    }
+
+    /// What a token stands for; nothing for control tokens. Not always whole characters.
+    pub fn bytes_of(&self, id: u32) -> &[u8] {
+        self.vocabulary.bytes_of(id)
     }
 
     /// Takes the next id. After the end nothing more is given.
@@ -45,7 +58,7 @@ impl StreamDecoder {
         if self.finished {
             return Decoded::default();
         }
-        if self.vocabulary.stop_ids.contains(&id) {
+        if !self.ignores_end && self.vocabulary.stop_ids.contains(&id) {
             return Decoded { text: self.finish(), finish: Some(FinishReason::Stop) };
         }
         self.partial.extend_from_slice(self.vocabulary.bytes_of(id));

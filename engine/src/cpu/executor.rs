@@ -123,7 +123,7 @@ impl Executor for CpuExecutor {
 
     fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError> {
         let (logits, vocab_size, _) = self.compute(slot, batch)?;
-        draw_all(batch, &mut logits.chunks_exact(vocab_size).map(<[f32]>::to_vec))
+        draw_all(batch, &mut logits.chunks_exact_mut(vocab_size))
     }
 
     fn embed(&mut self, slot: Slot, inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {

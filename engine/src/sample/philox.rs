@@ -25,11 +25,10 @@ pub(super) fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// A number in `0.0 <= x < 1.0` with 53 random bits: the one for `position` of the stream with this `seed`.
-pub(super) fn uniform(seed: u64, position: u32) -> f64 {
+/// A whole number of 53 random bits: the one for `position` of the stream with this `seed`.
+pub(super) fn random_53(seed: u64, position: u32) -> u64 {
     let words = philox4x32([position, 0, 0, 0], [seed as u32, (seed >> 32) as u32]);
-    let bits = (u64::from(words[0]) << 32 | u64::from(words[1])) >> 11;
-    bits as f64 / (1u64 << 53) as f64
+    (u64::from(words[0]) << 32 | u64::from(words[1])) >> 11
 }
 
 #[cfg(test)]
@@ -48,11 +47,12 @@ mod tests {
     }
 
     #[test]
-    fn uniform_numbers_differ_by_seed_and_position_and_stay_below_one() {
-        assert_ne!(uniform(1, 0), uniform(1, 1));
-        assert_ne!(uniform(1, 0), uniform(2, 0));
-        assert_ne!(uniform(1, 0), uniform(1 << 32, 0));
-        let mean = (0..10_000).map(|position| uniform(7, position)).inspect(|x| assert!((0.0..1.0).contains(x))).sum::<f64>() / 10_000.0;
+    fn random_numbers_differ_by_seed_and_position_and_fill_their_53_bits() {
+        assert_ne!(random_53(1, 0), random_53(1, 1));
+        assert_ne!(random_53(1, 0), random_53(2, 0));
+        assert_ne!(random_53(1, 0), random_53(1 << 32, 0));
+        let share = |position| random_53(7, position) as f64 / (1u64 << 53) as f64;
+        let mean = (0..10_000).map(share).inspect(|x| assert!((0.0..1.0).contains(x))).sum::<f64>() / 10_000.0;
         assert!((mean - 0.5).abs() < 0.02, "{mean}");
     }
 }

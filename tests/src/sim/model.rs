@@ -155,7 +155,7 @@ impl KvMemory {
         }
         // Only now, when all is written: what one sequence wrote to another's blocks shows.
         let sampled = (0..batch.len()).map(|sequence| self.sample(batch, sequence)).collect::<Result<_, _>>()?;
-        Ok(BatchOutput { sampled })
+        Ok(BatchOutput { sampled, ..BatchOutput::default() })
     }
 
     fn sample(&self, batch: &Batch, sequence: usize) -> Result<Vec<u32>, String> {
