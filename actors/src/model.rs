@@ -10,6 +10,7 @@
 mod embed;
 pub mod load;
 pub mod plan;
+mod prepare;
 mod running;
 pub mod scheduler;
 pub mod sequence;
@@ -32,6 +33,7 @@ use tracing::{Span, info, info_span, warn};
 
 use self::embed::Place;
 use self::load::{LoadError, Resident};
+use self::prepare::{Prepared, prepare};
 use self::running::Batcher;
 use self::scheduler::Counts;
 use self::sink::{Ingresses, Sink};
@@ -160,8 +162,8 @@ pub enum ModelMsg {
     CountTokens(Box<GenerateRequest>, RpcReplyPort<Result<u32, RequestError>>),
     /// The vectors of these texts.
     Embed(Box<EmbedRequest>, RpcReplyPort<Result<Embeddings, RequestError>>),
-    /// From the blocking pool: a prompt was encoded.
-    Encoded(SequenceKey, Result<Vec<u32>, RequestError>),
+    /// From the blocking pool: a prompt was encoded, and the grammar of the answer compiled.
+    Encoded(SequenceKey, Result<Prepared, RequestError>),
     /// From the device: a step ended.
     Stepped(Result<BatchOutput, DeviceError>),
     /// From the loader.
@@ -307,24 +309,17 @@ impl ModelState {
         let queue_span = info_span!(parent: &serve_span, "queue", otel.kind = "internal");
         let key = (sink.ingress().clone(), generate.request, generate.attempt);
         let arrival = Arrival { sink, at: Instant::now(), serve_span, queue_span, generate };
-        if !arrival.generate.journal.prompt_ids.is_empty() {
-            let prompt = arrival.generate.journal.prompt_ids.clone();
-            self.encoding.insert(key.clone(), arrival);
-            return self.on_encoded(&key, Ok(prompt));
-        }
         let (codec, request) = (resident.codec.clone(), arrival.generate.journal.request.clone());
+        let known = arrival.generate.journal.prompt_ids.clone();
         let (address, encoded_key) = (self.args.address.clone(), key.clone());
-        tokio::task::spawn_blocking(move || {
-            let prompt = codec.encode(&request.prompt);
-            address.tell(ModelMsg::Encoded(encoded_key, prompt));
-        });
+        tokio::task::spawn_blocking(move || address.tell(ModelMsg::Encoded(encoded_key, prepare(&codec, &request, known))));
         self.encoding.insert(key, arrival);
     }
 
-    fn on_encoded(&mut self, key: &SequenceKey, prompt: Result<Vec<u32>, RequestError>) {
+    fn on_encoded(&mut self, key: &SequenceKey, prepared: Result<Prepared, RequestError>) {
         let Some(arrival) = self.encoding.remove(key) else { return }; // cancelled meanwhile
         let Phase::Loaded { resident, batcher } = &mut self.phase else { return };
-        batcher.push(arrival, prompt, resident);
+        batcher.push(arrival, prepared, resident);
         self.go_on();
     }
 

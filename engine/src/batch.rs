@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::grammar::Masks;
 use crate::sample::{DrawLogprobs, SamplerSettings};
 
 /// Index of a KV block in a model's pool. Handed out by [`crate::kv::BlockPool`], which gives only ids below the pool's size.
@@ -87,12 +88,23 @@ pub struct Draw {
     pub index: u32,
     /// Give the log probability of each token drawn, and of so many of the likeliest beside it; absent: none.
     pub logprobs: Option<u32>,
+    /// Which tokens may be drawn, from [`crate::grammar::Grammar::masks`] with the same guesses; absent: all.
+    pub masks: Option<Masks>,
 }
 
 impl Draw {
     /// One token at `position`, the first of its answer, without guesses, history and log probabilities.
     pub fn new(settings: Arc<SamplerSettings>, position: u32) -> Self {
-        Self { settings, position, n_guesses: 0, prompt_history: Arc::new([]), sampled_history: Vec::new(), index: 0, logprobs: None }
+        Self {
+            settings,
+            position,
+            n_guesses: 0,
+            prompt_history: Arc::new([]),
+            sampled_history: Vec::new(),
+            index: 0,
+            logprobs: None,
+            masks: None,
+        }
     }
 }
 
@@ -103,4 +115,6 @@ pub struct BatchOutput {
     pub sampled: Vec<Vec<u32>>,
     /// `[n_seqs]`: one for each token sampled where the draw asks for log probabilities, else empty.
     pub logprobs: Vec<Vec<DrawLogprobs>>,
+    /// Sequences, by their place in the batch, whose grammar cannot go on, and why. The others are as they would be without them.
+    pub refused: Vec<(usize, String)>,
 }

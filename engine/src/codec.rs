@@ -13,15 +13,16 @@ mod vocabulary;
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use plexus_types::{Chat, Prompt, RequestError};
+use plexus_types::{Chat, Constraint, Prompt, RequestError};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
 pub use stream::{Decoded, StreamDecoder};
 
 use crate::error::EngineError;
+use crate::grammar::{Grammar, Grammars, TokenTable};
 use crate::model::Gguf;
 use template::ChatTemplate;
 use vocabulary::Vocabulary;
@@ -36,8 +37,10 @@ const END_OF_TURN: [&str; 7] = ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end
 
 /// A model's tokenizer and chat template.
 pub struct Codec {
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     vocabulary: Arc<Vocabulary>,
+    /// Made for the first request that needs it; or why there are none.
+    grammars: OnceLock<Result<Grammars, String>>,
     template: Result<ChatTemplate, NoTemplate>,
     bos: Option<u32>,
     add_bos: AddBos,
@@ -180,7 +183,8 @@ impl Codec {
             }),
         };
         let add_bos = around.add_bos.unwrap_or(AddBos::PostProcessor);
-        Ok(Self { tokenizer, vocabulary: Arc::new(vocabulary), template, bos, add_bos, vocab_size })
+        let (tokenizer, vocabulary, grammars) = (Arc::new(tokenizer), Arc::new(vocabulary), OnceLock::new());
+        Ok(Self { tokenizer, vocabulary, grammars, template, bos, add_bos, vocab_size })
     }
 
     /// The prompt as token ids.
@@ -246,6 +250,29 @@ impl Codec {
     /// Does this token end an answer?
     pub fn is_stop(&self, id: u32) -> bool {
         self.vocabulary.stop_ids.contains(&id)
+    }
+
+    /// The grammar that an answer must follow. `param` names the field of the request that it comes from. The first of a model takes longer:
+    /// what all of them need is made with it.
+    ///
+    /// Errors: [`RequestError::Invalid`] if it is malformed, too large, or uses what is not supported, with the reason.
+    pub fn grammar(&self, constraint: &Constraint, param: &str) -> Result<Grammar, RequestError> {
+        let made = self.grammars.get_or_init(|| {
+            let ids = 0..self.vocab_size as u32;
+            Grammars::new(TokenTable {
+                texts: ids.clone().map(|id| self.vocabulary.bytes_of(id).to_vec()).collect(),
+                control: ids
+                    .filter(|id| self.vocabulary.is_control(*id))
+                    .filter_map(|id| Some((id, self.tokenizer.id_to_token(id)?)))
+                    .collect(),
+                stop_ids: self.stop_ids(),
+                tokenizer: Arc::clone(&self.tokenizer),
+            })
+        });
+        match made {
+            Ok(grammars) => grammars.compile(constraint, param),
+            Err(reason) => Err(RequestError::invalid(param, format!("{param}: this model's answers cannot be constrained: {reason}"))),
+        }
     }
 
     /// The tokens that end an answer, in order.

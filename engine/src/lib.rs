@@ -12,6 +12,7 @@ pub mod embed;
 pub mod embedded;
 pub mod error;
 pub mod executor;
+pub mod grammar;
 pub mod kv;
 mod layout;
 pub mod model;

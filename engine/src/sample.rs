@@ -2,7 +2,8 @@
 //!
 //! Order of steps, each on what the one before left:
 //! 1. repetition penalty, then presence and frequency penalties, then the request's bias;
-//! 2. tokens that may not come are made impossible: those that end the answer too soon (`min_tokens`);
+//! 2. tokens that may not come are made impossible: those that end the answer too soon (`min_tokens`), and those that the request's grammar
+//!    does not allow;
 //! 3. temperature; at 0 the likeliest token is taken, ties to the lowest id, and nothing below applies;
 //! 4. `top_k`; 5. `top_p`; 6. `min_p`;
 //! 7. one draw, from a counter-based generator keyed by (seed, position): no generator state exists to be lost.

@@ -176,7 +176,7 @@ impl Executor for ScriptedExecutor {
             Some(Draw { logprobs: Some(_), .. }) => certain(ids),
             Some(_) | None => Vec::new(),
         });
-        Ok(BatchOutput { logprobs: logprobs.collect(), sampled })
+        Ok(BatchOutput { logprobs: logprobs.collect(), sampled, ..BatchOutput::default() })
     }
 
     fn embed(&mut self, slot: Slot, inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {

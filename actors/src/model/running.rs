@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tracing::{Span, info_span};
 
 use super::load::Resident;
+use super::prepare::Prepared;
 use super::scheduler::{Counts, Limits, Scheduler};
 use super::sequence::{Progress, Sequence};
 use super::sink::{Ingresses, Sink};
@@ -59,7 +60,7 @@ impl Seat {
 
     /// What a step brought, as events for its ingress.
     fn on_progress(&mut self, sequence: &Sequence, progress: Progress, now: Instant, events: &mut Vec<StreamNotice>) {
-        let Progress { index, ids, deltas, logprobs, end } = progress;
+        let Progress { index, ids, deltas, logprobs, end, refused } = progress;
         if !ids.is_empty() {
             if self.first_token.is_none() {
                 self.first_token = Some(now);
@@ -71,6 +72,10 @@ impl Seat {
             self.serve_span.record("completion_tokens", sequence.n_sampled());
             let usage = self.usage(sequence, now);
             events.push(self.sink.label(StreamEvent::Done { last_index: sequence.n_sampled(), reason, usage }));
+        }
+        if let Some(reason) = refused {
+            let message = format!("the grammar of the answer cannot go on: {reason}; simplify it");
+            events.push(self.sink.label(StreamEvent::Failed(RequestError::Invalid { message, param: None })));
         }
     }
 }
@@ -104,14 +109,15 @@ impl Batcher {
 
     /// Takes a request whose prompt is known, behind those that wait, and tells its ingress so. If it is refused, or ended already, the
     /// ingress is told that.
-    pub(super) fn push(&mut self, arrival: Arrival, prompt: Result<Vec<u32>, RequestError>, resident: &Resident) {
+    pub(super) fn push(&mut self, arrival: Arrival, prepared: Result<Prepared, RequestError>, resident: &Resident) {
         let Arrival { mut sink, generate, at, serve_span, queue_span } = arrival;
         let context = resident.plan.context_length;
         let Journal { request, seed, sampled_ids, .. } = generate.journal;
         let codec = &resident.codec;
         let settings = SamplerSettings::resolve(&request.sampling, &resident.defaults, seed).with_stop_ids(codec.stop_ids());
-        let prompt = match settings.check(codec.vocab_size()).and(prompt).and_then(|prompt| fitting(prompt, context)) {
-            Ok(prompt) => prompt,
+        let fitting = |Prepared { prompt, grammar }| Ok((fitting(prompt, context)?, grammar));
+        let (prompt, grammar) = match settings.check(codec.vocab_size()).and(prepared).and_then(fitting) {
+            Ok(fit) => fit,
             Err(error) => return sink.fail(error),
         };
         serve_span.record("prompt_tokens", prompt.len());
@@ -121,6 +127,9 @@ impl Batcher {
         sink.send(StreamEvent::Accepted { prompt_ids: prompt.clone() });
         let (mut sequence, end) = Sequence::new(settings, prompt, sampled_ids, decoder, sampled_max, generate.credit_until);
         sequence.want_logprobs(request.logprobs);
+        if let Some(grammar) = grammar {
+            sequence.constrain(grammar);
+        }
         let mut seat = Seat { sink, arrived: at, admitted: None, first_token: None, serve_span, stage_span: queue_span };
         match end {
             None => self.scheduler.push(seat, sequence),

@@ -179,8 +179,9 @@ impl<T> Scheduler<T> {
             }
             let mut progress = sequence.on_step(member.n, ids);
             progress.logprobs = sequence.describe(&progress.ids, output.logprobs.get(i).map_or(&[], Vec::as_slice));
+            progress.refused = output.refused.iter().find(|(place, _)| *place == i).map(|(_, reason)| reason.clone());
             sequence.store(&mut self.pool);
-            if progress.end.is_some() {
+            if progress.end.is_some() || progress.refused.is_some() {
                 ended.push(member.place);
             }
             on_progress(owner, sequence, progress);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use plexus_engine::batch::{Batch, Draw};
 use plexus_engine::codec::StreamDecoder;
+use plexus_engine::grammar::Grammar;
 use plexus_engine::kv::{BlockPool, BlockTable};
 use plexus_engine::sample::{DrawLogprobs, SamplerSettings};
 use plexus_types::{Delta, FinishReason, TokenLogprob, TokenLogprobs};
@@ -19,6 +20,8 @@ pub struct Sequence {
     sampled_max: u32,
     /// Log probabilities that the request asks for: of the token drawn, and of so many beside it.
     logprobs: Option<u32>,
+    /// What the answer must look like.
+    grammar: Option<Grammar>,
     /// Tokens with an index below this may be sampled before more credit comes.
     credit_until: u32,
     /// Its KV blocks; empty unless it has a place in the batch.
@@ -46,6 +49,8 @@ pub struct Progress {
     pub logprobs: Vec<TokenLogprobs>,
     /// Why the sequence ended, if it did.
     pub end: Option<FinishReason>,
+    /// Why its grammar cannot go on, if it cannot: the sequence failed.
+    pub refused: Option<String>,
 }
 
 impl Sequence {
@@ -75,6 +80,7 @@ impl Sequence {
             decoder,
             sampled_max,
             logprobs: None,
+            grammar: None,
             credit_until,
             table: BlockTable::default(),
             n_computed: 0,
@@ -88,6 +94,12 @@ impl Sequence {
     /// Asks for the log probability of each token, and of so many of the likeliest beside it.
     pub fn want_logprobs(&mut self, n_top: Option<u32>) {
         self.logprobs = n_top;
+    }
+
+    /// The answer must follow this grammar, which is brought to where the journal stands.
+    pub fn constrain(&mut self, grammar: Grammar) {
+        grammar.push(&self.sampled);
+        self.grammar = Some(grammar);
     }
 
     /// Tokens of the prompt.
@@ -208,6 +220,7 @@ impl Sequence {
             sampled_history: if history { self.sampled.clone() } else { Vec::new() },
             index: self.n_sampled(),
             logprobs: self.logprobs,
+            masks: self.grammar.as_ref().map(|grammar| grammar.masks(&self.guesses)),
         }
     }
 
@@ -225,8 +238,14 @@ impl Sequence {
         let n_right = guesses.iter().zip(checked).take_while(|(guess, id)| guess == id).count() as u32;
         self.n_computed += n + n_right;
         self.prefilling &= ids.is_empty();
-        let mut progress =
-            Progress { index: self.n_sampled(), ids: Vec::with_capacity(ids.len()), deltas: Vec::new(), logprobs: Vec::new(), end: None };
+        let mut progress = Progress {
+            index: self.n_sampled(),
+            ids: Vec::with_capacity(ids.len()),
+            deltas: Vec::new(),
+            logprobs: Vec::new(),
+            end: None,
+            refused: None,
+        };
         let mut text = String::new();
         for id in ids {
             let decoded = self.decoder.push(*id);
@@ -237,6 +256,9 @@ impl Sequence {
             if progress.end.is_some() {
                 break; // what a speculating executor sampled beyond the end is dropped
             }
+        }
+        if let Some(grammar) = &self.grammar {
+            grammar.push(&progress.ids);
         }
         self.n_computed = self.n_computed.min(self.n_known()); // right guesses beyond the end are dropped too
         if matches!(progress.end, Some(FinishReason::Length | FinishReason::Stop)) {

@@ -147,7 +147,7 @@ impl Replica {
     pub fn on_stepped(&mut self, now: Instant, out: &mut Outgoing) {
         let Some(output) = self.step.take() else { return };
         self.scheduler.on_step(&output, now, |key, sequence, progress| {
-            let Progress { index, ids, deltas, logprobs, end } = progress;
+            let Progress { index, ids, deltas, logprobs, end, .. } = progress;
             if !ids.is_empty() {
                 send(out, key, StreamEvent::Tokens { index, ids, deltas, logprobs });
             }

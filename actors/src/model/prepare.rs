@@ -1,0 +1,38 @@
+//! What a request needs before it can wait for a place: its prompt as token ids, and the grammar of its answer. Not quick; the blocking pool
+//! does it.
+
+use plexus_engine::codec::Codec;
+use plexus_engine::grammar::Grammar;
+use plexus_types::{Constraint, GenerateRequest, RequestError};
+
+/// A request, ready to wait for a place.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Its prompt.
+    pub prompt: Vec<u32>,
+    /// What its answer must look like; absent: anything.
+    pub grammar: Option<Grammar>,
+}
+
+/// Encodes the prompt, unless it is `known` from a journal, and compiles the grammar, if there is one.
+///
+/// Errors: the client's, named by the field at fault.
+pub(super) fn prepare(codec: &Codec, request: &GenerateRequest, known: Vec<u32>) -> Result<Prepared, RequestError> {
+    let prompt = if known.is_empty() { codec.encode(&request.prompt)? } else { known };
+    if request.constraint.is_some() && request.sampling.ignore_eos {
+        return Err(RequestError::invalid("ignore_eos", "an answer that must follow a grammar ends where that ends: leave ignore_eos out"));
+    }
+    let constraint = request.constraint.clone();
+    let grammar = constraint.map(|constraint| codec.grammar(&constraint, field(request.constraint.as_ref()))).transpose()?;
+    Ok(Prepared { prompt, grammar })
+}
+
+/// The field of a request that a grammar comes from: its own constraint, or else a tool that must be called.
+fn field(constraint: Option<&Constraint>) -> &'static str {
+    match constraint {
+        Some(Constraint::JsonObject | Constraint::JsonSchema(_)) => "response_format",
+        Some(Constraint::Regex(_)) => "guided_regex",
+        Some(Constraint::Lark(_)) => "guided_grammar",
+        None => "tool_choice",
+    }
+}
