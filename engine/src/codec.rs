@@ -137,7 +137,15 @@ impl Codec {
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| EngineError::malformed(&path, error.to_string()))?;
         let vocabulary = Arc::new(Vocabulary::without_text(vocab_size));
-        Ok(Self { tokenizer, vocabulary, template: Err(NoTemplate::Absent), bos: None, add_bos: AddBos::PostProcessor, vocab_size })
+        Ok(Self {
+            tokenizer: Arc::new(tokenizer),
+            vocabulary,
+            grammars: OnceLock::new(),
+            template: Err(NoTemplate::Absent),
+            bos: None,
+            add_bos: AddBos::PostProcessor,
+            vocab_size,
+        })
     }
 
     /// Builds the tokenizer from the vocabulary in a GGUF file.
