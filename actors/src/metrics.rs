@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use metrics::{counter, describe_counter, describe_histogram, histogram};
 use plexus_types::{GenerateEvent, ModelId, RequestError};
 
+use crate::model::scheduler::Counts;
+
 /// Requests that were asked for, whatever became of them.
 pub const REQUESTS: &str = "plexus_requests_total";
 /// Time from the request's arrival to its last event.
@@ -26,6 +28,13 @@ pub const COLD_STARTS: &str = "plexus_cold_starts_total";
 /// Models unloaded to make room for others.
 pub const EVICTIONS: &str = "plexus_evictions_total";
 
+/// Times that a running request had to wait again because the memory for keys and values was full, by `model`.
+pub const PREEMPTIONS: &str = "plexus_preemptions_total";
+/// Tokens guessed from a request's own text, by `model`.
+pub const GUESSED_TOKENS: &str = "plexus_guessed_tokens_total";
+/// Of them, those that were right, by `model`.
+pub const RIGHT_GUESSES: &str = "plexus_right_guesses_total";
+
 /// The model's label for names that no node knows: each would else be a time series of its own, of a stranger's making.
 const UNKNOWN_MODEL: &str = "unknown";
 
@@ -41,8 +50,23 @@ pub fn describe() {
     describe_histogram!(TOKENS_PER_SECOND, "Tokens per second of one request, from its first text to its last event");
     describe_counter!(COLD_STARTS, "Requests that had to wait for a model to be loaded");
     describe_counter!(EVICTIONS, "Models unloaded to make room for others");
+    describe_counter!(PREEMPTIONS, "Times that a running request had to wait again for memory");
+    describe_counter!(GUESSED_TOKENS, "Tokens guessed from a request's own text");
+    describe_counter!(RIGHT_GUESSES, "Guessed tokens that were right");
     counter!(COLD_STARTS).absolute(0);
     counter!(EVICTIONS).absolute(0);
+}
+
+/// Counts what the scheduler of a model's replica did between `before` and `after`.
+pub fn on_schedule(model: &ModelId, before: Counts, after: Counts) {
+    let changes = [
+        (PREEMPTIONS, after.preemptions - before.preemptions),
+        (GUESSED_TOKENS, after.guessed - before.guessed),
+        (RIGHT_GUESSES, after.guessed_right - before.guessed_right),
+    ];
+    for (name, n) in changes.into_iter().filter(|(_, n)| *n > 0) {
+        counter!(name, "model" => model.to_string()).increment(n);
+    }
 }
 
 /// Measures one request. A client that leaves still counts with what it had (CX-92).

@@ -8,6 +8,7 @@
 //! on elsewhere. The weights are freed and loaded again.
 
 mod embed;
+pub mod guess;
 pub mod load;
 pub mod plan;
 mod prepare;
@@ -346,6 +347,7 @@ impl ModelState {
             let reply = Reply::new(move |output| address.tell_life(life, ModelMsg::Stepped(output)));
             resident.steps.step(batch, reply);
         }
+        batcher.count(&self.args.profile.id);
         self.report();
     }
 
@@ -470,10 +472,10 @@ impl ModelState {
 
     fn inspect(&self) -> Inspection {
         let load = self.load();
-        let (state, counts, n_cancelled) = match &self.phase {
-            Phase::Loading => ("loading".to_owned(), Counts::default(), 0),
-            Phase::Failed(reason) => (format!("failed: {reason}"), Counts::default(), 0),
-            Phase::Loaded { batcher, .. } => ("loaded".to_owned(), batcher.counts(), batcher.n_cancelled),
+        let (state, counts, n_cancelled, (available, remembered)) = match &self.phase {
+            Phase::Loading => ("loading".to_owned(), Counts::default(), 0, (0, 0)),
+            Phase::Failed(reason) => (format!("failed: {reason}"), Counts::default(), 0, (0, 0)),
+            Phase::Loaded { batcher, .. } => ("loaded".to_owned(), batcher.counts(), batcher.n_cancelled, batcher.blocks()),
         };
         let counters = [
             ("running", u64::from(load.running)),
@@ -485,6 +487,8 @@ impl ModelState {
             ("preemptions", counts.preemptions),
             ("guessed", counts.guessed),
             ("guessed_right", counts.guessed_right),
+            ("blocks_available", u64::from(available)),
+            ("blocks_remembered", u64::from(remembered)),
         ];
         Inspection::new(&state, counters)
     }

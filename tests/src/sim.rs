@@ -1,7 +1,7 @@
 //! The cluster simulator: the real cores of several nodes on a virtual clock and a virtual network, both driven by one seed.
 //!
-//! Real are [`StreamCore`], [`ClusterView`] and [`route`], [`LinkCore`], the gossip [`View`], [`Sequence`] with the batch former and the block
-//! pool, the memory [`Ledger`], the tokenizer and decoder, and every byte of the messages between nodes ([`wire`]). The shells round them, which
+//! Real are [`StreamCore`], [`ClusterView`] and [`route`], [`LinkCore`], the gossip [`View`], the [`Scheduler`] with its sequences and block pool,
+//! the memory [`Ledger`], the tokenizer and decoder, and every byte of the messages between nodes ([`wire`]). The shells round them, which
 //! in the product are actors, are written again here; so are TCP, ractor's sessions, gossip's spreading, and a model whose next token is a pure
 //! function of the tokens before it and the seed.
 //!
@@ -14,7 +14,7 @@
 //! [`route`]: plexus_actors::router::policy::route
 //! [`LinkCore`]: plexus_actors::link::core::LinkCore
 //! [`View`]: plexus_actors::membership::view::View
-//! [`Sequence`]: plexus_actors::model::sequence::Sequence
+//! [`Scheduler`]: plexus_actors::model::scheduler::Scheduler
 //! [`Ledger`]: plexus_actors::evictor::ledger::Ledger
 //! [`wire`]: plexus_actors::wire
 

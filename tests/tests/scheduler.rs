@@ -89,7 +89,7 @@ impl Desk {
             answer.cached = sequence.n_cached();
         });
         self.scheduler.check_invariants().unwrap();
-        self.n_computed += batch.tokens.len();
+        self.n_computed += batch.tokens.len() - batch.draws.iter().flatten().map(|draw| draw.n_guesses as usize).sum::<usize>();
         self.steps.push((batch, self.now));
         true
     }
@@ -194,6 +194,26 @@ fn tokens_keep_coming_while_a_long_prompt_is_read() {
     }
 }
 
+#[test]
+fn guesses_from_the_text_take_fewer_steps_for_the_same_tokens() {
+    let mut desk = Desk::new(1, 64, 64);
+    desk.ask_for(0, &prompt(0, 20), 400);
+    desk.run();
+    desk.check();
+    let counts = desk.scheduler.counts();
+    assert!(desk.steps.len() < 300 && counts.guessed_right > 100, "{} steps, {counts:?}", desk.steps.len());
+}
+
+#[test]
+fn where_many_generate_nothing_is_guessed() {
+    let mut desk = Desk::new(12, 400, 512);
+    (0..12).for_each(|label| desk.ask_for(label, &prompt(label, 20), 30));
+    desk.run();
+    desk.check();
+    let guessed = desk.steps.iter().filter(|(batch, _)| batch.len() >= 12).flat_map(|(batch, _)| batch.draws.iter().flatten());
+    assert_eq!(guessed.map(|draw| draw.n_guesses).sum::<u32>(), 0);
+}
+
 /// Requests that begin alike, in a pool much too small for all, with clients that leave, stall, and come back.
 fn ordeal(seed: u64) -> Desk {
     let mut rng = SmallRng::seed_from_u64(seed);
@@ -235,14 +255,14 @@ fn ordeal(seed: u64) -> Desk {
 
 #[test]
 fn whatever_happens_each_answer_is_the_one_it_has_alone() {
-    let mut total = (0, 0);
+    let mut total = (0, 0, 0);
     for seed in 0..300 {
         let desk = ordeal(seed);
         desk.check();
         let counts = desk.scheduler.counts();
-        total = (total.0 + counts.preemptions, total.1 + counts.cached_tokens);
+        total = (total.0 + counts.preemptions, total.1 + counts.cached_tokens, total.2 + counts.guessed_right);
     }
-    assert!(total.0 > 300 && total.1 > 10_000, "{total:?}: the ordeal is about too little");
+    assert!(total.0 > 300 && total.1 > 10_000 && total.2 > 3_000, "{total:?}: the ordeal is about too little");
 }
 
 #[test]

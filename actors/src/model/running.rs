@@ -2,7 +2,7 @@
 
 use plexus_engine::batch::{Batch, BatchOutput};
 use plexus_engine::sample::SamplerSettings;
-use plexus_types::{Journal, NodeId, ReplicaLoad, RequestError, StreamEvent, Timing, Usage};
+use plexus_types::{Journal, ModelId, NodeId, ReplicaLoad, RequestError, StreamEvent, Timing, Usage};
 use tokio::time::Instant;
 use tracing::{Span, info_span};
 
@@ -13,6 +13,7 @@ use super::sequence::{Progress, Sequence};
 use super::sink::{Ingresses, Sink};
 use super::{Arrival, SequenceKey};
 use crate::messages::StreamNotice;
+use crate::metrics;
 
 /// Most prompt tokens of one step while nobody generates: enough to compute at full speed, and a bound on what a request that comes next waits.
 const PROMPT_TOKENS_MAX: u32 = 512;
@@ -96,6 +97,8 @@ fn fitting(prompt: Vec<u32>, context: u32) -> Result<Vec<u32>, RequestError> {
 #[derive(Debug)]
 pub(super) struct Batcher {
     scheduler: Scheduler<Seat>,
+    /// What has been counted in the metrics.
+    counted: Counts,
     pub(super) n_cancelled: u64,
 }
 
@@ -104,7 +107,7 @@ impl Batcher {
     pub(super) fn new(running_max: u32, resident: &Resident) -> Self {
         let kv = resident.plan.kv;
         let limits = Limits { running_max, n_blocks: kv.n_blocks, block_len: kv.block_len, prompt_tokens_max: PROMPT_TOKENS_MAX };
-        Self { scheduler: Scheduler::new(limits), n_cancelled: 0 }
+        Self { scheduler: Scheduler::new(limits), counted: Counts::default(), n_cancelled: 0 }
     }
 
     /// Takes a request whose prompt is known, behind those that wait, and tells its ingress so. If it is refused, or ended already, the
@@ -160,6 +163,20 @@ impl Batcher {
     /// What has happened so far.
     pub(super) fn counts(&self) -> Counts {
         self.scheduler.counts()
+    }
+
+    /// Blocks that hold nothing of a sequence that runs, and of them those whose content is remembered.
+    pub(super) fn blocks(&self) -> (u32, u32) {
+        (self.scheduler.pool().available(), self.scheduler.pool().idle())
+    }
+
+    /// Brings the metrics up to date.
+    pub(super) fn count(&mut self, model: &ModelId) {
+        let counts = self.scheduler.counts();
+        if counts != self.counted {
+            metrics::on_schedule(model, self.counted, counts);
+            self.counted = counts;
+        }
     }
 
     /// The next step, if one can run and none is under way.

@@ -21,6 +21,7 @@ use plexus_engine::batch::{Batch, BatchOutput};
 use plexus_engine::kv::BlockPool;
 use tokio::time::Instant;
 
+use self::speed::Did;
 pub use self::speed::Speeds;
 use super::sequence::{Progress, Sequence};
 
@@ -169,24 +170,28 @@ impl<T> Scheduler<T> {
         let Some(step) = self.step.take() else { return };
         let mut ended = Vec::new();
         let n_prompt = step.members.iter().filter(|member| member.is_prompt).map(|member| member.n).sum();
-        let n_generating = step.members.iter().filter(|member| !member.is_prompt).count();
-        let mut n_sampled = 0;
+        let n_generating = step.members.iter().filter(|member| !member.is_prompt).count() as u32;
+        let mut did = Did { n_prompt, n_generating, ..Did::default() };
         for (i, (member, ids)) in step.members.iter().zip(&output.sampled).enumerate() {
             let Entry { owner, sequence, cancelled, .. } = &mut self.running[member.place];
-            n_sampled += ids.len() as u32;
+            did.n_sampled += ids.len() as u32;
+            did.n_guessed += sequence.n_guesses();
             if *cancelled {
                 continue;
             }
             let mut progress = sequence.on_step(member.n, ids);
             progress.logprobs = sequence.describe(&progress.ids, output.logprobs.get(i).map_or(&[], Vec::as_slice));
             progress.refused = output.refused.iter().find(|(place, _)| *place == i).map(|(_, reason)| reason.clone());
+            let (n_guessed, n_right) = sequence.last_guess();
+            self.counts.guessed += u64::from(n_guessed);
+            self.counts.guessed_right += u64::from(n_right);
             sequence.store(&mut self.pool);
             if progress.end.is_some() || progress.refused.is_some() {
                 ended.push(member.place);
             }
             on_progress(owner, sequence, progress);
         }
-        self.speeds.on_step(n_prompt, n_generating, n_sampled, now.saturating_duration_since(step.begun).max(Duration::from_nanos(1)));
+        self.speeds.on_step(did, now.saturating_duration_since(step.begun).max(Duration::from_nanos(1)));
         self.counts.ended += ended.len() as u64;
         ended.sort_unstable();
         for place in ended.into_iter().rev() {

@@ -9,6 +9,8 @@ use plexus_engine::kv::{BlockPool, BlockTable};
 use plexus_engine::sample::{DrawLogprobs, SamplerSettings};
 use plexus_types::{Delta, FinishReason, TokenLogprob, TokenLogprobs};
 
+use super::guess::Guesser;
+
 /// The tokens of a request and how far they have been computed.
 #[derive(Debug)]
 pub struct Sequence {
@@ -30,6 +32,9 @@ pub struct Sequence {
     n_computed: u32,
     /// Guesses of its next tokens, computed with the step at hand.
     guesses: Vec<u32>,
+    guesser: Guesser,
+    /// Tokens guessed in the last step, and how many of them were right.
+    last_guess: (u32, u32),
     /// Nothing has been drawn since it got its place.
     prefilling: bool,
     /// Prompt tokens that it did not have to compute when it first got a place.
@@ -85,6 +90,8 @@ impl Sequence {
             table: BlockTable::default(),
             n_computed: 0,
             guesses: Vec::new(),
+            guesser: Guesser::default(),
+            last_guess: (0, 0),
             prefilling: true,
             n_cached: None,
         };
@@ -191,6 +198,33 @@ impl Sequence {
         self.prefilling
     }
 
+    /// Guesses what will be sampled in the next step beyond its first token: up to `max` tokens, and none that its client, its end or its blocks
+    /// have no room for. Gives their number.
+    pub fn guess(&mut self, max: u32) -> u32 {
+        let n_free = |limit: u32| limit.saturating_sub(self.n_sampled() + 1);
+        let max = max.min(n_free(self.sampled_max)).min(n_free(self.credit_until));
+        let mut guesser = std::mem::take(&mut self.guesser);
+        guesser.read(self.n_known(), |position| self.token(position));
+        self.guesses = if max > 0 { guesser.guess(max, |position| self.token(position)) } else { Vec::new() };
+        self.guesser = guesser;
+        self.guesses.len() as u32
+    }
+
+    /// Guesses that the step at hand computes.
+    pub fn n_guesses(&self) -> u32 {
+        self.guesses.len() as u32
+    }
+
+    /// Keeps only the first `n` guesses.
+    pub fn keep_guesses(&mut self, n: u32) {
+        self.guesses.truncate(n as usize);
+    }
+
+    /// Tokens guessed in the last step, and how many of them were right.
+    pub fn last_guess(&self) -> (u32, u32) {
+        self.last_guess
+    }
+
     /// Adds its next `n` known tokens to a batch, and if they are its last, its guesses and a draw.
     pub fn join(&self, batch: &mut Batch, n: u32) {
         let (from, to) = (self.n_computed, self.n_computed + n);
@@ -237,6 +271,8 @@ impl Sequence {
         let checked = &ids[..ids.len().saturating_sub(1)]; // the last is known to nobody before this
         let n_right = guesses.iter().zip(checked).take_while(|(guess, id)| guess == id).count() as u32;
         self.n_computed += n + n_right;
+        self.last_guess = (guesses.len() as u32, n_right);
+        self.guesser.on_outcome(guesses.len() as u32, n_right);
         self.prefilling &= ids.is_empty();
         let mut progress = Progress {
             index: self.n_sampled(),
@@ -352,6 +388,18 @@ mod tests {
             assert_eq!(one.on_step(1, drawn).ids, drawn);
             assert_eq!((one.n_computed, one.pending(), one.guesses.len()), (n_computed, 1, 0));
         }
+    }
+
+    #[test]
+    fn nothing_is_guessed_beyond_the_end_or_what_the_client_takes() {
+        let guesses = |sampled_max, credit| {
+            let settings = SamplerSettings::resolve(&Sampling::default(), &Sampling::default(), 1);
+            let prompt = vec![301, 302, 303, 304, 305, 301, 302];
+            let mut one = Sequence::new(settings, prompt, Vec::new(), codec().decoder(&[]), sampled_max, credit).0;
+            one.on_step(7, &[303]);
+            one.guess(100)
+        };
+        assert_eq!([guesses(100, 100), guesses(4, 100), guesses(100, 3), guesses(2, 2), guesses(100, 1)], [4, 2, 1, 0, 0]);
     }
 
     #[test]

@@ -417,6 +417,10 @@ impl Process {
         work(replica, &mut out);
         let lease = replica.lease;
         let step = replica.next_step(now);
+        let did = replica.take_counts();
+        world.counts.cached_tokens += did.cached_tokens;
+        world.counts.preemptions += did.preemptions;
+        world.counts.guessed_right += did.guessed_right;
         let report = replica.report();
         if let Some(what) = step.as_ref().err().cloned().or(replica.check().err()) {
             world.violate(format!("the replica on {}: {what}", self.facts.id));

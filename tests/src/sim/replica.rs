@@ -57,6 +57,7 @@ pub struct Replica {
     memory: KvMemory,
     /// What the step on the device will give.
     step: Option<BatchOutput>,
+    counted: Counts,
     reported: Option<(bool, u32, u32)>,
 }
 
@@ -77,6 +78,7 @@ impl Replica {
             }),
             memory: KvMemory::new(profile.n_blocks, profile.tokens_per_step),
             step: None,
+            counted: Counts::default(),
             reported: None,
         }
     }
@@ -211,9 +213,17 @@ impl Replica {
         })
     }
 
-    /// What the scheduler has done so far.
-    pub fn counts(&self) -> Counts {
-        self.scheduler.counts()
+    /// What the scheduler has done since this was asked last.
+    pub fn take_counts(&mut self) -> Counts {
+        let (before, now) = (self.counted, self.scheduler.counts());
+        self.counted = now;
+        Counts {
+            cached_tokens: now.cached_tokens - before.cached_tokens,
+            preemptions: now.preemptions - before.preemptions,
+            guessed: now.guessed - before.guessed,
+            guessed_right: now.guessed_right - before.guessed_right,
+            ended: now.ended - before.ended,
+        }
     }
 
     /// Errors: a block is lost, counted wrongly, or may be written by two sequences.

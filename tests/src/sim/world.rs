@@ -127,6 +127,12 @@ pub struct Counts {
     pub former: u64,
     /// Processes that died.
     pub crashes: u64,
+    /// Prompt tokens that a replica found in its memory.
+    pub cached_tokens: u64,
+    /// Times that a replica's memory was full, so that a sequence had to wait again.
+    pub preemptions: u64,
+    /// Tokens that replicas guessed rightly.
+    pub guessed_right: u64,
 }
 
 impl AddAssign for Counts {
@@ -136,6 +142,9 @@ impl AddAssign for Counts {
         self.continuations += other.continuations;
         self.former += other.former;
         self.crashes += other.crashes;
+        self.cached_tokens += other.cached_tokens;
+        self.preemptions += other.preemptions;
+        self.guessed_right += other.guessed_right;
     }
 }
 

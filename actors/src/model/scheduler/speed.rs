@@ -1,4 +1,4 @@
-//! How fast the device is, and how much of a prompt a step may read for that.
+//! How fast the device is, and how much of prompts and guesses a step may compute for that.
 
 use std::time::Duration;
 
@@ -14,6 +14,26 @@ const PROMPT_TOKENS_UNKNOWN: u32 = 64;
 /// Share of a mixed step that reading its prompt takes at least, whatever generating alone takes.
 const PROMPT_SHARE_MIN: f32 = 0.1;
 
+/// Rows up to which a step that generates costs about as much as with one, while that is not measured: weights are read once for all.
+const ROWS_UNKNOWN: u32 = 8;
+/// Most rows of a step in which something is guessed.
+const ROWS_MAX: u32 = 16;
+/// What all guesses of a step may add to its time, as a share of it. Guesses are made longer only where they were right, and then gain more.
+const GUESSES_SHARE: f32 = 0.5;
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Did {
+    /// Prompt tokens read.
+    pub(super) n_prompt: u32,
+    /// Sequences that generated.
+    pub(super) n_generating: u32,
+    /// Tokens guessed for them.
+    pub(super) n_guessed: u32,
+    /// Tokens sampled.
+    pub(super) n_sampled: u32,
+}
+
 /// Measured speeds; 0 while unknown.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Speeds {
@@ -21,8 +41,10 @@ pub struct Speeds {
     prefill: f32,
     /// Tokens generated in a second, over the whole batch.
     decode: f32,
-    /// Seconds that a step takes in which nothing but generating happens.
+    /// Seconds that a step takes in which nothing but generating happens, without guesses.
     decode_step: f32,
+    /// What a guess adds to such a step, as a share of it.
+    guess: f32,
 }
 
 impl Speeds {
@@ -36,16 +58,31 @@ impl Speeds {
         self.decode
     }
 
-    /// A step read `n_prompt` tokens of prompts beside `n_generating` sequences, sampled `n_sampled` tokens, and took so long.
-    pub(super) fn on_step(&mut self, n_prompt: u32, n_generating: usize, n_sampled: u32, time: Duration) {
+    /// A step did this and took so long.
+    pub(super) fn on_step(&mut self, did: Did, time: Duration) {
         let seconds = time.as_secs_f32();
-        if n_prompt > 0 {
-            let others = if n_generating == 0 { 0.0 } else { self.decode_step };
-            blend(&mut self.prefill, n_prompt as f32 / (seconds - others).max(seconds * PROMPT_SHARE_MIN));
-        } else {
-            blend(&mut self.decode_step, seconds);
-            blend(&mut self.decode, n_sampled as f32 / seconds);
+        if did.n_prompt > 0 {
+            let others = if did.n_generating == 0 { 0.0 } else { self.decode_step };
+            blend(&mut self.prefill, did.n_prompt as f32 / (seconds - others).max(seconds * PROMPT_SHARE_MIN));
+            return;
         }
+        blend(&mut self.decode, did.n_sampled as f32 / seconds);
+        if did.n_guessed == 0 {
+            blend(&mut self.decode_step, seconds);
+        } else if self.decode_step > 0.0 {
+            let added = (seconds / self.decode_step - 1.0) / did.n_guessed as f32;
+            blend(&mut self.guess, added.max(f32::EPSILON));
+        }
+    }
+
+    /// How many tokens may be guessed in a step in which `n_generating` sequences generate.
+    pub(super) fn guesses(&self, n_generating: usize) -> u32 {
+        let left_of = |rows: u32| rows.saturating_sub(n_generating as u32);
+        if self.guess == 0.0 {
+            return left_of(ROWS_UNKNOWN);
+        }
+        // One always may, or a cost once measured would never be measured again.
+        ((GUESSES_SHARE / self.guess) as u32).max(1).min(left_of(ROWS_MAX))
     }
 
     /// How many prompt tokens a step may have in which `n_generating` sequences generate: `max` if none does; else so many that the step takes
@@ -70,18 +107,37 @@ mod tests {
 
     use super::*;
 
+    fn decoded(n_generating: u32) -> Did {
+        Did { n_generating, n_sampled: n_generating, ..Did::default() }
+    }
+
+    #[test]
+    fn guesses_are_as_many_as_cost_little_and_few_where_many_generate() {
+        let mut speeds = Speeds::default();
+        assert_eq!([1, 4, 8, 20].map(|n| speeds.guesses(n)), [7, 4, 0, 0]);
+        speeds.on_step(decoded(1), Duration::from_millis(100));
+        let guessed = |n_guessed| Did { n_guessed, ..decoded(1) };
+        let mut cheap = speeds;
+        cheap.on_step(guessed(7), Duration::from_millis(107));
+        assert_eq!([1, 10, 20].map(|n| cheap.guesses(n)), [15, 6, 0]);
+        speeds.on_step(guessed(7), Duration::from_millis(800));
+        assert_eq!([1, 10, 20].map(|n| speeds.guesses(n)), [1, 1, 0]);
+        (0..50).for_each(|_| speeds.on_step(guessed(1), Duration::from_millis(101)));
+        assert!(speeds.guesses(1) > 10, "a cost that was measured wrongly is measured again");
+    }
+
     proptest! {
         #[test]
         fn beside_those_who_generate_a_prompt_slows_them_down_by_no_more_than_three(
             decode_ms in 5.0f32..200.0, per_token_ms in 0.05f32..5.0, n_generating in 1usize..8,
         ) {
             let mut speeds = Speeds::default();
-            (0..20).for_each(|_| speeds.on_step(0, n_generating, n_generating as u32, Duration::from_secs_f32(decode_ms / 1e3)));
+            (0..20).for_each(|_| speeds.on_step(decoded(n_generating as u32), Duration::from_secs_f32(decode_ms / 1e3)));
             let mut gap = 0.0;
             for _ in 0..40 {
                 let n = speeds.prompt_tokens(n_generating, 512);
                 gap = decode_ms + n as f32 * per_token_ms;
-                speeds.on_step(n, n_generating, n_generating as u32, Duration::from_secs_f32(gap / 1e3));
+                speeds.on_step(Did { n_prompt: n, ..decoded(n_generating as u32) }, Duration::from_secs_f32(gap / 1e3));
             }
             let least = decode_ms + PROMPT_TOKENS_MIN as f32 * per_token_ms;
             prop_assert!(gap <= (3.0 * decode_ms).max(least * 1.001), "{gap} ms between tokens instead of {decode_ms}");
@@ -95,8 +151,8 @@ mod tests {
             (speeds.prompt_tokens(0, 512), speeds.prompt_tokens(1, 512), speeds.prompt_tokens(1, 8)),
             (512, PROMPT_TOKENS_UNKNOWN, 8)
         );
-        speeds.on_step(512, 0, 1, Duration::from_secs(1));
-        speeds.on_step(0, 1, 1, Duration::from_millis(100));
+        speeds.on_step(Did { n_prompt: 512, n_sampled: 1, ..Did::default() }, Duration::from_secs(1));
+        speeds.on_step(decoded(1), Duration::from_millis(100));
         assert_eq!((speeds.prompt_tokens(0, 512), speeds.prompt_tokens(3, 512)), (512, 76));
         assert_eq!((speeds.prefill_tokens_per_s(), speeds.decode_tokens_per_s()), (512.0, 10.0));
     }

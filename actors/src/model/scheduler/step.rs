@@ -14,7 +14,9 @@ impl<T> Scheduler<T> {
         let generating = self.running.iter().enumerate().filter(|(_, entry)| generates(&entry.sequence));
         let mut members: Vec<Member> =
             generating.map(|(place, entry)| Member { place, n: entry.sequence.pending(), is_prompt: false }).collect();
+        let n_guesses = self.guess(&members);
         let room = self.speeds.prompt_tokens(members.len(), self.limits.prompt_tokens_max);
+        let room = room.saturating_sub(n_guesses).max(room.min(1)); // a row is a row, but prompts are always read on
         let prompts: Vec<Prompt> = (self.running.iter().enumerate())
             .filter(|(_, entry)| entry.sequence.is_prefilling() && entry.sequence.pending() > 0)
             .map(|(place, entry)| Prompt { place, left: entry.sequence.pending(), passed_over: entry.passed_over })
@@ -28,6 +30,25 @@ impl<T> Scheduler<T> {
         }
         members.extend(shares.into_iter().map(|(place, n)| Member { place, n, is_prompt: true }));
         members
+    }
+
+    /// Lets those who generate guess, as far as further rows cost little, each as many as the others. Nobody is preempted for a guess. Gives their
+    /// number.
+    fn guess(&mut self, members: &[Member]) -> u32 {
+        let room = self.speeds.guesses(members.len());
+        let mut n_guesses = 0;
+        for (i, Member { place, .. }) in members.iter().enumerate() {
+            let share = (room - n_guesses).div_ceil((members.len() - i) as u32);
+            let sequence = &mut self.running[*place].sequence;
+            let n = sequence.guess(share);
+            let wanted = sequence.n_known() + n;
+            let has_room = sequence.table().blocks().len() as u32 * self.limits.block_len;
+            if wanted > has_room && (self.pool.available() as usize <= members.len() || !self.pool.extend(sequence.table_mut(), wanted)) {
+                sequence.keep_guesses(has_room - sequence.n_known());
+            }
+            n_guesses += sequence.n_guesses();
+        }
+        n_guesses
     }
 }
 
