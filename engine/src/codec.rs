@@ -1,8 +1,9 @@
 //! From requests to token ids, and from token ids back to text.
 //!
 //! Three parts, each a function of its inputs only: the chat template renders messages to text, the tokenizer turns text into ids,
-//! a [`StreamDecoder`] turns sampled ids into text piece by piece.
+//! a [`StreamDecoder`] turns sampled ids piece by piece into what is said, what is thought and which tools are called.
 
+mod answer;
 mod gguf_tokenizer;
 mod python;
 mod stream;
@@ -15,7 +16,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use plexus_types::{Chat, Constraint, Prompt, RequestError};
+use plexus_types::{Chat, Constraint, GenerateRequest, Prompt, RequestError, Tool, ToolChoice};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
@@ -24,6 +25,7 @@ pub use stream::{Decoded, StreamDecoder};
 use crate::error::EngineError;
 use crate::grammar::{Grammar, Grammars, TokenTable};
 use crate::model::Gguf;
+use answer::{AnswerFormat, Answering, TokenKind, Wanted};
 use template::ChatTemplate;
 use vocabulary::Vocabulary;
 
@@ -35,6 +37,12 @@ const MAX_TEMPLATE_LEN: u64 = 4 << 20;
 /// Tokens that end a turn in the common chat formats, for files that do not say so. Taken only where they are control tokens.
 const END_OF_TURN: [&str; 7] = ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>"];
 
+/// The same for gpt-oss, where `<|end|>` only ends one message of a turn.
+const HARMONY_END_OF_TURN: [&str; 3] = ["<|return|>", "<|call|>", "<|endoftext|>"];
+
+/// A prompt that opens the reasoning does so within its last tokens.
+const PROMPT_END_LEN: usize = 16;
+
 /// A model's tokenizer and chat template.
 pub struct Codec {
     tokenizer: Arc<Tokenizer>,
@@ -42,6 +50,7 @@ pub struct Codec {
     /// Made for the first request that needs it; or why there are none.
     grammars: OnceLock<Result<Grammars, String>>,
     template: Result<ChatTemplate, NoTemplate>,
+    format: Arc<AnswerFormat>,
     bos: Option<u32>,
     add_bos: AddBos,
     vocab_size: usize,
@@ -142,6 +151,7 @@ impl Codec {
             vocabulary,
             grammars: OnceLock::new(),
             template: Err(NoTemplate::Absent),
+            format: Arc::new(AnswerFormat::detect("", |_| TokenKind::Absent)),
             bos: None,
             add_bos: AddBos::PostProcessor,
             vocab_size,
@@ -179,7 +189,16 @@ impl Codec {
         vocabulary.stop_ids.extend(eos_ids);
         let named = |name: &str| around.special_tokens.iter().find(|(key, _)| key == name).map(|(_, token)| token.as_str());
         vocabulary.stop_ids.extend(named("eos_token").and_then(|token| tokenizer.token_to_id(token)));
-        let end_of_turn = END_OF_TURN.into_iter().filter_map(|token| tokenizer.token_to_id(token));
+        let kind = |token: &str| match tokenizer.token_to_id(token) {
+            None => TokenKind::Absent,
+            Some(id) if vocabulary.is_control(id) => TokenKind::Control,
+            Some(_) => TokenKind::Visible,
+        };
+        // A model calls tools as the template that serves requests with tools shows it.
+        let shown = around.tool_template.as_deref().or(around.template.as_deref()).unwrap_or_default();
+        let format = Arc::new(AnswerFormat::detect(shown, kind));
+        let ends: &[&str] = if format.is_harmony() { &HARMONY_END_OF_TURN } else { &END_OF_TURN };
+        let end_of_turn = ends.iter().filter_map(|token| tokenizer.token_to_id(token));
         let end_of_turn: Vec<u32> = end_of_turn.filter(|id| vocabulary.is_control(*id)).collect();
         vocabulary.stop_ids.extend(end_of_turn);
         let bos = around.bos.or_else(|| tokenizer.token_to_id(named("bos_token")?));
@@ -192,7 +211,7 @@ impl Codec {
         };
         let add_bos = around.add_bos.unwrap_or(AddBos::PostProcessor);
         let (tokenizer, vocabulary, grammars) = (Arc::new(tokenizer), Arc::new(vocabulary), OnceLock::new());
-        Ok(Self { tokenizer, vocabulary, grammars, template, bos, add_bos, vocab_size })
+        Ok(Self { tokenizer, vocabulary, grammars, template, format, bos, add_bos, vocab_size })
     }
 
     /// The prompt as token ids.
@@ -240,7 +259,65 @@ impl Codec {
         }
     }
 
-    /// A decoder for one answer that ends at any of the texts in `stop`.
+    /// A decoder for the answer to `request`, whose prompt became `prompt`; `seed` is that of its draws.
+    ///
+    /// The answer to a chat is taken apart by the model's format: reasoning always, calls where the request has tools and lets them be
+    /// called. The answer to any other prompt is text.
+    pub fn answer(&self, request: &GenerateRequest, seed: u64, prompt: &[u32]) -> StreamDecoder {
+        let decoder = self.decoder(&request.stop).ignoring_end(request.sampling.ignore_eos);
+        let Prompt::Chat(chat) = &request.prompt else { return decoder };
+        let tools = if chat.tool_choice == ToolChoice::None { Vec::new() } else { chat.tools.clone() };
+        let answering = Answering {
+            tools,
+            single_call: chat.single_tool_call || matches!(chat.tool_choice, ToolChoice::Named(_)),
+            in_reasoning: self.prompt_opens_reasoning(prompt),
+            key: answer::answer_key(seed, prompt),
+        };
+        decoder.with_format(&self.format, answering)
+    }
+
+    /// What the draws of the answer to `request` must follow, its prompt being `prompt`; none if they are free.
+    ///
+    /// A call that must be made is one in the model's own format, with arguments that follow the tool's schema; where the request may call
+    /// tools and constrains its answer too, it does one or the other. A model that thinks may do so first, without a constraint.
+    /// Errors: a tool that must be called but is not there, a model that cannot call any, a schema that is not JSON.
+    pub fn constraint(&self, request: &GenerateRequest, prompt: &[u32]) -> Result<Option<Constraint>, RequestError> {
+        let Prompt::Chat(chat) = &request.prompt else { return Ok(request.constraint.clone()) };
+        let mut single = chat.single_tool_call;
+        let (tools, constraint): (&[Tool], _) = match &chat.tool_choice {
+            ToolChoice::None => (&[], request.constraint.as_ref()),
+            // A model without a known way to call tools has only the constrained way.
+            ToolChoice::Auto if request.constraint.is_none() || !self.format.has_calls() => (&[], request.constraint.as_ref()),
+            ToolChoice::Auto => (&chat.tools, request.constraint.as_ref()),
+            ToolChoice::Required if chat.tools.is_empty() => {
+                return Err(RequestError::invalid("tool_choice", "a tool must be called, but there are none: give tools, or leave it out"));
+            }
+            ToolChoice::Required => (&chat.tools, None),
+            ToolChoice::Named(name) => {
+                single = true;
+                let place = chat.tools.iter().position(|tool| tool.name == *name).ok_or_else(|| {
+                    let known: Vec<&str> = chat.tools.iter().map(|tool| tool.name.as_str()).collect();
+                    RequestError::invalid("tool_choice", format!("{name} is not one of the tools: {}", known.join(", ")))
+                })?;
+                (&chat.tools[place..=place], None)
+            }
+        };
+        if tools.is_empty() && (constraint.is_none() || !self.format.thinks()) {
+            return Ok(constraint.cloned());
+        }
+        let wanted = Wanted { tools, single, constraint, in_reasoning: self.prompt_opens_reasoning(prompt) };
+        let field = if tools.is_empty() { "response_format" } else { "tool_choice" };
+        let grammar = answer::grammar(&self.format, wanted, |token| self.tokenizer.token_to_id(token));
+        grammar.map(|grammar| Some(Constraint::Lark(grammar))).map_err(|reason| RequestError::invalid(field, reason))
+    }
+
+    /// Does the answer to this prompt begin inside its reasoning?
+    fn prompt_opens_reasoning(&self, prompt: &[u32]) -> bool {
+        let end = self.vocabulary.spell(&prompt[prompt.len().saturating_sub(PROMPT_END_LEN)..]);
+        self.format.reasoning_open().is_some_and(|open| end.trim_end().ends_with(open))
+    }
+
+    /// A decoder for text that ends at any of the texts in `stop`.
     pub fn decoder(&self, stop: &[String]) -> StreamDecoder {
         StreamDecoder::new(self.vocabulary.clone(), stop)
     }

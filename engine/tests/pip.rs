@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use plexus_engine::{Batch, BlockId, CpuExecutor, Draw, Executor, KvPlan, ModelFiles, ModelSource, SamplerSettings, Slot};
-use plexus_types::{Chat, DeviceId, DeviceKind, FinishReason, Message, Prompt, RequestError, Role, Sampling, Tool};
+use plexus_types::{
+    Chat, Delta, DeviceId, DeviceKind, FinishReason, GenerateRequest, Message, Prompt, RequestError, Role, Sampling, Tool, ToolChoice,
+};
 use serde::Deserialize;
 
 const SLOT: Slot = Slot(0);
@@ -82,7 +84,7 @@ fn answer(files: &ModelFiles, executor: &mut CpuExecutor, chat: Chat, stop: &[&s
     let (mut text, mut finish) = (String::new(), None);
     generate(executor, &prompt, &greedy(), |id| {
         let decoded = decoder.push(id);
-        text.push_str(&decoded.text);
+        text.push_str(&decoded.text());
         finish = decoded.finish;
         finish.is_none()
     });
@@ -103,17 +105,65 @@ fn the_embedded_model_answers_a_question() {
     assert_eq!(answer(&files, &mut executor, memory, &[]).0, "Your name is Alice.");
 }
 
-#[test]
-fn the_embedded_model_calls_a_tool_and_the_call_stays_visible() {
-    // CX-78
-    let files = embedded();
+/// A request with a tool for the weather.
+fn weather_request(question: &str, tool_choice: ToolChoice) -> GenerateRequest {
     let parameters = r#"{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}"#;
     let tool =
         Tool { name: "get_weather".into(), description: Some("Get the weather of a city".into()), parameters: Some(parameters.into()) };
-    let chat = Chat { tools: vec![tool], ..chat(&[(Role::User, "What is the weather in Paris?")]) };
-    let (text, finish) = answer(&files, &mut executor(&files), chat, &[]);
+    let chat = Chat { tools: vec![tool], tool_choice, ..chat(&[(Role::User, question)]) };
+    GenerateRequest {
+        model: "pip".parse().unwrap(),
+        prompt: Prompt::Chat(chat),
+        sampling: greedy(),
+        max_tokens: None,
+        stop: Vec::new(),
+        constraint: None,
+        logprobs: None,
+    }
+}
+
+/// What the model answers, taken apart.
+fn deltas(files: &ModelFiles, request: &GenerateRequest) -> (Vec<Delta>, FinishReason) {
+    let prompt = files.codec.encode(&request.prompt).unwrap();
+    let mut decoder = files.codec.answer(request, 7, &prompt);
+    let (mut deltas, mut finish) = (Vec::new(), None);
+    generate(&mut executor(files), &prompt, &request.sampling, |id| {
+        let decoded = decoder.push(id);
+        decoded.deltas.into_iter().for_each(|delta| delta.join(&mut deltas));
+        finish = decoded.finish;
+        finish.is_none()
+    });
+    (deltas, finish.unwrap())
+}
+
+#[test]
+fn the_embedded_model_calls_a_tool() {
+    // CX-78
+    let files = embedded();
+    let (found, finish) = deltas(&files, &weather_request("What is the weather in Paris?", ToolChoice::Auto));
+    let [Delta::ToolCall { index: 0, id, name }, Delta::ToolArguments { index: 0, json }] = found.as_slice() else { panic!("{found:?}") };
+    assert_eq!((name.as_str(), json.as_str(), finish), ("get_weather", r#"{"city": "Paris"}"#, FinishReason::ToolCalls));
+    assert!(id.starts_with("call_") && id.len() == 29, "{id}");
+}
+
+#[test]
+fn a_call_stays_text_where_none_may_be_made() {
+    let files = embedded();
+    let (found, finish) = deltas(&files, &weather_request("What is the weather in Paris?", ToolChoice::None));
+    let text = Delta::text_of(&found);
     assert!(text.starts_with("<tool_call>\n{\"name\": \"get_weather\"") && text.ends_with("</tool_call>"), "{text}");
     assert_eq!(finish, FinishReason::Stop);
+}
+
+#[test]
+fn the_embedded_model_thinks_before_it_answers() {
+    // CX-79
+    let files = embedded();
+    let mut request = weather_request("", ToolChoice::Auto);
+    request.prompt = Prompt::Chat(chat(&[(Role::User, "What is 23 + 45? Think step by step.")]));
+    let (found, finish) = deltas(&files, &request);
+    let [Delta::Reasoning(thought), Delta::Text(text)] = found.as_slice() else { panic!("{found:?}") };
+    assert!(!thought.contains("think>") && text.contains("68") && finish == FinishReason::Stop, "{found:?}");
 }
 
 #[test]

@@ -83,6 +83,18 @@ impl Delta {
         if text.is_empty() { Vec::new() } else { vec![Self::Text(text)] }
     }
 
+    /// Puts this delta behind others: one without text is left out, and one that goes on with the last becomes part of it.
+    pub fn join(self, deltas: &mut Vec<Self>) {
+        match (deltas.last_mut(), self) {
+            (_, Self::Text(text) | Self::Reasoning(text) | Self::ToolArguments { json: text, .. }) if text.is_empty() => {}
+            (Some(Self::Text(last)), Self::Text(more)) | (Some(Self::Reasoning(last)), Self::Reasoning(more)) => last.push_str(&more),
+            (Some(Self::ToolArguments { index: last, json }), Self::ToolArguments { index, json: more }) if *last == index => {
+                json.push_str(&more);
+            }
+            (_, delta) => deltas.push(delta),
+        }
+    }
+
     /// The text that some deltas add; what is not text is left out.
     pub fn text_of(deltas: &[Self]) -> String {
         let text = |delta: &Self| if let Self::Text(text) = delta { Some(text.clone()) } else { None };

@@ -19,10 +19,10 @@ pub struct Prepared {
 /// Errors: the client's, named by the field at fault.
 pub(super) fn prepare(codec: &Codec, request: &GenerateRequest, known: Vec<u32>) -> Result<Prepared, RequestError> {
     let prompt = if known.is_empty() { codec.encode(&request.prompt)? } else { known };
-    if request.constraint.is_some() && request.sampling.ignore_eos {
+    let constraint = codec.constraint(request, &prompt)?;
+    if constraint.is_some() && request.sampling.ignore_eos {
         return Err(RequestError::invalid("ignore_eos", "an answer that must follow a grammar ends where that ends: leave ignore_eos out"));
     }
-    let constraint = request.constraint.clone();
     let grammar = constraint.map(|constraint| codec.grammar(&constraint, field(request.constraint.as_ref()))).transpose()?;
     Ok(Prepared { prompt, grammar })
 }

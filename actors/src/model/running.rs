@@ -126,7 +126,7 @@ impl Batcher {
         serve_span.record("prompt_tokens", prompt.len());
         let room = context - prompt.len() as u32;
         let sampled_max = request.max_tokens.map_or(room, |max| max.min(room));
-        let decoder = codec.decoder(&request.stop).ignoring_end(request.sampling.ignore_eos);
+        let decoder = codec.answer(&request, seed, &prompt);
         sink.send(StreamEvent::Accepted { prompt_ids: prompt.clone() });
         let (mut sequence, end) = Sequence::new(settings, prompt, sampled_ids, decoder, sampled_max, generate.credit_until);
         sequence.want_logprobs(request.logprobs);

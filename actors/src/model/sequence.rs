@@ -282,12 +282,11 @@ impl Sequence {
             end: None,
             refused: None,
         };
-        let mut text = String::new();
         for id in ids {
             let decoded = self.decoder.push(*id);
             self.sampled.push(*id);
             progress.ids.push(*id);
-            text += &decoded.text;
+            decoded.deltas.into_iter().for_each(|delta| delta.join(&mut progress.deltas));
             progress.end = decoded.finish.or_else(|| (self.n_sampled() >= self.sampled_max).then_some(FinishReason::Length));
             if progress.end.is_some() {
                 break; // what a speculating executor sampled beyond the end is dropped
@@ -297,10 +296,9 @@ impl Sequence {
             grammar.push(&progress.ids);
         }
         self.n_computed = self.n_computed.min(self.n_known()); // right guesses beyond the end are dropped too
-        if matches!(progress.end, Some(FinishReason::Length | FinishReason::Stop)) {
-            text += &self.decoder.finish();
+        if progress.end == Some(FinishReason::Length) {
+            self.decoder.finish().into_iter().for_each(|delta| delta.join(&mut progress.deltas));
         }
-        progress.deltas = Delta::of_text(text);
         progress
     }
 }

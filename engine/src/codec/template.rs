@@ -9,6 +9,7 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use plexus_types::{Chat, Message, RequestError, Tool};
 use serde_json::json;
 
+use super::answer::nine_letters;
 use super::python;
 
 /// Instructions that a rendering may execute. The longest conversations take some hundred thousand.
@@ -27,6 +28,10 @@ pub(super) struct ChatTemplate {
     special_tokens: Vec<(String, String)>,
     /// Does the template that serves requests with tools mention them?
     knows_tools: bool,
+    /// Does it want ids of calls that have nine letters and digits, as Mistral's do?
+    nine_letter_ids: bool,
+    /// Does it look for reasoning under `thinking`, as that of gpt-oss does, which refuses it beside text and calls?
+    reads_thinking: bool,
 }
 
 /// The error that a template raises itself: its words are for the client.
@@ -58,12 +63,15 @@ impl ChatTemplate {
         // Jinja's own test finds nothing to iterate in none.
         environment.add_test("iterable", |value: Value| !value.is_none() && value.try_iter().is_ok());
         let knows_tools = tool_source.as_ref().unwrap_or(&source).contains("tools");
+        let shown = tool_source.as_ref().unwrap_or(&source);
+        let nine_letter_ids = shown.contains("[TOOL_CALLS]") && shown.contains('9');
+        let reads_thinking = shown.contains(".thinking");
         let mut add = |name, source: String| {
             environment.add_template_owned(name, without_generation_tags(&source)).map_err(|error| format!("{error:#}"))
         };
         add(CHAT_WITH_TOOLS, tool_source.unwrap_or_else(|| source.clone()))?;
         add(CHAT, source)?;
-        Ok(Self { environment, special_tokens, knows_tools })
+        Ok(Self { environment, special_tokens, knows_tools, nine_letter_ids, reads_thinking })
     }
 
     /// The text of a conversation, up to where the model's answer begins.
@@ -83,7 +91,7 @@ impl ChatTemplate {
             let value = value.map_err(|error| RequestError::invalid("chat_template_kwargs", format!("{name} is not JSON: {error}")))?;
             variables.insert(name.clone(), value);
         }
-        variables.insert("messages".into(), chat.messages.iter().map(message).collect());
+        variables.insert("messages".into(), chat.messages.iter().map(|turn| self.message(turn)).collect());
         let tools = chat.tools.iter().map(tool).collect::<Result<Vec<_>, _>>()?;
         variables.insert("tools".into(), if tools.is_empty() { json!(null) } else { json!(tools) });
 
@@ -94,6 +102,38 @@ impl ChatTemplate {
             Ok(_) => Ok(String::from_utf8(out.0).expect("templates write text")),
             Err(error) => Err(RequestError::invalid("messages", explain(&error))),
         }
+    }
+
+    /// A message as templates expect it: content is always text, arguments of tool calls are objects.
+    fn message(&self, message: &Message) -> serde_json::Value {
+        let call_id = |id: &str| if self.nine_letter_ids { nine_letters(id) } else { id.to_owned() };
+        let mut out = serde_json::Map::new();
+        out.insert("role".into(), json!(message.role.as_str()));
+        out.insert("content".into(), json!(message.content));
+        if let Some(reasoning) = &message.reasoning {
+            out.insert("reasoning_content".into(), json!(reasoning));
+            if self.reads_thinking && (message.tool_calls.is_empty() || message.content.is_empty()) {
+                out.insert("thinking".into(), json!(reasoning));
+            }
+        }
+        if !message.tool_calls.is_empty() {
+            let calls = message.tool_calls.iter().map(|call| {
+                // Arguments that are not JSON are what a model once wrote: it may see them again as they were.
+                let arguments = match call.arguments.trim() {
+                    "" => json!({}),
+                    text => serde_json::from_str(text).unwrap_or_else(|_| json!(call.arguments)),
+                };
+                json!({"id": call_id(&call.id), "type": "function", "function": {"name": call.name, "arguments": arguments}})
+            });
+            out.insert("tool_calls".into(), calls.collect());
+        }
+        if let Some(id) = &message.tool_call_id {
+            out.insert("tool_call_id".into(), json!(call_id(id)));
+        }
+        if let Some(name) = &message.name {
+            out.insert("name".into(), json!(name));
+        }
+        out.into()
     }
 }
 
@@ -106,34 +146,6 @@ fn explain(error: &Error) -> String {
         source = cause.source();
     }
     format!("the model's chat template cannot render these messages: {error:#}")
-}
-
-/// A message as templates expect it: content is always text, arguments of tool calls are objects.
-fn message(message: &Message) -> serde_json::Value {
-    let mut out = serde_json::Map::new();
-    out.insert("role".into(), json!(message.role.as_str()));
-    out.insert("content".into(), json!(message.content));
-    if let Some(reasoning) = &message.reasoning {
-        out.insert("reasoning_content".into(), json!(reasoning));
-    }
-    if !message.tool_calls.is_empty() {
-        let calls = message.tool_calls.iter().map(|call| {
-            // Arguments that are not JSON are what a model once wrote: it may see them again as they were.
-            let arguments = match call.arguments.trim() {
-                "" => json!({}),
-                text => serde_json::from_str(text).unwrap_or_else(|_| json!(call.arguments)),
-            };
-            json!({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}})
-        });
-        out.insert("tool_calls".into(), calls.collect());
-    }
-    if let Some(id) = &message.tool_call_id {
-        out.insert("tool_call_id".into(), json!(id));
-    }
-    if let Some(name) = &message.name {
-        out.insert("name".into(), json!(name));
-    }
-    out.into()
 }
 
 /// A tool in the shape of OpenAI's interface, which templates expect.
@@ -262,6 +274,26 @@ mod tests {
         turn.tool_calls.push(call);
         let chat = Chat { messages: vec![turn], ..Chat::default() };
         assert_eq!(template.render(&chat).unwrap(), r#"c1 {"z": 1, "a": {"k": [true, null]}}"#);
+    }
+
+    #[test]
+    fn ids_of_calls_have_nine_letters_where_the_template_wants_them() {
+        let source =
+            "{# 9 #}[TOOL_CALLS]{% for m in messages %}{% for c in m.tool_calls %}{{ c.id }}{% endfor %} {{ m.tool_call_id }}{% endfor %}";
+        let mut turn = Message::text(Role::Assistant, "");
+        turn.tool_calls.push(ToolCall { id: "call_1".into(), name: "f".into(), arguments: "{}".into() });
+        let result = Message { tool_call_id: Some("call_1".into()), ..Message::text(Role::Tool, "1") };
+        let text = template(source).render(&Chat { messages: vec![turn, result], ..Chat::default() }).unwrap();
+        let ids: Vec<&str> = text.trim_start_matches("[TOOL_CALLS]").split_whitespace().collect();
+        assert!(ids.len() == 2 && ids[0] == ids[1] && ids[0].len() == 9, "{text}");
+    }
+
+    #[test]
+    fn earlier_reasoning_is_under_the_name_that_the_template_reads() {
+        let turn = Message { reasoning: Some("why".into()), ..Message::text(Role::Assistant, "so") };
+        let chat = Chat { messages: vec![turn], ..Chat::default() };
+        assert_eq!(template("{{ messages[0].reasoning_content }}").render(&chat).unwrap(), "why");
+        assert_eq!(template("{{ messages[0].thinking }}").render(&chat).unwrap(), "why");
     }
 
     #[test]

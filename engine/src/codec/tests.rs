@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use plexus_types::{Chat, FinishReason, Message, Role};
+use plexus_types::{Chat, Delta, FinishReason, Message, Role};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -56,13 +56,13 @@ fn stream(codec: &Codec, ids: &[u32], stop: &[&str]) -> (String, Option<FinishRe
     let mut text = String::new();
     for id in ids {
         let decoded = decoder.push(*id);
-        text.push_str(&decoded.text);
+        text.push_str(&decoded.text());
         if decoded.finish.is_some() {
-            assert_eq!((decoder.push(65), decoder.finish()), (Decoded::default(), String::new()));
+            assert_eq!((decoder.push(65), decoder.finish()), (Decoded::default(), Vec::new()));
             return (text, decoded.finish);
         }
     }
-    text.push_str(&decoder.finish());
+    text.push_str(&Delta::text_of(&decoder.finish()));
     (text, None)
 }
 
@@ -74,7 +74,7 @@ fn ids(text: &str) -> Vec<u32> {
 fn half_a_character_is_never_given() {
     let codec = bytes_codec();
     let mut decoder = codec.decoder(&[]);
-    let given: Vec<String> = ids("é🙂").iter().map(|id| decoder.push(*id).text).collect();
+    let given: Vec<String> = ids("é🙂").iter().map(|id| decoder.push(*id).text()).collect();
     assert_eq!(given, ["", "é", "", "", "", "🙂"]);
     assert_eq!(stream(&codec, &ids("é")[..1], &[]).0, "\u{FFFD}");
     assert_eq!(stream(&codec, &[0xF0, 0x9F, 65], &[]).0, "\u{FFFD}A");
@@ -84,9 +84,9 @@ fn half_a_character_is_never_given() {
 fn stop_texts_are_held_back_and_never_given() {
     let codec = bytes_codec();
     let mut decoder = codec.decoder(&["STOP".into()]);
-    let given: Vec<String> = ids("aSTxST").iter().map(|id| decoder.push(*id).text).collect();
+    let given: Vec<String> = ids("aSTxST").iter().map(|id| decoder.push(*id).text()).collect();
     assert_eq!(given, ["a", "", "", "STx", "", ""]);
-    assert_eq!(decoder.finish(), "ST");
+    assert_eq!(Delta::text_of(&decoder.finish()), "ST");
     let stopped = |text: &str, stop| stream(&codec, &ids(text), stop);
     assert_eq!(stopped("one STOP two", &["STOP"]), ("one ".into(), Some(FinishReason::StopSequence("STOP".into()))));
     assert_eq!(stopped("ab", &["b", "ab"]), ("".into(), Some(FinishReason::StopSequence("ab".into()))));

@@ -25,6 +25,8 @@ pub(super) struct Vocabulary {
     starts: Vec<u32>,
     /// `[vocab_size]`: true for tokens that are not text.
     control: Vec<bool>,
+    /// The texts of control tokens.
+    control_texts: HashMap<u32, String>,
     /// An answer's first space is the tokenizer's, not the model's.
     pub(super) strip_first_space: bool,
     /// Tokens that end an answer.
@@ -66,6 +68,8 @@ impl Vocabulary {
         let alphabet = byte_alphabet();
         let mut bytes = Vec::new();
         let mut starts = vec![0];
+        let controls = texts.iter().zip(&control).enumerate().filter(|(_, (_, control))| **control);
+        let control_texts = controls.map(|(id, (text, _))| (id as u32, (*text).to_owned())).collect();
         for (text, control) in texts.iter().zip(&control) {
             if !control {
                 match scheme {
@@ -75,7 +79,7 @@ impl Vocabulary {
             }
             starts.push(bytes.len() as u32);
         }
-        Ok(Self { bytes, starts, control, strip_first_space, stop_ids: HashSet::new() })
+        Ok(Self { bytes, starts, control, control_texts, strip_first_space, stop_ids: HashSet::new() })
     }
 
     /// The vocabulary of a model that gives no text.
@@ -84,6 +88,7 @@ impl Vocabulary {
             bytes: Vec::new(),
             starts: vec![0; vocab_size + 1],
             control: vec![true; vocab_size],
+            control_texts: HashMap::new(),
             strip_first_space: false,
             stop_ids: HashSet::new(),
         }
@@ -100,6 +105,18 @@ impl Vocabulary {
     /// Is this a token that is not text?
     pub(super) fn is_control(&self, id: u32) -> bool {
         self.control.get(id as usize).copied().unwrap_or(false)
+    }
+
+    /// How a control token is written in templates; none for tokens that are text.
+    pub(super) fn control_text(&self, id: u32) -> Option<&str> {
+        self.control_texts.get(&id).map(String::as_str)
+    }
+
+    /// The text of `ids` with their control tokens written out, as a template wrote them.
+    pub(super) fn spell(&self, ids: &[u32]) -> String {
+        let bytes = |id: &u32| self.control_text(*id).map_or_else(|| self.bytes_of(*id), str::as_bytes);
+        let bytes: Vec<u8> = ids.iter().flat_map(bytes).copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// The text of `ids` at once.

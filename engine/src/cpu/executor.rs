@@ -113,7 +113,8 @@ impl Executor for CpuExecutor {
         let pool = |_| KvPool::new(element, config.kv_heads, config.head_dim, kv.n_blocks as usize, kv.block_len as usize);
         let pools: Vec<KvPool> = (0..config.layers.len()).map(pool).collect();
         let footprint = Bytes((decoder.bytes() + pools.iter().map(KvPool::bytes).sum::<usize>()) as u64);
-        self.models.insert(slot, Resident { decoder, pools, buffers: Buffers::default(), plan: kv, footprint, small, pooling: files.pooling() });
+        self.models
+            .insert(slot, Resident { decoder, pools, buffers: Buffers::default(), plan: kv, footprint, small, pooling: files.pooling() });
         Ok(())
     }
 
