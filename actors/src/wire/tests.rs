@@ -41,7 +41,7 @@ fn request() -> GenerateRequest {
 fn a_frame_has_a_fixed_envelope() {
     let envelope = Envelope { pass: 1, position: 2, clock_ms: 0x0304 };
     let bytes = frame(envelope, b"abc");
-    assert_eq!(hex(&bytes), "01010000000000000002000000000000000403000000000000616263");
+    assert_eq!(hex(&bytes), "02010000000000000002000000000000000403000000000000616263");
     assert_eq!(bytes.len() as u64, frame_len(3));
     assert_eq!(open_frame(&bytes), Ok((envelope, &b"abc"[..])));
     assert_eq!(open_frame(&bytes[..20]), Err(WireError::Short(20)));
@@ -66,7 +66,7 @@ fn every_head_has_its_bytes() {
 fn every_question_and_answer_has_its_bytes() {
     golden(&Question::Ping, "00");
     golden(&Question::Actors, "01");
-    golden(&Question::CountTokens(Box::new(request())), "02016d01026869010000003f00000000000000010701fb2c01010178");
+    golden(&Question::CountTokens(Box::new(request())), "02016d01026869010000003f00000000000000010700000001fb2c010101780000");
     golden(&Answer::Pong { received_bytes: 5 }, "0005");
     let report = ActorReport {
         path: "node/link".to_owned(),
@@ -102,7 +102,7 @@ fn every_notice_has_its_bytes() {
     assert_eq!(device.kind, DeviceKind::Cpu);
     golden(
         &Notice::Summary(summary),
-        "0001000105 6370752d30 0163 04 02 01 016d 05 6370752d30 01 08 02 00 04 00 00 00000000 00000000".replace(' ', "").as_str(),
+        "0001000105 6370752d30 0163 04 02 01 016d 05 6370752d30 01 08 02 00 04 00 00 00000000 00000000 00".replace(' ', "").as_str(),
     );
     let journal = Journal { request: Arc::new(request()), seed: 7, prompt_ids: vec![1, 300], sampled_ids: vec![] };
     let generate = Generate {
@@ -128,7 +128,7 @@ fn every_stream_event_has_its_bytes() {
     golden(&notice(StreamEvent::Accepted { prompt_ids: vec![1, 2] }), "01050100020102");
     golden(
         &notice(StreamEvent::Tokens { index: 3, ids: vec![4], deltas: Delta::of_text("é".to_owned()), logprobs: Vec::new() }),
-        "01050101030104 02c3a9".replace(' ', "").as_str(),
+        "01050101030104 01 00 02c3a9 00".replace(' ', "").as_str(),
     );
     let usage = Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 2, timing: Timing::default() };
     golden(

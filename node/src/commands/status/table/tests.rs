@@ -16,7 +16,7 @@ fn cluster() -> ClusterReport {
     };
     let replica = |device: &str, state: serde_json::Value, running: u32, decode: f32| {
         json!({
-            "model": "pip", "device": device, "state": state, "context_length": 2048, "memory": 48 << 20,
+            "model": "pip", "kind": "generate", "device": device, "state": state, "context_length": 2048, "memory": 48 << 20,
             "load": { "running": running, "running_max": 8, "waiting": 0, "waiting_max": 64,
                       "prefill_tokens_per_s": 0.0, "decode_tokens_per_s": decode },
         })
