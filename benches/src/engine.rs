@@ -19,6 +19,9 @@ use crate::figures::Figure;
 /// Tokens in a KV block, as replicas have it.
 const BLOCK_LEN: u32 = 16;
 
+/// Steps of decoding that do not count, before those that do.
+const WARM_STEPS: u32 = 8;
+
 /// Where the model is put.
 const SLOT: Slot = Slot(0);
 
@@ -42,7 +45,7 @@ pub(crate) struct Options {
     /// Most prompt tokens in a step.
     #[arg(long, default_value = "512")]
     chunk: NonZeroUsize,
-    /// How many times each is measured, after one time that does not count.
+    /// How many times each is measured, after a warm-up that does not count.
     #[arg(long, default_value_t = 3)]
     runs: usize,
     /// Ends after the first token of a prompt of one token: the time of the whole process is that of a load.
@@ -116,10 +119,12 @@ pub(crate) fn measure(options: &Options) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome { first_token_s, prefill: vec![], decode: vec![], weights_bytes, kv_bytes, peak_resident_bytes: 0 };
     if !options.first_token {
         for &length in &options.prefill {
+            engine.prefill(length, options.chunk)?;
             let rates = runs(options.runs, length, || engine.prefill(length, options.chunk))?;
             outcome.prefill.push((length, rates));
         }
         for &n_streams in &options.streams {
+            engine.decode(n_streams, WARM_STEPS.min(options.decode), per_stream)?;
             let rates = runs(options.runs, n_streams * options.decode, || engine.decode(n_streams, options.decode, per_stream))?;
             outcome.decode.push((n_streams, rates));
         }
@@ -134,9 +139,8 @@ fn open(threads: NonZeroUsize) -> anyhow::Result<Box<dyn Executor>> {
     Ok(Box::new(CandleExecutor::open(DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, 0.9)?))
 }
 
-/// Tokens per second of `n_tokens` tokens, `n_runs` times, after one time that does not count.
+/// Tokens per second of `n_tokens` tokens, `n_runs` times.
 fn runs(n_runs: usize, n_tokens: u32, mut run: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Vec<f64>> {
-    run()?;
     let timed = |_| {
         let begun = Instant::now();
         run()?;
