@@ -31,11 +31,11 @@ MIB = 1 << 20
 KV_DIMS = {"qwen3-0.6b": (28, 8, 128), "qwen3-1.7b": (28, 8, 128), "llama-3.2-1b": (16, 8, 64), "qwen2.5-0.5b": (24, 2, 64)}
 
 
-def run(command, env=None):
+def run(command):
     """Standard output, seconds and peak resident bytes of a process; ends this program if it fails."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         begun = time.monotonic()
-        process = subprocess.Popen([str(part) for part in command], stdout=out, stderr=err, env=env)
+        process = subprocess.Popen([str(part) for part in command], stdout=out, stderr=err)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - begun
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -53,12 +53,11 @@ class Plexus:
         self.binary = binary
 
     def command(self, file, threads, *more):
-        env = dict(os.environ, RAYON_NUM_THREADS=str(threads))
-        return [self.binary, "engine", "--json", "--model", file, "--threads", threads, *more], env
+        return [self.binary, "engine", "--json", "--model", file, "--threads", threads, *more]
 
     def speeds(self, file, threads, tests):
-        command, env = self.command(file, threads, "--runs", 1, "--decode", tests["decode"], "--prefill", ",".join(map(str, tests["prefill"])))
-        text, _, peak = run(command, env)
+        command = self.command(file, threads, "--runs", 1, "--decode", tests["decode"], "--prefill", ",".join(map(str, tests["prefill"])))
+        text, _, peak = run(command)
         found = json.loads(text)
         result = {f"prefill {n}": rates[0] for n, rates in found["prefill_tokens_per_s"].items()}
         result["decode"] = found["decode_tokens_per_s"]["1"][0]
@@ -66,8 +65,7 @@ class Plexus:
         return result
 
     def first_token(self, file, threads):
-        command, env = self.command(file, threads, "--first-token")
-        return run(command, env)[1]
+        return run(self.command(file, threads, "--first-token"))[1]
 
 
 class Llama:
@@ -145,6 +143,8 @@ def show(file, threads, found, memory, tests):
             pairs = zip(found[names[0]][row], found[best][row])
             ratios = [theirs / ours if lower_is_better else ours / theirs for ours, theirs in pairs]
             ratio, spread = f"**{statistics.median(ratios):.2f} ×**", f"{min(ratios):.2f} to {max(ratios):.2f}"
+        if row == "memory beyond":
+            ratio = f"{100 * medians[names[0]] * MIB / weights:.1f} % of the weights"
         print(f"| {row} | " + " | ".join(cell(row, medians[name]) for name in names) + f" | {ratio} | {spread} |")
     read = statistics.median(found[names[0]]["decode"]) * weights / 1e9
     print(f"\nDecoding reads the file at {read:.1f} GB/s: {100 * read / statistics.median(memory):.0f} % of what memory gives.", flush=True)

@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use plexus_engine::executor::{Executor, KvPlan, Slot};
 use plexus_engine::model::{ModelFiles, ModelSource};
-use plexus_engine::{Batch, BlockId, CandleExecutor, Draw, SamplerSettings};
+use plexus_engine::{Batch, BlockId, CpuExecutor, Draw, SamplerSettings};
 use plexus_types::{DeviceId, DeviceKind, Sampling};
 use serde_json::{Value, json};
 
@@ -135,8 +135,7 @@ pub(crate) fn measure(options: &Options) -> anyhow::Result<Outcome> {
 
 /// Opens the processors with so many threads.
 fn open(threads: NonZeroUsize) -> anyhow::Result<Box<dyn Executor>> {
-    rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global()?;
-    Ok(Box::new(CandleExecutor::open(DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, 0.9)?))
+    Ok(Box::new(CpuExecutor::open(DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, 0.9, Some(threads.get()))?))
 }
 
 /// Tokens per second of `n_tokens` tokens, `n_runs` times.

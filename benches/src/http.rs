@@ -41,12 +41,21 @@ impl Connection {
 
     /// Status and body of a GET.
     pub(crate) fn get(&mut self, path: &str) -> anyhow::Result<(u16, Vec<u8>)> {
-        let mut body = Vec::new();
-        let status = self.exchange(path, None, |part, _| {
-            body.extend_from_slice(part);
+        self.whole(path, None)
+    }
+
+    /// Status and body of the answer to JSON.
+    pub(crate) fn post(&mut self, path: &str, body: &Value) -> anyhow::Result<(u16, Vec<u8>)> {
+        self.whole(path, Some(body))
+    }
+
+    fn whole(&mut self, path: &str, body: Option<&Value>) -> anyhow::Result<(u16, Vec<u8>)> {
+        let mut answer = Vec::new();
+        let status = self.exchange(path, body, |part, _| {
+            answer.extend_from_slice(part);
             true
         })?;
-        Ok((status, body))
+        Ok((status, answer))
     }
 
     /// Posts JSON that is answered by server-sent events; shows each event's data as it arrives, with the time of its arrival.

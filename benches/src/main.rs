@@ -134,6 +134,19 @@ enum Bench {
         #[arg(long, default_value_t = 128)]
         tokens: usize,
     },
+    /// What guessing tokens from the text so far gains, on tasks of the embedded model or, with another, on a text that repeats itself.
+    Lookup {
+        #[command(flatten)]
+        setup: serving::Setup,
+    },
+    /// How fast an embedding model takes texts, 1, 8 and 64 to a request.
+    Embeddings {
+        #[command(flatten)]
+        setup: serving::Setup,
+        /// Words of each text.
+        #[arg(long, default_value_t = 100)]
+        words: usize,
+    },
     /// All that need no file but the product itself, each with its defaults.
     All,
     /// A node over a scripted device, as the benches start it.
@@ -187,6 +200,8 @@ fn main() -> anyhow::Result<()> {
             Bench::PrefillGap { setup, streams, prompt } => serving::prefill_gap::measure(&binaries, &setup, streams, prompt)?,
             Bench::Prefix { setup, shared } => serving::prefix::measure(&binaries, &setup, shared)?,
             Bench::Constrained { setup, tokens } => serving::constrained::measure(&binaries, &setup, tokens)?,
+            Bench::Lookup { setup } => serving::lookup::measure(&binaries, &setup)?,
+            Bench::Embeddings { setup, words } => serving::embeddings::measure(&binaries, &setup, words)?,
             Bench::All | Bench::Engine(_) | Bench::Bandwidth { .. } | Bench::ScriptedNode(_) => continue, // dealt with above
         };
         println!("{}", figures::table(&figures));

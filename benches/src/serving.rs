@@ -2,6 +2,8 @@
 
 pub(crate) mod constrained;
 pub(crate) mod eight_streams;
+pub(crate) mod embeddings;
+pub(crate) mod lookup;
 mod peer;
 pub(crate) mod prefill_gap;
 pub(crate) mod prefix;
@@ -9,7 +11,7 @@ mod stream;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
@@ -35,9 +37,9 @@ const N_WORDS: u64 = 120_000;
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Setup {
-    /// The model: a GGUF file of `cpu-vs-llamacpp/make_gguf.py`.
+    /// The model: a GGUF file of `cpu-vs-llamacpp/make_gguf.py`, a folder of `make_encoder.py`, or `embedded:pip`.
     #[arg(long)]
-    model: PathBuf,
+    model: String,
     /// llama.cpp's `llama-server`, to measure in turn with ours.
     #[arg(long)]
     llama_server: Option<PathBuf>,
@@ -64,12 +66,19 @@ enum Process {
     Llama(LlamaServer),
 }
 
+/// Source of the model that every binary carries.
+const EMBEDDED: &str = "embedded:pip";
+
 impl Setup {
+    fn is_embedded(&self) -> bool {
+        self.model == EMBEDDED
+    }
+
     /// Starts what is measured: ours first.
     fn servers(&self, binaries: &Binaries) -> anyhow::Result<Vec<Server>> {
         let mut servers = vec![self.plexus(binaries, "")?];
         if let Some(binary) = &self.llama_server {
-            let server = LlamaServer::start(binary, &self.model, self.threads, RUNNING_MAX, RUNNING_MAX * CONTEXT_LENGTH / 4)?;
+            let server = LlamaServer::start(binary, Path::new(&self.model), self.threads, RUNNING_MAX, RUNNING_MAX * CONTEXT_LENGTH / 4)?;
             servers.push(Server { name: "llama-server", http: server.http, _process: Process::Llama(server) });
         }
         Ok(servers)
@@ -78,10 +87,15 @@ impl Setup {
     /// A node that serves the model; `more` are further lines of its `[[models]]` entry.
     fn plexus(&self, binaries: &Binaries, more: &str) -> anyhow::Result<Server> {
         let place = Place::new(binaries)?;
-        let source = self.model.canonicalize().with_context(|| format!("the model {}", self.model.display()))?;
-        let source = source.to_str().context("the model's path is not UTF-8")?;
+        // The embedded model and encoders have less context than is asked of the others.
+        let (source, context_length) = if self.is_embedded() {
+            (self.model.clone(), 0)
+        } else {
+            let path = Path::new(&self.model).canonicalize().with_context(|| format!("the model {}", self.model))?;
+            (path.to_str().context("the model's path is not UTF-8")?.to_owned(), if path.is_file() { CONTEXT_LENGTH } else { 0 })
+        };
         let config = format!(
-            "[[models]]\nid = {MODEL:?}\nsource = {source:?}\ncontext_length = {CONTEXT_LENGTH}\nrunning_max = {RUNNING_MAX}\n{more}\n"
+            "[[models]]\nid = {MODEL:?}\nsource = {source:?}\ncontext_length = {context_length}\nrunning_max = {RUNNING_MAX}\n{more}\n"
         );
         let mut node = place.start_configured(binaries, "n1", &config, &[("RAYON_NUM_THREADS", self.threads.to_string())])?;
         node.wait_ready(1)?;

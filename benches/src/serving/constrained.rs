@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::figures::{Figure, median};
+use crate::figures::{Figure, median, quantile};
 use crate::node_process::{Binaries, CHAT};
 use crate::serving::stream::tokens_per_s;
 use crate::serving::{MODEL, Setup};
@@ -17,10 +17,11 @@ pub(crate) fn measure(binaries: &Binaries, setup: &Setup, n_tokens: usize) -> an
     for run in 0..=setup.runs {
         for (server, rates) in servers.iter().zip(&mut rates) {
             for (n, rates) in STREAMS.into_iter().zip(rates) {
-                for (constrained, rates) in [false, true].into_iter().zip(rates) {
+                // The one that comes first may find the machine otherwise than the other: they take turns.
+                for constrained in if run % 2 == 0 { [false, true] } else { [true, false] } {
                     let bodies: Vec<_> = (0..n).map(|i| chat(constrained, n_tokens, 10 * run + i)).collect();
                     let rate = tokens_per_s(server.http, CHAT, &bodies, n_tokens as u64)?;
-                    rates.extend((run > 0).then_some(rate));
+                    rates[usize::from(constrained)].extend((run > 0).then_some(rate));
                 }
             }
         }
@@ -29,16 +30,24 @@ pub(crate) fn measure(binaries: &Binaries, setup: &Setup, n_tokens: usize) -> an
     for (i, n) in STREAMS.into_iter().enumerate() {
         for (server, rates) in servers.iter().zip(&rates) {
             let [free, constrained] = &rates[i];
-            let share = format!("{:.0} % of free", 100.0 * median(constrained) / median(free));
+            let shares: Vec<f64> = free.iter().zip(constrained).map(|(free, constrained)| 100.0 * constrained / free).collect();
+            let share = format!(
+                "{:.1} % of free in the middle run, {:.1} to {:.1}",
+                median(&shares),
+                quantile(&shares, 0.0),
+                quantile(&shares, 1.0)
+            );
             let name = server.name;
+            let target = if name == "plexus" { "≥ 95 % of free" } else { "" };
             figures.push(Figure::tokens_per_s(format!("{name}: streams at a time: {n}, free"), "", free));
-            figures.push(Figure::tokens_per_s(format!("{name}: streams at a time: {n}, JSON Schema"), "", constrained).beside(share));
+            figures.push(Figure::tokens_per_s(format!("{name}: streams at a time: {n}, JSON Schema"), target, constrained).beside(share));
         }
     }
     Ok(figures)
 }
 
-/// A chat whose answer, if it is constrained, is a list of records too long to end within a bench.
+/// A chat whose answer, if it is constrained, is a list of records too long to end within a bench. Strings are short, so that random weights,
+/// which would hardly ever end one, come through the whole schema.
 fn chat(constrained: bool, max_tokens: usize, seed: usize) -> Value {
     let mut body = json!({
         "model": MODEL,
@@ -56,10 +65,10 @@ fn chat(constrained: bool, max_tokens: usize, seed: usize) -> Value {
         let person = json!({
             "type": "object",
             "properties": {
-                "name": {"type": "string"},
+                "name": {"type": "string", "maxLength": 16},
                 "role": {"enum": ["admin", "editor", "reader"]},
                 "age": {"type": "integer", "minimum": 0, "maximum": 150},
-                "emails": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                "emails": {"type": "array", "items": {"type": "string", "maxLength": 24}, "minItems": 1, "maxItems": 3},
             },
             "required": ["name", "role", "age", "emails"],
             "additionalProperties": false,

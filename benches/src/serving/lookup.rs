@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::figures::{Figure, median};
 use crate::node_process::{Binaries, CHAT};
 use crate::serving::stream::{Answer, ask};
-use crate::serving::{MODEL, Server, Setup, completion, words};
+use crate::serving::{MODEL, Setup, completion, words};
 
 /// Path of the endpoint that takes tokens.
 const COMPLETIONS: &str = "/v1/completions";
@@ -26,17 +26,15 @@ const TASKS: [&str; 8] = [
     "Tell me a story about a fox named Ruby.",
 ];
 
-/// Each task, and with a model of real shape also a text that repeats itself, with guesses and without, in turn.
-pub(crate) fn measure(binaries: &Binaries, runs: usize, setup: Option<&Setup>) -> anyhow::Result<Vec<Figure>> {
-    let pip = Setup::of_embedded(runs);
-    let tasks: Vec<(String, Value)> = TASKS.iter().map(|task| ((*task).to_owned(), chat(task))).collect();
-    let mut figures = compare(binaries, &pip, CHAT, &tasks)?;
-    if let Some(setup) = setup {
-        let mut body = completion(&words(200, 1), 256, 1);
-        body["temperature"] = json!(0);
-        figures.extend(compare(binaries, setup, COMPLETIONS, &[("random weights, always the likeliest token".to_owned(), body)])?);
+/// Each task if the model is the embedded one, else a text that comes to repeat itself, with guesses and without, in turn.
+pub(crate) fn measure(binaries: &Binaries, setup: &Setup) -> anyhow::Result<Vec<Figure>> {
+    if setup.is_embedded() {
+        let tasks: Vec<(String, Value)> = TASKS.iter().map(|task| ((*task).to_owned(), chat(task))).collect();
+        return compare(binaries, setup, CHAT, &tasks);
     }
-    Ok(figures)
+    let mut body = completion(&words(200, 1), 256, 1);
+    body["temperature"] = json!(0);
+    compare(binaries, setup, COMPLETIONS, &[("random weights, always the likeliest token".to_owned(), body)])
 }
 
 fn compare(binaries: &Binaries, setup: &Setup, path: &str, tasks: &[(String, Value)]) -> anyhow::Result<Vec<Figure>> {
@@ -64,7 +62,6 @@ fn compare(binaries: &Binaries, setup: &Setup, path: &str, tasks: &[(String, Val
         figures.push(Figure::tokens_per_s(format!("{name}: without guesses"), "", &slow));
         figures.push(Figure::tokens_per_s(format!("{name}: with guesses"), "", &fast).beside(gain));
     }
-    drop::<[Server; 2]>([with, without]);
     Ok(figures)
 }
 

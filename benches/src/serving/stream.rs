@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
 use crate::http::Connection;
@@ -40,8 +40,12 @@ pub(super) fn ask(to: SocketAddr, path: &str, body: &Value) -> anyhow::Result<An
 pub(super) fn ask_while(to: SocketAddr, path: &str, body: &Value, mut go_on: impl FnMut(Instant) -> bool) -> anyhow::Result<Answer> {
     let mut connection = Connection::open(to)?;
     let mut answer = Answer { sent: Instant::now(), arrivals: vec![], text: String::new(), n_tokens: 0, n_cached: 0 };
+    let mut error = None;
     connection.stream_while(path, body, |data, arrived| {
         let Ok(chunk) = serde_json::from_slice::<Value>(data) else { return true }; // [DONE]
+        if !chunk["error"].is_null() {
+            error = Some(chunk["error"].to_string());
+        }
         let choice = &chunk["choices"][0];
         if let Some(text) = choice["text"].as_str().or_else(|| choice["delta"]["content"].as_str()).filter(|text| !text.is_empty()) {
             answer.text += text;
@@ -53,6 +57,9 @@ pub(super) fn ask_while(to: SocketAddr, path: &str, body: &Value, mut go_on: imp
         }
         go_on(arrived)
     })?;
+    if let Some(error) = error {
+        bail!("the answer of {to} broke off with {error} behind {:?}", answer.text);
+    }
     Ok(answer)
 }
 
