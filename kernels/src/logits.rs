@@ -8,6 +8,9 @@
 
 use std::cmp::Ordering;
 
+#[cfg(target_arch = "x86_64")]
+use crate::simd::OpsIsa;
+
 /// Logits looked at together; few enough to stay in the first cache, many enough that a pass over the chunks costs nothing.
 pub const CHUNK: usize = 1024;
 /// Logits compared with a threshold together.
@@ -66,17 +69,12 @@ macro_rules! widest {
                 fn avx2($($argument: $type),*) -> $result {
                     plain($($argument),*)
                 }
-                let has_avx512 = is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl");
-                if has_avx512 {
+                match OpsIsa::best() {
                     // SAFETY: the processor has each of the four sets that the function is compiled for.
-                    return unsafe { avx512($($argument),*) };
-                }
-                if is_x86_feature_detected!("avx2") {
+                    OpsIsa::Avx512 | OpsIsa::Avx512Bf16 => return unsafe { avx512($($argument),*) },
                     // SAFETY: the processor has the set that the function is compiled for.
-                    return unsafe { avx2($($argument),*) };
+                    OpsIsa::Avx2 => return unsafe { avx2($($argument),*) },
+                    OpsIsa::Portable => {}
                 }
             }
             plain($($argument),*)

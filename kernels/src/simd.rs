@@ -5,6 +5,8 @@
 
 #![allow(unsafe_code, reason = "vector instructions have no safe form outside the functions that enable them")]
 
+use crate::isa::Isa;
+
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -31,21 +33,34 @@ pub(crate) enum OpsIsa {
 }
 
 impl OpsIsa {
-    /// The best that this processor has.
+    /// The best that this processor has, within the limit of this process.
     pub(crate) fn best() -> Self {
+        let limit = match Isa::limit() {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::AvxVnni => Self::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Self::Avx512Bf16,
+            _ => Self::Portable,
+        };
+        Self::detected().min(limit)
+    }
+
+    /// The best that this processor has.
+    fn detected() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             let avx512 = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
-            if avx512 && is_x86_feature_detected!("avx512bf16") {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            if avx2 && avx512 && is_x86_feature_detected!("avx512bf16") {
                 return Self::Avx512Bf16;
             }
-            if avx512 {
+            if avx2 && avx512 {
                 return Self::Avx512;
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if avx2 {
                 return Self::Avx2;
             }
         }
@@ -64,7 +79,7 @@ impl OpsIsa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16,
         ];
-        all.into_iter().filter(|isa| *isa <= Self::best()).collect()
+        all.into_iter().filter(|isa| *isa <= Self::detected()).collect()
     }
 }
 

@@ -1,5 +1,7 @@
 //! Products against plain arithmetic in f64, on every instruction set that this machine has.
 
+mod robustness;
+
 use super::*;
 use crate::isa::Isa;
 use crate::rows::{Activations, Form, Forms};

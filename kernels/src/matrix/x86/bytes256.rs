@@ -129,18 +129,18 @@ impl<const EVEX: bool> Dot for Quads<EVEX> {
 
 /// Half of a tile: 8 of the 16 numbers of each field.
 #[derive(Clone, Copy)]
-pub(super) struct Half<const FETCH: bool> {
+pub(super) struct Half {
     tile: *const u8,
     half: usize,
 }
 
-impl<const FETCH: bool> Half<FETCH> {
+impl Half {
     /// The words at byte `at` of the tile, and the hint to fetch those further on.
     #[inline(always)]
     pub(super) unsafe fn fetched(self, at: usize) -> __m256i {
         // SAFETY: the caller's tile has these bytes; a prefetch may point anywhere.
         unsafe {
-            if FETCH && self.half == at / 64 % 2 {
+            if self.half == at / 64 % 2 {
                 _mm_prefetch::<_MM_HINT_T0>(self.tile.wrapping_add(at + AHEAD).cast());
             }
             self.words(at)
@@ -200,7 +200,7 @@ pub(super) trait Blocks {
     ///
     /// # Safety
     /// `t` is of a tile, `x` the block of the first of `M` rows; the machine has the instructions of `D`.
-    unsafe fn add<D: Dot, const M: usize, const FETCH: bool>(t: Half<FETCH>, x: *const u8, acc: &mut [__m256; M]);
+    unsafe fn add<D: Dot, const M: usize>(t: Half, x: *const u8, acc: &mut [__m256; M]);
 }
 
 /// The kernel, to be inlined into an entry that has the instructions.
@@ -212,37 +212,31 @@ pub(super) unsafe fn product<B: Blocks, D: Dot>(span: &Span) {
     // SAFETY: the contract of kernels; rows `0..m` are covered once each.
     unsafe {
         match span.m {
-            1 => rows::<B, D, 1, true>(span, 0),
-            2 => rows::<B, D, 2, true>(span, 0),
-            3 => {
-                rows::<B, D, 2, true>(span, 0);
-                rows::<B, D, 1, false>(span, 2);
-            }
-            8 if span.fetch => rows::<B, D, 8, true>(span, 0),
-            8 => rows::<B, D, 8, false>(span, 0),
-            m => {
-                rows::<B, D, 4, true>(span, 0);
-                if m > 5 {
-                    rows::<B, D, 2, false>(span, 4);
-                }
-                if m % 2 == 1 {
-                    rows::<B, D, 1, false>(span, m - 1);
-                }
-            }
+            1 => rows::<B, D, 1>(span, 0),
+            2 | 3 => rows::<B, D, 2>(span, 0),
+            8 => rows::<B, D, 8>(span, 0),
+            _ => rows::<B, D, 4>(span, 0),
+        }
+        if matches!(span.m, 6 | 7) {
+            rows::<B, D, 2>(span, 4);
+        }
+        if matches!(span.m, 3 | 5 | 7) {
+            rows::<B, D, 1>(span, span.m - 1);
         }
     }
 }
 
 /// Rows `first..first + M` of the span.
 #[inline(always)]
-unsafe fn rows<B: Blocks, D: Dot, const M: usize, const FETCH: bool>(span: &Span, first: usize) {
+unsafe fn rows<B: Blocks, D: Dot, const M: usize>(span: &Span, first: usize) {
     // SAFETY: the contract of kernels.
     unsafe {
         let mut acc = [[_mm256_setzero_ps(); M]; 2];
         let (mut tile, mut x) = (span.tile, span.x.add(first * B::ROW));
         for _ in 0..span.n_blocks {
-            B::add::<D, M, FETCH>(Half { tile, half: 0 }, x, &mut acc[0]);
-            B::add::<D, M, FETCH>(Half { tile, half: 1 }, x, &mut acc[1]);
+            for half in 0..2 {
+                B::add::<D, M>(Half { tile, half }, x, &mut acc[half]);
+            }
             tile = tile.wrapping_add(B::TILE);
             x = x.wrapping_add(span.step);
         }

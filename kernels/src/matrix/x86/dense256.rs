@@ -55,23 +55,22 @@ kernels! {
 unsafe fn product<C: Columns>(span: &Span) {
     // SAFETY: the contract of kernels; rows `0..m` are covered once each.
     unsafe {
-        match (span.m, span.fetch) {
-            (1, _) => rows::<C, 1, true>(span, 0),
-            (2 | 4, _) => rows::<C, 2, true>(span, 0),
-            (_, true) => rows::<C, 3, true>(span, 0),
-            (_, false) => rows::<C, 3, false>(span, 0),
+        match span.m {
+            1 => rows::<C, 1>(span, 0),
+            2 | 4 => rows::<C, 2>(span, 0),
+            _ => rows::<C, 3>(span, 0),
         }
         match span.m {
-            4 => rows::<C, 2, false>(span, 2),
-            5 => rows::<C, 2, false>(span, 3),
-            6 => rows::<C, 3, false>(span, 3),
+            4 => rows::<C, 2>(span, 2),
+            5 => rows::<C, 2>(span, 3),
+            6 => rows::<C, 3>(span, 3),
             7 => {
-                rows::<C, 2, false>(span, 3);
-                rows::<C, 2, false>(span, 5);
+                rows::<C, 2>(span, 3);
+                rows::<C, 2>(span, 5);
             }
             8 => {
-                rows::<C, 3, false>(span, 3);
-                rows::<C, 2, false>(span, 6);
+                rows::<C, 3>(span, 3);
+                rows::<C, 2>(span, 6);
             }
             _ => {}
         }
@@ -79,7 +78,7 @@ unsafe fn product<C: Columns>(span: &Span) {
 }
 
 #[inline(always)]
-unsafe fn rows<C: Columns, const M: usize, const FETCH: bool>(span: &Span, first: usize) {
+unsafe fn rows<C: Columns, const M: usize>(span: &Span, first: usize) {
     // SAFETY: the contract of kernels: `n_blocks` tiles, and as many blocks of each row.
     unsafe {
         let mut sums = [[[_mm256_setzero_ps(); 2]; 2]; M];
@@ -96,11 +95,9 @@ unsafe fn rows<C: Columns, const M: usize, const FETCH: bool>(span: &Span, first
             }
         };
         for _ in 0..span.n_blocks / C::TILES {
-            if FETCH {
-                _mm_prefetch::<_MM_HINT_T0>(t.wrapping_add(AHEAD).cast());
-                if C::TILES * C::TILE > 64 {
-                    _mm_prefetch::<_MM_HINT_T0>(t.wrapping_add(AHEAD + 64).cast());
-                }
+            _mm_prefetch::<_MM_HINT_T0>(t.wrapping_add(AHEAD).cast());
+            if C::TILES * C::TILE > 64 {
+                _mm_prefetch::<_MM_HINT_T0>(t.wrapping_add(AHEAD + 64).cast());
             }
             add(t, x, true);
             t = t.wrapping_add(C::TILES * C::TILE);

@@ -57,7 +57,7 @@ trait Codes {
     /// `Block32::zero` is shifted right by this to give the zero point's part; `None`: there is a minimum instead.
     const ZERO: Option<i32>;
     /// The codes of columns `4 * i..` of all rows.
-    unsafe fn codes<D: Dot, const FETCH: bool>(t: Half<FETCH>) -> [__m256i; 8];
+    unsafe fn codes<D: Dot>(t: Half) -> [__m256i; 8];
     /// `start + codes . x`.
     unsafe fn sum<D: Dot>(start: __m256i, codes: &[__m256i; 8], x: *const u8) -> __m256i;
 }
@@ -69,10 +69,10 @@ impl<C: Codes> Blocks for Of32<C> {
     const ROW: usize = size_of::<Block32>();
 
     #[inline(always)]
-    unsafe fn add<D: Dot, const M: usize, const FETCH: bool>(t: Half<FETCH>, x: *const u8, acc: &mut [__m256; M]) {
+    unsafe fn add<D: Dot, const M: usize>(t: Half, x: *const u8, acc: &mut [__m256; M]) {
         // SAFETY: the contract of `add`.
         unsafe {
-            let codes = C::codes::<D, FETCH>(t);
+            let codes = C::codes::<D>(t);
             let d = t.floats(0);
             for m in 0..M {
                 let x = x.add(m * Self::ROW);
@@ -118,7 +118,7 @@ unsafe fn nibble<const HIGH: bool>(word: __m256i) -> __m256i {
 
 /// The codes of 4 bits in the 4 words at `t + at`.
 #[inline(always)]
-unsafe fn nibbles<const FETCH: bool>(t: Half<FETCH>, at: usize) -> [__m256i; 8] {
+unsafe fn nibbles(t: Half, at: usize) -> [__m256i; 8] {
     // SAFETY: the caller's tile has these bytes.
     unsafe {
         let w = [t.fetched(at), t.fetched(at + 64), t.fetched(at + 128), t.fetched(at + 192)];
@@ -142,10 +142,10 @@ unsafe fn moved(bits: __m256i, from: usize, to: usize, mask: i8) -> __m256i {
 
 /// As [`nibbles`], with the fifth bits before them.
 #[inline(always)]
-unsafe fn fifths<const FETCH: bool>(t: Half<FETCH>, at: usize) -> [__m256i; 8] {
+unsafe fn fifths(t: Half, at: usize) -> [__m256i; 8] {
     // SAFETY: the caller's tile has these bytes.
     unsafe {
-        let (bits, low) = (t.fetched(at), nibbles::<FETCH>(t, at + 64));
+        let (bits, low) = (t.fetched(at), nibbles(t, at + 64));
         std::array::from_fn(|i| _mm256_or_si256(moved(bits, i, 4, 16), low[i]))
     }
 }
@@ -158,7 +158,7 @@ macro_rules! codes {
             const MAX: usize = $max;
             const ZERO: Option<i32> = $zero;
             #[inline(always)]
-            unsafe fn codes<D: Dot, const FETCH: bool>($t: Half<FETCH>) -> [__m256i; 8] {
+            unsafe fn codes<D: Dot>($t: Half) -> [__m256i; 8] {
                 // SAFETY: a tile of this format.
                 unsafe { $codes }
             }
@@ -254,7 +254,7 @@ impl<const FIFTH: bool> Blocks for Q45K<FIFTH> {
     const ROW: usize = ROW256;
 
     #[inline(always)]
-    unsafe fn add<D: Dot, const M: usize, const FETCH: bool>(t: Half<FETCH>, x: *const u8, acc: &mut [__m256; M]) {
+    unsafe fn add<D: Dot, const M: usize>(t: Half, x: *const u8, acc: &mut [__m256; M]) {
         // SAFETY: the contract of `add`.
         unsafe {
             let words = if FIFTH { 832 } else { 320 };
@@ -286,7 +286,7 @@ impl Blocks for Q6K {
     const ROW: usize = ROW256;
 
     #[inline(always)]
-    unsafe fn add<D: Dot, const M: usize, const FETCH: bool>(t: Half<FETCH>, x: *const u8, acc: &mut [__m256; M]) {
+    unsafe fn add<D: Dot, const M: usize>(t: Half, x: *const u8, acc: &mut [__m256; M]) {
         // SAFETY: the contract of `add`.
         unsafe {
             let mut sums = [_mm256_setzero_si256(); M];
@@ -300,8 +300,7 @@ impl Blocks for Q6K {
                         let bits = 2336 + 64 * (8 * h + w);
                         _mm256_or_si256(moved(if s == 0 { t.fetched(bits) } else { t.words(bits) }, 2 * s, 4, 0x30), low)
                     };
-                    let (first, second): ([__m256i; 4], [__m256i; 4]) =
-                        (std::array::from_fn(code), std::array::from_fn(|w| code(w + 4)));
+                    let (first, second): ([__m256i; 4], [__m256i; 4]) = (std::array::from_fn(code), std::array::from_fn(|w| code(w + 4)));
                     let at = 128 * h + 32 * s;
                     add_scaled::<D, M, 4, 63>(&mut sums, &first, x, at, D::scale(of_pair::<false>(pairs)));
                     add_scaled::<D, M, 4, 63>(&mut sums, &second, x, at + 16, D::scale(of_pair::<true>(pairs)));
@@ -345,7 +344,7 @@ impl Blocks for Q3K {
     const ROW: usize = ROW256;
 
     #[inline(always)]
-    unsafe fn add<D: Dot, const M: usize, const FETCH: bool>(t: Half<FETCH>, x: *const u8, acc: &mut [__m256; M]) {
+    unsafe fn add<D: Dot, const M: usize>(t: Half, x: *const u8, acc: &mut [__m256; M]) {
         // SAFETY: the contract of `add`.
         unsafe {
             let code = |h: usize, s: usize, w: usize| {
@@ -368,7 +367,7 @@ impl Blocks for Q2K {
     const ROW: usize = ROW256;
 
     #[inline(always)]
-    unsafe fn add<D: Dot, const M: usize, const FETCH: bool>(t: Half<FETCH>, x: *const u8, acc: &mut [__m256; M]) {
+    unsafe fn add<D: Dot, const M: usize>(t: Half, x: *const u8, acc: &mut [__m256; M]) {
         // SAFETY: the contract of `add`.
         unsafe {
             let code = |h: usize, s: usize, w: usize| {
@@ -391,7 +390,7 @@ impl Blocks for Iq4Xs {
     const ROW: usize = ROW256;
 
     #[inline(always)]
-    unsafe fn add<D: Dot, const M: usize, const FETCH: bool>(t: Half<FETCH>, x: *const u8, acc: &mut [__m256; M]) {
+    unsafe fn add<D: Dot, const M: usize>(t: Half, x: *const u8, acc: &mut [__m256; M]) {
         // SAFETY: the contract of `add`.
         unsafe {
             let mut sums = [_mm256_setzero_si256(); M];
