@@ -13,7 +13,7 @@ file.  A cell is the median over the rounds.  Compare the ratios; the absolute f
 How the sides are measured alike: 128 tokens decoded from an empty context, prompts of 128 and 512 tokens, each after a warm-up that
 does not count.  Ours includes drawing the token, llama-bench's does not.  "First token" is the time of a whole process that loads the
 model from the page cache and computes one token.  "Memory beyond" is the peak resident memory of the process of a prefill and a decode
-less the weights (for a file that is mapped: its tensors) and the KV cache.
+less the size of the model's file (its tensors and some MB of tokenizer) and the KV cache.
 """
 import argparse
 import json
@@ -61,7 +61,7 @@ class Plexus:
         found = json.loads(text)
         result = {f"prefill {n}": rates[0] for n, rates in found["prefill_tokens_per_s"].items()}
         result["decode"] = found["decode_tokens_per_s"]["1"][0]
-        result["memory beyond"] = (peak - found["weights_bytes"] - found["kv_bytes"]) / MIB
+        result["memory beyond"] = (peak - file.stat().st_size - found["kv_bytes"]) / MIB
         return result
 
     def first_token(self, file, threads):
@@ -79,13 +79,12 @@ class Llama:
 
     def speeds(self, file, threads, tests):
         text, _, peak = run(self.command(file, threads, "-p", ",".join(map(str, tests["prefill"])), "-n", tests["decode"]))
-        result, weights, kv = {}, 0, 0
+        result, kv = {}, 0
         for test in json.loads(text):
-            weights = test["model_size"]
             n_tokens = test["n_prompt"] + test["n_gen"]
             result["decode" if test["n_gen"] else f"prefill {test['n_prompt']}"] = test["avg_ts"]
             kv = max(kv, n_tokens * kv_bytes_per_token(file))
-        result["memory beyond"] = (peak - weights - kv) / MIB
+        result["memory beyond"] = (peak - file.stat().st_size - kv) / MIB
         return result
 
     def first_token(self, file, threads):

@@ -1,12 +1,12 @@
-//! What guessing the next tokens from the text so far gains, where an answer repeats its prompt. The answers must be the very same.
+//! What guessing the next tokens from the text so far gains, where an answer repeats what was said. The answers must be the very same.
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
-use crate::figures::{Figure, median};
+use crate::figures::Figure;
 use crate::node_process::{Binaries, CHAT};
 use crate::serving::stream::{Answer, ask};
-use crate::serving::{MODEL, Setup, completion, words};
+use crate::serving::{MODEL, Server, Setup, completion, words};
 
 /// Path of the endpoint that takes tokens.
 const COMPLETIONS: &str = "/v1/completions";
@@ -14,67 +14,121 @@ const COMPLETIONS: &str = "/v1/completions";
 /// The line of a `[[models]]` entry that turns guessing off.
 const WITHOUT: &str = "prompt_lookup = false";
 
-/// What is asked of the embedded model: to copy, or to write what is there in another way.
-const TASKS: [&str; 8] = [
-    "Repeat after me: river stone apple window garden table music",
-    "Say \"green house little bird morning water paper\".",
-    "Repeat: 48213",
-    "Echo this: orange cloud bridge winter silver lamp forest",
-    "How do you spell elephant?",
-    "Sort these numbers: 41, 7, 23, 88, 15",
-    "Reverse the word garden.",
-    "Tell me a story about a fox named Ruby.",
+/// The gain aimed at, over all tasks of a kind.
+const TARGET: &str = "≥ 1.5 ×";
+
+/// What is asked of the embedded model, in two turns: it answers the first, and what is measured is the answer to the second.
+/// Here the second answer comes to the same words as the first...
+const COPYING: [[&str; 2]; 4] = [
+    ["Count from 1 to 30.", "Count from 1 to 30."],
+    ["What is gravity?", "What is gravity?"],
+    ["What is a whale?", "Tell me about the whale."],
+    ["Spell elephant.", "Spell elephant."],
 ];
 
-/// Each task if the model is the embedded one, else a text that comes to repeat itself, with guesses and without, in turn.
+/// ...and here to some of them, with other words between.
+const EDITING: [[&str; 2]; 4] = [
+    ["Count from 1 to 30.", "Count from 1 to 40."],
+    ["Tell me a story about a fox named Ruby.", "Tell me a story about a fox named Ruby."],
+    ["Tell me a story about a fox named Ruby.", "Tell me a story about a cat named Tom."],
+    ["Return JSON with the name Anna, the age 31 and the city Paris.", "Return JSON with the name Tom, the age 32 and the city Paris."],
+];
+
+/// The tasks above if the model is the embedded one, else a text that comes to repeat itself, with guesses and without, in turn.
 pub(crate) fn measure(binaries: &Binaries, setup: &Setup) -> anyhow::Result<Vec<Figure>> {
+    let pair = Pair { with: setup.plexus(binaries, "")?, without: setup.plexus(binaries, WITHOUT)? };
     if setup.is_embedded() {
-        let tasks: Vec<(String, Value)> = TASKS.iter().map(|task| ((*task).to_owned(), chat(task))).collect();
-        return compare(binaries, setup, CHAT, &tasks);
+        let mut figures = vec![];
+        for (kind, tasks) in [("copying", COPYING), ("editing", EDITING)] {
+            let bodies: Vec<Value> = tasks.iter().map(|task| second_turn(&pair.without, task)).collect::<anyhow::Result<_>>()?;
+            figures.extend(pair.compare(kind, TARGET, setup.runs, CHAT, &bodies)?);
+        }
+        return Ok(figures);
     }
     let mut body = completion(&words(200, 1), 256, 1);
     body["temperature"] = json!(0);
-    compare(binaries, setup, COMPLETIONS, &[("random weights, always the likeliest token".to_owned(), body)])
+    pair.compare("random weights, always the likeliest token", "", setup.runs, COMPLETIONS, &[body])
 }
 
-fn compare(binaries: &Binaries, setup: &Setup, path: &str, tasks: &[(String, Value)]) -> anyhow::Result<Vec<Figure>> {
-    let (with, without) = (setup.plexus(binaries, "")?, setup.plexus(binaries, WITHOUT)?);
-    let mut figures = vec![];
-    for (name, body) in tasks {
-        let (mut fast, mut slow, mut per_part) = (vec![], vec![], 0.0);
-        for run in 0..=setup.runs {
-            // The first of a pair finds the processor as the second of the pair before left it: they take turns.
-            let (a, b) = if run % 2 == 0 {
-                let a = ask(with.http, path, body)?;
-                (a, ask(without.http, path, body)?)
-            } else {
-                let b = ask(without.http, path, body)?;
-                (ask(with.http, path, body)?, b)
-            };
-            ensure!(a.text == b.text, "{name}: with guesses {:?}, without {:?}", a.text, b.text);
+/// Two servers of the same model.
+struct Pair {
+    with: Server,
+    without: Server,
+}
+
+impl Pair {
+    /// Every request to both, `n_runs` times and once that does not count.
+    fn compare(&self, kind: &str, target: &'static str, n_runs: usize, path: &str, bodies: &[Value]) -> anyhow::Result<Vec<Figure>> {
+        let (mut fast, mut slow, mut parts) = (vec![], vec![], Decoding::default());
+        for run in 0..=n_runs {
+            let mut sums = [Decoding::default(); 2];
+            for (i, body) in bodies.iter().enumerate() {
+                // The first of a pair finds the processor as the second of the pair before left it: they take turns.
+                let (a, b) = if (run + i) % 2 == 0 {
+                    let a = ask(self.with.http, path, body)?;
+                    (a, ask(self.without.http, path, body)?)
+                } else {
+                    let b = ask(self.without.http, path, body)?;
+                    (ask(self.with.http, path, body)?, b)
+                };
+                ensure!(a.text == b.text, "{kind}: with guesses {:?}, without {:?}", a.text, b.text);
+                sums[0].add(&a)?;
+                sums[1].add(&b)?;
+            }
             if run > 0 {
-                fast.push(tokens_per_s(&a)?);
-                slow.push(tokens_per_s(&b)?);
-                per_part = a.n_tokens as f64 / a.arrivals.len() as f64;
+                fast.push(sums[0].tokens_per_s());
+                slow.push(sums[1].tokens_per_s());
+                parts = sums[0];
             }
         }
-        let gain = format!("{:.2} × without, {per_part:.1} tokens a step that reached the client", median(&fast) / median(&slow));
-        figures.push(Figure::tokens_per_s(format!("{name}: without guesses"), "", &slow));
-        figures.push(Figure::tokens_per_s(format!("{name}: with guesses"), "", &fast).beside(gain));
+        let gains: Vec<f64> = fast.iter().zip(&slow).map(|(fast, slow)| fast / slow).collect();
+        let (n_tokens, n_parts) = (parts.n_tokens, parts.n_parts);
+        Ok(vec![
+            Figure::tokens_per_s(format!("{kind}: without guesses"), "", &slow),
+            Figure::tokens_per_s(format!("{kind}: with guesses"), "", &fast).beside(format!("{n_tokens} tokens came in {n_parts} parts")),
+            Figure::times(format!("{kind}: with guesses to without, of each run"), target, &gains).beside("the same text"),
+        ])
     }
-    Ok(figures)
 }
 
-/// From the request to the last part: prompts are short.
-fn tokens_per_s(answer: &Answer) -> anyhow::Result<f64> {
-    let last = answer.arrivals.last().context("the answer had no text")?;
-    Ok(answer.n_tokens as f64 / last.duration_since(answer.sent).as_secs_f64())
+/// What decoding several answers took, from the first part of each to its last: prompts are not what is measured.
+#[derive(Debug, Clone, Copy, Default)]
+struct Decoding {
+    n_tokens: u64,
+    n_parts: usize,
+    seconds: f64,
 }
 
-fn chat(task: &str) -> Value {
+impl Decoding {
+    /// Adds an answer. Its first part is the token that the prompt's step drew.
+    fn add(&mut self, answer: &Answer) -> anyhow::Result<()> {
+        let (first, last) = answer.arrivals.first().zip(answer.arrivals.last()).context("the answer had no text")?;
+        ensure!(answer.n_tokens > 1, "an answer of {} tokens is too short: {:?}", answer.n_tokens, answer.text);
+        self.n_tokens += answer.n_tokens - 1;
+        self.n_parts += answer.arrivals.len() - 1;
+        self.seconds += last.duration_since(*first).as_secs_f64();
+        Ok(())
+    }
+
+    fn tokens_per_s(self) -> f64 {
+        self.n_tokens as f64 / self.seconds
+    }
+}
+
+/// The request of a task's second turn: the first is answered by the model itself.
+fn second_turn(server: &Server, [first, second]: &[&str; 2]) -> anyhow::Result<Value> {
+    let answer = ask(server.http, CHAT, &chat(&[json!({"role": "user", "content": first})]))?.text;
+    Ok(chat(&[
+        json!({"role": "user", "content": first}),
+        json!({"role": "assistant", "content": answer}),
+        json!({"role": "user", "content": second}),
+    ]))
+}
+
+fn chat(messages: &[Value]) -> Value {
     json!({
         "model": MODEL,
-        "messages": [{"role": "user", "content": task}],
+        "messages": messages,
         "max_tokens": 200,
         "temperature": 0,
         "stream": true,
