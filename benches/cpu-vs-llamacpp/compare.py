@@ -124,29 +124,54 @@ def cell(row, value):
     return f"{value:.0f} MiB" if row == "memory beyond" else f"{value:.1f} tok/s"
 
 
+def ratios(found, row):
+    """How many times better ours is than the best peer, round by round; nothing without peers."""
+    ours, *peers = found
+    lower_is_better = row == "first token"
+    best = (min if lower_is_better else max)(peers, key=lambda name: statistics.median(found[name][row]), default=None)
+    pairs = zip(found[ours][row], found[best][row]) if best else []
+    return [theirs / ours if lower_is_better else ours / theirs for ours, theirs in pairs]
+
+
+def times(values):
+    return f"**{statistics.median(values):.2f} ×**" if values else ""
+
+
+def gb_per_s(file, found):
+    """What decoding reads: the whole file for each token."""
+    return statistics.median(found["plexus"]["decode"]) * file.stat().st_size / 1e9
+
+
 def show(file, threads, found, memory, tests):
     """One table: a row per thing measured; the ratio above 1 is where ours is better."""
     names = list(found)
-    peers = names[1:]
-    weights = file.stat().st_size
     print(f"\n### {file.stem}, {threads} {'thread' if threads == 1 else 'threads'} (memory read at {statistics.median(memory):.1f} GB/s)\n")
     print("| | " + " | ".join(names) + " | best peer: ours is | least to greatest ratio of a round |")
     print("|---" * (len(names) + 3) + "|")
-    rows = ["decode", *(f"prefill {n}" for n in tests["prefill"]), "first token", "memory beyond"]
-    for row in rows:
+    for row in ["decode", *(f"prefill {n}" for n in tests["prefill"]), "first token", "memory beyond"]:
         medians = {name: statistics.median(found[name][row]) for name in names}
-        lower_is_better = row in ("first token", "memory beyond")
-        best = (min if lower_is_better else max)(peers, key=lambda name: medians[name], default=None)
-        ratio = spread = ""
-        if best and row != "memory beyond":
-            pairs = zip(found[names[0]][row], found[best][row])
-            ratios = [theirs / ours if lower_is_better else ours / theirs for ours, theirs in pairs]
-            ratio, spread = f"**{statistics.median(ratios):.2f} ×**", f"{min(ratios):.2f} to {max(ratios):.2f}"
         if row == "memory beyond":
-            ratio = f"{100 * medians[names[0]] * MIB / weights:.1f} % of the weights"
+            ratio, spread = f"{100 * medians[names[0]] * MIB / file.stat().st_size:.1f} % of the weights", ""
+        else:
+            values = ratios(found, row)
+            ratio, spread = times(values), f"{min(values):.2f} to {max(values):.2f}" if values else ""
         print(f"| {row} | " + " | ".join(cell(row, medians[name]) for name in names) + f" | {ratio} | {spread} |")
-    read = statistics.median(found[names[0]]["decode"]) * weights / 1e9
-    print(f"\nDecoding reads the file at {read:.1f} GB/s: {100 * read / statistics.median(memory):.0f} % of what memory gives.", flush=True)
+    share = 100 * gb_per_s(file, found) / statistics.median(memory)
+    print(f"\nDecoding reads the file at {gb_per_s(file, found):.1f} GB/s: {share:.0f} % of what memory gives.", flush=True)
+
+
+def summarize(everything, models, tests):
+    """One table of everything: ours, how many times the best peer it is, and what it leaves of the memory's bandwidth."""
+    prefills = [f"prefill {n}" for n in tests["prefill"]]
+    print("\n| model, threads | decode | of bandwidth | " + " | ".join(prefills) + " | load to first token | memory beyond |")
+    print("|---" * (5 + len(prefills)) + "|")
+    for one in everything:
+        file, found = models / one["file"], one["values"]
+        ours = {row: statistics.median(values) for row, values in found["plexus"].items()}
+        rows = [f"{cell(row, ours[row])}, {times(ratios(found, row))}" for row in ["decode", *prefills, "first token"]]
+        share = f"{100 * gb_per_s(file, found) / statistics.median(one['gb_per_s']):.0f} %"
+        memory = f"{100 * ours['memory beyond'] * MIB / file.stat().st_size:.1f} %"
+        print(f"| {file.stem}, {one['threads']} | " + " | ".join([rows[0], share, *rows[1:], memory]) + " |")
 
 
 def into_page_cache(file):
@@ -177,12 +202,15 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--decode", type=int, default=128)
     parser.add_argument("--prefill", type=words, default=["128", "512"])
-    parser.add_argument("--json", type=Path, help="where every value of every round goes")
+    parser.add_argument("--json", type=Path, help="where every value of every round goes; what it has of other models or threads stays")
+    parser.add_argument("--summary", action="store_true", help="measures nothing: one table of what is in the file of --json")
     args = parser.parse_args()
+    tests = {"decode": args.decode, "prefill": [int(n) for n in args.prefill]}
+    everything = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
+    if args.summary:
+        return summarize(everything, args.models, tests)
     if args.plexus_benches is None:
         args.plexus_benches = build()
-    tests = {"decode": args.decode, "prefill": [int(n) for n in args.prefill]}
-    everything = []
     for shape in args.shapes:
         for type_ in args.types:
             file = file_of(args, shape, type_)
@@ -196,6 +224,7 @@ def main():
                 found, memory = measure(args, file, threads, engines, tests)
                 show(file, threads, found, memory, tests)
                 print(f"Load average before it: {load:.1f}; {args.rounds} rounds.", flush=True)
+                everything = [one for one in everything if (one["file"], one["threads"]) != (file.name, threads)]
                 everything.append({"file": file.name, "threads": threads, "load": load, "gb_per_s": memory, "values": found})
                 if args.json:
                     args.json.write_text(json.dumps(everything, indent=1))
