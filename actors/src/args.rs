@@ -89,6 +89,10 @@ pub struct ModelProfile {
     pub running_max: u32,
     /// Most requests that wait for a place in it.
     pub waiting_max: u32,
+    /// A small model with the same vocabulary that guesses tokens for it, where that pays; absent: none.
+    pub draft: Option<ModelSource>,
+    /// Guess tokens from a sequence's own text, where that pays.
+    pub prompt_lookup: bool,
 }
 
 /// Deadlines and windows of streams.

@@ -91,6 +91,8 @@ pub enum DeviceMsg {
     Load {
         /// The model's files.
         files: Arc<ModelFiles>,
+        /// Those of its draft model, if it has one.
+        draft: Option<Arc<ModelFiles>>,
         /// Size of its KV pool.
         kv: KvPlan,
         /// Gets the model's place there.
@@ -152,7 +154,7 @@ impl Actor for DeviceActor {
     async fn handle(&self, _myself: ActorRef<DeviceMsg>, message: DeviceMsg, state: &mut DeviceState) -> Result<(), ActorProcessingErr> {
         state.args.address.taken();
         match message {
-            DeviceMsg::Load { files, kv, reply } => state.on_load(files, kv, reply)?,
+            DeviceMsg::Load { files, draft, kv, reply } => state.on_load(files, draft, kv, reply)?,
             DeviceMsg::Unload(slot) => state.thread.give(Job::Unload { slot })?,
             DeviceMsg::Thread(ThreadReport(report)) => state.on_report(report)?,
             DeviceMsg::WatchDue => state.on_watch()?,
@@ -165,12 +167,18 @@ impl Actor for DeviceActor {
 
 /// `Err` from here means "restart me", never "this job failed".
 impl DeviceState {
-    fn on_load(&mut self, files: Arc<ModelFiles>, kv: KvPlan, reply: Reply<Placed>) -> Result<(), DeviceError> {
+    fn on_load(
+        &mut self,
+        files: Arc<ModelFiles>,
+        draft: Option<Arc<ModelFiles>>,
+        kv: KvPlan,
+        reply: Reply<Placed>,
+    ) -> Result<(), DeviceError> {
         let slot = Slot(self.next_slot);
         self.next_slot += 1;
         let steps = self.thread.steps_of(slot);
         let reply = Reply::new(move |loaded: Result<Slot, DeviceError>| reply.send(loaded.map(|slot| Placed { slot, steps })));
-        self.thread.give(Job::Load { slot, files, kv, reply })
+        self.thread.give(Job::Load { slot, files, draft, kv, reply })
     }
 
     fn on_report(&mut self, report: Report) -> Result<(), ActorProcessingErr> {

@@ -34,6 +34,10 @@ pub const PREEMPTIONS: &str = "plexus_preemptions_total";
 pub const GUESSED_TOKENS: &str = "plexus_guessed_tokens_total";
 /// Of them, those that were right, by `model`.
 pub const RIGHT_GUESSES: &str = "plexus_right_guesses_total";
+/// Tokens guessed by a draft model, by `model`.
+pub const DRAFTED_TOKENS: &str = "plexus_drafted_tokens_total";
+/// Of them, those that were right, by `model`.
+pub const RIGHT_DRAFTS: &str = "plexus_right_drafts_total";
 
 /// The model's label for names that no node knows: each would else be a time series of its own, of a stranger's making.
 const UNKNOWN_MODEL: &str = "unknown";
@@ -53,6 +57,8 @@ pub fn describe() {
     describe_counter!(PREEMPTIONS, "Times that a running request had to wait again for memory");
     describe_counter!(GUESSED_TOKENS, "Tokens guessed from a request's own text");
     describe_counter!(RIGHT_GUESSES, "Guessed tokens that were right");
+    describe_counter!(DRAFTED_TOKENS, "Tokens guessed by a draft model");
+    describe_counter!(RIGHT_DRAFTS, "Of a draft model's tokens, those that were right");
     counter!(COLD_STARTS).absolute(0);
     counter!(EVICTIONS).absolute(0);
 }
@@ -63,6 +69,8 @@ pub fn on_schedule(model: &ModelId, before: Counts, after: Counts) {
         (PREEMPTIONS, after.preemptions - before.preemptions),
         (GUESSED_TOKENS, after.guessed - before.guessed),
         (RIGHT_GUESSES, after.guessed_right - before.guessed_right),
+        (DRAFTED_TOKENS, after.drafted - before.drafted),
+        (RIGHT_DRAFTS, after.drafted_right - before.drafted_right),
     ];
     for (name, n) in changes.into_iter().filter(|(_, n)| *n > 0) {
         counter!(name, "model" => model.to_string()).increment(n);

@@ -266,7 +266,7 @@ impl ModelState {
             Ok(resident) => {
                 info!(model = %self.args.profile.id, device = %resident.device, memory = %resident.memory,
                     context_length = resident.plan.context_length, "model loaded");
-                let batcher = Box::new(Batcher::new(self.args.profile.running_max, &resident));
+                let batcher = Box::new(Batcher::new(&self.args.profile, &resident));
                 self.phase = Phase::Loaded { resident: Box::new(resident), batcher };
             }
             Err(LoadError::Refused(reason)) => {

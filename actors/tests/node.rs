@@ -68,6 +68,8 @@ async fn node(script: Script, adjust: impl FnOnce(&mut NodeArgs)) -> RunningNode
             context_length: None,
             running_max: 8,
             waiting_max: 8,
+            draft: None,
+            prompt_lookup: true,
         }],
         streams: StreamsConfig {
             accept_timeout: DEADLINE,

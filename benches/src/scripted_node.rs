@@ -85,6 +85,8 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
         context_length: None,
         running_max: 64,
         waiting_max: 1024,
+        draft: None,
+        prompt_lookup: true,
     };
     let version = VersionInfo {
         version: env!("CARGO_PKG_VERSION").to_owned(),

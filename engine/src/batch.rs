@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::grammar::Masks;
+use crate::grammar::{Grammar, Masks};
 use crate::sample::{DrawLogprobs, SamplerSettings};
 
 /// Index of a KV block in a model's pool. Handed out by [`crate::kv::BlockPool`], which gives only ids below the pool's size.
@@ -80,6 +80,8 @@ pub struct Draw {
     /// The last so many of the sequence's tokens in this batch are guesses of what will be sampled from `position` on. What the cache holds
     /// beyond the last right one is written anew by a later step.
     pub n_guesses: u32,
+    /// A draft model may guess up to so many tokens more, if there is one and nothing is guessed yet. The blocks have room for them.
+    pub n_draft: u32,
     /// Prompt tokens seen so far; empty unless [`SamplerSettings::needs_history`].
     pub prompt_history: Arc<[u32]>,
     /// Tokens sampled so far; empty unless [`SamplerSettings::needs_history`].
@@ -90,6 +92,8 @@ pub struct Draw {
     pub logprobs: Option<u32>,
     /// Which tokens may be drawn, from [`crate::grammar::Grammar::masks`] with the same guesses; absent: all.
     pub masks: Option<Masks>,
+    /// Where the masks come from, for those behind what a draft model guesses; absent: all tokens may be drawn, or `n_draft` is 0.
+    pub grammar: Option<Grammar>,
 }
 
 impl Draw {
@@ -99,11 +103,13 @@ impl Draw {
             settings,
             position,
             n_guesses: 0,
+            n_draft: 0,
             prompt_history: Arc::new([]),
             sampled_history: Vec::new(),
             index: 0,
             logprobs: None,
             masks: None,
+            grammar: None,
         }
     }
 }
@@ -115,6 +121,8 @@ pub struct BatchOutput {
     pub sampled: Vec<Vec<u32>>,
     /// `[n_seqs]`: one for each token sampled where the draw asks for log probabilities, else empty.
     pub logprobs: Vec<Vec<DrawLogprobs>>,
+    /// `[n_seqs]` how many tokens a draft model guessed for each sequence; empty where it guessed none at all.
+    pub n_drafted: Vec<u32>,
     /// Sequences, by their place in the batch, whose grammar cannot go on, and why. The others are as they would be without them.
     pub refused: Vec<(usize, String)>,
 }

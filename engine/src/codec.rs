@@ -332,6 +332,18 @@ impl Codec {
         self.vocab_size
     }
 
+    /// The first token that both models have and that is not the same text in both.
+    pub(crate) fn differs_from(&self, other: &Self) -> Option<u32> {
+        let (one, two) = (&self.vocabulary, &other.vocabulary);
+        let alike = |id: u32| one.bytes_of(id) == two.bytes_of(id) && one.is_control(id) == two.is_control(id);
+        (0..self.vocab_size.min(other.vocab_size) as u32).find(|id| !alike(*id))
+    }
+
+    /// The text of `ids` with control tokens written out.
+    pub(crate) fn spell(&self, ids: &[u32]) -> String {
+        self.vocabulary.spell(ids)
+    }
+
     /// Does this token end an answer?
     pub fn is_stop(&self, id: u32) -> bool {
         self.vocabulary.stop_ids.contains(&id)

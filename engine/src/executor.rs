@@ -8,6 +8,8 @@ use crate::model::ModelFiles;
 
 /// A device, opened. It lives on one OS thread, which alone touches it (CX-60, CX-61), so it need not be `Send`.
 ///
+/// A [`crate::DraftingExecutor`] round it adds draft models.
+///
 /// The real one is [`crate::CandleExecutor`]; [`crate::scripted::ScriptedExecutor`] answers from a script, for tests and benches.
 pub trait Executor {
     /// What the device is.

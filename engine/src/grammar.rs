@@ -69,9 +69,11 @@ impl Grammars {
         let grammar = top_level(constraint).map_err(invalid)?;
         let parser = self.factory.create_parser(grammar).map_err(|error| invalid(format!("{error:#}")))?;
         let mut matcher = Matcher::new(Ok(parser));
+        let start = matcher.deep_clone();
         // The first mask is made here, so that what is wrong with it is said before the request has begun.
         matcher.compute_mask_or_eos().map_err(|error| invalid(error.to_string()))?;
-        Ok(Grammar(Arc::new(State { matcher: Mutex::new(matcher), pending: Mutex::new(Vec::new()) })))
+        let follower = Follower { matcher, start, seen: Vec::new() };
+        Ok(Grammar(Arc::new(State { follower: Mutex::new(follower), pending: Mutex::new(Vec::new()) })))
     }
 }
 
@@ -126,7 +128,7 @@ fn short(reason: &str) -> String {
 pub struct Grammar(Arc<State>);
 
 struct State {
-    matcher: Mutex<Matcher>,
+    follower: Mutex<Follower>,
     /// Tokens of the answer that the matcher has yet to see.
     pending: Mutex<Vec<u32>>,
 }
@@ -146,6 +148,12 @@ impl Grammar {
     }
 }
 
+impl PartialEq for Grammar {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
 impl fmt::Debug for Grammar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Grammar").finish_non_exhaustive()
@@ -154,23 +162,52 @@ impl fmt::Debug for Grammar {
 
 impl State {
     fn masks(&self, guesses: &[u32]) -> Result<Vec<SimpleVob>, String> {
-        let mut matcher = self.matcher.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut follower = self.follower.lock().unwrap_or_else(PoisonError::into_inner);
         let pending = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
-        follow(&mut matcher, &pending, guesses).map_err(|error| short(&error.to_string()))
+        follower.follow(&pending, guesses).map_err(|error| short(&error.to_string()))
     }
 }
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// The masks behind `pending` and along `guesses`; the matcher is then where `pending` ends.
-fn follow(matcher: &mut Matcher, pending: &[u32], guesses: &[u32]) -> Result<Vec<SimpleVob>, Failure> {
-    for id in pending {
+/// The state of a grammar behind an answer's tokens.
+struct Follower {
+    matcher: Matcher,
+    /// The matcher before the answer.
+    start: Matcher,
+    /// The answer's tokens so far.
+    seen: Vec<u32>,
+}
+
+impl Follower {
+    /// The masks behind `pending` and along `guesses`; the matcher is then where `pending` ends.
+    fn follow(&mut self, pending: &[u32], guesses: &[u32]) -> Result<Vec<SimpleVob>, Failure> {
+        self.seen.extend_from_slice(pending);
+        consume(&mut self.matcher, pending)?;
+        let mut masks = vec![self.matcher.compute_mask_or_eos()?];
+        if let Err(reason) = along(&mut self.matcher, guesses, &mut masks) {
+            // What failed lies behind a guess, and the answer need not go there: the grammar is followed anew to where the answer is.
+            tracing::debug!(%reason, "a grammar cannot be followed along a guess");
+            self.matcher = self.start.deep_clone();
+            consume(&mut self.matcher, &self.seen)?;
+        }
+        Ok(masks)
+    }
+}
+
+/// Goes on with tokens of the answer.
+fn consume(matcher: &mut Matcher, ids: &[u32]) -> Result<(), Failure> {
+    for id in ids {
         if matcher.is_stopped() && !matcher.is_error() {
             break; // what comes behind the end of the grammar ends the answer
         }
         matcher.consume_token(*id)?;
     }
-    let mut masks = vec![matcher.compute_mask_or_eos()?];
+    Ok(())
+}
+
+/// Adds the masks along `guesses`, for as long as the grammar allows them, and goes back.
+fn along(matcher: &mut Matcher, guesses: &[u32], masks: &mut Vec<SimpleVob>) -> Result<(), Failure> {
     let mut n_consumed = 0;
     for guess in guesses {
         let allowed = masks.last().is_some_and(|mask| mask.get(*guess as usize));
@@ -182,7 +219,7 @@ fn follow(matcher: &mut Matcher, pending: &[u32], guesses: &[u32]) -> Result<Vec
         masks.push(matcher.compute_mask_or_eos()?);
     }
     matcher.rollback(n_consumed)?;
-    Ok(masks)
+    Ok(())
 }
 
 /// The threads that compute masks: two, beside those of the device.

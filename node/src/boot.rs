@@ -204,6 +204,8 @@ fn profiles(config: &Config) -> Vec<ModelProfile> {
         context_length: model.context_length,
         running_max: model.running_max,
         waiting_max: model.waiting_max,
+        draft: model.draft.clone(),
+        prompt_lookup: model.prompt_lookup,
     };
     config.models.iter().map(profile).collect()
 }

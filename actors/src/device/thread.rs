@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use plexus_engine::DraftingExecutor;
 use plexus_engine::batch::{Batch, BatchOutput};
 use plexus_engine::error::EngineError;
-use plexus_engine::executor::{DeviceDescription, Executor, KvPlan, Slot};
+use plexus_engine::executor::{DeviceDescription, KvPlan, Slot};
 use plexus_engine::model::ModelFiles;
 use plexus_types::DeviceId;
 use tokio::time::Instant;
@@ -25,7 +26,7 @@ const SPIN: Duration = Duration::from_micros(40);
 
 /// Work for the device.
 pub(super) enum Job {
-    Load { slot: Slot, files: Arc<ModelFiles>, kv: KvPlan, reply: Reply<Slot> },
+    Load { slot: Slot, files: Arc<ModelFiles>, draft: Option<Arc<ModelFiles>>, kv: KvPlan, reply: Reply<Slot> },
     Unload { slot: Slot },
     Step { slot: Slot, batch: Batch, reply: Reply<BatchOutput> },
     Embed { slot: Slot, inputs: Vec<Vec<u32>>, reply: Reply<Vec<Vec<f32>>> },
@@ -141,7 +142,7 @@ impl Drop for DeviceThread {
 
 fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, progress: &Progress, report: &impl Fn(Report)) {
     let mut executor = match catch_unwind(AssertUnwindSafe(|| open())) {
-        Ok(Ok(executor)) => executor,
+        Ok(Ok(executor)) => DraftingExecutor::new(executor),
         Ok(Err(error)) => return report(Report::Broken(format!("{id} could not be opened: {}", chain(&error)))),
         Err(_) => return report(Report::Broken(format!("opening {id} panicked"))),
     };
@@ -149,7 +150,7 @@ fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, progress: &
     while let Some(job) = next_job(inbox) {
         progress.begin(&job);
         // The executor is not used again after a panic: the thread ends and the device is opened anew.
-        let outcome = catch_unwind(AssertUnwindSafe(|| perform(executor.as_mut(), job)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| perform(&mut executor, job)));
         progress.end();
         match outcome {
             Ok(Ok(())) => {}
@@ -174,9 +175,9 @@ fn next_job(inbox: &mpsc::Receiver<Job>) -> Option<Job> {
 }
 
 /// `Err`: the device can no longer be trusted. Anything else that fails concerns the asker alone.
-fn perform(executor: &mut dyn Executor, job: Job) -> Result<(), String> {
+fn perform(executor: &mut DraftingExecutor, job: Job) -> Result<(), String> {
     match job {
-        Job::Load { slot, files, kv, reply } => settle(reply, executor.load(slot, &files, kv).map(|()| slot)),
+        Job::Load { slot, files, draft, kv, reply } => settle(reply, executor.load(slot, &files, draft.as_deref(), kv).map(|()| slot)),
         Job::Unload { slot } => {
             executor.unload(slot);
             Ok(())

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use plexus_engine::codec::Codec;
+use plexus_engine::draft::check_pair;
 use plexus_engine::executor::Slot;
-use plexus_engine::model::ModelFiles;
+use plexus_engine::model::{ModelFiles, ModelSource};
 use plexus_types::{Bytes, DeviceId, ModelId, ModelKind, Sampling};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -96,26 +97,46 @@ impl From<CallError> for LoadError {
 
 /// Opens the model's files, finds a device with room, has it promised, and loads. Nothing is read beyond headers before the room is promised.
 pub async fn load(profile: &ModelProfile, devices: &Devices, evictor: &Address<EvictorMsg>) -> Result<Resident, LoadError> {
-    let source = profile.source.clone();
-    let files = tokio::task::spawn_blocking(move || ModelFiles::open(&source))
-        .await
-        .map_err(|_| LoadError::Refused("reading its files panicked".into()))?
-        .map_err(|error| LoadError::Refused(chain(&error)))?;
+    let files = open(&profile.source).await?;
+    let draft = match &profile.draft {
+        Some(source) => Some(open_draft(source, &files).await?),
+        None => None,
+    };
+    let of_draft = |of: fn(&ModelFiles) -> Bytes| draft.as_ref().map_or(Bytes(0), of);
     let made_for = files.context_length();
     let needs = Needs {
-        weights: files.weights_bytes,
-        kv_per_token: files.kv_bytes_per_token,
+        weights: files.weights_bytes + of_draft(|draft| draft.weights_bytes),
+        kv_per_token: files.kv_bytes_per_token + of_draft(|draft| draft.kv_bytes_per_token),
         context_length: profile.context_length.map_or(made_for, |wanted| wanted.min(made_for)),
         running_max: profile.running_max,
     };
     let (device, plan, promise) = find_room(profile, &needs, devices, evictor).await?;
-    let memory = files.footprint(plan.kv);
+    let memory = files.footprint(plan.kv) + draft.as_ref().map_or(Bytes(0), |draft| draft.footprint(plan.kv));
     let device_address = devices.get(device).ok_or_else(|| LoadError::Interrupted(format!("{device} is gone")))?;
     let (codec, defaults, kind) = (files.codec.clone(), files.defaults.clone(), files.kind());
-    let Placed { slot, steps } = load_on(&device_address, files, plan).await?;
+    let Placed { slot, steps } = load_on(&device_address, files, draft, plan).await?;
     let weights = OnDevice { device: device_address, slot };
     let lease = promise.lease;
     Ok(Resident { codec, kind, defaults, device, steps, plan, memory, lease, _weights: weights, _promise: promise })
+}
+
+async fn open(source: &ModelSource) -> Result<ModelFiles, LoadError> {
+    let source = source.clone();
+    tokio::task::spawn_blocking(move || ModelFiles::open(&source))
+        .await
+        .map_err(|_| LoadError::Refused("reading its files panicked".into()))?
+        .map_err(|error| LoadError::Refused(chain(&error)))
+}
+
+/// Errors: the draft model cannot be opened, or not speak for the model.
+async fn open_draft(source: &ModelSource, files: &ModelFiles) -> Result<ModelFiles, LoadError> {
+    let named = |why: String| LoadError::Refused(format!("draft = \"{source}\": {why}; choose another, or leave draft out"));
+    let draft = open(source).await.map_err(|error| match error {
+        LoadError::Refused(why) => named(why),
+        LoadError::Interrupted(_) => error,
+    })?;
+    check_pair(files, &draft).map_err(|error| named(chain(&error)))?;
+    Ok(draft)
 }
 
 async fn find_room(
@@ -166,7 +187,7 @@ async fn choices(wanted: Option<DeviceId>, devices: &Devices, evictor: &Address<
     }
 }
 
-async fn load_on(device: &Address<DeviceMsg>, files: ModelFiles, plan: Plan) -> Result<Placed, LoadError> {
+async fn load_on(device: &Address<DeviceMsg>, files: ModelFiles, draft: Option<ModelFiles>, plan: Plan) -> Result<Placed, LoadError> {
     let lost = |_| LoadError::Interrupted("the device was lost while it loaded the model".into());
     let deadline = Instant::now() + DEVICE_WAIT;
     while device.actor().is_none() && Instant::now() < deadline {
@@ -174,7 +195,7 @@ async fn load_on(device: &Address<DeviceMsg>, files: ModelFiles, plan: Plan) -> 
     }
     let (reply, loaded) = oneshot::channel();
     let reply = Reply::new(move |result| drop(reply.send(result)));
-    device.cast(DeviceMsg::Load { files: Arc::new(files), kv: plan.kv, reply }).map_err(lost)?;
+    device.cast(DeviceMsg::Load { files: Arc::new(files), draft: draft.map(Arc::new), kv: plan.kv, reply }).map_err(lost)?;
     match loaded.await {
         Ok(Ok(placed)) => Ok(placed),
         Ok(Err(crate::device::DeviceError::Engine(why))) => Err(LoadError::Refused(why)),

@@ -12,11 +12,17 @@ use super::scheduler::{Counts, Limits, Scheduler};
 use super::sequence::{Progress, Sequence};
 use super::sink::{Ingresses, Sink};
 use super::{Arrival, SequenceKey};
+use crate::args::ModelProfile;
 use crate::messages::StreamNotice;
 use crate::metrics;
 
 /// Most prompt tokens of one step while nobody generates: enough to compute at full speed, and a bound on what a request that comes next waits.
 const PROMPT_TOKENS_MAX: u32 = 512;
+
+/// Most tokens of one step that are guessed from the sequences' own texts; the speeds measured allow fewer.
+const GUESSES_MAX: u32 = 64;
+/// Most tokens that a draft model guesses for a sequence in a step: further ones are seldom right.
+const DRAFTS_MAX: u32 = 8;
 
 /// The client of a sequence, and when what happened to it.
 #[derive(Debug)]
@@ -104,9 +110,16 @@ pub(super) struct Batcher {
 
 impl Batcher {
     /// An empty batch over the pool of `resident`.
-    pub(super) fn new(running_max: u32, resident: &Resident) -> Self {
+    pub(super) fn new(profile: &ModelProfile, resident: &Resident) -> Self {
         let kv = resident.plan.kv;
-        let limits = Limits { running_max, n_blocks: kv.n_blocks, block_len: kv.block_len, prompt_tokens_max: PROMPT_TOKENS_MAX };
+        let limits = Limits {
+            running_max: profile.running_max,
+            n_blocks: kv.n_blocks,
+            block_len: kv.block_len,
+            prompt_tokens_max: PROMPT_TOKENS_MAX,
+            guesses_max: if profile.prompt_lookup { GUESSES_MAX } else { 0 },
+            drafts_max: if profile.draft.is_some() { DRAFTS_MAX } else { 0 },
+        };
         Self { scheduler: Scheduler::new(limits), counted: Counts::default(), n_cancelled: 0 }
     }
 

@@ -11,6 +11,7 @@
 //! preempted by others, and a whole context fits the pool, so it ends, and then the next is the oldest: everybody ends (CX-93).
 
 mod admission;
+mod draft;
 mod speed;
 mod step;
 
@@ -36,6 +37,10 @@ pub struct Limits {
     pub block_len: u32,
     /// Most prompt tokens in a step.
     pub prompt_tokens_max: u32,
+    /// Most tokens of a step that are guessed from the sequences' own texts; 0: none ever.
+    pub guesses_max: u32,
+    /// Most tokens of a sequence that a draft model guesses in a step; 0: there is none.
+    pub drafts_max: u32,
 }
 
 /// What has happened so far.
@@ -45,10 +50,14 @@ pub struct Counts {
     pub cached_tokens: u64,
     /// Times that a sequence lost its place for want of blocks.
     pub preemptions: u64,
-    /// Tokens guessed.
+    /// Tokens guessed from the sequences' own texts.
     pub guessed: u64,
     /// Of them, those that were right.
     pub guessed_right: u64,
+    /// Tokens guessed by a draft model.
+    pub drafted: u64,
+    /// Of them, those that were right.
+    pub drafted_right: u64,
     /// Sequences that came to their end.
     pub ended: u64,
 }
@@ -174,17 +183,25 @@ impl<T> Scheduler<T> {
         let mut did = Did { n_prompt, n_generating, ..Did::default() };
         for (i, (member, ids)) in step.members.iter().zip(&output.sampled).enumerate() {
             let Entry { owner, sequence, cancelled, .. } = &mut self.running[member.place];
+            let n_drafted = output.n_drafted.get(i).copied().unwrap_or(0);
             did.n_sampled += ids.len() as u32;
-            did.n_guessed += sequence.n_guesses();
+            let n_draft = sequence.n_draft();
+            did.n_guessed += sequence.n_guesses() - n_draft;
             if *cancelled {
+                did.drafted.on_guess(n_draft, 0, 0);
                 continue;
             }
-            let mut progress = sequence.on_step(member.n, ids);
+            let mut progress = sequence.on_drafted_step(member.n, ids, n_drafted);
             progress.logprobs = sequence.describe(&progress.ids, output.logprobs.get(i).map_or(&[], Vec::as_slice));
             progress.refused = output.refused.iter().find(|(place, _)| *place == i).map(|(_, reason)| reason.clone());
-            let (n_guessed, n_right) = sequence.last_guess();
-            self.counts.guessed += u64::from(n_guessed);
-            self.counts.guessed_right += u64::from(n_right);
+            let guessed = sequence.last_guess();
+            did.drafted.on_guess(n_draft, guessed.n_drafted, guessed.n_right);
+            let (n, n_right) = match guessed.n_drafted {
+                0 => (&mut self.counts.guessed, &mut self.counts.guessed_right),
+                _ => (&mut self.counts.drafted, &mut self.counts.drafted_right),
+            };
+            *n += u64::from(guessed.n_looked_up + guessed.n_drafted);
+            *n_right += u64::from(guessed.n_right);
             sequence.store(&mut self.pool);
             if progress.end.is_some() || progress.refused.is_some() {
                 ended.push(member.place);

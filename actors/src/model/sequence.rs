@@ -33,12 +33,25 @@ pub struct Sequence {
     /// Guesses of its next tokens, computed with the step at hand.
     guesses: Vec<u32>,
     guesser: Guesser,
-    /// Tokens guessed in the last step, and how many of them were right.
-    last_guess: (u32, u32),
+    /// Tokens that a draft model may guess in the step at hand.
+    n_draft: u32,
+    /// Tokens that the step at hand or the last one guessed, and how many of them were right.
+    last_guess: Guessed,
     /// Nothing has been drawn since it got its place.
     prefilling: bool,
     /// Prompt tokens that it did not have to compute when it first got a place.
     n_cached: Option<u32>,
+}
+
+/// What was guessed in a step, and how much of it was right.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Guessed {
+    /// Tokens guessed from the sequence's own text.
+    pub n_looked_up: u32,
+    /// Tokens guessed by a draft model.
+    pub n_drafted: u32,
+    /// Of either, those that were right.
+    pub n_right: u32,
 }
 
 /// What a step brought.
@@ -91,7 +104,8 @@ impl Sequence {
             n_computed: 0,
             guesses: Vec::new(),
             guesser: Guesser::default(),
-            last_guess: (0, 0),
+            n_draft: 0,
+            last_guess: Guessed::default(),
             prefilling: true,
             n_cached: None,
         };
@@ -160,6 +174,7 @@ impl Sequence {
     pub fn take_place(&mut self) -> BlockTable {
         self.n_computed = 0;
         self.guesses.clear();
+        self.n_draft = 0;
         std::mem::take(&mut self.table)
     }
 
@@ -201,8 +216,8 @@ impl Sequence {
     /// Guesses what will be sampled in the next step beyond its first token: up to `max` tokens, and none that its client, its end or its blocks
     /// have no room for. Gives their number.
     pub fn guess(&mut self, max: u32) -> u32 {
-        let n_free = |limit: u32| limit.saturating_sub(self.n_sampled() + 1);
-        let max = max.min(n_free(self.sampled_max)).min(n_free(self.credit_until));
+        let max = max.min(self.guesses_max());
+        self.n_draft = 0;
         let mut guesser = std::mem::take(&mut self.guesser);
         guesser.read(self.n_known(), |position| self.token(position));
         self.guesses = if max > 0 { guesser.guess(max, |position| self.token(position)) } else { Vec::new() };
@@ -210,18 +225,37 @@ impl Sequence {
         self.guesses.len() as u32
     }
 
-    /// Guesses that the step at hand computes.
+    /// Lets a draft model guess in the next step instead: up to `max` tokens, within the same bounds. Gives their number.
+    pub fn let_draft(&mut self, max: u32) -> u32 {
+        self.guesses.clear();
+        self.n_draft = max.min(self.guesses_max());
+        self.n_draft
+    }
+
+    /// Tokens that may be guessed beside the one that is drawn in any case, for its end and its client.
+    fn guesses_max(&self) -> u32 {
+        let n_free = |limit: u32| limit.saturating_sub(self.n_sampled() + 1);
+        n_free(self.sampled_max).min(n_free(self.credit_until))
+    }
+
+    /// Guesses that the step at hand computes, those left to a draft model included.
     pub fn n_guesses(&self) -> u32 {
-        self.guesses.len() as u32
+        self.guesses.len() as u32 + self.n_draft
+    }
+
+    /// Of them, those left to a draft model.
+    pub fn n_draft(&self) -> u32 {
+        self.n_draft
     }
 
     /// Keeps only the first `n` guesses.
     pub fn keep_guesses(&mut self, n: u32) {
         self.guesses.truncate(n as usize);
+        self.n_draft = self.n_draft.min(n);
     }
 
-    /// Tokens guessed in the last step, and how many of them were right.
-    pub fn last_guess(&self) -> (u32, u32) {
+    /// What was guessed in the last step.
+    pub fn last_guess(&self) -> Guessed {
         self.last_guess
     }
 
@@ -250,11 +284,13 @@ impl Sequence {
             settings: Arc::clone(&self.settings),
             position,
             n_guesses: self.guesses.len() as u32,
+            n_draft: self.n_draft,
             prompt_history: if history { Arc::clone(&self.prompt) } else { Arc::from([]) },
             sampled_history: if history { self.sampled.clone() } else { Vec::new() },
             index: self.n_sampled(),
             logprobs: self.logprobs,
             masks: self.grammar.as_ref().map(|grammar| grammar.masks(&self.guesses)),
+            grammar: self.grammar.clone().filter(|_| self.n_draft > 0),
         }
     }
 
@@ -267,12 +303,23 @@ impl Sequence {
 
     /// A step computed `n` of its known tokens, and its guesses if it was drawn from, and sampled `ids`.
     pub fn on_step(&mut self, n: u32, ids: &[u32]) -> Progress {
+        self.on_drafted_step(n, ids, 0)
+    }
+
+    /// The same for a step in which a draft model guessed `n_drafted` tokens.
+    pub fn on_drafted_step(&mut self, n: u32, ids: &[u32], n_drafted: u32) -> Progress {
         let guesses = std::mem::take(&mut self.guesses);
+        self.n_draft = 0;
         let checked = &ids[..ids.len().saturating_sub(1)]; // the last is known to nobody before this
-        let n_right = guesses.iter().zip(checked).take_while(|(guess, id)| guess == id).count() as u32;
+        let n_looked_up = guesses.len() as u32;
+        let n_right = match n_drafted {
+            0 => guesses.iter().zip(checked).take_while(|(guess, id)| guess == id).count() as u32,
+            // What is sampled behind a guess is sampled because it was right.
+            _ => n_drafted.min(checked.len() as u32),
+        };
         self.n_computed += n + n_right;
-        self.last_guess = (guesses.len() as u32, n_right);
-        self.guesser.on_outcome(guesses.len() as u32, n_right);
+        self.last_guess = Guessed { n_looked_up, n_drafted, n_right };
+        self.guesser.on_outcome(n_looked_up, n_right);
         self.prefilling &= ids.is_empty();
         let mut progress = Progress {
             index: self.n_sampled(),

@@ -218,6 +218,10 @@ pub(crate) struct ModelSection {
     pub(crate) running_max: u32,
     #[serde(default = "waiting_max")]
     pub(crate) waiting_max: u32,
+    #[serde(default, deserialize_with = "unset_if_empty")]
+    pub(crate) draft: Option<ModelSource>,
+    #[serde(default = "prompt_lookup")]
+    pub(crate) prompt_lookup: bool,
 }
 
 fn running_max() -> u32 {
@@ -226,6 +230,10 @@ fn running_max() -> u32 {
 
 fn waiting_max() -> u32 {
     64
+}
+
+fn prompt_lookup() -> bool {
+    true
 }
 
 impl ModelSection {
@@ -238,6 +246,8 @@ impl ModelSection {
             context_length: None,
             running_max: running_max(),
             waiting_max: waiting_max(),
+            draft: None,
+            prompt_lookup: prompt_lookup(),
         }
     }
 }

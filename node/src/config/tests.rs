@@ -216,6 +216,9 @@ fn models_of_the_file_replace_the_embedded_one_and_options_add_to_them() {
     let valid = from_text(text).unwrap();
     assert_eq!(valid.get().models.len(), 1);
     assert_eq!((valid.get().models[0].running_max, valid.get().models[0].waiting_max), (2, 64));
+    assert_eq!((valid.get().models[0].prompt_lookup, &valid.get().models[0].draft), (true, &None));
+    let valid = from_text(&format!("{text}prompt_lookup = false\ndraft = \"/models/small.gguf\"\n")).unwrap();
+    assert_eq!((valid.get().models[0].prompt_lookup, &valid.get().models[0].draft), (false, &Some("/models/small.gguf".parse().unwrap())));
     assert!(from_text("models = []\n").unwrap().get().models.is_empty());
 
     let valid = load(Sources { models: vec!["b=/models/b".to_owned()], ..Sources::default() }).unwrap();
@@ -231,5 +234,6 @@ fn wrong_models_are_refused_with_their_place_in_the_list() {
     refused(from_text(&entry("id = \"b\"\nsource = \"file:\"")), &["models[1].source", "\"file:\"", "embedded:pip"]);
     refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\nrunning_max = 0")), &["models[1].running_max", "at least 1"]);
     refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\ndevice = \"cpu-1\"")), &["models[1].device", "\"cpu-1\"", "[devices]"]);
+    refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\ndraft = \"file:\"")), &["models[1].draft", "\"file:\"", "embedded:pip"]);
     refused(from_text(&entry("id = \"b\"")), &["models[1]", "source"]);
 }

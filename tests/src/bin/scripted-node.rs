@@ -117,8 +117,16 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
         Script { ids: WORDS.to_vec(), tokens_per_step: options.tokens_per_step, step_time: options.step_time, ..Script::default() };
     let open: OpenDevice = Arc::new(move || Ok(Box::new(ScriptedExecutor::new(device, script.clone()))));
     let (id, source) = options.model;
-    let model =
-        ModelProfile { id, source, device: None, context_length: None, running_max: options.running_max, waiting_max: options.waiting_max };
+    let model = ModelProfile {
+        id,
+        source,
+        device: None,
+        context_length: None,
+        running_max: options.running_max,
+        waiting_max: options.waiting_max,
+        draft: None,
+        prompt_lookup: true,
+    };
     Ok(NodeArgs {
         cluster: "plexus".to_owned(),
         facts,

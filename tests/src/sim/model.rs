@@ -1,6 +1,6 @@
 //! The model of the simulator: its next token is a pure function of the tokens before it and the seed, its words are the demo model's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
@@ -8,14 +8,18 @@ use plexus_actors::model::plan::BLOCK_LEN;
 use plexus_actors::model::sequence::Sequence;
 use plexus_engine::batch::{Batch, BatchOutput, BlockCopy, BlockId};
 use plexus_engine::codec::Codec;
+use plexus_engine::error::EngineError;
+use plexus_engine::executor::{DeviceDescription, Executor, KvPlan, Slot};
 use plexus_engine::model::{ModelFiles, ModelSource};
 use plexus_engine::sample::SamplerSettings;
-use plexus_types::{FinishReason, GenerateRequest, Sampling};
+use plexus_types::{Bytes, DeviceId, DeviceKind, FinishReason, GenerateRequest, Sampling};
 
 /// One token in so many ends the answer.
 const STOP_ONE_IN: u64 = 97;
 /// One token in so many is new where the text could repeat itself.
-const NEW_ONE_IN: u64 = 4;
+const NEW_ONE_IN: u64 = 8;
+/// One token in so many is guessed wrongly by a draft model.
+const WRONG_ONE_IN: u64 = 5;
 /// What the alphabet is made of: short and long tokens, and characters of which each token holds only a part.
 const TEXT: &str = "The capital of France is Paris. \u{e9}t\u{e9} \u{6f22}\u{5b57} \u{1f600} one two three";
 
@@ -104,11 +108,46 @@ pub fn reference_to(prompt: &[u32], stop: &[String], seed: u64, sampled_max: u32
     reference
 }
 
+/// A device of models that are all this model, the first as it is, those loaded after it wrong at times, as draft models are.
+#[derive(Debug, Default)]
+pub struct SimExecutor {
+    memories: BTreeMap<u32, KvMemory>,
+}
+
+impl Executor for SimExecutor {
+    fn describe(&self) -> DeviceDescription {
+        DeviceDescription { id: DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, name: "simulated".into(), memory_total: Bytes::mib(1024) }
+    }
+
+    fn load(&mut self, slot: Slot, _: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
+        let wrong_one_in = (!self.memories.is_empty()).then_some(WRONG_ONE_IN);
+        self.memories.insert(slot.0, KvMemory { wrong_one_in, ..KvMemory::new(kv.n_blocks, 1) });
+        Ok(())
+    }
+
+    fn unload(&mut self, slot: Slot) {
+        self.memories.remove(&slot.0);
+    }
+
+    /// Errors: [`EngineError::Device`] if the batch reads what was never computed, or was computed for others.
+    fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError> {
+        let failed = |reason| EngineError::Device { device: DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, reason };
+        let memory = self.memories.get_mut(&slot.0).ok_or_else(|| failed("the slot holds no model".to_owned()))?;
+        memory.execute(batch).map_err(failed)
+    }
+
+    fn embed(&mut self, _: Slot, _: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        Err(EngineError::Unsupported { what: "a model that embeds".into(), supported: "one that answers".into() })
+    }
+}
+
 /// The memory of a device: for which token, after which others, each place of each block was computed.
 #[derive(Debug)]
 pub struct KvMemory {
     places: Vec<Option<Place>>,
     tokens_per_step: usize,
+    /// One token in so many is another than the model's.
+    wrong_one_in: Option<u64>,
 }
 
 /// What is computed for a token depends on all tokens before it.
@@ -129,7 +168,7 @@ impl Place {
 impl KvMemory {
     /// Memory of `n_blocks`, for a device that samples at least so many tokens of a sequence in a step.
     pub fn new(n_blocks: u32, tokens_per_step: usize) -> Self {
-        Self { places: vec![None; (n_blocks * BLOCK_LEN) as usize], tokens_per_step }
+        Self { places: vec![None; (n_blocks * BLOCK_LEN) as usize], tokens_per_step, wrong_one_in: None }
     }
 
     /// Computes a step. What is sampled depends on what the blocks hold, so that a block that is shared wrongly or read too early shows.
@@ -175,7 +214,10 @@ impl KvMemory {
         let guesses = &given[given.len() - draw.n_guesses as usize..];
         let mut sampled: Vec<u32> = Vec::new();
         loop {
-            let id = next_token(draw.settings.seed, &before);
+            let mut id = next_token(draw.settings.seed, &before);
+            if self.wrong_one_in.is_some_and(|n| (draw.settings.seed + before.len() as u64).is_multiple_of(n)) {
+                id ^= 1;
+            }
             before.push(id);
             sampled.push(id);
             let is_right = sampled.iter().eq(guesses.iter().take(sampled.len()));

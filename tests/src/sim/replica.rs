@@ -75,6 +75,8 @@ impl Replica {
                 n_blocks: profile.n_blocks,
                 block_len: BLOCK_LEN,
                 prompt_tokens_max: PROMPT_TOKENS_MAX,
+                guesses_max: 6,
+                drafts_max: 0,
             }),
             memory: KvMemory::new(profile.n_blocks, profile.tokens_per_step),
             step: None,
@@ -222,6 +224,8 @@ impl Replica {
             preemptions: now.preemptions - before.preemptions,
             guessed: now.guessed - before.guessed,
             guessed_right: now.guessed_right - before.guessed_right,
+            drafted: now.drafted - before.drafted,
+            drafted_right: now.drafted_right - before.drafted_right,
             ended: now.ended - before.ended,
         }
     }

@@ -2,15 +2,19 @@
 
 use std::time::Duration;
 
+use super::draft::{DraftSpeed, Drafted};
+
 /// Weight of the newest measurement.
 const WEIGHT: f32 = 0.2;
-/// While a prompt is read, the tokens of those who generate come at most so many times slower. The promise is 3; measured speeds are never quite
-/// those of the next step.
-const SLOWDOWN: f32 = 2.5;
-/// Prompt tokens of a step at least: below, the weights are read for too little.
+/// While a prompt is read, the tokens of those who generate are meant to come so many times slower. The promise is 3 at most; measured speeds are
+/// never quite those of the next step, and some steps take longer for reasons of their own.
+const SLOWDOWN: f32 = 2.0;
+/// Prompt tokens of a step at least: below, the weights are read for too little. As many are read while the speeds are not known.
 const PROMPT_TOKENS_MIN: u32 = 16;
-/// Prompt tokens of a step beside those who generate, while the speeds are not known.
-const PROMPT_TOKENS_UNKNOWN: u32 = 64;
+/// Weights of the newest measurement of what a prompt token costs beside those who generate: it is believed sooner where it is dearer, as it
+/// becomes with each token that the next ones attend to.
+const COST_WEIGHT_UP: f32 = 0.5;
+const COST_WEIGHT_DOWN: f32 = 0.15;
 /// Share of a mixed step that reading its prompt takes at least, whatever generating alone takes.
 const PROMPT_SHARE_MIN: f32 = 0.1;
 
@@ -28,8 +32,10 @@ pub(super) struct Did {
     pub(super) n_prompt: u32,
     /// Sequences that generated.
     pub(super) n_generating: u32,
-    /// Tokens guessed for them.
+    /// Tokens guessed for them from their own texts.
     pub(super) n_guessed: u32,
+    /// What a draft model guessed for them.
+    pub(super) drafted: Drafted,
     /// Tokens sampled.
     pub(super) n_sampled: u32,
 }
@@ -39,12 +45,44 @@ pub(super) struct Did {
 pub struct Speeds {
     /// Prompt tokens read in a second.
     prefill: f32,
+    /// Seconds that a prompt token adds to a step in which others generate. Small chunks cost more, and long contexts do.
+    prompt_token: f32,
     /// Tokens generated in a second, over the whole batch.
     decode: f32,
     /// Seconds that a step takes in which nothing but generating happens, without guesses.
-    decode_step: f32,
+    decode_step: ByCount,
     /// What a guess adds to such a step, as a share of it.
     guess: f32,
+    draft: DraftSpeed,
+}
+
+/// Something measured for each number of sequences that generate; 0 while unknown.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct ByCount([f32; Self::COUNT_MAX]);
+
+impl ByCount {
+    /// From so many on they are taken for as many.
+    const COUNT_MAX: usize = 32;
+
+    fn place(n_generating: usize) -> usize {
+        n_generating.clamp(1, Self::COUNT_MAX) - 1
+    }
+
+    /// What was measured with exactly so many.
+    pub(super) fn exactly(&self, n_generating: usize) -> f32 {
+        self.0[Self::place(n_generating)]
+    }
+
+    /// The same, or else with the next fewer, or else with the next more.
+    pub(super) fn get(&self, n_generating: usize) -> f32 {
+        let (fewer, more) = self.0.split_at(Self::place(n_generating) + 1);
+        let known = |of: &&f32| **of > 0.0;
+        fewer.iter().rev().find(known).or_else(|| more.iter().find(known)).copied().unwrap_or(0.0)
+    }
+
+    pub(super) fn blend(&mut self, n_generating: usize, measured: f32) {
+        blend(&mut self.0[Self::place(n_generating)], measured);
+    }
 }
 
 impl Speeds {
@@ -61,18 +99,42 @@ impl Speeds {
     /// A step did this and took so long.
     pub(super) fn on_step(&mut self, did: Did, time: Duration) {
         let seconds = time.as_secs_f32();
+        let n_generating = did.n_generating as usize;
+        let plain = self.decode_step.get(n_generating);
         if did.n_prompt > 0 {
-            let others = if did.n_generating == 0 { 0.0 } else { self.decode_step };
-            blend(&mut self.prefill, did.n_prompt as f32 / (seconds - others).max(seconds * PROMPT_SHARE_MIN));
+            let others = if n_generating == 0 { 0.0 } else { plain };
+            let reading = (seconds - others).max(seconds * PROMPT_SHARE_MIN);
+            blend(&mut self.prefill, did.n_prompt as f32 / reading);
+            if others > 0.0 {
+                self.on_prompt_token(reading / did.n_prompt as f32);
+            }
+            self.draft.on_other_step();
             return;
         }
         blend(&mut self.decode, did.n_sampled as f32 / seconds);
-        if did.n_guessed == 0 {
-            blend(&mut self.decode_step, seconds);
-        } else if self.decode_step > 0.0 {
-            let added = (seconds / self.decode_step - 1.0) / did.n_guessed as f32;
-            blend(&mut self.guess, added.max(f32::EPSILON));
+        let added = (plain > 0.0).then(|| seconds / plain - 1.0);
+        match (did.n_guessed, did.drafted.n_wanted) {
+            (0, 0) => self.decode_step.blend(n_generating, seconds),
+            (n, 0) => {
+                if let Some(added) = added {
+                    blend(&mut self.guess, (added / n as f32).max(f32::EPSILON));
+                }
+            }
+            (_, _) => {} // the draft's own measurement
         }
+        self.draft.on_step(did.drafted, n_generating, added.filter(|_| did.n_guessed == 0));
+    }
+
+    /// How many tokens a draft model may guess for each of `n_generating` sequences, `max` at most.
+    pub(super) fn drafts(&self, n_generating: usize, max: u32) -> u32 {
+        if self.decode_step.exactly(n_generating) == 0.0 { 0 } else { self.draft.length(n_generating, max) }
+    }
+
+    /// A prompt token was seen to cost so many seconds beside those who generate.
+    fn on_prompt_token(&mut self, measured: f32) {
+        let cost = &mut self.prompt_token;
+        let weight = if measured > *cost { COST_WEIGHT_UP } else { COST_WEIGHT_DOWN };
+        *cost = if *cost == 0.0 { measured } else { *cost + weight * (measured - *cost) };
     }
 
     /// How many tokens may be guessed in a step in which `n_generating` sequences generate.
@@ -91,12 +153,13 @@ impl Speeds {
         if n_generating == 0 {
             return max;
         }
-        let spare = self.decode_step * (SLOWDOWN - 1.0) * self.prefill;
-        let n = if spare > 0.0 { spare as u32 } else { PROMPT_TOKENS_UNKNOWN };
+        let spare = self.decode_step.get(n_generating) * (SLOWDOWN - 1.0);
+        let n = if self.prompt_token > 0.0 { (spare / self.prompt_token) as u32 } else { 0 };
         n.clamp(PROMPT_TOKENS_MIN.min(max), max)
     }
 }
 
+/// Moves a mean towards what was measured; the first measurement is taken as it is.
 fn blend(speed: &mut f32, measured: f32) {
     *speed = if *speed == 0.0 { measured } else { *speed + WEIGHT * (measured - *speed) };
 }
@@ -140,20 +203,32 @@ mod tests {
                 speeds.on_step(Did { n_prompt: n, ..decoded(n_generating as u32) }, Duration::from_secs_f32(gap / 1e3));
             }
             let least = decode_ms + PROMPT_TOKENS_MIN as f32 * per_token_ms;
-            prop_assert!(gap <= (3.0 * decode_ms).max(least * 1.001), "{gap} ms between tokens instead of {decode_ms}");
+            prop_assert!(gap <= (2.1 * decode_ms).max(least * 1.001), "{gap} ms between tokens instead of {decode_ms}");
         }
     }
 
     #[test]
     fn with_nobody_generating_a_step_is_as_large_as_it_may_be() {
         let mut speeds = Speeds::default();
-        assert_eq!(
-            (speeds.prompt_tokens(0, 512), speeds.prompt_tokens(1, 512), speeds.prompt_tokens(1, 8)),
-            (512, PROMPT_TOKENS_UNKNOWN, 8)
-        );
+        assert_eq!((speeds.prompt_tokens(0, 512), speeds.prompt_tokens(1, 512), speeds.prompt_tokens(1, 8)), (512, PROMPT_TOKENS_MIN, 8));
         speeds.on_step(Did { n_prompt: 512, n_sampled: 1, ..Did::default() }, Duration::from_secs(1));
         speeds.on_step(decoded(1), Duration::from_millis(100));
-        assert_eq!((speeds.prompt_tokens(0, 512), speeds.prompt_tokens(3, 512)), (512, 76));
+        assert_eq!((speeds.prompt_tokens(0, 512), speeds.prompt_tokens(3, 512)), (512, PROMPT_TOKENS_MIN));
         assert_eq!((speeds.prefill_tokens_per_s(), speeds.decode_tokens_per_s()), (512.0, 10.0));
+        speeds.on_step(Did { n_prompt: 16, ..decoded(3) }, Duration::from_millis(132));
+        assert!((49..=50).contains(&speeds.prompt_tokens(3, 512)));
+    }
+
+    #[test]
+    fn a_step_that_was_quick_by_chance_does_not_make_the_next_one_long() {
+        let mut speeds = Speeds::default();
+        speeds.on_step(decoded(8), Duration::from_millis(40));
+        let mixed = |ms| (Did { n_prompt: 40, ..decoded(8) }, Duration::from_millis(ms));
+        (0..20).for_each(|_| speeds.on_step(mixed(80).0, mixed(80).1));
+        assert!((39..=40).contains(&speeds.prompt_tokens(8, 512)));
+        speeds.on_step(mixed(42).0, mixed(42).1);
+        assert!(speeds.prompt_tokens(8, 512) < 50);
+        speeds.on_step(mixed(160).0, mixed(160).1);
+        assert!(speeds.prompt_tokens(8, 512) < 25, "a dear one is believed");
     }
 }

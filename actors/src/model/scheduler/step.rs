@@ -32,23 +32,27 @@ impl<T> Scheduler<T> {
         members
     }
 
-    /// Lets those who generate guess, as far as further rows cost little, each as many as the others. Nobody is preempted for a guess. Gives their
-    /// number.
+    /// Lets those who generate guess, as far as further rows cost little, each as many as the others; for those that find nothing in their own text
+    /// a draft model may guess, unless a prompt is being read. Nobody is preempted for a guess. Gives their number.
     fn guess(&mut self, members: &[Member]) -> u32 {
-        let room = self.speeds.guesses(members.len());
-        let mut n_guesses = 0;
+        let room = self.speeds.guesses(members.len()).min(self.limits.guesses_max);
+        let is_reading = self.running.iter().any(|entry| entry.sequence.is_prefilling() && entry.sequence.pending() > 0);
+        let drafts = if is_reading { 0 } else { self.speeds.drafts(members.len(), self.limits.drafts_max) };
+        let (mut n_guesses, mut n_drafts) = (0, 0);
         for (i, Member { place, .. }) in members.iter().enumerate() {
             let share = (room - n_guesses).div_ceil((members.len() - i) as u32);
             let sequence = &mut self.running[*place].sequence;
-            let n = sequence.guess(share);
+            let n_found = sequence.guess(share);
+            let n = if n_found == 0 { sequence.let_draft(drafts) } else { n_found };
             let wanted = sequence.n_known() + n;
             let has_room = sequence.table().blocks().len() as u32 * self.limits.block_len;
             if wanted > has_room && (self.pool.available() as usize <= members.len() || !self.pool.extend(sequence.table_mut(), wanted)) {
                 sequence.keep_guesses(has_room - sequence.n_known());
             }
-            n_guesses += sequence.n_guesses();
+            n_drafts += sequence.n_draft();
+            n_guesses += sequence.n_guesses() - sequence.n_draft();
         }
-        n_guesses
+        n_guesses + n_drafts
     }
 }
 
