@@ -2,18 +2,21 @@
 //! one that the request has on its own.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use plexus_actors::model::plan::BLOCK_LEN;
 use plexus_actors::model::scheduler::{Limits, Scheduler};
 use plexus_actors::model::sequence::Sequence;
 use plexus_engine::batch::Batch;
-use plexus_tests::sim::model::{KvMemory, codec, reference_to, settings};
+use plexus_engine::{DraftingExecutor, KvPlan, ModelFiles, ModelSource, Slot};
+use plexus_tests::sim::model::{SimExecutor, codec, reference_to, settings};
 use plexus_types::FinishReason;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::Instant;
 
+const SLOT: Slot = Slot(0);
 /// Time that a step takes, and that each prompt token adds to it.
 const STEP: Duration = Duration::from_millis(20);
 const PER_PROMPT_TOKEN: Duration = Duration::from_millis(1);
@@ -21,7 +24,7 @@ const PER_PROMPT_TOKEN: Duration = Duration::from_millis(1);
 /// A scheduler, its device, and what each sequence was answered.
 struct Desk {
     scheduler: Scheduler<u32>,
-    memory: KvMemory,
+    device: DraftingExecutor,
     now: Instant,
     answers: BTreeMap<u32, Answer>,
     /// The steps so far: their batches, and when they ended.
@@ -41,14 +44,16 @@ struct Answer {
 
 impl Desk {
     fn new(running_max: u32, n_blocks: u32, prompt_tokens_max: u32) -> Self {
-        Self {
-            scheduler: Scheduler::new(Limits { running_max, n_blocks, block_len: BLOCK_LEN, prompt_tokens_max }),
-            memory: KvMemory::new(n_blocks, 1),
-            now: Instant::now(),
-            answers: BTreeMap::new(),
-            steps: Vec::new(),
-            n_computed: 0,
-        }
+        Self::with(Limits { running_max, n_blocks, block_len: BLOCK_LEN, prompt_tokens_max, guesses_max: 16, drafts_max: 0 })
+    }
+
+    fn with(limits: Limits) -> Self {
+        static FILES: OnceLock<ModelFiles> = OnceLock::new();
+        let files = FILES.get_or_init(|| ModelFiles::open(&ModelSource::Embedded).unwrap());
+        let mut device = DraftingExecutor::new(Box::new(SimExecutor::default()));
+        let draft = (limits.drafts_max > 0).then_some(files);
+        device.load(SLOT, files, draft, KvPlan { n_blocks: limits.n_blocks, block_len: limits.block_len }).unwrap();
+        Self { scheduler: Scheduler::new(limits), device, now: Instant::now(), answers: BTreeMap::new(), steps: Vec::new(), n_computed: 0 }
     }
 
     /// Asks under a label for at most `max` tokens after `prompt`, of which `credit` may come at once.
@@ -76,7 +81,7 @@ impl Desk {
         let batch = self.scheduler.next_step(self.now, |_| {});
         self.scheduler.check_invariants().unwrap();
         let Some(batch) = batch else { return false };
-        let output = self.memory.execute(&batch).unwrap();
+        let output = self.device.step(SLOT, &batch).unwrap();
         let n_prompt = batch.tokens.len().saturating_sub(batch.draws.iter().flatten().map(|draw| 1 + draw.n_guesses as usize).sum());
         self.now += STEP + PER_PROMPT_TOKEN * n_prompt as u32;
         let (now, answers) = (self.now, &mut self.answers);
@@ -215,11 +220,12 @@ fn where_many_generate_nothing_is_guessed() {
 }
 
 /// Requests that begin alike, in a pool much too small for all, with clients that leave, stall, and come back.
-fn ordeal(seed: u64) -> Desk {
+fn ordeal(seed: u64, drafts_max: u32) -> Desk {
     let mut rng = SmallRng::seed_from_u64(seed);
     let n_blocks = rng.random_range(8..40);
     let context = n_blocks * BLOCK_LEN;
-    let mut desk = Desk::new(rng.random_range(1..8), n_blocks, rng.random_range(16..100));
+    let (running_max, prompt_tokens_max) = (rng.random_range(1..8), rng.random_range(16..100));
+    let mut desk = Desk::with(Limits { running_max, n_blocks, block_len: BLOCK_LEN, prompt_tokens_max, guesses_max: 16, drafts_max });
     let mut left = Vec::new();
     for label in 0..rng.random_range(4..24) {
         let shared = rng.random_range(0..context / 2);
@@ -257,12 +263,35 @@ fn ordeal(seed: u64) -> Desk {
 fn whatever_happens_each_answer_is_the_one_it_has_alone() {
     let mut total = (0, 0, 0);
     for seed in 0..300 {
-        let desk = ordeal(seed);
+        let desk = ordeal(seed, 0);
         desk.check();
         let counts = desk.scheduler.counts();
         total = (total.0 + counts.preemptions, total.1 + counts.cached_tokens, total.2 + counts.guessed_right);
     }
     assert!(total.0 > 300 && total.1 > 10_000 && total.2 > 3_000, "{total:?}: the ordeal is about too little");
+}
+
+#[test]
+fn whatever_a_draft_model_says_each_answer_is_the_one_it_has_alone() {
+    let mut total = (0, 0, 0);
+    for seed in 0..200 {
+        let desk = ordeal(seed, 5);
+        desk.check();
+        let counts = desk.scheduler.counts();
+        total = (total.0 + counts.preemptions, total.1 + counts.drafted - counts.drafted_right, total.2 + counts.drafted_right);
+    }
+    assert!(total.0 > 200 && total.1 > 1_000 && total.2 > 3_000, "{total:?}: the ordeal is about too little");
+}
+
+#[test]
+fn a_draft_model_takes_fewer_steps_for_the_same_tokens() {
+    let mut desk =
+        Desk::with(Limits { running_max: 2, n_blocks: 64, block_len: BLOCK_LEN, prompt_tokens_max: 64, guesses_max: 0, drafts_max: 8 });
+    (0..2).for_each(|label| desk.ask_for(label, &prompt(label, 20), 300));
+    desk.run();
+    desk.check();
+    let counts = desk.scheduler.counts();
+    assert!(desk.steps.len() < 150 && counts.drafted_right > 400, "{} steps, {counts:?}", desk.steps.len());
 }
 
 #[test]
