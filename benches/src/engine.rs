@@ -11,6 +11,7 @@ use clap::Args;
 use plexus_engine::executor::{Executor, KvPlan, Slot};
 use plexus_engine::model::{ModelFiles, ModelSource};
 use plexus_engine::{Batch, BlockId, CpuExecutor, Draw, SamplerSettings};
+use plexus_kernels::Isa;
 use plexus_types::{DeviceId, DeviceKind, Sampling};
 use serde_json::{Value, json};
 
@@ -33,6 +34,9 @@ pub(crate) struct Options {
     /// Threads that compute.
     #[arg(long, default_value = "2")]
     threads: NonZeroUsize,
+    /// The best instructions that may be used, to see what a lesser machine would do: portable, neon, avx2, avx-vnni or avx512.
+    #[arg(long)]
+    isa: Option<Isa>,
     /// Lengths of the prompts that are read; none: no prompts.
     #[arg(long, value_delimiter = ',', default_values_t = [128, 512])]
     prefill: Vec<u32>,
@@ -102,6 +106,9 @@ impl Outcome {
 
 /// Loads the model and measures it.
 pub(crate) fn measure(options: &Options) -> anyhow::Result<Outcome> {
+    if let Some(isa) = options.isa {
+        Isa::set_limit(isa)?;
+    }
     let mut executor = open(options.threads)?;
     let begun = Instant::now();
     let files = ModelFiles::open(&ModelSource::Path(options.model.clone()))?;

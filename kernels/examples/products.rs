@@ -1,10 +1,12 @@
 //! How fast products are: all weight matrices of one forward pass of m rows, as in a model, and single shapes.
 //!
-//! `cargo run --release -p plexus-kernels --example products -- MODEL THREADS M...`, MODEL one of those below; `pack` or `read` instead of M
-//! measure packing and the memory's bandwidth. Prints the median of the passes, what was read from memory, and what was computed.
+//! `cargo run --release -p plexus-kernels --example products -- MODEL THREADS M...`, MODEL one of those below; `read` instead of M measures the
+//! memory's bandwidth, and the name of an instruction set (`avx2`) or `all` chooses for what follows. Prints the median of the passes, what
+//! was read from memory, and what was computed.
 #![allow(clippy::print_stdout, reason = "a program for a terminal")]
 
-use plexus_kernels::{Activations, Format, Forms, Matrix, Product, Team, multiply};
+use plexus_kernels::matrix::multiply_as;
+use plexus_kernels::{Activations, Format, Forms, Isa, Matrix, Product, Team};
 use std::time::Instant;
 
 /// Layers, hidden size, queries, keys, inner size, vocabulary.
@@ -78,51 +80,64 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         packed.0,
         packed.1 as f64 / packed.0 * 1e-9
     );
-    let cells = |matrix: &Matrix| matrix.rows() as f64 * matrix.columns() as f64;
+    let mut isas = vec![Isa::best()];
     for what in what {
-        if what == "read" {
-            read(&team, total);
-            continue;
-        }
-        let m: usize = what.parse()?;
-        // The head is for the last row alone when there are many.
-        let n = |matrix: &Matrix| if matrix.rows() == vocabulary && m > 16 { 1 } else { m };
-        let x: Vec<f32> = (0..m * inner.max(queries)).map(|i| (i as f32 * 0.37).sin()).collect();
-        let mut outs: Vec<Vec<f32>> = (0..3).map(|_| vec![0f32; m * inner.max(queries) + m.min(16) * vocabulary]).collect();
-        let mut activations = Activations::new();
-        let mut times = vec![];
-        let mut converting = 0.0;
-        let reps = (400 / m).clamp(5, 40);
-        for rep in 0..=reps {
-            let begun = Instant::now();
-            for group in &groups {
-                let (n, columns) = (n(&group[0]), group[0].columns());
-                let forms = group.iter().fold(Forms::default(), |forms, matrix| forms.and(Forms::of(matrix.format())));
-                let convert = Instant::now();
-                activations.load(&team, &x[..n * columns], columns, forms);
-                converting += convert.elapsed().as_secs_f64() * f64::from(u8::from(rep > 0));
-                let mut products: Vec<Product<'_>> =
-                    group.iter().zip(&mut outs).map(|(matrix, out)| Product { matrix, out: &mut out[..n * matrix.rows()] }).collect();
-                multiply(&team, &mut products, &activations);
-            }
-            if rep > 0 {
-                times.push(begun.elapsed().as_secs_f64());
+        match what.as_str() {
+            "read" => read(&team, total),
+            "all" => isas = Isa::available(),
+            what if what.parse::<Isa>().is_ok() => isas = vec![what.parse()?],
+            m => {
+                for &isa in &isas {
+                    pass(isa, &team, &groups, m.parse()?);
+                }
             }
         }
-        times.sort_by(f64::total_cmp);
-        let (median, best) = (times[reps / 2], times[0]);
-        let work: f64 = groups.iter().flatten().map(|matrix| 2.0 * cells(matrix) * n(matrix) as f64).sum();
-        println!(
-            "m={m:<4} {:9.3} ms  {:8.1} rows/s  {:6.1} GB/s  {:7.1} GOP/s   (best {:.3} ms; {:.1} % of it converting rows)",
-            median * 1e3,
-            m as f64 / median,
-            total as f64 / median * 1e-9,
-            work / median * 1e-9,
-            best * 1e3,
-            converting / reps as f64 / median * 100.0
-        );
     }
     Ok(())
+}
+
+/// All products of a pass of `m` rows: groups of matrices that share their rows, the head last.
+fn pass(isa: Isa, team: &Team, groups: &[Vec<Matrix>], m: usize) {
+    // The head is for the last row alone when there are many.
+    let n = |group: usize| if group + 1 == groups.len() && m > 16 { 1 } else { m };
+    let widest = groups.iter().map(|group| group[0].columns()).max().unwrap_or(0);
+    let longest = groups.iter().enumerate().flat_map(|(i, group)| group.iter().map(move |matrix| n(i) * matrix.rows())).max().unwrap_or(0);
+    let x: Vec<f32> = (0..m * widest).map(|i| (i as f32 * 0.37).sin()).collect();
+    let mut outs = vec![vec![0f32; longest]; 3];
+    let mut activations = Activations::new();
+    let mut times = vec![];
+    let mut converting = 0.0;
+    let reps = (400 / m).clamp(5, 40);
+    for rep in 0..=reps {
+        let begun = Instant::now();
+        for (i, group) in groups.iter().enumerate() {
+            let (n, columns) = (n(i), group[0].columns());
+            let forms = group.iter().fold(Forms::default(), |forms, matrix| forms.and(Forms::of(matrix.format())));
+            let convert = Instant::now();
+            activations.load(team, &x[..n * columns], columns, forms);
+            converting += convert.elapsed().as_secs_f64() * f64::from(u8::from(rep > 0));
+            let mut products: Vec<Product<'_>> =
+                group.iter().zip(&mut outs).map(|(matrix, out)| Product { matrix, out: &mut out[..n * matrix.rows()] }).collect();
+            multiply_as(isa, team, &mut products, &activations);
+        }
+        if rep > 0 {
+            times.push(begun.elapsed().as_secs_f64());
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    let (median, best) = (times[reps / 2], times[0]);
+    let all = || groups.iter().enumerate().flat_map(|(i, group)| group.iter().map(move |matrix| (n(i), matrix)));
+    let work: f64 = all().map(|(n, matrix)| 2.0 * (n * matrix.rows() * matrix.columns()) as f64).sum();
+    let bytes: usize = all().map(|(_, matrix)| matrix.bytes()).sum();
+    println!(
+        "{isa:<9} m={m:<4} {:9.3} ms  {:8.1} rows/s  {:6.1} GB/s  {:7.1} GOP/s   (best {:.3} ms; {:.1} % of it converting rows)",
+        median * 1e3,
+        m as f64 / median,
+        bytes as f64 / median * 1e-9,
+        work / median * 1e-9,
+        best * 1e3,
+        converting / reps as f64 / median * 100.0
+    );
 }
 
 /// The bandwidth of reading `bytes` with the whole team.

@@ -16,7 +16,11 @@ pub enum Activation {
 }
 
 /// `x = activation(x) * up`, or `x = activation(x)` without `up`, which is as long as `x`.
+///
+/// # Panics
+/// If it is not.
 pub fn activate(activation: Activation, x: &mut [f32], up: Option<&[f32]>) {
+    assert!(up.is_none_or(|up| up.len() == x.len()), "{} numbers, not as many to multiply with", x.len());
     on_isa!(OpsIsa::best(), all(activation: Activation, x: &mut [f32], up: Option<&[f32]>) using (activation, x, up));
 }
 
@@ -68,7 +72,7 @@ fn all<S: Simd>(activation: Activation, x: &mut [f32], up: Option<&[f32]>) {
         // (1 + tanh(u)) / 2 is sigmoid(2 u).
         Activation::GeluTanh => map::<S>(x, up, |x| {
             let inner = S::fma(S::mul(S::mul(x, x), x), S::splat(0.044_715), x);
-            S::mul(x, S::sigmoid(S::mul(inner, S::splat(1.595_769_1))))
+            S::mul(x, S::sigmoid(S::mul(inner, S::splat(1.595_769))))
         }),
         Activation::Gelu => map::<S>(x, up, |x| {
             let erf = erf::<S>(S::mul(x, S::splat(std::f32::consts::FRAC_1_SQRT_2)));

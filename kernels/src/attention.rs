@@ -51,9 +51,10 @@ impl Attention {
     /// `softmax(scale * q k^T) v` for each token over the positions up to its own, which the pool must hold.
     ///
     /// * `q`, `out`: `[n_tokens, heads * head_dim]`
+    /// * `spans`: in the order of their tokens; the `out` of tokens in no span is kept
     ///
     /// # Panics
-    /// If the shapes contradict each other, or a span's blocks do not reach its last position or lie beyond the pool.
+    /// If the shapes contradict each other, spans overlap, or a span's blocks do not reach its last position or lie beyond the pool.
     pub fn run(&self, team: &Team, pool: &KvPool, spans: &[Span<'_>], q: &[f32], out: &mut [f32]) {
         self.run_on_isa(OpsIsa::best(), team, pool, spans, q, out);
     }
@@ -65,10 +66,13 @@ impl Attention {
         assert!(self.heads.is_multiple_of(pool.kv_heads()), "{} heads cannot share {}", self.heads, pool.kv_heads());
         let group = self.heads / pool.kv_heads();
         let per_task = (TASK_ROWS / group).max(1);
-        let mut n_tasks = 0;
+        let (mut n_tasks, mut free) = (0, 0);
         for span in spans {
-            let n_blocks = (span.first_position + span.len).div_ceil(pool.block_len());
-            assert!(span.start + span.len <= n_tokens && n_blocks <= span.blocks.len(), "a span reaches beyond its tokens or blocks");
+            let n_blocks = span.first_position.saturating_add(span.len).div_ceil(pool.block_len());
+            // Each token belongs to one span: two would be computed by two threads, into one place.
+            assert!(span.start >= free && span.start <= n_tokens, "a span begins at token {}, not from {free} to {n_tokens}", span.start);
+            assert!(span.len <= n_tokens - span.start && n_blocks <= span.blocks.len(), "a span reaches beyond its tokens or blocks");
+            free = span.start + span.len;
             assert!(span.blocks.iter().all(|block| (*block as usize) < pool.n_blocks()), "a block lies beyond the pool");
             n_tasks += span.len.div_ceil(per_task) * pool.kv_heads();
         }

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub enum Isa {
     /// Plain Rust, everywhere.
     Portable,
+    /// 64-bit ARM with byte dot products (ARMv8.2 with DotProd; most since 2018).
+    Neon,
     /// x86-64 with AVX2, FMA and F16C (2013 and later).
     Avx2,
     /// AVX2 with byte dot products of 256 bits: AVX-VNNI, or the same from AVX-512.
@@ -38,7 +40,7 @@ static LIMIT: AtomicU8 = AtomicU8::new(Isa::ALL.len() as u8 - 1);
 
 impl Isa {
     /// All there are, in their order.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::AvxVnni, Self::Avx512];
+    pub const ALL: [Self; 5] = [Self::Portable, Self::Neon, Self::Avx2, Self::AvxVnni, Self::Avx512];
 
     /// The best of this machine, within the limit of this process.
     pub fn best() -> Self {
@@ -48,7 +50,7 @@ impl Isa {
 
     /// All that this machine has, the best last.
     pub fn available() -> Vec<Self> {
-        #[allow(unused_mut, reason = "on machines other than x86-64 there is nothing to add")]
+        #[allow(unused_mut, reason = "on machines other than these there is nothing to add")]
         let mut isas = vec![Self::Portable];
         #[cfg(target_arch = "x86_64")]
         {
@@ -62,6 +64,10 @@ impl Isa {
                     .filter(|x| x.0)
                     .map(|x| x.1),
             );
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            isas.push(Self::Neon);
         }
         isas
     }
@@ -85,6 +91,7 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
+            Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::AvxVnni => "avx-vnni",
             Self::Avx512 => "avx512",
@@ -94,7 +101,7 @@ impl Isa {
 
 impl std::fmt::Display for Isa {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
+        f.pad(self.name())
     }
 }
 
@@ -116,7 +123,7 @@ mod tests {
             assert_eq!((isa.name().parse(), isa as usize), (Ok(isa), place));
         }
         let error = "sse9".parse::<Isa>().unwrap_err();
-        assert!(error.to_string().starts_with("\"sse9\" is no set of instructions; there are portable, avx2"));
+        assert!(error.to_string().starts_with("\"sse9\" is no set of instructions; there are portable, neon, avx2"));
     }
 
     #[test]

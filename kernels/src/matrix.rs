@@ -7,10 +7,14 @@
 
 mod buffer;
 mod layout;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 mod product;
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod words;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

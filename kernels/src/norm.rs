@@ -6,18 +6,30 @@ use crate::simd::{LANES, OpsIsa, Simd, on_isa};
 
 /// `x / sqrt(mean(x^2) + eps) * weight`, in place. `x` and `weight` have the same length, which is not 0.
 /// Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+///
+/// # Panics
+/// If the lengths differ.
 pub fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
+    assert_eq!(x.len(), weight.len(), "a row and its weights");
     on_isa!(OpsIsa::best(), rms(x: &mut [f32], weight: &[f32], eps: f32) using (x, weight, eps));
 }
 
 /// `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`, in place. All have the same length, which is not 0.
 /// Source: Ba et al. 2016, arXiv:1607.06450.
+///
+/// # Panics
+/// If the lengths differ.
 pub fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    assert!(x.len() == weight.len() && x.len() == bias.len(), "a row of {} with {} weights, {} biases", x.len(), weight.len(), bias.len());
     on_isa!(OpsIsa::best(), layer(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) using (x, weight, bias, eps));
 }
 
 /// `x += y * factor`.
+///
+/// # Panics
+/// If the lengths differ.
 pub fn add_scaled(x: &mut [f32], y: &[f32], factor: f32) {
+    assert_eq!(x.len(), y.len(), "what is added");
     on_isa!(OpsIsa::best(), scaled(x: &mut [f32], y: &[f32], factor: f32) using (x, y, factor));
 }
 

@@ -19,7 +19,12 @@ pub enum Pairs {
 /// * `cos`, `sin`: `[dim / 2]`, of the angle of each pair at the token's position
 ///
 /// Source: Su et al. 2021, arXiv:2104.09864.
+///
+/// # Panics
+/// If the shapes contradict each other.
 pub fn rotate(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], pairs: Pairs) {
+    let fits = cos.len() == sin.len() && 2 * cos.len() <= head_dim && x.len().is_multiple_of(head_dim);
+    assert!(fits, "{} numbers in heads of {head_dim}, {} cosines, {} sines", x.len(), cos.len(), sin.len());
     for head in x.chunks_exact_mut(head_dim) {
         let turned = &mut head[..2 * cos.len()];
         match pairs {

@@ -171,7 +171,11 @@ impl Activations {
     }
 
     fn take(&mut self, team: &Team, n: usize, columns: usize, forms: Forms, source: &Source<'_>) {
-        (self.n, self.columns, self.forms) = (n, columns, forms);
+        // No rows until all are there: after a panic on the way none are taken for what they are not.
+        (self.n, self.columns, self.forms) = (0, columns, Forms::default());
+        // No form takes more than the 4 bytes of an f32, but for what rounds up to a block.
+        let most = columns.checked_next_multiple_of(256).and_then(|columns| columns.checked_mul(4)?.checked_mul(n));
+        assert!(columns > 0 && most.is_some_and(|bytes| bytes < isize::MAX as usize), "{n} rows of {columns} fit no memory");
         let mut starts = [SharedMut(std::ptr::null_mut::<u8>()); 4];
         for form in Form::ALL.into_iter().filter(|&form| forms.has(form)) {
             let whole = matches!(form, Form::Bf16) || columns.is_multiple_of(form.block().0);
@@ -216,6 +220,7 @@ impl Activations {
                 }
             }
         });
+        (self.n, self.forms) = (n, forms);
     }
 
     /// The rows in `form`: the address of the first group, and the bytes of a row.

@@ -364,6 +364,28 @@ mod tests {
         S::store(S::dot_bf16(S::splat(0.5), word, b), out);
     }
 
+    fn rounded<S: Simd>(x: &[f32; LANES], out: &mut [u16; LANES]) {
+        S::store_bf16(S::load(x), out);
+    }
+
+    #[test]
+    fn bfloat16_is_rounded_alike_on_every_instruction_set() {
+        let mut bits = 1u32;
+        for round in 0..20_000 {
+            let x: [f32; LANES] = std::array::from_fn(|_| {
+                bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                f32::from_bits(if round % 2 == 0 { bits } else { bits & 0xffff_8000 }) // the other half: ties
+            });
+            // The instruction of AVX-512 takes subnormal numbers for zero.
+            let x = x.map(|x| if x.is_subnormal() { 0.0 } else { x });
+            for isa in OpsIsa::all() {
+                let mut out = [0u16; LANES];
+                on_isa!(isa, rounded(x: &[f32; LANES], out: &mut [u16; LANES]) using (&x, &mut out));
+                assert_eq!(out, x.map(to_bf16), "{isa:?} {x:?}");
+            }
+        }
+    }
+
     #[test]
     fn products_of_bfloat16_pairs_are_what_they_should_be() {
         for isa in OpsIsa::all() {

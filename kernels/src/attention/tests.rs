@@ -168,3 +168,12 @@ fn a_copied_block_holds_what_its_source_held() {
     }
     assert_eq!(pool.bytes(), 48 * KvPool::bytes_per_position(KvElement::Bf16, 2, 32));
 }
+
+#[test]
+#[should_panic(expected = "a span begins at token 1, not from 2 to 3")]
+fn two_spans_with_a_token_in_common_are_refused() {
+    let (team, pool) = (Team::new(1).unwrap(), KvPool::new(KvElement::F32, 1, 16, 2, 16));
+    let span = |start, blocks| Span { start, len: 2, first_position: 0, blocks };
+    let attention = Attention { heads: 1, scale: 1.0, softcap: None, window: None };
+    attention.run(&team, &pool, &[span(0, &[0]), span(1, &[1])], &[0.0; 48], &mut [0.0; 48]);
+}

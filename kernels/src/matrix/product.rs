@@ -37,6 +37,7 @@ pub(super) struct Span {
     /// Numbers of each row to write, 1 to 16.
     pub(super) n_out: usize,
     /// Are the tiles read for the first time, and to be fetched ahead?
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "other kernels always do"))]
     pub(super) fetch: bool,
 }
 
@@ -154,6 +155,10 @@ fn kernel(isa: Isa, matrix: &Matrix) -> Kernel {
     #[cfg(target_arch = "x86_64")]
     if let Some(kernel) = super::x86::kernel(isa, matrix.format) {
         return kernel;
+    }
+    #[cfg(target_arch = "aarch64")]
+    if isa == Isa::Neon {
+        return super::neon::kernel(matrix.format);
     }
     let _ = isa; // where no kernel is better than the portable one
     portable::kernel(matrix.format)

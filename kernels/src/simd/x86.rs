@@ -139,11 +139,17 @@ impl Simd for Avx2 {
             [half(0), half(1)]
         }}
         fn store_bf16(v: Two, out: &mut [u16; LANES]) {{
-            let mut lanes = [0.0; LANES];
-            Self::store(v, &mut lanes);
-            for (out, x) in out.iter_mut().zip(lanes) {
-                *out = super::to_bf16(x);
-            }
+            let words = v.map(|v| {
+                let bits = _mm256_castps_si256(v);
+                let odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+                let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+                let kept = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+                let numbers = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_ORD_Q>(v, v));
+                _mm256_srli_epi32(_mm256_blendv_epi8(kept, rounded, numbers), 16)
+            });
+            // Packing keeps to quarters: of the one, of the other, of the one, of the other.
+            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(words[0], words[1]));
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), packed);
         }}
     }
 }

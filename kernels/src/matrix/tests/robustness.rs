@@ -155,3 +155,15 @@ fn gathering_a_row_that_is_not_there_is_refused() {
     let (team, _, mut activations) = small();
     activations.gather(&team, &[1.0; 64], 32, &[0, 2], Forms::of(Format::Q8_0));
 }
+
+#[test]
+fn rows_that_failed_on_the_way_are_not_held() {
+    let (team, matrix, mut activations) = small();
+    let forms = Forms::of(Format::F32).and(Forms::of(Format::Q8_0));
+    let load = std::panic::AssertUnwindSafe(|| activations.compute(&team, 1000, 32, forms, &|row, _| assert!(row < 2, "no row {row}")));
+    assert!(std::panic::catch_unwind(load).is_err());
+    assert_eq!(activations.n(), 0);
+    multiply(&team, &mut [Product { matrix: &matrix, out: &mut [] }], &activations); // of no rows
+    let huge = std::panic::AssertUnwindSafe(|| activations.compute(&team, usize::MAX / 64, 32, forms, &|_, _| {}));
+    assert!(std::panic::catch_unwind(huge).is_err());
+}
