@@ -17,12 +17,14 @@ pub(crate) struct Order {
     pub(crate) prompts: Vec<GenerateRequest>,
     /// Choices for each prompt; at least 1.
     pub(crate) n: u32,
+    /// What the client calls the field that constrains the answer; a word that does not matter where none does.
+    pub(crate) constraint_field: &'static str,
 }
 
 impl Order {
     /// One choice of one prompt.
-    pub(crate) fn one(request: GenerateRequest) -> Self {
-        Self { prompts: vec![request], n: 1 }
+    pub(crate) fn one(request: GenerateRequest, constraint_field: &'static str) -> Self {
+        Self { prompts: vec![request], n: 1, constraint_field }
     }
 
     /// One request for each choice, those of the first prompt first. Where the client fixed a seed, the choices of a prompt count up from it.
@@ -247,7 +249,7 @@ mod tests {
     #[test]
     fn the_choices_of_a_prompt_count_up_from_its_seed_and_without_one_each_draws_its_own() {
         let seeds = |seed| {
-            let order = Order { prompts: vec![request(seed), request(seed)], n: 2 };
+            let order = Order { prompts: vec![request(seed), request(seed)], n: 2, constraint_field: "" };
             order.requests().into_iter().map(|request| request.sampling.seed).collect::<Vec<_>>()
         };
         assert_eq!(seeds(Some(u64::MAX)), [Some(u64::MAX), Some(0), Some(u64::MAX), Some(0)]);

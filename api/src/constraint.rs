@@ -34,7 +34,7 @@ struct StructuredOutputs {
 
 impl ConstraintFields {
     /// The one constraint that the fields ask for, with the field's name; two would contradict each other.
-    pub(crate) fn check(self) -> Result<Option<Constraint>, RequestError> {
+    pub(crate) fn check(self) -> Result<Found, RequestError> {
         let outputs = self.structured_outputs.unwrap_or_default();
         let found = [
             named("response_format", self.response_format, response_format)?,
@@ -54,12 +54,24 @@ impl ConstraintFields {
                 let message = format!("{one} and {other} are both given; send one of them");
                 Err(RequestError::invalid(other, message))
             }
-            (first, _) => Ok(first.map(|(_, constraint)| constraint)),
+            (first, _) => Ok(first),
         }
     }
 }
 
+/// The field that constrains the answer, and how.
 type Found = Option<(&'static str, Constraint)>;
+
+/// An error about a constraint, with the name of the field that it came in.
+pub(crate) fn rename(error: RequestError, field: &str) -> RequestError {
+    match error {
+        RequestError::Invalid { message, param: Some(param) } if param == Constraint::FIELD => {
+            let message = message.strip_prefix(Constraint::FIELD).map_or_else(|| message.clone(), |rest| format!("{field}{rest}"));
+            RequestError::invalid(field, message)
+        }
+        other => other,
+    }
+}
 
 fn named<T>(
     param: &'static str,
@@ -136,7 +148,8 @@ mod tests {
     use super::*;
 
     fn read(json: &str) -> Result<Option<Constraint>, String> {
-        serde_json::from_str::<ConstraintFields>(json).unwrap().check().map_err(|error| error.to_string())
+        let found = serde_json::from_str::<ConstraintFields>(json).unwrap().check().map_err(|error| error.to_string())?;
+        Ok(found.map(|(_, constraint)| constraint))
     }
 
     #[test]
@@ -159,6 +172,17 @@ mod tests {
         ] {
             assert_eq!(read(json), Ok(Some(expected)), "{json}");
         }
+    }
+
+    #[test]
+    fn an_error_about_a_constraint_names_the_field_that_it_came_in() {
+        let fields: ConstraintFields = serde_json::from_str(r#"{"structured_outputs":{"regex":"("}}"#).unwrap();
+        let (field, _) = fields.check().unwrap().unwrap();
+        let refused = rename(RequestError::invalid(Constraint::FIELD, "constraint cannot be used: unclosed group"), field);
+        let expected = RequestError::invalid("structured_outputs.regex", "structured_outputs.regex cannot be used: unclosed group");
+        assert_eq!(refused, expected);
+        let other = RequestError::invalid("messages", "constraint");
+        assert_eq!(rename(other.clone(), field), other);
     }
 
     #[test]

@@ -40,14 +40,26 @@ pub(crate) struct Exchange {
     /// The id that the client sees; that of the generation, once there is one.
     pub(crate) id: RequestId,
     pub(crate) dialect: Dialect,
+    /// The field of the request that models read.
+    pub(crate) input: &'static str,
 }
 
 impl Exchange {
+    /// A request for `path`, with these headers.
+    pub(crate) fn new(id: RequestId, path: &str, headers: &HeaderMap) -> Self {
+        let input = match path {
+            "/v1/embeddings" => "input",
+            "/v1/completions" => "prompt",
+            _ => "messages",
+        };
+        Self { id, dialect: Dialect::of(path, headers), input }
+    }
+
     /// The response that says why there is no answer.
     pub(crate) fn failure(&self, failure: &Failure) -> Response {
         log(failure);
         let mut response = match self.dialect {
-            Dialect::OpenAi => self.json(openai::error::status(failure), &openai::error::envelope(failure)),
+            Dialect::OpenAi => self.json(openai::error::status(failure), &openai::error::envelope(failure, Some(self.input))),
             Dialect::Anthropic => self.json(anthropic::error::status(failure), &anthropic::error::envelope(failure, self.id)),
         };
         if let Some(after) = failure.retry_after() {

@@ -14,6 +14,7 @@ use tracing::Span;
 
 use crate::Api;
 use crate::answer::{Answer, ChoiceEvent, Choices, Order, collect};
+use crate::constraint;
 use crate::dialect::Exchange;
 use crate::failure::Failure;
 use crate::sse;
@@ -49,7 +50,7 @@ pub(crate) async fn respond<R: Render>(
     render: impl FnOnce(RequestId) -> R + Send,
 ) -> Response {
     let span = Span::current();
-    let n = order.n;
+    let (n, constraint_field) = (order.n, order.constraint_field);
     let requests = order.requests();
     if let Some(request) = requests.first() {
         span.record("model", request.model.as_str());
@@ -60,7 +61,7 @@ pub(crate) async fn respond<R: Render>(
     let choices = Choices::new(generations, n);
     let render = render(exchange.id);
     let result = if stream { streamed(exchange, choices, render).await } else { whole(exchange, choices, &render).await };
-    result.unwrap_or_else(|error| exchange.failure(&Failure::from(error)))
+    result.unwrap_or_else(|error| exchange.failure(&Failure::from(constraint::rename(error, constraint_field))))
 }
 
 async fn streamed<R: Render>(exchange: Exchange, mut choices: Choices, render: R) -> Result<Response, RequestError> {

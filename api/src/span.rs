@@ -7,11 +7,11 @@ use plexus_types::RequestId;
 use tracing::{Instrument, field, info_span};
 
 use crate::Shared;
-use crate::dialect::{Dialect, Exchange};
+use crate::dialect::Exchange;
 
 /// Opens the request's span, lets the node set its remote parent, and gives the request an id until a generation brings its own.
 pub(crate) async fn follow(State(api): State<Shared>, mut request: Request, next: Next) -> Response {
-    let exchange = Exchange { id: RequestId(rand::random()), dialect: Dialect::of(request.uri().path(), request.headers()) };
+    let exchange = Exchange::new(RequestId(rand::random()), request.uri().path(), request.headers());
     request.extensions_mut().insert(exchange);
     // The pattern, not the path: few names, and nothing of the client's in them.
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();

@@ -6,6 +6,8 @@
 mod answer;
 mod gguf_tokenizer;
 mod python;
+#[cfg(test)]
+mod round_trip;
 mod stream;
 mod template;
 #[cfg(test)]
@@ -279,7 +281,8 @@ impl Codec {
     /// What the draws of the answer to `request` must follow, its prompt being `prompt`; none if they are free.
     ///
     /// A call that must be made is one in the model's own format, with arguments that follow the tool's schema; where the request may call
-    /// tools and constrains its answer too, it does one or the other. A model that thinks may do so first, without a constraint.
+    /// tools and constrains its answer too, it does one or the other. A model that thinks may do so first, without a constraint, unless the
+    /// request has switched that off.
     /// Errors: a tool that must be called but is not there, a model that cannot call any, a schema that is not JSON.
     pub fn constraint(&self, request: &GenerateRequest, prompt: &[u32]) -> Result<Option<Constraint>, RequestError> {
         let Prompt::Chat(chat) = &request.prompt else { return Ok(request.constraint.clone()) };
@@ -302,11 +305,15 @@ impl Codec {
                 (&chat.tools[place..=place], None)
             }
         };
-        if tools.is_empty() && (constraint.is_none() || !self.format.thinks()) {
+        let in_reasoning = self.prompt_opens_reasoning(prompt);
+        let off = |name: &str| chat.template_kwargs.get(name).is_some_and(|value| value == "false");
+        let thinks = self.format.thinks() && !off("enable_thinking") && !off("thinking");
+        let plain = !thinks && !in_reasoning && !self.format.is_harmony();
+        if tools.is_empty() && (constraint.is_none() || plain) {
             return Ok(constraint.cloned());
         }
-        let wanted = Wanted { tools, single, constraint, in_reasoning: self.prompt_opens_reasoning(prompt) };
-        let field = if tools.is_empty() { "response_format" } else { "tool_choice" };
+        let wanted = Wanted { tools, single, constraint, thinks, in_reasoning };
+        let field = if tools.is_empty() { Constraint::FIELD } else { "tool_choice" };
         let grammar = answer::grammar(&self.format, wanted, |token| self.tokenizer.token_to_id(token));
         grammar.map(|grammar| Some(Constraint::Lark(grammar))).map_err(|reason| RequestError::invalid(field, reason))
     }

@@ -93,10 +93,10 @@ fn top_level(constraint: &Constraint) -> Result<TopLevelGrammar, String> {
         return Err(format!("it has {} bytes; at most {TEXT_LEN_MAX} are taken", text.len()));
     }
     Ok(match constraint {
-        Constraint::JsonObject => TopLevelGrammar::from_json_schema(spaced(json!({ "type": "object" }))),
+        Constraint::JsonObject => TopLevelGrammar::from_json_schema(laid_out(json!({ "type": "object" }))),
         Constraint::JsonSchema(schema) => {
             let schema = serde_json::from_str(schema).map_err(|error| format!("the schema is not JSON: {error}"))?;
-            TopLevelGrammar::from_json_schema(spaced(schema))
+            TopLevelGrammar::from_json_schema(laid_out(schema))
         }
         Constraint::Regex(regex) => TopLevelGrammar::from_regex(regex),
         Constraint::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
@@ -104,7 +104,7 @@ fn top_level(constraint: &Constraint) -> Result<TopLevelGrammar, String> {
 }
 
 /// The schema with a bound on white space, unless it says itself how its text is laid out.
-fn spaced(mut schema: Value) -> Value {
+pub(crate) fn laid_out(mut schema: Value) -> Value {
     if schema == Value::Bool(true) {
         schema = json!({}); // the same schema: anything
     }

@@ -42,8 +42,10 @@ async fn check(script: &str) {
             return;
         }
     };
-    let node = Home::new().node("n1").start().await;
-    node.is_healthy().await;
+    let bert = format!("bert=file:{}", binary::repository().join("engine/tests/golden/bert").display());
+    let node = Home::new().node("n1").arg("--model", "pip=embedded:pip").arg("--model", &bert).start().await;
+    node.offers("pip").await;
+    node.offers("bert").await;
     let script = binary::repository().join("tests/sdk").join(script);
     let mut command = Command::new(python);
     command.arg("-B").arg(&script).env("PLEXUS_URL", node.client().base());
@@ -62,6 +64,16 @@ async fn openai_s_client_is_served() {
 }
 
 #[tokio::test]
+async fn openai_s_client_gets_formats_tools_choices_and_vectors() {
+    check("test_openai_formats.py").await;
+}
+
+#[tokio::test]
 async fn anthropic_s_client_is_served() {
     check("test_anthropic.py").await;
+}
+
+#[tokio::test]
+async fn anthropic_s_client_gets_tools_thoughts_and_formats() {
+    check("test_anthropic_formats.py").await;
 }

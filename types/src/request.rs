@@ -38,6 +38,11 @@ pub enum Constraint {
     Lark(String),
 }
 
+impl Constraint {
+    /// What errors call the field that a constraint comes from: each dialect has names of its own for it, and puts them in its place.
+    pub const FIELD: &str = "constraint";
+}
+
 /// What the model continues.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Prompt {

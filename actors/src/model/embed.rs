@@ -58,6 +58,10 @@ fn encode(codec: &Codec, context: u32, inputs: Vec<EmbedInput>) -> Result<Vec<Ve
         let ids = codec.encode(&match input {
             EmbedInput::Text(text) => Prompt::Text(text),
             EmbedInput::Tokens(ids) => Prompt::Tokens(ids),
+        });
+        let ids = ids.map_err(|error| match error {
+            RequestError::Invalid { message, .. } => RequestError::invalid("input", message),
+            other => other,
         })?;
         if ids.is_empty() {
             return Err(RequestError::invalid("input", format!("input {i} is empty: give at least one token")));

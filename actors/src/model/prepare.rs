@@ -23,16 +23,8 @@ pub(super) fn prepare(codec: &Codec, request: &GenerateRequest, known: Vec<u32>)
     if constraint.is_some() && request.sampling.ignore_eos {
         return Err(RequestError::invalid("ignore_eos", "an answer that must follow a grammar ends where that ends: leave ignore_eos out"));
     }
-    let grammar = constraint.map(|constraint| codec.grammar(&constraint, field(request.constraint.as_ref()))).transpose()?;
+    // The field that a grammar comes from: the request's own constraint, or else a tool that must be called.
+    let field = if request.constraint.is_some() { Constraint::FIELD } else { "tool_choice" };
+    let grammar = constraint.map(|constraint| codec.grammar(&constraint, field)).transpose()?;
     Ok(Prepared { prompt, grammar })
-}
-
-/// The field of a request that a grammar comes from: its own constraint, or else a tool that must be called.
-fn field(constraint: Option<&Constraint>) -> &'static str {
-    match constraint {
-        Some(Constraint::JsonObject | Constraint::JsonSchema(_)) => "response_format",
-        Some(Constraint::Regex(_)) => "guided_regex",
-        Some(Constraint::Lark(_)) => "guided_grammar",
-        None => "tool_choice",
-    }
 }

@@ -9,7 +9,6 @@ use serde::Serialize;
 use super::request;
 use super::stream::MessageRender;
 use crate::Shared;
-use crate::answer::Order;
 use crate::body;
 use crate::dialect::Exchange;
 use crate::failure::Failure;
@@ -18,13 +17,13 @@ use crate::generate::respond;
 /// `POST /v1/messages`
 pub(crate) async fn messages(State(api): State<Shared>, Extension(exchange): Extension<Exchange>, request: Request) -> Response {
     let parsed = body::read(&api.config, request).await.and_then(|json| request::message(&json));
-    let (request, stream) = match parsed {
+    let (order, stream) = match parsed {
         Ok(parsed) => parsed,
         Err(failure) => return exchange.failure(&failure),
     };
-    let model = request.model.to_string();
+    let model = order.prompts.first().map(|request| request.model.to_string()).unwrap_or_default();
     let render = move |id: RequestId| MessageRender::new(id, model);
-    respond(&api, exchange, Order::one(request), stream, render).await
+    respond(&api, exchange, order, stream, render).await
 }
 
 #[derive(Debug, Serialize)]

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::tools::{self, WireTool, WireToolChoice};
+use crate::answer::Order;
 use crate::body;
 use crate::constraint::response_format;
 use crate::failure::Failure;
@@ -77,7 +78,7 @@ struct Block {
 }
 
 /// Translates the body of `POST /v1/messages`; the flag says whether it is to be streamed.
-pub(crate) fn message(json: &[u8]) -> Result<(GenerateRequest, bool), Failure> {
+pub(crate) fn message(json: &[u8]) -> Result<(Order, bool), Failure> {
     let sampling: SamplingFields = body::parse(json)?;
     let body: MessageBody = body::parse(json)?;
     let stream = body.stream.unwrap_or(false);
@@ -85,15 +86,17 @@ pub(crate) fn message(json: &[u8]) -> Result<(GenerateRequest, bool), Failure> {
         let message = "max_tokens is missing; say how many tokens to generate at most (as many as fit are generated, if it is more)";
         return Err(RequestError::invalid("max_tokens", message).into());
     }
-    Ok((translate(sampling, body)?, stream))
+    let (request, constraint_field) = translate(sampling, body)?;
+    Ok((Order::one(request, constraint_field), stream))
 }
 
 /// Translates the body of `POST /v1/messages/count_tokens`, which has no `max_tokens`.
 pub(crate) fn count(json: &[u8]) -> Result<GenerateRequest, Failure> {
-    Ok(translate(SamplingFields::default(), body::parse(json)?)?)
+    Ok(translate(SamplingFields::default(), body::parse(json)?)?.0)
 }
 
-fn translate(sampling: SamplingFields, body: MessageBody) -> Result<GenerateRequest, RequestError> {
+/// The request, and the field that constrains its answer.
+fn translate(sampling: SamplingFields, body: MessageBody) -> Result<(GenerateRequest, &'static str), RequestError> {
     let model = params::model(body.model)?;
     let mut tools = tools::tools(body.tools.unwrap_or_default())?;
     let (tool_choice, single_tool_call) = tools::choose(body.tool_choice, &mut tools)?;
@@ -107,13 +110,13 @@ fn translate(sampling: SamplingFields, body: MessageBody) -> Result<GenerateRequ
         push_turn(&mut messages, index, turn)?;
     }
     let (effort, format) = body.output_config.map_or((None, None), |output| (output.effort, output.format));
-    let constraint = constraint(format, body.output_format)?;
+    let (constraint_field, constraint) = constraint(format, body.output_format)?;
     params::choice_is_possible("tool_choice", &tool_choice, &tools, constraint.as_ref())?;
     let template_kwargs = template_kwargs(body.thinking, effort)?;
     let sampling = sampling.check()?;
     let max_tokens = params::max_tokens("max_tokens", body.max_tokens)?;
     params::min_below_max(&sampling, max_tokens)?;
-    Ok(GenerateRequest {
+    let request = GenerateRequest {
         model,
         prompt: Prompt::Chat(Chat { messages, tools, tool_choice, single_tool_call, template_kwargs }),
         sampling,
@@ -121,16 +124,17 @@ fn translate(sampling: SamplingFields, body: MessageBody) -> Result<GenerateRequ
         stop: params::stop("stop_sequences", body.stop_sequences.map(TextOr::Many))?,
         constraint,
         logprobs: None,
-    })
+    };
+    Ok((request, constraint_field))
 }
 
-fn constraint(format: Option<Value>, earlier: Option<Value>) -> Result<Option<Constraint>, RequestError> {
+fn constraint(format: Option<Value>, earlier: Option<Value>) -> Result<(&'static str, Option<Constraint>), RequestError> {
     let (param, format) = match (format, earlier) {
         (Some(format), _) => ("output_config.format", format),
         (None, Some(format)) => ("output_format", format),
-        (None, None) => return Ok(None),
+        (None, None) => return Ok(("", None)),
     };
-    response_format(param, format)
+    Ok((param, response_format(param, format)?))
 }
 
 /// Without a word on it the model thinks as its template has it by default.
@@ -277,8 +281,8 @@ mod tests {
 
     fn chat_of(fields: &str) -> Chat {
         let json = format!(r#"{{"model":"m","max_tokens":8,{fields}}}"#);
-        let (request, _) = message(json.as_bytes()).unwrap();
-        let Prompt::Chat(chat) = request.prompt else { panic!("not a chat") };
+        let (mut order, _) = message(json.as_bytes()).unwrap();
+        let Prompt::Chat(chat) = order.prompts.remove(0).prompt else { panic!("not a chat") };
         chat
     }
 
@@ -404,8 +408,8 @@ mod tests {
     fn a_format_of_the_answer_is_a_constraint_in_its_new_and_in_its_earlier_place() {
         for place in [r#""output_config":{"format":FORMAT}"#, r#""output_format":FORMAT"#] {
             let fields = place.replace("FORMAT", r#"{"type":"json_schema","schema":{"type":"object"}}"#);
-            let (request, _) = message(format!(r#"{{"model":"m","max_tokens":8,{fields},{HI}}}"#).as_bytes()).unwrap();
-            assert_eq!(request.constraint, Some(Constraint::JsonSchema(r#"{"type":"object"}"#.to_owned())), "{place}");
+            let (order, _) = message(format!(r#"{{"model":"m","max_tokens":8,{fields},{HI}}}"#).as_bytes()).unwrap();
+            assert_eq!(order.prompts[0].constraint, Some(Constraint::JsonSchema(r#"{"type":"object"}"#.to_owned())), "{place}");
         }
     }
 
@@ -416,8 +420,8 @@ mod tests {
             matches!(&failure, Failure::Request(RequestError::Invalid { param: Some(param), .. }) if param == "max_tokens"),
             "{failure:?}"
         );
-        let (request, stream) = message(format!(r#"{{"model":"m","max_tokens":128000,"stream":true,{HI}}}"#).as_bytes()).unwrap();
-        assert_eq!((request.max_tokens, stream), (Some(128_000), true));
+        let (order, stream) = message(format!(r#"{{"model":"m","max_tokens":128000,"stream":true,{HI}}}"#).as_bytes()).unwrap();
+        assert_eq!((order.prompts[0].max_tokens, stream), (Some(128_000), true));
         assert_eq!(count(format!(r#"{{"model":"m",{HI}}}"#).as_bytes()).unwrap().max_tokens, None);
     }
 

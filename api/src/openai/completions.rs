@@ -107,17 +107,19 @@ fn translate(json: &[u8]) -> Result<(Order, ReplyOptions, bool), Failure> {
     if echo && prompts.iter().any(|prompt| matches!(prompt, Prompt::Tokens(_))) {
         return Err(params::unsupported("echo", "true with token ids", "send the prompt as text, or leave echo out").into());
     }
+    let (constraint_field, constraint) = constraint.check()?.unzip();
     let first = GenerateRequest {
         model,
         prompt: Prompt::Tokens(Vec::new()),
         sampling,
         max_tokens,
         stop: params::stop("stop", body.stop)?,
-        constraint: constraint.check()?,
+        constraint,
         logprobs,
     };
     let prompts = prompts.into_iter().map(|prompt| GenerateRequest { prompt, ..first.clone() }).collect();
-    Ok((Order { prompts, n }, ReplyOptions::new(body.stream, body.stream_options), echo))
+    let order = Order { prompts, n, constraint_field: constraint_field.unwrap_or_default() };
+    Ok((order, ReplyOptions::new(body.stream, body.stream_options), echo))
 }
 
 fn prompt(input: Input) -> Prompt {

@@ -21,13 +21,13 @@ struct Detail {
     code: Option<&'static str>,
 }
 
-/// The envelope for `failure`.
-pub(crate) fn envelope(failure: &Failure) -> Envelope {
+/// The envelope for `failure` of a request whose field `input` is what models read.
+pub(crate) fn envelope(failure: &Failure, input: Option<&str>) -> Envelope {
     let (_, kind, code) = classify(failure);
     let param = match failure {
         Failure::Request(RequestError::Invalid { param, .. }) => param.clone(),
         Failure::Request(RequestError::ModelNotFound { .. }) => Some("model".to_owned()),
-        Failure::Request(RequestError::ContextLength { .. } | RequestError::WrongModality { .. }) => Some("messages".to_owned()),
+        Failure::Request(RequestError::ContextLength { .. } | RequestError::WrongModality { .. }) => input.map(str::to_owned),
         _ => None,
     };
     Envelope { error: Detail { message: failure.to_string(), kind, param, code } }

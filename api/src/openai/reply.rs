@@ -98,7 +98,7 @@ impl Head {
     /// The frame that ends a stream badly. No `[DONE]` follows: a client that looks for it must not take this for the whole answer.
     pub(crate) fn failed(error: RequestError) -> Bytes {
         let mut frames = Frames::new();
-        frames.data(&envelope(&Failure::Request(error)));
+        frames.data(&envelope(&Failure::Request(error), None));
         frames.into_bytes()
     }
 

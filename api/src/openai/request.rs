@@ -112,7 +112,7 @@ fn translate(sampling: SamplingFields, constraint: ConstraintFields, body: ChatB
             message: "modalities asks for more than text; this server answers in text alone".to_owned(),
         });
     }
-    let constraint = constraint.check()?;
+    let (constraint_field, constraint) = constraint.check()?.unzip();
     let mut tools = tools::tools(body.tools.unwrap_or_default(), body.functions.unwrap_or_default())?;
     let (choice_name, choice) = match &body.tool_choice {
         None | Some(Value::Null) => ("function_call", body.function_call.as_ref()),
@@ -146,7 +146,8 @@ fn translate(sampling: SamplingFields, constraint: ConstraintFields, body: ChatB
         constraint,
         logprobs: logprobs::of_chat(body.logprobs, body.top_logprobs)?,
     };
-    Ok((Order { prompts: vec![request], n }, ReplyOptions::new(body.stream, body.stream_options)))
+    let order = Order { prompts: vec![request], n, constraint_field: constraint_field.unwrap_or_default() };
+    Ok((order, ReplyOptions::new(body.stream, body.stream_options)))
 }
 
 fn messages(messages: Vec<WireMessage>) -> Result<Vec<Message>, RequestError> {

@@ -6,7 +6,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, Error, ErrorKind};
 use minijinja_contrib::pycompat::unknown_method_callback;
-use plexus_types::{Chat, Message, RequestError, Tool};
+use plexus_types::{Chat, Message, RequestError, Role, Tool, ToolCall};
 use serde_json::json;
 
 use super::answer::nine_letters;
@@ -30,6 +30,8 @@ pub(super) struct ChatTemplate {
     knows_tools: bool,
     /// Does it want ids of calls that have nine letters and digits, as Mistral's do?
     nine_letter_ids: bool,
+    /// Does it want the arguments of calls as JSON text, as DeepSeek's do? See [`ChatTemplate::wants_text`].
+    text_arguments: bool,
     /// Does it look for reasoning under `thinking`, as that of gpt-oss does, which refuses it beside text and calls?
     reads_thinking: bool,
 }
@@ -71,11 +73,39 @@ impl ChatTemplate {
         };
         add(CHAT_WITH_TOOLS, tool_source.unwrap_or_else(|| source.clone()))?;
         add(CHAT, source)?;
-        Ok(Self { environment, special_tokens, knows_tools, nine_letter_ids, reads_thinking })
+        let mut template = Self { environment, special_tokens, knows_tools, nine_letter_ids, reads_thinking, text_arguments: false };
+        template.knows_tools = template.knows_tools && template.shows_tools();
+        template.text_arguments = template.wants_text();
+        Ok(template)
+    }
+
+    /// Does the template that serves requests with tools write them into the prompt? One that cannot render the question is believed.
+    fn shows_tools(&self) -> bool {
+        const NAME: &str = "get_the_weather_of_a_city";
+        let tool = Tool { name: NAME.into(), ..probe() };
+        let chat = Chat { messages: vec![Message::text(Role::User, "?")], tools: vec![tool], ..Chat::default() };
+        self.render_with(&chat, false).map_or(true, |text| text.contains(NAME))
+    }
+
+    /// Does the template write the arguments of a call right only when it gets them as JSON text? Most take an object, which they write as
+    /// JSON or field by field; some join text with text. A call is shown to it both ways, and what it makes of them tells.
+    fn wants_text(&self) -> bool {
+        const ARGUMENTS: &str = r#"{"city": "Oslo"}"#;
+        let call = ToolCall { id: "abcdefghi".into(), name: "f".into(), arguments: ARGUMENTS.into() };
+        let result = Message { tool_call_id: Some(call.id.clone()), ..Message::text(Role::Tool, "1") };
+        let messages =
+            vec![Message::text(Role::User, "?"), Message { tool_calls: vec![call], ..Message::text(Role::Assistant, "") }, result];
+        let chat = Chat { messages, tools: vec![probe()], ..Chat::default() };
+        let shown = |as_text| self.render_with(&chat, as_text).is_ok_and(|text| text.contains(ARGUMENTS));
+        self.knows_tools && !shown(false) && shown(true)
     }
 
     /// The text of a conversation, up to where the model's answer begins.
     pub(super) fn render(&self, chat: &Chat) -> Result<String, RequestError> {
+        self.render_with(chat, self.text_arguments)
+    }
+
+    fn render_with(&self, chat: &Chat, text_arguments: bool) -> Result<String, RequestError> {
         if !chat.tools.is_empty() && !self.knows_tools {
             // CX-78: dropping the tools in silence would answer another question.
             let message = "this model's chat template knows no tools; send the request without them or choose another model";
@@ -91,7 +121,7 @@ impl ChatTemplate {
             let value = value.map_err(|error| RequestError::invalid("chat_template_kwargs", format!("{name} is not JSON: {error}")))?;
             variables.insert(name.clone(), value);
         }
-        variables.insert("messages".into(), chat.messages.iter().map(|turn| self.message(turn)).collect());
+        variables.insert("messages".into(), chat.messages.iter().map(|turn| self.message(turn, text_arguments)).collect());
         let tools = chat.tools.iter().map(tool).collect::<Result<Vec<_>, _>>()?;
         variables.insert("tools".into(), if tools.is_empty() { json!(null) } else { json!(tools) });
 
@@ -104,8 +134,8 @@ impl ChatTemplate {
         }
     }
 
-    /// A message as templates expect it: content is always text, arguments of tool calls are objects.
-    fn message(&self, message: &Message) -> serde_json::Value {
+    /// A message as templates expect it: content is always text, arguments of tool calls are objects unless the template wants text.
+    fn message(&self, message: &Message, text_arguments: bool) -> serde_json::Value {
         let call_id = |id: &str| if self.nine_letter_ids { nine_letters(id) } else { id.to_owned() };
         let mut out = serde_json::Map::new();
         out.insert("role".into(), json!(message.role.as_str()));
@@ -120,7 +150,9 @@ impl ChatTemplate {
             let calls = message.tool_calls.iter().map(|call| {
                 // Arguments that are not JSON are what a model once wrote: it may see them again as they were.
                 let arguments = match call.arguments.trim() {
+                    "" if text_arguments => json!("{}"),
                     "" => json!({}),
+                    _ if text_arguments => json!(call.arguments),
                     text => serde_json::from_str(text).unwrap_or_else(|_| json!(call.arguments)),
                 };
                 json!({"id": call_id(&call.id), "type": "function", "function": {"name": call.name, "arguments": arguments}})
@@ -135,6 +167,11 @@ impl ChatTemplate {
         }
         out.into()
     }
+}
+
+/// A tool to show to a template.
+fn probe() -> Tool {
+    Tool { name: "f".into(), description: Some("d".into()), parameters: Some(r#"{"type": "object", "properties": {}}"#.into()) }
 }
 
 fn explain(error: &Error) -> String {
@@ -267,6 +304,14 @@ mod tests {
     }
 
     #[test]
+    fn a_template_that_speaks_of_tools_but_does_not_show_them_knows_none() {
+        // CX-78
+        let template = template("{% if builtin_tools %}{{ builtin_tools }}{% endif %}{{ messages[0].content }}");
+        let chat = Chat { tools: vec![weather()], ..chat("hi") };
+        assert!(matches!(template.render(&chat), Err(RequestError::WrongModality { .. })));
+    }
+
+    #[test]
     fn arguments_of_earlier_calls_are_objects_and_keep_their_order() {
         let template = template("{% for c in messages[0].tool_calls %}{{ c.id }} {{ c.function.arguments | tojson }}{% endfor %}");
         let call = ToolCall { id: "c1".into(), name: "f".into(), arguments: r#"{"z":1,"a":{"k":[true,null]}}"#.into() };
@@ -274,6 +319,17 @@ mod tests {
         turn.tool_calls.push(call);
         let chat = Chat { messages: vec![turn], ..Chat::default() };
         assert_eq!(template.render(&chat).unwrap(), r#"c1 {"z": 1, "a": {"k": [true, null]}}"#);
+    }
+
+    #[test]
+    fn a_template_that_joins_arguments_with_text_gets_them_as_text() {
+        let source =
+            "{{ tools }}{% for m in messages %}{% for c in m.tool_calls %}{{ '<' + c.function.arguments + '>' }}{% endfor %}{% endfor %}";
+        let mut turn = Message::text(Role::Assistant, "");
+        turn.tool_calls = ["{\"z\":1}", ""].map(|json| ToolCall { id: "c".into(), name: "f".into(), arguments: json.into() }).into();
+        let chat = Chat { messages: vec![turn], ..Chat::default() };
+        let text = template(source).render(&chat).unwrap();
+        assert!(text.ends_with("<{\"z\":1}><{}>"), "{text}");
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub(super) struct Reasoning {
     pub(super) open: Mark,
     /// Ends it.
     pub(super) close: Mark,
+    /// The template speaks of it, so the model was taught to.
+    pub(super) shown: bool,
 }
 
 /// A mark: as it is spelled, and as parsers see it.
@@ -92,7 +94,8 @@ impl AnswerFormat {
             return Self { reasoning: None, calls: Some(Calls::Harmony), controls: marks.controls };
         }
         let reasoning = [("<think>", "</think>"), ("[THINK]", "[/THINK]")].into_iter().find(|(open, close)| known(open) && known(close));
-        let reasoning = reasoning.map(|(open, close)| Reasoning { open: marks.mark(open), close: marks.mark(close) });
+        let reasoning =
+            reasoning.map(|(open, close)| Reasoning { open: marks.mark(open), close: marks.mark(close), shown: has(open) || has(close) });
         let calls = if has("<arg_key>") {
             let pairs = ["<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"].map(|mark| marks.seen(mark));
             Some(Calls::Tagged(Tags {
@@ -119,7 +122,7 @@ impl AnswerFormat {
                 section_end: None,
                 open: open.clone(),
                 middle: marks.seen("[ARGS]"),
-                id: Some(marks.seen("[CALL_ID]")),
+                id: known("[CALL_ID]").then(|| marks.seen("[CALL_ID]")),
                 close: None,
                 fenced: false,
                 numbered: false,
@@ -187,9 +190,10 @@ impl AnswerFormat {
         self.reasoning.as_ref().map(|reasoning| reasoning.open.spelled)
     }
 
-    /// May answers begin with reasoning?
+    /// Is the model expected to think before it answers? Many vocabularies have marks for it that their model never uses; where an answer is
+    /// constrained, such a mark would be one of few ways to go on, and the model would get lost behind it.
     pub(in crate::codec) fn thinks(&self) -> bool {
-        self.reasoning.is_some() || self.is_harmony()
+        self.reasoning.as_ref().is_some_and(|reasoning| reasoning.shown) || self.is_harmony()
     }
 
     /// Can the parser find calls?

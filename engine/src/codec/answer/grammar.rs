@@ -5,13 +5,16 @@
 
 use std::fmt::Write as _;
 
+use llguidance::regex_to_lark;
 use plexus_types::{Constraint, Tool};
 use serde_json::{Map, Value, json};
 
 use super::format::{AnswerFormat, Calls, Objects};
+use super::kinds::kinds;
 use super::named::{FENCE, Named};
 use super::out::{CONTROL_CLOSE, CONTROL_OPEN};
 use super::tagged::{TagKind, Tags};
+use crate::grammar::laid_out;
 
 /// What an answer must be.
 #[derive(Debug, Clone, Copy)]
@@ -22,14 +25,16 @@ pub(in crate::codec) struct Wanted<'a> {
     pub(in crate::codec) single: bool,
     /// What it must say instead of a call.
     pub(in crate::codec) constraint: Option<&'a Constraint>,
+    /// It may think first.
+    pub(in crate::codec) thinks: bool,
     /// The prompt has opened the reasoning already.
     pub(in crate::codec) in_reasoning: bool,
 }
 
 /// The grammar of an answer in this format. `id` looks a token up by its text.
 ///
-/// Reasoning comes first and is free: the rest of it where the prompt has opened it, else the model may begin with it or not. What is wanted
-/// holds for what comes behind. Errors say why there is no such grammar.
+/// Reasoning comes first and is free: the rest of it where the prompt has opened it, else the model may begin with it or not, if it thinks at
+/// all. What is wanted holds for what comes behind. Errors say why there is no such grammar.
 pub(in crate::codec) fn grammar(format: &AnswerFormat, wanted: Wanted<'_>, id: impl Fn(&str) -> Option<u32>) -> Result<String, String> {
     let mut rules = Rules { id: &id, text: String::new(), n_rules: 0 };
     let mut ways = Vec::new();
@@ -47,6 +52,7 @@ pub(in crate::codec) fn grammar(format: &AnswerFormat, wanted: Wanted<'_>, id: i
     }
     let rest = ways.join(" | ");
     let start = match &format.reasoning {
+        _ if !wanted.thinks && !wanted.in_reasoning => format!("({rest})"),
         _ if format.is_harmony() => {
             let open = rules.spell("\u{FDD0}<|channel|>\u{FDD1}analysis\u{FDD0}<|message|>\u{FDD1}");
             let next = rules.spell("\u{FDD0}<|end|>\u{FDD1}\u{FDD0}<|start|>\u{FDD1}assistant");
@@ -66,12 +72,12 @@ pub(in crate::codec) fn grammar(format: &AnswerFormat, wanted: Wanted<'_>, id: i
                 format!("{thought} ({rest})")
             } else {
                 let open = rules.spell(&reasoning.open.seen);
-                format!("({open} {thought})? ({rest})")
+                format!("(BREAKS {open} {thought})? ({rest})")
             }
         }
     };
     let thoughts = if start.contains("THOUGHT") { "THOUGHT: /(?s:.*)/\n" } else { "" };
-    let breaks = if start.contains("BREAKS") { "BREAKS: /\\n{0,2}/\n" } else { "" };
+    let breaks = if start.contains("BREAKS") || rules.text.contains("BREAKS") { "BREAKS: /[ \\n]{0,2}/\n" } else { "" };
     Ok(format!("start: {start}\n{}{thoughts}{breaks}", rules.text))
 }
 
@@ -117,12 +123,12 @@ impl Rules<'_> {
 
     fn constraint(&mut self, constraint: &Constraint) -> Result<String, String> {
         let body = match constraint {
-            Constraint::JsonObject => "%json {\"type\": \"object\"}".to_owned(),
+            Constraint::JsonObject => format!("%json {}", laid_out(json!({"type": "object"}))),
             Constraint::JsonSchema(schema) => {
                 let schema: Value = serde_json::from_str(schema).map_err(|error| format!("the schema is not JSON: {error}"))?;
-                format!("%json {}", as_object(schema))
+                format!("%json {}", as_object(laid_out(schema)))
             }
-            Constraint::Regex(regex) => format!("/{}/", regex.replace('/', "\\/")),
+            Constraint::Regex(regex) => format!("/{}/", regex_to_lark(regex, "")),
             Constraint::Lark(grammar) => format!("%lark {{\n{grammar}\n}}"),
         };
         Ok(self.rule(&body))
@@ -154,7 +160,7 @@ impl Rules<'_> {
                 self.rule(&format!("{open} {inner} {close}"))
             }
             Calls::Objects(objects) if objects.bare => call,
-            Calls::Objects(_) | Calls::Tagged(_) => self.rule(&some("\"\\n\"")),
+            Calls::Objects(_) | Calls::Tagged(_) => self.rule(&format!("BREAKS {}", some("\"\\n\""))),
             Calls::Named(named) => {
                 let between = if named.fenced { "\"\\n\"" } else { "" };
                 let open = self.spell(named.section.as_deref().unwrap_or_default());
@@ -176,7 +182,13 @@ impl Rules<'_> {
         };
         let before = self.spell(&format!("{open}{{\"name\": {}, \"{}\": ", Value::from(name), objects.arguments));
         let after = self.spell(&format!("}}{close}"));
-        format!("{before} %json {} {after}", spaced(schema))
+        // Mistral's models give each call of a list an id.
+        let id = if objects.or_named.is_some() {
+            format!("({} /[0-9A-Za-z]{{9}}/ {})?", quoted(", \"id\": \""), quoted("\""))
+        } else {
+            String::new()
+        };
+        format!("{before} %json {} {id} {after}", spaced(schema))
     }
 
     fn named(&self, named: &Named, name: &str, schema: Value) -> String {
@@ -191,14 +203,17 @@ impl Rules<'_> {
             let before = self.spell(&format!("{open}functions.{name}:"));
             return format!("{before} /[0-9]{{1,3}}/ {} {json} {}", self.spell(middle), self.spell(close));
         }
-        format!("{} {json} {}", self.spell(&format!("{open}{name}{middle}")), self.spell(close))
+        let (before, middle) = (self.spell(&format!("{open}{name}")), self.spell(middle));
+        let id = named.id.as_deref().map_or(String::new(), |id| format!("({} /[0-9A-Za-z]{{9}}/)?", self.spell(id)));
+        format!("{before} {id} {middle} {json} {}", self.spell(close))
     }
 
+    /// The recipient stands behind the channel or behind the role, which the prompt ends with.
     fn harmony(&self, name: &str, schema: Value) -> String {
-        let before = self.spell(&format!(
-            "\u{FDD0}<|channel|>\u{FDD1}commentary to=functions.{name} \u{FDD0}<|constrain|>\u{FDD1}json\u{FDD0}<|message|>\u{FDD1}"
-        ));
-        format!("{before} %json {}", spaced(schema))
+        let after_channel = self.spell(&format!("\u{FDD0}<|channel|>\u{FDD1}commentary to=functions.{name} "));
+        let after_role = self.spell(&format!(" to=functions.{name}\u{FDD0}<|channel|>\u{FDD1}commentary "));
+        let (json, message) = (self.spell("\u{FDD0}<|constrain|>\u{FDD1}json"), self.spell("\u{FDD0}<|message|>\u{FDD1}"));
+        format!("({after_channel} | {after_role}) ({json} | \"json\") {message} %json {}", spaced(schema))
     }
 
     /// Tags for each property of the schema, in its order: those required always, the others or not.
@@ -234,7 +249,7 @@ impl Rules<'_> {
             let choices: Vec<String> = choices.iter().filter_map(Value::as_str).map(quoted).collect();
             return format!("({}) {}", choices.join(" | "), self.spell(after));
         }
-        if property.get("type").and_then(Value::as_str) != Some("string") {
+        if !kinds(property, schema).names_text() {
             let mut property = as_object(property.clone());
             for key in ["$defs", "definitions"] {
                 if let (Some(definitions), Some(property)) = (schema.get(key), property.as_object_mut()) {
@@ -243,12 +258,16 @@ impl Rules<'_> {
             }
             return format!("%json {} {}", spaced(property), self.spell(after));
         }
+        // Where a text is one of several types, it stands for the others too: all are written without quotes.
+        let length = |key: &str| property.get(key).and_then(Value::as_u64);
+        let max = length("maxLength").map_or(String::new(), |max| max.to_string());
+        let text = format!("/(?s:.{{{},{max}}})/", length("minLength").unwrap_or(0));
         match self.token(after.trim()) {
-            Some(_) => format!("/(?s:.*)/ {}", self.spell(after)),
+            Some(_) => format!("{text} {}", self.spell(after)),
             None => {
                 self.n_rules += 1;
                 let name = format!("text_{}", self.n_rules);
-                let _ = writeln!(self.text, "{name}[suffix={}]: /(?s:.*)/", quoted(after));
+                let _ = writeln!(self.text, "{name}[suffix={}]: {text}", quoted(after));
                 name
             }
         }

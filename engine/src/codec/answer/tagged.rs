@@ -1,10 +1,11 @@
 //! Calls written as tags, one for each argument: Qwen3-Coder's and GLM's. The arguments become JSON as they come.
 //!
-//! What stands in a tag has no type of its own: the tool's JSON Schema says whether `5` is a number or a text.
+//! What stands in a tag has no type of its own: the tool's JSON Schema says whether `5` is a number or a text ([`super::kinds`]).
 
 use serde_json::Value;
 
 use super::json::{Stop, escape};
+use super::kinds::{Kinds, kinds, typed};
 use super::marks::{End, Found, find};
 use super::object::Head;
 use super::out::Out;
@@ -78,8 +79,8 @@ pub(super) struct Fields {
 /// One argument.
 #[derive(Debug, Clone)]
 struct Field {
-    /// Given piece by piece: it is a text whatever it says.
-    streams: bool,
+    /// What it may be.
+    kinds: Kinds,
     /// Something of it has been given or passed over.
     begun: bool,
     /// What is not yet given.
@@ -107,8 +108,9 @@ impl Fields {
                     out.arguments(if self.n_fields == 0 { "{" } else { ", " });
                     out.arguments(&format!("{}: ", Value::from(key.as_str())));
                     self.n_fields += 1;
-                    let streams = is_text(self.schema.pointer("/properties").and_then(|all| all.get(&key)));
-                    self.value = Some(Field { streams, begun: false, held: String::new() });
+                    let schema = self.schema.pointer("/properties").and_then(|all| all.get(&key));
+                    let kinds = schema.map_or(Kinds::Any, |schema| kinds(schema, &self.schema));
+                    self.value = Some(Field { kinds, begun: false, held: String::new() });
                 }
                 Err(Stop::More) if end == End::No => return false,
                 // Cut off: JSON that is not whole says so.
@@ -119,7 +121,10 @@ impl Fields {
                     self.finish(out);
                     return true;
                 }
-                Err(_) => {
+                Err(stop) => {
+                    if stop == Stop::More {
+                        buffer.clear(); // a mark that was cut off is no text
+                    }
                     self.finish(out);
                     return true;
                 }
@@ -205,10 +210,13 @@ impl Fields {
 impl Field {
     /// Gives what is certain. `last`: nothing follows; `complete`: because the value is whole.
     fn give(&mut self, strips: bool, last: bool, complete: bool, out: &mut Out) {
-        if !self.streams {
+        // Only what is a text whatever it says can be given piece by piece.
+        if !self.kinds.is_text() {
             if last {
-                out.arguments(&typed(&self.held));
-                self.held.clear();
+                let held = std::mem::take(&mut self.held);
+                let text = if strips { held.strip_prefix('\n').unwrap_or(&held) } else { &held };
+                let text = if strips { text.strip_suffix('\n').unwrap_or(text) } else { text };
+                out.arguments(&typed(text, &self.kinds));
             }
             return;
         }
@@ -232,29 +240,5 @@ impl Field {
         if complete {
             out.arguments("\"");
         }
-    }
-}
-
-/// Is an argument of this schema a text whatever it says?
-fn is_text(schema: Option<&Value>) -> bool {
-    let Some(schema) = schema else { return false };
-    match schema.get("type") {
-        Some(Value::String(kind)) => kind == "string",
-        Some(_) => false,
-        None => schema.get("enum").and_then(Value::as_array).is_some_and(|all| all.iter().all(Value::is_string)),
-    }
-}
-
-/// An argument whose schema does not call it a text: JSON where it is JSON, else a text after all.
-fn typed(raw: &str) -> String {
-    let trimmed = raw.trim();
-    match serde_json::from_str::<Value>(trimmed) {
-        Ok(_) => trimmed.to_owned(),
-        Err(_) => match trimmed {
-            "True" => "true".into(),
-            "False" => "false".into(),
-            "None" => "null".into(),
-            _ => Value::from(trimmed).to_string(),
-        },
     }
 }
