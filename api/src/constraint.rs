@@ -92,13 +92,16 @@ pub(crate) fn response_format(param: &str, format: Value) -> Result<Option<Const
             Some(own) => schema(&format!("{param}.schema"), own.clone()),
         },
         // The envelope of the chat endpoint, or the schema itself as other endpoints have it.
-        Some("json_schema") => match format.pointer("/json_schema/schema").or_else(|| format.get("schema")) {
-            Some(own) => schema(&format!("{param}.json_schema.schema"), own.clone()),
-            None => {
-                let message = format!("{param}.json_schema.schema is missing; give the JSON Schema that the answer must follow");
-                Err(RequestError::invalid(param, message))
+        Some("json_schema") => {
+            let place = if param == "response_format" { "json_schema.schema" } else { "schema" };
+            match format.pointer("/json_schema/schema").or_else(|| format.get("schema")) {
+                Some(own) => schema(&format!("{param}.{place}"), own.clone()),
+                None => {
+                    let message = format!("{param}.{place} is missing; give the JSON Schema that the answer must follow");
+                    Err(RequestError::invalid(param, message))
+                }
             }
-        },
+        }
         kind => {
             let kind = kind.map_or_else(|| short(&format), |kind| short(&Value::from(kind)));
             Err(params::out_of_range(&format!("{param}.type"), kind, "one of \"text\", \"json_object\", \"json_schema\""))
@@ -107,16 +110,8 @@ pub(crate) fn response_format(param: &str, format: Value) -> Result<Option<Const
 }
 
 /// A JSON Schema, as JSON or as JSON text.
-pub(crate) fn schema(param: &str, schema: Value) -> Result<Option<Constraint>, RequestError> {
-    let wrong = |given: &Value| params::out_of_range(param, short(given), "a JSON Schema: an object, or its JSON text");
-    let parsed = match &schema {
-        Value::String(text) => serde_json::from_str(text).map_err(|_| wrong(&schema))?,
-        _ => schema,
-    };
-    match parsed {
-        Value::Object(_) => Ok(Some(Constraint::JsonSchema(parsed.to_string()))),
-        other => Err(wrong(&other)),
-    }
+fn schema(param: &str, schema: Value) -> Result<Option<Constraint>, RequestError> {
+    params::schema(param, schema).map(|text| Some(Constraint::JsonSchema(text)))
 }
 
 fn regex(param: &str, regex: String) -> Result<Option<Constraint>, RequestError> {

@@ -197,6 +197,16 @@ pub(crate) fn short(value: &Value) -> String {
     }
 }
 
+/// A JSON Schema, as JSON or as JSON text, to JSON text.
+pub(crate) fn schema(param: &str, schema: Value) -> Result<String, RequestError> {
+    let wrong = |given: &Value| out_of_range(param, short(given), "a JSON Schema: an object, or its JSON text");
+    let parsed = match &schema {
+        Value::String(text) => serde_json::from_str(text).map_err(|_| wrong(&schema))?,
+        _ => schema,
+    };
+    if parsed.is_object() { Ok(parsed.to_string()) } else { Err(wrong(&parsed)) }
+}
+
 /// The texts that end a generation.
 pub(crate) fn stop(param: &str, stop: Option<TextOr<String>>) -> Result<Vec<String>, RequestError> {
     let stop = match stop {

@@ -367,6 +367,19 @@ mod tests {
     }
 
     #[test]
+    fn a_tool_of_the_client_s_own_has_a_schema_of_its_input() {
+        for (tool, expected) in [
+            (r#"{"name":"a"}"#, "tools[0].input_schema is missing"),
+            (r#"{"type":"custom","name":"a","input_schema":null}"#, "tools[0].input_schema is missing"),
+            (r#"{"name":"a","input_schema":[]}"#, "tools[0].input_schema is []"),
+            (r#"{"input_schema":{}}"#, "tools[0].name is missing"),
+        ] {
+            let refusal = refusal_of(&format!(r#""tools":[{tool}],{HI}"#)).to_string();
+            assert!(refusal.starts_with(expected), "{refusal}");
+        }
+    }
+
+    #[test]
     fn a_tool_may_be_forced_if_it_is_there() {
         let tools = r#""tools":[{"name":"a","input_schema":{}}]"#;
         let chosen = |choice: &str| {

@@ -7,7 +7,11 @@ use serde_json::Value;
 use crate::params;
 
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object that describes a tool")]
 pub(super) struct WireTool {
+    /// What runs it, where that is not the client.
+    #[serde(rename = "type")]
+    kind: Option<String>,
     name: Option<String>,
     description: Option<String>,
     input_schema: Option<Value>,
@@ -23,6 +27,7 @@ struct WireFunction {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object such as {\"type\": \"auto\"}")]
 pub(super) struct WireToolChoice {
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -55,21 +60,26 @@ pub(super) fn choose(choice: Option<WireToolChoice>, tools: &mut Vec<Tool>) -> R
     Ok((chosen, choice.disable_parallel_tool_use.unwrap_or(false)))
 }
 
-/// Tools with a schema are the client's own; all others (`web_search_20250305`...) run on the vendor's servers and are ignored.
+/// Tools with a schema are the client's own; those of another type (`web_search_20250305`...) run on the vendor's servers and are ignored.
 pub(super) fn tools(tools: Vec<WireTool>) -> Result<Vec<Tool>, RequestError> {
     params::at_most("tools", tools.len(), params::TOOLS_MAX)?;
     let own = tools.into_iter().enumerate().filter_map(|(index, tool)| match (tool.function, tool.input_schema) {
-        (Some(function), _) => Some((index, function)),
-        (None, Some(schema)) => Some((index, WireFunction { name: tool.name, description: tool.description, parameters: Some(schema) })),
-        (None, None) => None,
+        (Some(function), _) => Some((index, true, function)),
+        (None, None) if tool.kind.as_deref().is_some_and(|kind| kind != "custom") => None,
+        (None, parameters) => Some((index, false, WireFunction { name: tool.name, description: tool.description, parameters })),
     });
-    own.map(|(index, function)| match function.name {
-        Some(name) if !name.is_empty() => Ok(Tool {
-            name,
-            description: function.description,
-            parameters: function.parameters.filter(|schema| !schema.is_null()).map(|schema| schema.to_string()),
-        }),
-        _ => Err(RequestError::invalid("tools", format!("tools[{index}].name is missing; name the tool"))),
+    own.map(|(index, is_openai, function)| {
+        let missing = |what: &str| Err(RequestError::invalid("tools", format!("tools[{index}].{what}")));
+        let name = match function.name {
+            Some(name) if !name.is_empty() => name,
+            _ => return missing("name is missing; name the tool"),
+        };
+        let parameters = match function.parameters.filter(|schema| !schema.is_null()) {
+            Some(schema) => Some(params::schema(&format!("tools[{index}].input_schema"), schema)?),
+            None if is_openai => None,
+            None => return missing("input_schema is missing; give the JSON Schema of its input, such as {\"type\": \"object\"}"),
+        };
+        Ok(Tool { name, description: function.description, parameters })
     })
     .collect()
 }

@@ -34,6 +34,7 @@ impl ReplyOptions {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object such as {\"include_usage\": true}")]
 pub(crate) struct StreamOptions {
     include_usage: Option<bool>,
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::params::{self, short};
 
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object that describes a tool")]
 pub(super) struct WireTool {
     function: Option<WireFunction>,
 }
@@ -28,7 +29,10 @@ pub(super) fn tools(tools: Vec<WireTool>, functions: Vec<WireFunction>) -> Resul
             Some(name) if !name.is_empty() => Ok(Tool {
                 name,
                 description: function.description,
-                parameters: function.parameters.filter(|schema| !schema.is_null()).map(|schema| schema.to_string()),
+                parameters: match function.parameters.filter(|schema| !schema.is_null()) {
+                    Some(schema) => Some(params::schema(&format!("tools[{index}].function.parameters"), schema)?),
+                    None => None,
+                },
             }),
             _ => Err(RequestError::invalid("tools", format!("tools[{index}].function.name is missing; name the function"))),
         })
@@ -111,6 +115,17 @@ mod tests {
         ] {
             assert_eq!(chosen(json), Ok(expected), "{json}");
         }
+    }
+
+    #[test]
+    fn arguments_are_described_by_an_object_or_not_at_all() {
+        let read = |parameters: &str| {
+            let tool = serde_json::from_str(&format!(r#"{{"function":{{"name":"f","parameters":{parameters}}}}}"#)).unwrap();
+            tools(vec![tool], Vec::new()).map(|mut tools| tools.remove(0).parameters).map_err(|error| error.to_string())
+        };
+        assert_eq!((read("null"), read("{}")), (Ok(None), Ok(Some("{}".to_owned()))));
+        let refusal = "tools[0].function.parameters is \"no\"; it must be a JSON Schema: an object, or its JSON text";
+        assert_eq!(read("\"no\""), Err(refusal.to_owned()));
     }
 
     #[test]

@@ -114,7 +114,10 @@ impl Fields {
                 }
                 Err(Stop::More) if end == End::No => return false,
                 // Cut off: JSON that is not whole says so.
-                Err(Stop::More) if end == End::Cut => return true,
+                Err(Stop::More) if end == End::Cut => {
+                    buffer.clear();
+                    return true;
+                }
                 // The end, with or without its marks: what else stands here is text again.
                 Ok((None, len)) => {
                     buffer.drain(..len);
