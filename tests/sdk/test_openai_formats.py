@@ -313,10 +313,12 @@ class Embeddings(Node):
         self.refused("input", "empty", input=["hello", ""])
         self.refused("input", "5000", input=[2, 5000, 3])
         self.refused("input", "102", "64", input=["hello", "hello " * 100])
-        self.refused("model", "pip", "embed", model="pip")
-        with self.assertRaises(openai.BadRequestError) as caught:
+        with self.assertRaises(openai.UnprocessableEntityError) as caught:
+            self.embed("hello", model="pip")
+        self.assertIn("does not embed", str(caught.exception))
+        with self.assertRaises(openai.UnprocessableEntityError) as caught:
             self.client.chat.completions.create(model="bert", messages=FRANCE)
-        self.assertEqual(caught.exception.param, "model")
+        self.assertIn("/v1/embeddings", str(caught.exception))
         with self.assertRaises(openai.NotFoundError):
             self.embed("hello", model="none")
 
