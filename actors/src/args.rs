@@ -8,7 +8,7 @@ use std::time::Duration;
 use plexus_api::ApiConfig;
 use plexus_engine::error::EngineError;
 use plexus_engine::executor::Executor;
-use plexus_engine::model::ModelSource;
+use plexus_engine::model::{ModelSource, Quantization};
 use plexus_types::{DeviceId, ModelId, NodeFacts};
 
 use crate::membership::NetTiming;
@@ -93,6 +93,8 @@ pub struct ModelProfile {
     pub draft: Option<ModelSource>,
     /// Guess tokens from a sequence's own text, where that pays.
     pub prompt_lookup: bool,
+    /// Hold its weights in fewer bits than its files do; absent: as they are.
+    pub quant: Option<Quantization>,
 }
 
 /// Deadlines and windows of streams.

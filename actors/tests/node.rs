@@ -70,6 +70,7 @@ async fn node(script: Script, adjust: impl FnOnce(&mut NodeArgs)) -> RunningNode
             waiting_max: 8,
             draft: None,
             prompt_lookup: true,
+            quant: None,
         }],
         streams: StreamsConfig {
             accept_timeout: DEADLINE,

@@ -87,6 +87,7 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
         waiting_max: 1024,
         draft: None,
         prompt_lookup: true,
+        quant: None,
     };
     let version = VersionInfo {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -7,6 +7,9 @@ mod config;
 mod facts;
 mod gguf;
 mod hf;
+mod mapping;
+mod memory;
+mod quantization;
 mod rope;
 mod safetensors;
 mod source;
@@ -18,17 +21,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use plexus_types::{Bytes, ModelKind, Sampling};
+use plexus_types::{Bytes, DeviceKind, ModelKind, Sampling};
 
 pub use config::{Activation, Family, FfnConfig, LayerConfig, ModelConfig, NormKind, NormPlacement, QkNorm, RopeConfig, RopePairs};
+pub use quantization::{InvalidQuantization, Quantization};
 pub use rope::RopeScaling;
 pub use source::{InvalidModelSource, ModelSource};
 
 pub(crate) use gguf::{Gguf, Value as GgufValue};
 pub(crate) use hf::read_json;
+pub(crate) use memory::kv_element;
 pub(crate) use rope::Rope;
 pub(crate) use storage::read_text;
-pub(crate) use weights::{RawTensor, Weights, aligned};
+pub(crate) use weights::{TensorView, Weights};
 
 use crate::codec::Codec;
 use crate::embed::{EncoderFiles, Pooling, read_pooling};
@@ -44,9 +49,9 @@ pub struct ModelFiles {
     pub config: ModelConfig,
     /// From requests to token ids, and back to text.
     pub codec: Arc<Codec>,
-    /// Memory of the weights once resident: quantized tensors as stored (those of very small models widened), the others as f32.
+    /// Memory of the weights once resident, as the executor of the device holds them: see [`Self::placed_on`].
     pub weights_bytes: Bytes,
-    /// Memory that the KV pool needs for each token that it can hold.
+    /// Memory that the KV pool needs on that device for each token that it can hold.
     pub kv_bytes_per_token: Bytes,
     /// How the model's makers advise to sample.
     pub defaults: Sampling,
@@ -68,7 +73,8 @@ impl ModelFiles {
                 let storage = Storage::embedded("embedded:pip", embedded::PIP_GGUF);
                 let advice = serde_json::from_str(embedded::PIP_GENERATION_CONFIG)
                     .map_err(|error| EngineError::malformed(Path::new("embedded:pip"), error.to_string()))?;
-                Self::open_gguf(storage, &advice)
+                let gguf = Gguf::read(&storage, 0)?;
+                Self::open_gguf(vec![storage], &gguf, &advice)
             }
             ModelSource::Path(path) if path.is_dir() => Self::open_folder(path),
             ModelSource::Path(path) => {
@@ -77,7 +83,8 @@ impl ModelFiles {
                     let what = format!("the file {}", path.display());
                     return Err(EngineError::unsupported(what, "a .gguf file, or a folder with config.json and *.safetensors"));
                 }
-                Self::open_gguf(Storage::open(path)?, &serde_json::Value::Null)
+                let (files, gguf) = gguf::open_set(path)?;
+                Self::open_gguf(files, &gguf, &serde_json::Value::Null)
             }
         }
     }
@@ -116,27 +123,29 @@ impl ModelFiles {
             let defaults = hf::read_sampling(&generation_path, &advice)?;
             return Ok(Self::assemble(config, codec, weights, defaults));
         }
-        match hf::files_ending(folder, "gguf")?.as_slice() {
-            [file] => Self::open_gguf(Storage::open(file)?, &advice),
+        let files = hf::files_ending(folder, "gguf")?;
+        let first = match files.as_slice() {
+            [file] => file.as_path(),
             [] => {
                 let what = format!("the folder {}", folder.display());
-                Err(EngineError::unsupported(what, "a folder with config.json and *.safetensors, or with one .gguf file"))
+                return Err(EngineError::unsupported(what, "a folder with config.json and *.safetensors, or with one .gguf file"));
             }
-            [_, _, ..] => {
+            several => gguf::first_of_set(several).ok_or_else(|| {
                 let what = format!("the folder {} with several .gguf files", folder.display());
-                Err(EngineError::unsupported(what, "the path of one of them"))
-            }
-        }
+                EngineError::unsupported(what, "the path of one of them")
+            })?,
+        };
+        let (files, gguf) = gguf::open_set(first)?;
+        Self::open_gguf(files, &gguf, &advice)
     }
 
-    fn open_gguf(storage: Storage, advice: &serde_json::Value) -> Result<Self, EngineError> {
-        let gguf = Gguf::read(&storage)?;
-        let path = storage.path().to_owned();
-        let (mut config, weights) = gguf::open(storage, &gguf)?;
+    fn open_gguf(files: Vec<Storage>, gguf: &Gguf, advice: &serde_json::Value) -> Result<Self, EngineError> {
+        let path = files[0].path().to_owned();
+        let (mut config, weights) = gguf::open(files, gguf)?;
         config.eos_ids.extend(hf::eos_ids(&path, advice));
         let defaults = hf::read_sampling(&path, advice)?;
         weights.check(&config)?;
-        let codec = Codec::from_gguf(&path, &gguf, config.vocab_size, &config.eos_ids)?;
+        let codec = Codec::from_gguf(&path, gguf, config.vocab_size, &config.eos_ids)?;
         Ok(Self::assemble(config, codec, weights, defaults))
     }
 
@@ -144,8 +153,8 @@ impl ModelFiles {
         config.eos_ids.sort_unstable();
         config.eos_ids.dedup();
         Self {
-            weights_bytes: weights.resident_bytes(&config),
-            kv_bytes_per_token: config.kv_bytes_per_token(),
+            weights_bytes: Bytes(0),
+            kv_bytes_per_token: Bytes(0),
             codec: Arc::new(codec),
             config,
             defaults,
@@ -153,6 +162,37 @@ impl ModelFiles {
             pooling: None,
             encoder: None,
         }
+        .placed_on(DeviceKind::Cpu)
+    }
+
+    /// The same model, its memory told as it is on a device of this kind: there weights may be held in another form. [`Self::open`] tells
+    /// that of the host.
+    #[must_use]
+    pub fn placed_on(mut self, device: DeviceKind) -> Self {
+        if self.encoder.is_none() {
+            self.weights_bytes = memory::weights_bytes(&self.weights, &self.config, device);
+            self.kv_bytes_per_token = memory::kv_bytes_per_token(&self.config, self.weights.small(), device);
+        }
+        self
+    }
+
+    /// The same model, its matrices converted to fewer bits when they are loaded. Norms, biases and routers stay as they are, and so does what
+    /// the files have in as few bits already.
+    ///
+    /// Errors: [`EngineError::Unsupported`] if the model is an encoder.
+    pub fn quantized(mut self, quantization: Quantization) -> Result<Self, EngineError> {
+        if self.encoder.is_some() {
+            return Err(EngineError::unsupported(format!("an encoder quantized to {quantization}"), "encoders as their files are"));
+        }
+        self.weights.quantize(quantization);
+        Ok(self.placed_on(DeviceKind::Cpu))
+    }
+
+    /// The same model, held and computed as large ones are, however small it is: weights as stored, all threads. For tests.
+    #[must_use]
+    pub fn held_as_large(mut self) -> Self {
+        self.weights.hold_as_large();
+        self.placed_on(DeviceKind::Cpu)
     }
 
     /// Tokens that the context holds, prompt and answer together.

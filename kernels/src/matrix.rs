@@ -23,6 +23,7 @@ use crate::team::{SharedMut, Team};
 use buffer::Buffer;
 use layout::{Layout, TILE_ROWS};
 pub use product::{Product, multiply, multiply_as};
+use std::ops::Range;
 
 /// Why bytes are no matrix.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -70,17 +71,32 @@ impl Matrix {
     /// Packs `rows` rows of `columns` numbers in `format` from `bytes`, as a model file holds them. Each byte is read once, so `bytes` may be
     /// a file mapped into memory.
     pub fn pack(format: Format, rows: usize, columns: usize, bytes: &[u8], team: &Team) -> Result<Self, MatrixError> {
-        let row_bytes = row_bytes(format, rows, columns, bytes)?;
-        Self::fill(format, rows, columns, team, &|row, at, out| out.copy_from_slice(&bytes[row * row_bytes + at..][..out.len()]), row_bytes)
+        Self::load(format, format, rows, columns, bytes, team, &|_| {})
     }
 
     /// Packs the same numbers in another format `to`, one that [`crate::format::can_quantize`]: rows are converted as they are packed, and no
     /// second copy of the matrix is made.
     pub fn convert(from: Format, to: Format, rows: usize, columns: usize, bytes: &[u8], team: &Team) -> Result<Self, MatrixError> {
-        if from == to {
-            return Self::pack(from, rows, columns, bytes, team);
-        }
+        Self::load(from, to, rows, columns, bytes, team, &|_| {})
+    }
+
+    /// The same, telling `done`, from the team's threads, which of `bytes` will not be looked at again: those of a mapped file may be let go
+    /// while the others are read.
+    pub fn load(
+        from: Format,
+        to: Format,
+        rows: usize,
+        columns: usize,
+        bytes: &[u8],
+        team: &Team,
+        done: &(dyn Fn(Range<usize>) + Sync),
+    ) -> Result<Self, MatrixError> {
         let from_row = row_bytes(from, rows, columns, bytes)?;
+        let done = |rows: Range<usize>| done(rows.start * from_row..rows.end * from_row);
+        if from == to {
+            let source = |row: usize, at: usize, out: &mut [u8]| out.copy_from_slice(&bytes[row * from_row + at..][..out.len()]);
+            return Self::fill(from, rows, columns, team, &source, from_row, &done);
+        }
         let to_row = to.row_bytes(columns).ok_or(MatrixError::Columns { format: to, columns })?;
         // Pieces of 256 numbers: whole blocks of every format, but for the end of a row.
         let piece = move |row: usize, at: usize, out: &mut [u8]| {
@@ -101,10 +117,11 @@ impl Matrix {
                 done += n_bytes;
             }
         };
-        Self::fill(to, rows, columns, team, &piece, to_row)
+        Self::fill(to, rows, columns, team, &piece, to_row, &done)
     }
 
     /// Packs rows of `row_bytes` bytes that `source(row, at, out)` gives piecewise, from byte `at` of a row on; pieces are whole blocks.
+    /// `done` is told which rows are packed.
     fn fill(
         format: Format,
         rows: usize,
@@ -112,6 +129,7 @@ impl Matrix {
         team: &Team,
         source: &(dyn Fn(usize, usize, &mut [u8]) + Sync),
         row_bytes: usize,
+        done: &(dyn Fn(Range<usize>) + Sync),
     ) -> Result<Self, MatrixError> {
         let layout = Layout::of(format);
         let tile_bytes = layout.n_blocks(columns) * layout.tile;
@@ -121,12 +139,14 @@ impl Matrix {
         let start = SharedMut(data.as_mut_ptr());
         let per_task = (256 * 1024 / tile_bytes.max(1)).max(1);
         team.run(n_tiles.div_ceil(per_task), &|task| {
-            for tile in task * per_task..n_tiles.min((task + 1) * per_task) {
+            let tiles = task * per_task..n_tiles.min((task + 1) * per_task);
+            for tile in tiles.clone() {
                 // SAFETY: tile by tile, each in one task; the buffer is `n_tiles` tiles long and not used before the team is done.
                 let out = unsafe { std::slice::from_raw_parts_mut(start.get().add(tile * tile_bytes), tile_bytes) };
                 let first = tile * TILE_ROWS;
                 layout.pack(row_bytes, TILE_ROWS.min(rows - first), &|row, at, out| source(first + row, at, out), out);
             }
+            done(tiles.start * TILE_ROWS..rows.min(tiles.end * TILE_ROWS));
         });
         Ok(Self { format, rows, columns, layout, data })
     }
@@ -149,6 +169,13 @@ impl Matrix {
     /// Bytes of memory it takes.
     pub fn bytes(&self) -> usize {
         self.data.len()
+    }
+
+    /// Bytes of memory that a matrix of this shape takes; `None` if there is none such.
+    pub fn packed_bytes(format: Format, rows: usize, columns: usize) -> Option<usize> {
+        format.row_bytes(columns)?;
+        let layout = Layout::of(format);
+        rows.div_ceil(TILE_ROWS).checked_mul(layout.n_blocks(columns).checked_mul(layout.tile)?)
     }
 
     /// Row `row`, dequantized exactly as [`dequantize`] does with the file's bytes: the look-up of a token's embedding.

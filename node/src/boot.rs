@@ -206,6 +206,7 @@ fn profiles(config: &Config) -> Vec<ModelProfile> {
         waiting_max: model.waiting_max,
         draft: model.draft.clone(),
         prompt_lookup: model.prompt_lookup,
+        quant: model.quant,
     };
     config.models.iter().map(profile).collect()
 }

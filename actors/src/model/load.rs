@@ -8,7 +8,7 @@ use plexus_engine::codec::Codec;
 use plexus_engine::draft::check_pair;
 use plexus_engine::executor::Slot;
 use plexus_engine::model::{ModelFiles, ModelSource};
-use plexus_types::{Bytes, DeviceId, ModelId, ModelKind, Sampling};
+use plexus_types::{Bytes, DeviceId, DeviceKind, ModelId, ModelKind, Sampling};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -98,19 +98,29 @@ impl From<CallError> for LoadError {
 /// Opens the model's files, finds a device with room, has it promised, and loads. Nothing is read beyond headers before the room is promised.
 pub async fn load(profile: &ModelProfile, devices: &Devices, evictor: &Address<EvictorMsg>) -> Result<Resident, LoadError> {
     let files = open(&profile.source).await?;
+    let files = match profile.quant {
+        Some(quant) => files.quantized(quant).map_err(|error| LoadError::Refused(chain(&error)))?,
+        None => files,
+    };
     let draft = match &profile.draft {
         Some(source) => Some(open_draft(source, &files).await?),
         None => None,
     };
-    let of_draft = |of: fn(&ModelFiles) -> Bytes| draft.as_ref().map_or(Bytes(0), of);
     let made_for = files.context_length();
-    let needs = Needs {
-        weights: files.weights_bytes + of_draft(|draft| draft.weights_bytes),
-        kv_per_token: files.kv_bytes_per_token + of_draft(|draft| draft.kv_bytes_per_token),
-        context_length: profile.context_length.map_or(made_for, |wanted| wanted.min(made_for)),
-        running_max: profile.running_max,
+    let needs = |device: DeviceKind| {
+        let files = files.clone().placed_on(device);
+        let draft = draft.clone().map(|draft| draft.placed_on(device));
+        let of_draft = |of: fn(&ModelFiles) -> Bytes| draft.as_ref().map_or(Bytes(0), of);
+        Needs {
+            weights: files.weights_bytes + of_draft(|draft| draft.weights_bytes),
+            kv_per_token: files.kv_bytes_per_token + of_draft(|draft| draft.kv_bytes_per_token),
+            context_length: profile.context_length.map_or(made_for, |wanted| wanted.min(made_for)),
+            running_max: profile.running_max,
+        }
     };
     let (device, plan, promise) = find_room(profile, &needs, devices, evictor).await?;
+    let files = files.placed_on(device.kind);
+    let draft = draft.map(|draft| draft.placed_on(device.kind));
     let memory = files.footprint(plan.kv) + draft.as_ref().map_or(Bytes(0), |draft| draft.footprint(plan.kv));
     let device_address = devices.get(device).ok_or_else(|| LoadError::Interrupted(format!("{device} is gone")))?;
     let (codec, defaults, kind) = (files.codec.clone(), files.defaults.clone(), files.kind());
@@ -141,7 +151,7 @@ async fn open_draft(source: &ModelSource, files: &ModelFiles) -> Result<ModelFil
 
 async fn find_room(
     profile: &ModelProfile,
-    needs: &Needs,
+    needs: &(dyn Fn(DeviceKind) -> Needs + Sync),
     devices: &Devices,
     evictor: &Address<EvictorMsg>,
 ) -> Result<(DeviceId, Plan, Promised), LoadError> {
@@ -149,7 +159,8 @@ async fn find_room(
     let mut least = Bytes(0);
     let choices = choices(profile.device, devices, evictor).await?;
     for (device, free) in &choices {
-        let plan = match plan(needs, *free) {
+        let needs = needs(device.kind);
+        let plan = match plan(&needs, *free) {
             Ok(plan) => plan,
             Err(needed) => {
                 least = needed;

@@ -99,7 +99,7 @@ impl Executor for CandleExecutor {
         if kv.n_blocks == 0 || kv.block_len == 0 || kv.n_blocks.checked_mul(kv.block_len).is_none() {
             return Err(EngineError::shape(format!("{kv:?} is no KV pool")));
         }
-        let footprint = files.footprint(kv);
+        let footprint = files.clone().placed_on(DeviceKind::Cuda).footprint(kv);
         let free = self.free();
         if footprint > free {
             return Err(EngineError::Memory { device: self.description.id, needed: footprint, free });
@@ -186,18 +186,16 @@ mod tests {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
         let gguf = |name: &str| ModelSource::Path(golden.join(name));
         for source in [ModelSource::Embedded, gguf("llama/llama-bf16.gguf"), gguf("qwen2/qwen2-q8_0.gguf")] {
-            let files = ModelFiles::open(&source).unwrap();
+            let files = ModelFiles::open(&source).unwrap().placed_on(DeviceKind::Cuda);
             let mut executor = cpu();
             executor.load(Slot(0), &files, POOL).unwrap();
             let model = &executor.models[&Slot(0)];
-            let config = &files.config;
             // Norms and biases, the only tensors of one dimension.
             let vectors = files.config.tensors().into_iter().filter(|t| t.shape.len() == 1 && files.weights().has(&t.name));
             let vector_bytes: u64 = vectors.map(|tensor| tensor.shape[0] as u64 * 4).sum();
             assert_eq!(files.weights_bytes.0, model.decoder.matrix_bytes() + vector_bytes, "{source}");
             assert_eq!(files.kv_bytes_per_token.0 * 16, model.cache.bytes(), "{source}");
             assert_eq!(files.footprint(POOL).0, files.weights_bytes.0 + model.cache.bytes());
-            assert_eq!(files.kv_bytes_per_token, config.kv_bytes_per_token());
         }
     }
 

@@ -4,19 +4,27 @@ use candle_core::Device;
 
 use super::decoder::{Decoder, Layer};
 use super::linear::{Linear, Norm};
-use super::matrix::Matrix;
+use super::matrix::{Matrix, has_format};
 use super::network::{Experts, FeedForward, Network};
 use super::rotation::Rotation;
 use crate::error::EngineError;
 use crate::model::{FfnConfig, ModelConfig, ModelFiles, NormKind, QkNorm, Weights};
 
 /// Reads all weights onto the device, one tensor at a time. `failed` names the device in errors of the computation.
+///
+/// Errors: [`EngineError::Unsupported`], before anything is read, names a format that candle lacks.
 pub(super) fn load(
     files: &ModelFiles,
     device: &Device,
     failed: &dyn Fn(candle_core::Error) -> EngineError,
 ) -> Result<Decoder, EngineError> {
     let config = &files.config;
+    for tensor in config.tensors() {
+        if let Some(held) = files.weights().held(&tensor.name).filter(|held| !has_format(*held)) {
+            let what = format!("the format {held} of tensor {:?} on this device", tensor.name);
+            return Err(EngineError::unsupported(what, "the host's processors, or the same model in another format"));
+        }
+    }
     let loader = Loader { config, weights: files.weights(), device, failed };
     let embedding = loader.matrix("embedding")?;
     let head = if config.tied_embeddings { embedding.clone() } else { loader.matrix("head")? };
@@ -40,12 +48,11 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn matrix(&self, name: &str) -> Result<Matrix, EngineError> {
-        Matrix::new(self.weights.read(name, self.config)?, self.device).map_err(self.failed)
+        Matrix::new(&self.weights.view(name, self.config)?, self.device).map_err(self.failed)
     }
 
     fn vector(&self, name: &str) -> Result<Vec<f32>, EngineError> {
-        let raw = self.weights.read(name, self.config)?;
-        raw.to_f32().ok_or_else(|| EngineError::malformed(self.weights.path(), format!("tensor {name:?} is quantized")))
+        Ok(self.weights.view(name, self.config)?.to_f32())
     }
 
     fn bias(&self, name: &str) -> Result<Option<Vec<f32>>, EngineError> {

@@ -1,13 +1,16 @@
 //! A weight matrix, dense or quantized, on the CPU or a GPU.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use candle_core::quantized::{GgmlType, QMatMul, QStorage, QTensor, QuantizedType};
+use candle_core::quantized::{GgmlDType, GgmlType, QMatMul, QStorage, QTensor, QuantizedType};
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Module, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use crate::model::{RawTensor, aligned};
+use plexus_kernels::Format;
+
+use crate::model::TensorView;
 
 /// Below so many multiplications a product takes less time than waking other threads.
 const PARALLEL_WORK: usize = 1 << 20;
@@ -43,20 +46,22 @@ impl fmt::Debug for CpuMatrix {
 
 impl Matrix {
     /// Brings a tensor of two dimensions onto the device.
-    pub(super) fn new(raw: RawTensor, device: &Device) -> Result<Self> {
-        let [rows, columns] = raw.shape[..] else { candle_core::bail!("a matrix has two dimensions, not {:?}", raw.shape) };
-        let dense = raw.to_f32();
+    pub(super) fn new(tensor: &TensorView<'_>, device: &Device) -> Result<Self> {
+        let [rows, columns] = *tensor.shape else { candle_core::bail!("a matrix has two dimensions, not {:?}", tensor.shape) };
+        let dense = tensor.held.is_dense().then(|| tensor.to_f32());
+        let blocks = if dense.is_none() { tensor.to_held() } else { Cow::default() };
+        let dtype = ggml(tensor.held).ok_or_else(|| candle_core::Error::msg(format!("candle has no {}", tensor.held)))?;
         if device.is_cpu() {
             let weights = match dense {
                 Some(values) => CpuWeights::Dense(values),
-                None => CpuWeights::Quantized(raw.to_blocks()),
+                None => CpuWeights::Quantized(dtype.from_data(aligned(&blocks, &mut Vec::new()).into())),
             };
             return Ok(Self::Cpu(Arc::new(CpuMatrix { weights, rows, columns })));
         }
         Ok(Self::Gpu(match dense {
             Some(values) => QMatMul::Tensor(Tensor::from_vec(values, (rows, columns), device)?),
             None => {
-                let storage = QStorage::from_data(aligned(&raw.bytes, &mut Vec::new()).into(), device, raw.dtype)?;
+                let storage = QStorage::from_data(aligned(&blocks, &mut Vec::new()).into(), device, dtype)?;
                 QMatMul::from_qtensor(QTensor::new(storage, (rows, columns))?)?
             }
         }))
@@ -89,6 +94,44 @@ impl Matrix {
             Self::Gpu(_) => 0,
         }
     }
+}
+
+/// Can candle hold this format, or the numbers in it?
+pub(super) fn has_format(format: Format) -> bool {
+    ggml(format).is_some()
+}
+
+/// candle's name for a format; none for those that it lacks.
+fn ggml(format: Format) -> Option<GgmlDType> {
+    Some(match format {
+        Format::F32 => GgmlDType::F32,
+        Format::F16 => GgmlDType::F16,
+        Format::Bf16 => GgmlDType::BF16,
+        Format::Q8_0 => GgmlDType::Q8_0,
+        Format::Q4_0 => GgmlDType::Q4_0,
+        Format::Q4_1 => GgmlDType::Q4_1,
+        Format::Q5_0 => GgmlDType::Q5_0,
+        Format::Q5_1 => GgmlDType::Q5_1,
+        Format::Q2K => GgmlDType::Q2K,
+        Format::Q3K => GgmlDType::Q3K,
+        Format::Q4K => GgmlDType::Q4K,
+        Format::Q5K => GgmlDType::Q5K,
+        Format::Q6K => GgmlDType::Q6K,
+        Format::Iq4Nl | Format::Iq4Xs => return None,
+    })
+}
+
+/// `bytes` at an address that suits every block type: they are copied into `copy` if need be.
+fn aligned<'a>(bytes: &'a [u8], copy: &'a mut Vec<u8>) -> &'a [u8] {
+    /// Of f32, the most that any block asks for.
+    const ALIGNMENT: usize = align_of::<f32>();
+    if bytes.as_ptr().align_offset(ALIGNMENT) == 0 {
+        return bytes;
+    }
+    copy.resize(bytes.len() + ALIGNMENT, 0);
+    let start = copy.as_ptr().align_offset(ALIGNMENT);
+    copy[start..start + bytes.len()].copy_from_slice(bytes);
+    &copy[start..start + bytes.len()]
 }
 
 impl CpuMatrix {
@@ -161,9 +204,17 @@ fn dense_product(weights: &[f32], x: &[f32], columns: usize) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::quantized::GgmlDType;
-
     use super::*;
+
+    #[test]
+    fn bytes_at_any_address_are_brought_to_a_good_one() {
+        let bytes: Vec<u8> = (0..64).collect();
+        for start in 0..8 {
+            let mut copy = Vec::new();
+            let slice = aligned(&bytes[start..start + 32], &mut copy);
+            assert_eq!((slice, slice.as_ptr().align_offset(4)), (&bytes[start..start + 32], 0));
+        }
+    }
 
     /// Activations are quantized to 8 bits in blocks of 32 to 256: some parts in a thousand of the norm of a product.
     const TOLERANCE: f32 = 0.01;
@@ -171,17 +222,19 @@ mod tests {
     #[test]
     fn products_and_rows_of_every_type_agree_with_dense_arithmetic() {
         let (n, rows, columns) = (5, 24, 512);
+        let shape = [rows, columns];
         let dense = Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap();
         let x = Tensor::randn(0f32, 1.0, (n, columns), &Device::Cpu).unwrap();
-        use GgmlDType::{BF16, F16, F32, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
-        for dtype in [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2K, Q3K, Q4K, Q5K, Q6K] {
+        for format in Format::ALL.into_iter().filter(|format| has_format(*format)) {
+            let dtype = ggml(format).unwrap();
             let quantized = QTensor::quantize(&dense, dtype).unwrap();
             let weights = quantized.dequantize(&Device::Cpu).unwrap();
             let plain = x.matmul(&weights.t().unwrap()).unwrap();
             for widen in [false, true] {
-                let raw = RawTensor { dtype, shape: vec![rows, columns], bytes: quantized.data().unwrap().into_owned(), widen };
-                let matrix = Matrix::new(raw, &Device::Cpu).unwrap();
-                let exact = widen || matches!(dtype, F32 | F16 | BF16);
+                let bytes = quantized.data().unwrap();
+                let tensor = TensorView::of(format, if widen { Format::F32 } else { format }, &shape, &bytes);
+                let matrix = Matrix::new(&tensor, &Device::Cpu).unwrap();
+                let exact = widen || format.is_dense();
                 assert_eq!(exact, matrix.bytes() == 4 * (rows * columns) as u64, "{dtype:?}");
                 let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap();
                 let error = norm(&(matrix.forward(&x).unwrap() - &plain).unwrap()) / norm(&plain);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use plexus_kernels::Team;
-use plexus_kernels::attention::{KvElement, KvPool};
+use plexus_kernels::attention::KvPool;
 use plexus_types::{Bytes, DeviceId, DeviceKind};
 
 use super::buffers::Buffers;
@@ -14,7 +14,7 @@ use crate::embed::Pooling;
 use crate::error::EngineError;
 use crate::executor::{DeviceDescription, Executor, KvPlan, Slot};
 use crate::layout::Layout;
-use crate::model::ModelFiles;
+use crate::model::{ModelFiles, kv_element};
 use crate::sample::draw_all;
 
 /// The host's processors and the models on them.
@@ -108,7 +108,7 @@ impl Executor for CpuExecutor {
         }
         let small = files.weights().small();
         let decoder = Decoder::load(files, if small { &self.single } else { &self.team })?;
-        let element = if small { KvElement::F32 } else { KvElement::Bf16 };
+        let element = kv_element(small);
         let config = &files.config;
         let pool = |_| KvPool::new(element, config.kv_heads, config.head_dim, kv.n_blocks as usize, kv.block_len as usize);
         let pools: Vec<KvPool> = (0..config.layers.len()).map(pool).collect();
@@ -140,5 +140,33 @@ impl Executor for CpuExecutor {
             Ok(pooling.pool(model.decoder.hidden(team, &batch, &layout, &mut model.pools, &mut model.buffers), config.hidden))
         };
         inputs.iter().map(embed).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::model::{ModelSource, Quantization};
+
+    #[test]
+    fn the_ledger_is_what_is_held() {
+        let plan = KvPlan { n_blocks: 3, block_len: 16 };
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let mut sources = vec![ModelSource::Embedded];
+        sources.extend(
+            ["llama/llama-bf16.gguf", "gemma3/gemma3-q8_0.gguf", "qwen2_moe/qwen2_moe-bf16.gguf"]
+                .map(|file| ModelSource::Path(golden.join(file))),
+        );
+        for source in sources {
+            let files = ModelFiles::open(&source).unwrap();
+            let small = files.clone();
+            for files in [small, files.clone().held_as_large(), files.quantized(Quantization::Q8_0).unwrap()] {
+                let mut executor = CpuExecutor::open(DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, 0.5, Some(1)).unwrap();
+                executor.load(Slot(0), &files, plan).unwrap();
+                assert_eq!(executor.models[&Slot(0)].footprint, files.footprint(plan), "{source}");
+            }
+        }
     }
 }

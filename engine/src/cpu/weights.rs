@@ -1,7 +1,7 @@
 //! A decoder's weights in memory, read tensor by tensor.
 
 use plexus_kernels::norm::{layer_norm, rms_norm};
-use plexus_kernels::{Format, Forms, Matrix, Team};
+use plexus_kernels::{Forms, Matrix, Team};
 
 use super::network::{Experts, FeedForward, Network, Shared};
 use crate::error::EngineError;
@@ -151,16 +151,14 @@ impl Reader<'_> {
     }
 
     fn matrix(&self, name: &str) -> Result<Matrix, EngineError> {
-        let raw = self.files.weights().read(name, &self.files.config)?;
-        let [rows, columns] = raw.shape[..] else { return Err(self.malformed(format!("tensor {name:?} is no matrix"))) };
-        let to = if raw.widen { Format::F32 } else { raw.format() };
-        Matrix::convert(raw.format(), to, rows, columns, &raw.bytes, self.team)
+        let tensor = self.files.weights().view(name, &self.files.config)?;
+        let [rows, columns] = *tensor.shape else { return Err(self.malformed(format!("tensor {name:?} is no matrix"))) };
+        Matrix::load(tensor.format, tensor.held, rows, columns, &tensor.bytes, self.team, &|done| tensor.release(done))
             .map_err(|error| self.malformed(format!("tensor {name:?}: {error}")))
     }
 
     fn vector(&self, name: &str) -> Result<Vec<f32>, EngineError> {
-        let raw = self.files.weights().read(name, &self.files.config)?;
-        raw.to_f32().ok_or_else(|| self.malformed(format!("tensor {name:?} is quantized")))
+        Ok(self.files.weights().view(name, &self.files.config)?.to_f32())
     }
 
     fn norm(&self, name: &str) -> Result<Norm, EngineError> {

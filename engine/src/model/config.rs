@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use plexus_types::Bytes;
-
 use super::rope::RopeScaling;
 use crate::error::EngineError;
 
@@ -11,6 +9,8 @@ use crate::error::EngineError;
 const MAX_SIZE: usize = 1 << 24;
 pub(super) const MAX_LAYERS: usize = 1024;
 const MAX_EXPERTS: usize = 4096;
+/// Of all layers together; several times what the largest model has. Each has tensors of its own, which are looked for one by one.
+const MAX_EXPERTS_IN_ALL: usize = 1 << 16;
 const MAX_HEAD_DIM: usize = 1024;
 
 /// Which family a model says it belongs to. It changes names and defaults, never the computation: that follows the configuration.
@@ -264,11 +264,6 @@ impl ModelConfig {
         }
     }
 
-    /// Keys and values of one token in all layers, as f32.
-    pub fn kv_bytes_per_token(&self) -> Bytes {
-        Bytes(2 * 4 * self.layers.len() as u64 * self.kv_heads as u64 * self.head_dim as u64)
-    }
-
     /// Checks that the numbers make a decoder.
     pub(crate) fn check(self, file: &Path) -> Result<Self, EngineError> {
         let wrong = |reason: String| Err(EngineError::malformed(file, reason));
@@ -300,6 +295,11 @@ impl ModelConfig {
             if size == 0 || size > max {
                 return wrong(format!("the {what} is {size}; 1 to {max} is possible"));
             }
+        }
+        let experts = |layer: &LayerConfig| if let FfnConfig::Experts { n_experts, .. } = layer.ffn { n_experts } else { 0 };
+        let n_experts: usize = self.layers.iter().map(experts).sum();
+        if n_experts > MAX_EXPERTS_IN_ALL {
+            return wrong(format!("all layers together have {n_experts} experts; up to {MAX_EXPERTS_IN_ALL} is possible"));
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return wrong(format!("{} heads cannot share {} key-value heads", self.heads, self.kv_heads));

@@ -5,16 +5,18 @@
 
 mod config;
 mod open;
+mod set;
 mod tensors;
 
 use std::collections::BTreeMap;
 
-use candle_core::quantized::GgmlDType;
+use plexus_kernels::Format;
 
 use super::storage::Storage;
 use crate::error::EngineError;
 
 pub(super) use open::open;
+pub(super) use set::{first_of_set, open_set};
 
 /// More than any model has.
 const MAX_ENTRIES: u64 = 65_536;
@@ -30,8 +32,6 @@ const MAX_DIMS: u32 = 4;
 const MAX_ALIGNMENT: u64 = 1 << 20;
 /// What is read from the file at once.
 const WINDOW: usize = 256 << 10;
-
-const SUPPORTED_TYPES: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
 
 /// A metadata value. Numbers are widened.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,7 +49,9 @@ pub(crate) enum Value {
 /// A tensor of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct GgufTensor {
-    pub(crate) dtype: GgmlDType,
+    /// Which of the model's files.
+    pub(crate) file: usize,
+    pub(crate) format: Format,
     /// Outermost first: rows, then columns.
     pub(crate) shape: Vec<usize>,
     /// From the start of the file.
@@ -66,8 +68,8 @@ pub(crate) struct Gguf {
 }
 
 impl Gguf {
-    /// Reads and checks the header.
-    pub(crate) fn read(storage: &Storage) -> Result<Self, EngineError> {
+    /// Reads and checks the header of the file that is number `file` of its model.
+    pub(crate) fn read(storage: &Storage, file: usize) -> Result<Self, EngineError> {
         let mut reader = Reader::new(storage);
         if reader.array::<4>()? != *b"GGUF" {
             return Err(reader.wrong("it does not start with GGUF"));
@@ -97,7 +99,7 @@ impl Gguf {
         }
         let mut tensors = BTreeMap::new();
         for _ in 0..n_tensors {
-            let (name, tensor) = reader.tensor(alignment)?;
+            let (name, tensor) = reader.tensor(file, alignment)?;
             if tensors.insert(name.clone(), tensor).is_some() {
                 return Err(reader.wrong(format!("tensor {name:?} is given twice")));
             }
@@ -292,7 +294,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A tensor with its offset still counted from the start of the data.
-    fn tensor(&mut self, alignment: u64) -> Result<(String, GgufTensor), EngineError> {
+    fn tensor(&mut self, file: usize, alignment: u64) -> Result<(String, GgufTensor), EngineError> {
         let name = self.text(MAX_NAME_LEN)?;
         let n_dims = self.u32()?;
         if !(1..=MAX_DIMS).contains(&n_dims) {
@@ -301,44 +303,25 @@ impl<'a> Reader<'a> {
         let dims = (0..n_dims).map(|_| self.u64()).collect::<Result<Vec<u64>, _>>()?;
         let kind = self.u32()?;
         let offset = self.u64()?;
-        let dtype = tensor_type(kind).ok_or_else(|| {
+        let format = Format::from_gguf(kind).ok_or_else(|| {
             let what = format!("tensor type {} (tensor {name:?})", unsupported_type_name(kind));
-            EngineError::unsupported(what, SUPPORTED_TYPES)
+            EngineError::unsupported(what, Format::ALL.map(Format::name).join(", "))
         })?;
         let n_elements = dims.iter().try_fold(1u64, |n, dim| n.checked_mul(*dim)).filter(|n| *n > 0);
-        let (block, size) = (dtype.block_size() as u64, dtype.type_size() as u64);
+        let (block, size) = (format.block_len() as u64, format.block_bytes() as u64);
         let len = n_elements.and_then(|n| (n / block).checked_mul(size));
         let shape = dims.iter().rev().map(|dim| usize::try_from(*dim).ok()).collect::<Option<Vec<usize>>>();
         let (Some(len), Some(shape)) = (len, shape) else {
             return Err(self.wrong(format!("tensor {name:?} has the impossible dimensions {dims:?}")));
         };
         if !dims[0].is_multiple_of(block) {
-            return Err(self.wrong(format!("rows of tensor {name:?} are not whole blocks of {dtype:?}")));
+            return Err(self.wrong(format!("rows of tensor {name:?} are not whole blocks of {format}")));
         }
         if !offset.is_multiple_of(alignment) {
             return Err(self.wrong(format!("tensor {name:?} is not aligned to {alignment} bytes")));
         }
-        Ok((name, GgufTensor { dtype, shape, offset, len }))
+        Ok((name, GgufTensor { file, format, shape, offset, len }))
     }
-}
-
-fn tensor_type(kind: u32) -> Option<GgmlDType> {
-    Some(match kind {
-        0 => GgmlDType::F32,
-        1 => GgmlDType::F16,
-        2 => GgmlDType::Q4_0,
-        3 => GgmlDType::Q4_1,
-        6 => GgmlDType::Q5_0,
-        7 => GgmlDType::Q5_1,
-        8 => GgmlDType::Q8_0,
-        10 => GgmlDType::Q2K,
-        11 => GgmlDType::Q3K,
-        12 => GgmlDType::Q4K,
-        13 => GgmlDType::Q5K,
-        14 => GgmlDType::Q6K,
-        30 => GgmlDType::BF16,
-        _ => return None,
-    })
 }
 
 fn unsupported_type_name(kind: u32) -> String {
@@ -349,10 +332,8 @@ fn unsupported_type_name(kind: u32) -> String {
         17 => "IQ2_XS",
         18 => "IQ3_XXS",
         19 => "IQ1_S",
-        20 => "IQ4_NL",
         21 => "IQ3_S",
         22 => "IQ2_S",
-        23 => "IQ4_XS",
         24 => "I8",
         25 => "I16",
         26 => "I32",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::quantized::GgmlDType;
+use plexus_kernels::Format;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
@@ -32,21 +32,21 @@ pub(crate) fn read_tensors(storage: &Storage, file: usize) -> Result<BTreeMap<St
     let data_start = 8 + header_len;
     let mut tensors = BTreeMap::new();
     for (name, info) in metadata.tensors() {
-        let dtype = match info.dtype {
-            Dtype::F32 => GgmlDType::F32,
-            Dtype::F16 => GgmlDType::F16,
-            Dtype::BF16 => GgmlDType::BF16,
+        let format = match info.dtype {
+            Dtype::F32 => Format::F32,
+            Dtype::F16 => Format::F16,
+            Dtype::BF16 => Format::Bf16,
             // Bookkeeping of some exporters, never a weight that we use; refused by name if it turns out to be one.
             _ => continue,
         };
         let (start, end) = info.data_offsets;
         let n_elements = info.shape.iter().try_fold(1u64, |n, dim| n.checked_mul(*dim as u64));
-        let expected = n_elements.and_then(|n| n.checked_mul(dtype.type_size() as u64));
+        let expected = n_elements.and_then(|n| n.checked_mul(format.block_bytes() as u64));
         let len = (end as u64).checked_sub(start as u64);
         if len != expected || data_start.checked_add(end as u64).is_none_or(|end| end > storage.len()) {
             return Err(wrong(format!("tensor {name:?} does not fit its place")));
         }
-        let entry = TensorEntry { file, dtype, shape: info.shape.clone(), offset: data_start + start as u64, len: (end - start) as u64 };
+        let entry = TensorEntry { file, format, shape: info.shape.clone(), offset: data_start + start as u64, len: (end - start) as u64 };
         tensors.insert(name, entry);
     }
     Ok(tensors)

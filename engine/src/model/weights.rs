@@ -1,16 +1,16 @@
-//! The weights of a model: which tensors it has, where they lie, and reading one.
+//! The weights of a model: which tensors it has, where they lie, and looking at one.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::CpuStorage;
-use candle_core::quantized::{GgmlDType, QuantizedType};
-use half::{bf16, f16};
 use plexus_kernels::Format;
-use plexus_types::Bytes;
+use plexus_kernels::format::{dequantize, quantize};
 
 use super::config::ModelConfig;
+use super::quantization::Quantization;
 use super::storage::Storage;
 use crate::error::EngineError;
 
@@ -19,7 +19,7 @@ use crate::error::EngineError;
 pub(crate) struct TensorEntry {
     /// Which of the model's files.
     pub(crate) file: usize,
-    pub(crate) dtype: GgmlDType,
+    pub(crate) format: Format,
     /// Outermost first: rows, then columns.
     pub(crate) shape: Vec<usize>,
     /// From the start of the file.
@@ -33,76 +33,65 @@ pub(crate) struct TensorEntry {
 /// a cluster are tried on one.
 const SMALL_MODEL: u64 = 16 << 20;
 
-/// Bytes of a tensor, as the file has them.
+/// A tensor where it lies. What was looked at no longer counts as this process's memory when the view is dropped.
 #[derive(Debug)]
-pub(crate) struct RawTensor {
-    pub(crate) dtype: GgmlDType,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) bytes: Vec<u8>,
-    /// Is it to be held as f32, even if it is quantized?
-    pub(crate) widen: bool,
+pub(crate) struct TensorView<'a> {
+    /// The format of `bytes`.
+    pub(crate) format: Format,
+    /// The format in which a device is to hold it.
+    pub(crate) held: Format,
+    pub(crate) shape: &'a [usize],
+    /// As the file has them, but for query and key rows, which are in halves.
+    pub(crate) bytes: Cow<'a, [u8]>,
+    /// The file that `bytes` are a part of, and where they begin in it; absent for bytes from elsewhere.
+    place: Option<(&'a Storage, u64)>,
 }
 
-impl RawTensor {
-    /// The format, as the kernels call it.
-    pub(crate) fn format(&self) -> Format {
-        match self.dtype {
-            GgmlDType::F32 => Format::F32,
-            GgmlDType::F16 => Format::F16,
-            GgmlDType::BF16 => Format::Bf16,
-            GgmlDType::Q4_0 => Format::Q4_0,
-            GgmlDType::Q4_1 => Format::Q4_1,
-            GgmlDType::Q5_0 => Format::Q5_0,
-            GgmlDType::Q5_1 => Format::Q5_1,
-            GgmlDType::Q8_0 => Format::Q8_0,
-            GgmlDType::Q2K => Format::Q2K,
-            GgmlDType::Q3K => Format::Q3K,
-            GgmlDType::Q4K => Format::Q4K,
-            GgmlDType::Q5K => Format::Q5K,
-            GgmlDType::Q6K => Format::Q6K,
-            GgmlDType::Q8_1 | GgmlDType::Q8K => unreachable!("no file holds the types of activations"),
+impl<'a> TensorView<'a> {
+    /// A tensor of bytes that lie in no file.
+    #[cfg(test)]
+    pub(crate) fn of(format: Format, held: Format, shape: &'a [usize], bytes: &'a [u8]) -> Self {
+        Self { format, held, shape, bytes: Cow::Borrowed(bytes), place: None }
+    }
+
+    /// The values, exactly.
+    pub(crate) fn to_f32(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.shape.iter().product()];
+        dequantize(self.format, &self.bytes, &mut values);
+        values
+    }
+
+    /// The bytes in the format in which they are to be held.
+    pub(crate) fn to_held(&self) -> Cow<'_, [u8]> {
+        if self.held == self.format {
+            return Cow::Borrowed(&self.bytes);
+        }
+        let columns = self.shape.last().copied().unwrap_or(1);
+        let row_bytes = |format: Format| format.row_bytes(columns).expect("rows are whole blocks: checked when the file was opened");
+        let (from, to) = (row_bytes(self.format), row_bytes(self.held));
+        let mut held = vec![0; self.bytes.len() / from * to];
+        let mut values = vec![0.0; columns];
+        for (bytes, out) in self.bytes.chunks_exact(from).zip(held.chunks_exact_mut(to)) {
+            dequantize(self.format, bytes, &mut values);
+            quantize(self.held, &values, out);
+        }
+        Cow::Owned(held)
+    }
+
+    /// Says that these bytes of the tensor will not be looked at again.
+    pub(crate) fn release(&self, range: Range<usize>) {
+        if let (Some((storage, start)), Cow::Borrowed(_)) = (self.place, &self.bytes) {
+            storage.release(start + range.start as u64, range.len() as u64);
         }
     }
-
-    /// The values, exactly, of a tensor that is to be held as f32; `None` if it is to stay quantized.
-    pub(crate) fn to_f32(&self) -> Option<Vec<f32>> {
-        let bytes = &self.bytes;
-        Some(match self.dtype {
-            GgmlDType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            GgmlDType::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            GgmlDType::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            _ if self.widen => {
-                let blocks = self.dtype.from_data(aligned(bytes, &mut Vec::new()).into());
-                match blocks.dequantize(self.shape.iter().product()) {
-                    Ok(CpuStorage::F32(values)) => values,
-                    _ => return None,
-                }
-            }
-            _ => return None,
-        })
-    }
-
-    /// The blocks of a tensor that stays quantized.
-    pub(crate) fn to_blocks(&self) -> Box<dyn QuantizedType> {
-        self.dtype.from_data(aligned(&self.bytes, &mut Vec::new()).into())
-    }
 }
 
-/// `bytes` at an address that suits every block type: they are copied into `copy` if need be.
-pub(crate) fn aligned<'a>(bytes: &'a [u8], copy: &'a mut Vec<u8>) -> &'a [u8] {
-    /// Of f32, the most that any block asks for.
-    const ALIGNMENT: usize = align_of::<f32>();
-    if bytes.as_ptr().align_offset(ALIGNMENT) == 0 {
-        return bytes;
+impl Drop for TensorView<'_> {
+    fn drop(&mut self) {
+        if let Some((storage, start)) = self.place {
+            storage.release(start, self.bytes.len() as u64);
+        }
     }
-    copy.resize(bytes.len() + ALIGNMENT, 0);
-    let start = copy.as_ptr().align_offset(ALIGNMENT);
-    copy[start..start + bytes.len()].copy_from_slice(bytes);
-    &copy[start..start + bytes.len()]
-}
-
-fn is_quantized(dtype: GgmlDType) -> bool {
-    !matches!(dtype, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16)
 }
 
 /// The weights of a model, by our own names ([`ModelConfig::tensors`]), whatever the format.
@@ -114,13 +103,15 @@ pub(crate) struct Weights {
     interleaved: bool,
     /// Not more than [`SMALL_MODEL`] weights.
     small: bool,
+    /// Hold matrices in fewer bits than the files have.
+    quantization: Option<Quantization>,
 }
 
 impl Weights {
     pub(crate) fn new(files: Vec<Storage>, tensors: BTreeMap<String, TensorEntry>, interleaved: bool) -> Self {
         let elements = |entry: &TensorEntry| entry.shape.iter().map(|dim| *dim as u64).product::<u64>();
         let small = tensors.values().map(elements).fold(0, u64::saturating_add) <= SMALL_MODEL;
-        Self { files: files.into(), tensors: Arc::new(tensors), interleaved, small }
+        Self { files: files.into(), tensors: Arc::new(tensors), interleaved, small, quantization: None }
     }
 
     /// The file for messages about the weights as a whole.
@@ -137,21 +128,44 @@ impl Weights {
         self.small
     }
 
+    /// Counts the model as large from now on.
+    pub(super) fn hold_as_large(&mut self) {
+        self.small = false;
+    }
+
+    /// Holds matrices in fewer bits from now on. The model counts as large.
+    pub(super) fn quantize(&mut self, quantization: Quantization) {
+        self.quantization = Some(quantization);
+        self.small = false;
+    }
+
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// Reads a tensor as it is stored, with query and key rows in halves.
-    pub(crate) fn read(&self, name: &str, config: &ModelConfig) -> Result<RawTensor, EngineError> {
-        let entry = self.tensors.get(name).ok_or_else(|| EngineError::malformed(self.path(), format!("tensor {name:?} is missing")))?;
-        let file = &self.files[entry.file];
-        let len = usize::try_from(entry.len).map_err(|_| EngineError::malformed(file.path(), format!("tensor {name:?} is too large")))?;
-        let mut bytes = vec![0; len];
-        file.read_at(entry.offset, &mut bytes)?;
-        if self.interleaved && [".q", ".k", ".q.bias", ".k.bias"].iter().any(|end| name.ends_with(end)) {
-            bytes = halves_from_pairs(&bytes, entry.shape[0], config.head_dim);
+    /// The format in which a device is to hold a tensor; none if there is no such tensor.
+    pub(crate) fn held(&self, name: &str) -> Option<Format> {
+        self.tensors.get(name).map(|entry| self.held_as(name, entry))
+    }
+
+    fn held_as(&self, name: &str, entry: &TensorEntry) -> Format {
+        match (&entry.shape[..], self.quantization) {
+            ([_, columns], Some(quantization)) => quantization.held(name, entry.format, *columns),
+            ([_, _], None) if !self.small => entry.format,
+            _ => Format::F32,
         }
-        Ok(RawTensor { dtype: entry.dtype, shape: entry.shape.clone(), bytes, widen: self.small })
+    }
+
+    /// A tensor as it is stored, with query and key rows in halves.
+    pub(crate) fn view(&self, name: &str, config: &ModelConfig) -> Result<TensorView<'_>, EngineError> {
+        let entry = self.tensors.get(name).ok_or_else(|| EngineError::malformed(self.path(), format!("tensor {name:?} is missing")))?;
+        let storage = &self.files[entry.file];
+        let mut bytes = Cow::Borrowed(storage.view(entry.offset, entry.len)?);
+        if self.interleaved && [".q", ".k", ".q.bias", ".k.bias"].iter().any(|end| name.ends_with(end)) {
+            bytes = Cow::Owned(halves_from_pairs(&bytes, entry.shape[0], config.head_dim));
+        }
+        let held = self.held_as(name, entry);
+        Ok(TensorView { format: entry.format, held, shape: &entry.shape, bytes, place: Some((storage, entry.offset)) })
     }
 
     /// Checks that the tensors are those of the decoder that `config` describes: none missing, none of another shape, none unknown.
@@ -173,7 +187,7 @@ impl Weights {
                 None => return wrong(format!("tensor {:?} is missing", expected.name)),
             }
             let is_vector = expected.shape.len() == 1;
-            if is_vector && self.tensors.get(&expected.name).is_some_and(|entry| is_quantized(entry.dtype)) {
+            if is_vector && self.tensors.get(&expected.name).is_some_and(|entry| !entry.format.is_dense()) {
                 return wrong(format!("tensor {:?} is quantized", expected.name));
             }
             known.insert(expected.name);
@@ -185,17 +199,6 @@ impl Weights {
             }
         }
         Ok(())
-    }
-
-    /// Memory of all tensors once loaded: quantized ones as they are, unless the model is small, the others as f32.
-    pub(crate) fn resident_bytes(&self, config: &ModelConfig) -> Bytes {
-        let expected = config.tensors();
-        let entries = expected.iter().filter_map(|expected| self.tensors.get(&expected.name));
-        let bytes = entries.map(|entry| {
-            let stays = is_quantized(entry.dtype) && !self.small;
-            Bytes(if stays { entry.len } else { entry.shape.iter().map(|dim| *dim as u64).product::<u64>() * 4 })
-        });
-        bytes.sum()
     }
 }
 
@@ -220,18 +223,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_at_any_address_are_brought_to_a_good_one() {
-        let bytes: Vec<u8> = (0..64).collect();
-        for start in 0..8 {
-            let mut copy = Vec::new();
-            let slice = aligned(&bytes[start..start + 32], &mut copy);
-            assert_eq!((slice, slice.as_ptr().align_offset(4)), (&bytes[start..start + 32], 0));
-        }
-    }
-
-    #[test]
     fn pairs_of_rows_become_halves() {
         // Two heads of four rows, one byte each: (0, 1), (2, 3) are pairs.
         assert_eq!(halves_from_pairs(&[0, 1, 2, 3, 4, 5, 6, 7], 8, 4), [0, 2, 1, 3, 4, 6, 5, 7]);
+    }
+
+    #[test]
+    fn a_tensor_is_converted_row_by_row() {
+        let values: Vec<f32> = (0..4 * 96).map(|i| (i as f32 * 0.7).sin()).collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let view = TensorView::of(Format::F32, Format::Q8_0, &[4, 96], &bytes);
+        assert_eq!(view.to_f32(), values);
+        let held = view.to_held();
+        assert_eq!(held.len(), 4 * 3 * 34);
+        let again = TensorView::of(Format::Q8_0, Format::Q8_0, &[4, 96], &held);
+        assert!(again.to_f32().iter().zip(&values).all(|(a, b)| (a - b).abs() < 0.005));
+        assert_eq!(again.to_held(), held);
     }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use plexus_engine::model::ModelSource;
+use plexus_engine::model::{ModelSource, Quantization};
 use plexus_types::{Bytes, DeviceId, ModelId, NodeName};
 use serde::Deserialize;
 
@@ -222,6 +222,8 @@ pub(crate) struct ModelSection {
     pub(crate) draft: Option<ModelSource>,
     #[serde(default = "prompt_lookup")]
     pub(crate) prompt_lookup: bool,
+    #[serde(default, deserialize_with = "unset_if_empty")]
+    pub(crate) quant: Option<Quantization>,
 }
 
 fn running_max() -> u32 {
@@ -248,6 +250,7 @@ impl ModelSection {
             waiting_max: waiting_max(),
             draft: None,
             prompt_lookup: prompt_lookup(),
+            quant: None,
         }
     }
 }

@@ -235,5 +235,6 @@ fn wrong_models_are_refused_with_their_place_in_the_list() {
     refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\nrunning_max = 0")), &["models[1].running_max", "at least 1"]);
     refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\ndevice = \"cpu-1\"")), &["models[1].device", "\"cpu-1\"", "[devices]"]);
     refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\ndraft = \"file:\"")), &["models[1].draft", "\"file:\"", "embedded:pip"]);
+    refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\nquant = \"q5\"")), &["models[1].quant", "\"q5\"", "q8_0, q6k or q4k"]);
     refused(from_text(&entry("id = \"b\"")), &["models[1]", "source"]);
 }

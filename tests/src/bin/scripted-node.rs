@@ -126,6 +126,7 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
         waiting_max: options.waiting_max,
         draft: None,
         prompt_lookup: true,
+        quant: None,
     };
     Ok(NodeArgs {
         cluster: "plexus".to_owned(),

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use plexus_kernels::Format;
+
 use super::{Gguf, GgufTensor, Value};
 use crate::error::EngineError;
 use crate::model::config::{Activation, Family, FfnConfig, MAX_LAYERS, ModelConfig};
@@ -89,13 +91,10 @@ impl Metadata<'_> {
 }
 
 /// The configuration. Biases and fused networks are where the tensors are, so `tensors`, by our own names, have a say.
-pub(super) fn read_config(storage: &Storage, gguf: &Gguf, tensors: &BTreeSet<&str>) -> Result<ModelConfig, EngineError> {
-    let file = storage.path();
+pub(super) fn read_config(files: &[Storage], gguf: &Gguf, tensors: &BTreeSet<&str>) -> Result<ModelConfig, EngineError> {
+    let file = files[0].path();
     let family = family(file, gguf)?;
     let meta = Metadata { file, gguf, arch: gguf.text("general.architecture").unwrap_or_default() };
-    if gguf.u32("split.count").is_some_and(|n| n > 1) {
-        return Err(EngineError::unsupported("a GGUF file split into several", "one file"));
-    }
     let n_layers =
         meta.u32("block_count").ok_or_else(|| EngineError::malformed(file, format!("{} is missing", meta.key("block_count"))))?;
     let n_layers = n_layers as usize;
@@ -112,7 +111,7 @@ pub(super) fn read_config(storage: &Storage, gguf: &Gguf, tensors: &BTreeSet<&st
     }
     let max_context = meta.required("context_length", n_layers)?;
     let max_context = u32::try_from(max_context).map_err(|_| meta.wrong("context_length", "a number of 32 bits"))?;
-    let (rope_scaling, max_context) = read_scaling(storage, &meta, max_context)?;
+    let (rope_scaling, max_context) = read_scaling(files, &meta, max_context)?;
     let (window, slides) = read_windows(&meta, family, n_layers)?;
     let ffn = read_networks(&meta, family, n_layers, tensors)?;
     let layers = slides.into_iter().zip(ffn).enumerate().map(|(layer, (slides, ffn))| {
@@ -166,16 +165,16 @@ pub(super) fn read_config(storage: &Storage, gguf: &Gguf, tensors: &BTreeSet<&st
 }
 
 /// How frequencies are stretched, and the context that this gives.
-fn read_scaling(storage: &Storage, meta: &Metadata<'_>, max_context: u32) -> Result<(RopeScaling, u32), EngineError> {
+fn read_scaling(files: &[Storage], meta: &Metadata<'_>, max_context: u32) -> Result<(RopeScaling, u32), EngineError> {
     let tensors = &meta.gguf.tensors;
     let original_context = meta.u32("rope.scaling.original_context_length").unwrap_or(max_context);
     let factor = meta.number("rope.scaling.factor").or(meta.number("rope.scale_linear")).unwrap_or(1.0);
     if let Some(tensor) = tensors.get("rope_freqs.weight") {
-        return Ok((RopeScaling::Divisors { divisors: read_divisors(storage, "rope_freqs.weight", tensor)?, amplitude: 1.0 }, max_context));
+        return Ok((RopeScaling::Divisors { divisors: read_divisors(files, "rope_freqs.weight", tensor)?, amplitude: 1.0 }, max_context));
     }
     if let (Some(short), Some(long)) = (tensors.get("rope_factors_short.weight"), tensors.get("rope_factors_long.weight")) {
-        let short = read_divisors(storage, "rope_factors_short.weight", short)?;
-        let long = read_divisors(storage, "rope_factors_long.weight", long)?;
+        let short = read_divisors(files, "rope_factors_short.weight", short)?;
+        let long = read_divisors(files, "rope_factors_long.weight", long)?;
         let amplitude = meta.number("rope.scaling.attn_factor");
         return Ok((RopeScaling::long_rope(short, long, amplitude, original_context, max_context), max_context));
     }
@@ -200,8 +199,9 @@ fn read_scaling(storage: &Storage, meta: &Metadata<'_>, max_context: u32) -> Res
 }
 
 /// The numbers by which each rotary frequency is divided: how GGUF files carry the scaling of Llama 3 and LongRoPE.
-fn read_divisors(storage: &Storage, name: &str, tensor: &GgufTensor) -> Result<Vec<f32>, EngineError> {
-    if tensor.dtype != candle_core::quantized::GgmlDType::F32 || tensor.len > 64 << 10 {
+fn read_divisors(files: &[Storage], name: &str, tensor: &GgufTensor) -> Result<Vec<f32>, EngineError> {
+    let storage = &files[tensor.file];
+    if tensor.format != Format::F32 || tensor.len > 64 << 10 {
         return Err(EngineError::malformed(storage.path(), format!("{name} is not a short list of F32")));
     }
     let mut bytes = vec![0; tensor.len as usize];

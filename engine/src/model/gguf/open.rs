@@ -1,4 +1,4 @@
-//! A GGUF file opened: its configuration, and its tensors by our own names.
+//! A GGUF model opened: its configuration, and its tensors by our own names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,15 +10,16 @@ use crate::model::storage::Storage;
 use crate::model::weights::{TensorEntry, Weights};
 
 /// The configuration and the weights, whose names and shapes are still to be checked. Unknown tensors keep their names.
-pub(in crate::model) fn open(storage: Storage, gguf: &Gguf) -> Result<(ModelConfig, Weights), EngineError> {
-    let family = config::family(storage.path(), gguf)?;
+pub(in crate::model) fn open(files: Vec<Storage>, gguf: &Gguf) -> Result<(ModelConfig, Weights), EngineError> {
+    let family = config::family(files[0].path(), gguf)?;
     let mut entries = BTreeMap::new();
     for (name, tensor) in gguf.tensors.iter().filter(|(name, _)| !tensors::is_of_the_configuration(name)) {
-        let entry = TensorEntry { file: 0, dtype: tensor.dtype, shape: tensor.shape.clone(), offset: tensor.offset, len: tensor.len };
+        let entry =
+            TensorEntry { file: tensor.file, format: tensor.format, shape: tensor.shape.clone(), offset: tensor.offset, len: tensor.len };
         entries.insert(tensors::tensor_name(name).unwrap_or_else(|| name.clone()), entry);
     }
     let names: BTreeSet<&str> = entries.keys().map(String::as_str).collect();
-    let config = config::read_config(&storage, gguf, &names)?;
-    split_fused(storage.path(), &config, &mut entries)?;
-    Ok((config, Weights::new(vec![storage], entries, tensors::interleaved(family))))
+    let config = config::read_config(&files, gguf, &names)?;
+    split_fused(files[0].path(), &config, &mut entries)?;
+    Ok((config, Weights::new(files, entries, tensors::interleaved(family))))
 }
