@@ -38,28 +38,43 @@ pub(crate) fn find(valid: &ValidConfig) -> Result<Vec<DeviceSpec>, ConfigError> 
     };
     // GPUs first: a model without a device goes to the first with room.
     for ordinal in ordinals {
-        devices.push(device(DeviceId { kind: DeviceKind::Cuda, ordinal }, section.cuda_memory_share));
+        let (id, share) = (DeviceId { kind: DeviceKind::Cuda, ordinal }, section.cuda_memory_share);
+        devices.push(DeviceSpec { id, open: gpu(id, share) });
     }
     if section.cpu {
-        devices.push(device(DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, section.cpu_memory_share));
+        let (id, share) = (DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, section.cpu_memory_share);
+        devices.push(DeviceSpec { id, open: host(id, share, n_threads(valid)?) });
     }
     Ok(devices)
 }
 
-fn device(id: DeviceId, share: Fraction) -> DeviceSpec {
-    let share = share.get() as f32;
-    let open: OpenDevice = match id.kind {
-        DeviceKind::Cpu => Arc::new(move || {
-            let decoders = CpuExecutor::open(id, share, None)?;
-            Ok(Box::new(EmbeddingExecutor::on_host(decoders)) as Box<dyn Executor>)
-        }),
-        DeviceKind::Cuda => Arc::new(move || {
-            let decoders = CandleExecutor::open(id, share)?;
-            let device = decoders.device().clone();
-            Ok(Box::new(EmbeddingExecutor::new(decoders, device)) as Box<dyn Executor>)
-        }),
-    };
-    DeviceSpec { id, open }
+/// The threads that were asked for, if this process has a core for each: threads of one operation wait for each other, so that one too
+/// many would hold up all.
+fn n_threads(valid: &ValidConfig) -> Result<Option<usize>, ConfigError> {
+    let Some(asked) = valid.get().devices.cpu_threads else { return Ok(None) };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    match usize::try_from(asked) {
+        Ok(n_threads) if n_threads <= cores => Ok(Some(n_threads)),
+        _ => {
+            let problem = format!("there are {cores} cores for this process");
+            Err(valid.refuse("devices.cpu_threads", asked, problem, format!("write at most {cores}, or 0 for all of them")))
+        }
+    }
+}
+
+fn host(id: DeviceId, share: Fraction, n_threads: Option<usize>) -> OpenDevice {
+    Arc::new(move || {
+        let decoders = CpuExecutor::open(id, share.get() as f32, n_threads)?;
+        Ok(Box::new(EmbeddingExecutor::on_host(decoders)) as Box<dyn Executor>)
+    })
+}
+
+fn gpu(id: DeviceId, share: Fraction) -> OpenDevice {
+    Arc::new(move || {
+        let decoders = CandleExecutor::open(id, share.get() as f32)?;
+        let device = decoders.device().clone();
+        Ok(Box::new(EmbeddingExecutor::new(decoders, device)) as Box<dyn Executor>)
+    })
 }
 
 /// GPUs that the driver shows. The library panics where there is no driver: then there are none.
@@ -94,5 +109,13 @@ mod tests {
     fn a_gpu_that_was_asked_for_and_is_not_there_is_refused() {
         let error = found("PLEXUS_DEVICES__CUDA", "0,4096").unwrap_err();
         assert!(error.contains("devices.cuda = \"0,4096\"") && error.contains("write \"auto\""), "{error}");
+    }
+
+    // CX-06
+    #[test]
+    fn more_threads_than_cores_are_refused() {
+        assert!(found("PLEXUS_DEVICES__CPU_THREADS", "1").unwrap().contains(&"cpu-0".to_owned()));
+        let error = found("PLEXUS_DEVICES__CPU_THREADS", "70000").unwrap_err();
+        assert!(error.contains("devices.cpu_threads = 70000") && error.contains("write at most"), "{error}");
     }
 }

@@ -88,6 +88,7 @@ pub(crate) static KEYS: &[Key] = &[
     key("link", "handshake_timeout", Kind::Text, DURATION),
     key("devices", "cpu", Kind::Switch, SWITCH),
     key("devices", "cpu_memory_share", Kind::Float, SHARE),
+    key("devices", "cpu_threads", Kind::Integer, "a whole number of at least 1, or 0 for all cores"),
     key("devices", "cuda", Kind::Text, "\"auto\", \"off\", or device numbers such as \"0,1\""),
     key("devices", "cuda_memory_share", Kind::Float, SHARE),
     key("streams", "accept_timeout", Kind::Text, DURATION),

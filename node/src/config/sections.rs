@@ -193,6 +193,8 @@ impl Default for LinkSection {
 pub(crate) struct DevicesSection {
     pub(crate) cpu: bool,
     pub(crate) cpu_memory_share: Fraction,
+    #[serde(deserialize_with = "unset_if_zero")]
+    pub(crate) cpu_threads: Option<u32>,
     pub(crate) cuda: CudaDevices,
     pub(crate) cuda_memory_share: Fraction,
 }
@@ -200,7 +202,7 @@ pub(crate) struct DevicesSection {
 impl Default for DevicesSection {
     fn default() -> Self {
         let share = |share| Fraction::new(share).expect("a share between 0 and 1");
-        Self { cpu: true, cpu_memory_share: share(0.7), cuda: CudaDevices::Auto, cuda_memory_share: share(0.9) }
+        Self { cpu: true, cpu_memory_share: share(0.7), cpu_threads: None, cuda: CudaDevices::Auto, cuda_memory_share: share(0.9) }
     }
 }
 

@@ -101,6 +101,7 @@ fn variables_become_what_their_key_is() {
         ("PLEXUS_NODE__NAME", "123"),
         ("PLEXUS_DEBUG__TEST_HOOKS", "true"),
         ("PLEXUS_DEVICES__CPU_MEMORY_SHARE", "0.5"),
+        ("PLEXUS_DEVICES__CPU_THREADS", "3"),
         ("PLEXUS_STREAMS__ATTEMPTS_MAX", "2"),
         ("PLEXUS_SHUTDOWN__DRAIN_TIMEOUT", "1m"),
         ("PLEXUS_HTTP__BODY_LIMIT", "1GiB"),
@@ -113,6 +114,7 @@ fn variables_become_what_their_key_is() {
     assert_eq!(config.node.name.as_ref().unwrap().as_str(), "123");
     assert!(config.debug.test_hooks);
     assert_eq!(config.devices.cpu_memory_share.get(), 0.5);
+    assert_eq!(config.devices.cpu_threads, Some(3));
     assert_eq!(config.streams.attempts_max, 2);
     assert_eq!(config.shutdown.drain_timeout.as_secs(), 60);
     assert_eq!(config.http.body_limit.0.0, 1 << 30);
@@ -141,6 +143,7 @@ fn every_wrong_value_is_refused_with_its_key_its_value_and_a_remedy() {
         ("gossip.interval", "\"1ms\"", "10ms"),
         ("link.ping_interval", "7", "250ms"),
         ("devices.cpu_memory_share", "1.5", "0.7"),
+        ("devices.cpu_threads", "-1", "at least 1"),
         ("devices.cuda", "\"all\"", "auto"),
         ("streams.attempts_max", "0", "at least 1"),
         ("telemetry.log_filter", "\"plexus=loud\"", "info"),
