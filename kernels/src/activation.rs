@@ -38,28 +38,80 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
 }
 
+/// A function of each number. No closure: a closure would be compiled without the instructions of the function that it is passed to.
+trait Each: Copy {
+    fn of<S: Simd>(self, x: S::V) -> S::V;
+}
+
+#[derive(Clone, Copy)]
+struct Silu;
+
+impl Each for Silu {
+    #[inline(always)]
+    fn of<S: Simd>(self, x: S::V) -> S::V {
+        S::mul(x, S::sigmoid(x))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct GeluTanh;
+
+impl Each for GeluTanh {
+    /// `(1 + tanh(u)) / 2` is `sigmoid(2 u)`.
+    #[inline(always)]
+    fn of<S: Simd>(self, x: S::V) -> S::V {
+        let inner = S::fma(S::mul(S::mul(x, x), x), S::splat(0.044_715), x);
+        S::mul(x, S::sigmoid(S::mul(inner, S::splat(1.595_769_1))))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Gelu;
+
+impl Each for Gelu {
+    #[inline(always)]
+    fn of<S: Simd>(self, x: S::V) -> S::V {
+        let erf = erf::<S>(S::mul(x, S::splat(std::f32::consts::FRAC_1_SQRT_2)));
+        S::mul(S::mul(x, S::splat(0.5)), S::add(S::splat(1.0), erf))
+    }
+}
+
+/// `cap * tanh(x * factor)`.
+#[derive(Clone, Copy)]
+struct Capped {
+    factor: f32,
+    cap: f32,
+}
+
+impl Each for Capped {
+    #[inline(always)]
+    fn of<S: Simd>(self, x: S::V) -> S::V {
+        S::mul(S::tanh(S::mul(x, S::splat(self.factor))), S::splat(self.cap))
+    }
+}
+
 /// Applies `f` to all, the rest that fills no vector included.
 #[inline(always)]
-fn map<S: Simd>(x: &mut [f32], up: Option<&[f32]>, f: impl Fn(S::V) -> S::V) {
+fn map<S: Simd>(x: &mut [f32], up: Option<&[f32]>, f: impl Each) {
     let (chunks, rest) = x.as_chunks_mut::<LANES>();
     match up {
         Some(up) => {
             let (ups, ups_rest) = up.as_chunks::<LANES>();
             for (x, up) in chunks.iter_mut().zip(ups) {
-                S::store(S::mul(f(S::load(x)), S::load(up)), x);
+                S::store(S::mul(f.of::<S>(S::load(x)), S::load(up)), x);
             }
             let mut last = [0.0; LANES];
             last[..rest.len()].copy_from_slice(rest);
-            S::store(f(S::load(&last)), &mut last);
+            S::store(f.of::<S>(S::load(&last)), &mut last);
             rest.iter_mut().zip(last).zip(ups_rest).for_each(|((x, last), up)| *x = last * up);
         }
         None => {
             for x in chunks {
-                S::store(f(S::load(x)), x);
+                S::store(f.of::<S>(S::load(x)), x);
             }
             let mut last = [0.0; LANES];
             last[..rest.len()].copy_from_slice(rest);
-            S::store(f(S::load(&last)), &mut last);
+            S::store(f.of::<S>(S::load(&last)), &mut last);
             rest.copy_from_slice(&last[..rest.len()]);
         }
     }
@@ -68,16 +120,9 @@ fn map<S: Simd>(x: &mut [f32], up: Option<&[f32]>, f: impl Fn(S::V) -> S::V) {
 #[inline(always)]
 fn all<S: Simd>(activation: Activation, x: &mut [f32], up: Option<&[f32]>) {
     match activation {
-        Activation::Silu => map::<S>(x, up, |x| S::mul(x, S::sigmoid(x))),
-        // (1 + tanh(u)) / 2 is sigmoid(2 u).
-        Activation::GeluTanh => map::<S>(x, up, |x| {
-            let inner = S::fma(S::mul(S::mul(x, x), x), S::splat(0.044_715), x);
-            S::mul(x, S::sigmoid(S::mul(inner, S::splat(1.595_769))))
-        }),
-        Activation::Gelu => map::<S>(x, up, |x| {
-            let erf = erf::<S>(S::mul(x, S::splat(std::f32::consts::FRAC_1_SQRT_2)));
-            S::mul(S::mul(x, S::splat(0.5)), S::add(S::splat(1.0), erf))
-        }),
+        Activation::Silu => map::<S>(x, up, Silu),
+        Activation::GeluTanh => map::<S>(x, up, GeluTanh),
+        Activation::Gelu => map::<S>(x, up, Gelu),
     }
 }
 
@@ -97,7 +142,7 @@ fn erf<S: Simd>(x: S::V) -> S::V {
 
 #[inline(always)]
 fn capped<S: Simd>(x: &mut [f32], scale: f32, cap: f32) {
-    map::<S>(x, None, |x| S::mul(S::tanh(S::mul(x, S::splat(scale / cap))), S::splat(cap)));
+    map::<S>(x, None, Capped { factor: scale / cap, cap });
 }
 
 #[cfg(test)]
