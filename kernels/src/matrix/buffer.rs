@@ -1,68 +1,57 @@
-//! Memory for a matrix: zeroed, on a cache line's boundary, in huge pages where the system has them (a product reads every page once, and
-//! the small ones cost a table walk each).
+//! Memory for matrices: zeroed, on a cache line's boundary, in huge pages where the system has them (a product reads every page once, and
+//! the small ones cost a table walk each, a long one on virtual machines). Matrices share mappings, because many are smaller than a huge
+//! page.
 #![allow(unsafe_code, reason = "asks the system for memory")]
 
+#[cfg(not(unix))]
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// From this size on, memory is mapped for itself and huge pages are asked for.
-#[cfg(unix)]
+/// A huge page of x86-64, and of most aarch64 systems.
 const HUGE: usize = 2 << 20;
+/// Bytes of a mapping that matrices share. What is not used of it never becomes resident; what is freed stays until all its matrices are
+/// gone, which costs at most this much when one model goes and the next stays.
+const SHARED: usize = 32 << 20;
 const ALIGN: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Buffer {
     start: NonNull<u8>,
     len: usize,
+    /// What the memory belongs to; absent where there is none.
+    _owner: Option<Arc<Mapping>>,
 }
 
-// SAFETY: it owns its memory, as a `Box<[u8]>` does.
+// SAFETY: it has its part of the memory for itself, as a `Box<[u8]>` does, and keeps it alive.
 unsafe impl Send for Buffer {}
 // SAFETY: as above; shared use only reads.
 unsafe impl Sync for Buffer {}
+
+/// The mapping that is being handed out, and how much of it is.
+static OPEN: Mutex<Option<(Arc<Mapping>, usize)>> = Mutex::new(None);
 
 impl Buffer {
     /// `len` zeros, or `None` if the system has no memory.
     pub(super) fn zeroed(len: usize) -> Option<Self> {
         if len == 0 {
-            return Some(Self { start: NonNull::<Line>::dangling().cast(), len });
+            return Some(Self { start: NonNull::<Line>::dangling().cast(), len, _owner: None });
         }
-        #[cfg(unix)]
-        if len >= HUGE {
-            return Self::mapped(len);
+        let room = len.checked_next_multiple_of(ALIGN)?;
+        if room > SHARED / 2 {
+            let owner = Arc::new(Mapping::new(room)?);
+            return Some(Self { start: owner.start, len, _owner: Some(owner) });
         }
-        let layout = Layout::from_size_align(len, ALIGN).ok()?;
-        // SAFETY: the layout is not empty.
-        NonNull::new(unsafe { alloc_zeroed(layout) }).map(|start| Self { start, len })
-    }
-
-    /// Anonymous memory that begins on a huge page's boundary.
-    #[cfg(unix)]
-    fn mapped(len: usize) -> Option<Self> {
-        let whole = len.checked_next_multiple_of(1 << 16)?;
-        let spare = whole.checked_add(HUGE)?;
-        // SAFETY: a new private mapping that replaces none.
-        let raw = unsafe {
-            libc::mmap(std::ptr::null_mut(), spare, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let (owner, used) = match open.take() {
+            // If nobody else holds it, its matrices are gone; what they left there is no zeros.
+            Some((owner, used)) if Arc::strong_count(&owner) > 1 && SHARED - used >= room => (owner, used),
+            _ => (Arc::new(Mapping::new(SHARED)?), 0),
         };
-        if raw == libc::MAP_FAILED {
-            return None;
-        }
-        let before = raw.cast::<u8>().align_offset(HUGE).min(HUGE);
-        let start = raw.cast::<u8>().wrapping_add(before);
-        // SAFETY: both ranges are parts of the mapping just made (whole pages: the start and `HUGE` are multiples of a page, and so is
-        // `whole`), and nobody uses them.
-        unsafe {
-            if before > 0 {
-                libc::munmap(raw, before);
-            }
-            if before < HUGE {
-                libc::munmap(start.add(whole).cast(), HUGE - before);
-            }
-            #[cfg(target_os = "linux")]
-            libc::madvise(start.cast(), whole, libc::MADV_HUGEPAGE); // advice: where it is not taken, small pages do
-        }
-        NonNull::new(start).map(|start| Self { start, len })
+        // SAFETY: `used + room` is at most the length of the mapping.
+        let start = unsafe { owner.start.add(used) };
+        *open = Some((owner.clone(), used + room));
+        Some(Self { start, len, _owner: Some(owner) })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -70,7 +59,7 @@ impl Buffer {
     }
 
     pub(super) fn as_slice(&self) -> &[u8] {
-        // SAFETY: `len` bytes that we own and that were zeroed at first.
+        // SAFETY: `len` bytes that are ours alone and that were zeroed at first.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
@@ -83,18 +72,93 @@ impl Buffer {
 #[repr(align(64))]
 struct Line;
 
-impl Drop for Buffer {
+/// Memory of its own that begins on a huge page's boundary.
+#[derive(Debug)]
+struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: it owns its memory; whoever uses a part of it says why nobody else does.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// At least `len` zeros, `len` being more than 0.
+    #[cfg(unix)]
+    fn new(len: usize) -> Option<Self> {
+        let len = len.checked_next_multiple_of(1 << 16)?; // whole pages of every system
+        let spare = len.checked_add(HUGE)?;
+        // SAFETY: a new private mapping that replaces none.
+        let raw = unsafe {
+            libc::mmap(std::ptr::null_mut(), spare, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+        };
+        if raw == libc::MAP_FAILED {
+            return None;
+        }
+        let before = raw.cast::<u8>().align_offset(HUGE).min(HUGE);
+        let start = raw.cast::<u8>().wrapping_add(before);
+        // SAFETY: both ranges are parts of the mapping just made (whole pages: the start, `HUGE` and `len` are multiples of one), and
+        // nobody uses them.
+        unsafe {
+            if before > 0 {
+                libc::munmap(raw, before);
+            }
+            if before < HUGE {
+                libc::munmap(start.add(len).cast(), HUGE - before);
+            }
+            #[cfg(target_os = "linux")]
+            libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE); // advice: where it is not taken, small pages do
+        }
+        NonNull::new(start).map(|start| Self { start, len })
+    }
+
+    /// At least `len` zeros, `len` being more than 0.
+    #[cfg(not(unix))]
+    fn new(len: usize) -> Option<Self> {
+        let layout = Layout::from_size_align(len, HUGE).ok()?;
+        // SAFETY: the layout is not empty.
+        NonNull::new(unsafe { alloc_zeroed(layout) }).map(|start| Self { start, len })
+    }
+}
+
+impl Drop for Mapping {
     fn drop(&mut self) {
-        if self.len == 0 {
-            return;
-        }
         #[cfg(unix)]
-        if self.len >= HUGE {
-            // SAFETY: the mapping that `mapped` left, whole.
-            unsafe { libc::munmap(self.start.as_ptr().cast(), self.len.next_multiple_of(1 << 16)) };
-            return;
+        // SAFETY: the mapping that `new` left, whole; every buffer in it is gone.
+        unsafe {
+            libc::munmap(self.start.as_ptr().cast(), self.len);
         }
-        // SAFETY: allocated in `zeroed` with this very layout.
-        unsafe { dealloc(self.start.as_ptr(), Layout::from_size_align_unchecked(self.len, ALIGN)) };
+        #[cfg(not(unix))]
+        // SAFETY: allocated in `new` with this very layout.
+        unsafe {
+            dealloc(self.start.as_ptr(), Layout::from_size_align_unchecked(self.len, HUGE));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_zeros_that_do_not_overlap_also_where_others_were_freed() {
+        let mut held: Vec<Buffer> = Vec::new();
+        for round in 0..60usize {
+            let len = [1, 63, 64, 65, 5 << 20, 40 << 20, 0][round % 7];
+            let mut buffer = Buffer::zeroed(len).unwrap();
+            assert!(buffer.as_slice().iter().all(|byte| *byte == 0) && buffer.as_slice().as_ptr().align_offset(ALIGN) == 0);
+            // SAFETY: `len` bytes that nobody else uses.
+            unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr(), len) }.fill(round as u8 + 1);
+            held.push(buffer);
+            if round % 9 == 8 {
+                held.drain(..4);
+            }
+            for (i, buffer) in held.iter().enumerate() {
+                let first = buffer.as_slice().first();
+                assert!(buffer.as_slice().iter().all(|byte| Some(byte) == first && *byte > 0), "buffer {i} was written to by another");
+            }
+        }
     }
 }
