@@ -94,41 +94,32 @@ impl Matrix {
         let from_row = row_bytes(from, rows, columns, bytes)?;
         let done = |rows: Range<usize>| done(rows.start * from_row..rows.end * from_row);
         if from == to {
-            let source = |row: usize, at: usize, out: &mut [u8]| out.copy_from_slice(&bytes[row * from_row + at..][..out.len()]);
-            return Self::fill(from, rows, columns, team, &source, from_row, &done);
+            let layout = Layout::of(from);
+            let pack =
+                |rows: Range<usize>, tile: &mut [u8]| layout.pack(from_row, &bytes[rows.start * from_row..rows.end * from_row], tile);
+            return Self::fill(from, rows, columns, team, &pack, &done);
         }
         let to_row = to.row_bytes(columns).ok_or(MatrixError::Columns { format: to, columns })?;
-        // Pieces of 256 numbers: whole blocks of every format, but for the end of a row.
-        let piece = move |row: usize, at: usize, out: &mut [u8]| {
-            let mut numbers = [0f32; 256];
-            let from_column = at / to.block_bytes() * to.block_len();
-            let mut done = 0;
-            while done < out.len() {
-                let column = from_column + done / to.block_bytes() * to.block_len();
-                let n = (256 - column % 256).min(columns - column).min((out.len() - done) / to.block_bytes() * to.block_len());
-                // The piece may begin inside a block of the source.
-                let first = column / from.block_len() * from.block_len();
-                let end = (column + n).div_ceil(from.block_len()) * from.block_len();
-                let numbers = &mut numbers[..end - first];
-                let bytes_at = row * from_row + first / from.block_len() * from.block_bytes();
-                dequantize(from, &bytes[bytes_at..][..(end - first) / from.block_len() * from.block_bytes()], numbers);
-                let n_bytes = n / to.block_len() * to.block_bytes();
-                quantize(to, &numbers[column - first..][..n], &mut out[done..done + n_bytes]);
-                done += n_bytes;
+        let layout = Layout::of(to);
+        let pack = |rows: Range<usize>, tile: &mut [u8]| {
+            let mut numbers = vec![0f32; columns];
+            let mut converted = vec![0u8; rows.len() * to_row];
+            for (row, out) in rows.zip(converted.chunks_exact_mut(to_row.max(1))) {
+                dequantize(from, &bytes[row * from_row..][..from_row], &mut numbers);
+                quantize(to, &numbers, out);
             }
+            layout.pack(to_row, &converted, tile);
         };
-        Self::fill(to, rows, columns, team, &piece, to_row, &done)
+        Self::fill(to, rows, columns, team, &pack, &done)
     }
 
-    /// Packs rows of `row_bytes` bytes that `source(row, at, out)` gives piecewise, from byte `at` of a row on; pieces are whole blocks.
-    /// `done` is told which rows are packed.
+    /// Fills tiles with `pack(rows, tile)`, up to 16 rows at a time. `done` is told which rows are packed.
     fn fill(
         format: Format,
         rows: usize,
         columns: usize,
         team: &Team,
-        source: &(dyn Fn(usize, usize, &mut [u8]) + Sync),
-        row_bytes: usize,
+        pack: &(dyn Fn(Range<usize>, &mut [u8]) + Sync),
         done: &(dyn Fn(Range<usize>) + Sync),
     ) -> Result<Self, MatrixError> {
         let layout = Layout::of(format);
@@ -143,8 +134,7 @@ impl Matrix {
             for tile in tiles.clone() {
                 // SAFETY: tile by tile, each in one task; the buffer is `n_tiles` tiles long and not used before the team is done.
                 let out = unsafe { std::slice::from_raw_parts_mut(start.get().add(tile * tile_bytes), tile_bytes) };
-                let first = tile * TILE_ROWS;
-                layout.pack(row_bytes, TILE_ROWS.min(rows - first), &|row, at, out| source(first + row, at, out), out);
+                pack(tile * TILE_ROWS..rows.min((tile + 1) * TILE_ROWS), out);
             }
             done(tiles.start * TILE_ROWS..rows.min(tiles.end * TILE_ROWS));
         });

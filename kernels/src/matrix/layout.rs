@@ -31,15 +31,13 @@ pub(super) struct Layout {
     format: Format,
     /// Columns of a tile: those of a block, 2 for BF16, 1 for F16 and F32.
     pub(super) columns: usize,
-    /// Bytes of a record, a sixteenth of a tile's.
-    record: usize,
-    /// Bytes of a tile.
+    /// Bytes of a tile: sixteen records.
     pub(super) tile: usize,
     fields: &'static [Field],
 }
 
 const fn layout(format: Format, columns: usize, record: usize, fields: &'static [Field]) -> Layout {
-    Layout { format, columns, record, tile: record * TILE_ROWS, fields }
+    Layout { format, columns, tile: record * TILE_ROWS, fields }
 }
 
 static F32: Layout = layout(Format::F32, 1, 4, &[field(0, 0, 4, 1)]);
@@ -69,9 +67,29 @@ static Q5K: Layout = layout(
     180,
     &[field(0, 0, 2, 2), field(4, 64, 1, 8), field(12, 192, 2, 4), field(20, 320, 4, 8), field(52, 832, 4, 32)],
 );
-/// d, 16 scales as 8 pairs, 32 words of low bits, 16 words of high bits.
-static Q6K: Layout =
-    layout(Format::Q6K, 256, 210, &[field(208, 0, 2, 1), field(192, 32, 2, 8), field(0, 288, 4, 32), field(128, 2336, 4, 16)]);
+/// d, 16 scales as 8 pairs; then, for each half and in it each 16 columns of a quarter, what is used together: 4 words of high bits for
+/// four quarters, 4 words of low bits for the first and third, 4 words for the second and fourth.
+static Q6K: Layout = layout(
+    Format::Q6K,
+    256,
+    210,
+    &[
+        field(208, 0, 2, 1),
+        field(192, 32, 2, 8),
+        field(128, 288, 4, 4),
+        field(0, 544, 4, 4),
+        field(32, 800, 4, 4),
+        field(144, 1056, 4, 4),
+        field(16, 1312, 4, 4),
+        field(48, 1568, 4, 4),
+        field(160, 1824, 4, 4),
+        field(64, 2080, 4, 4),
+        field(96, 2336, 4, 4),
+        field(176, 2592, 4, 4),
+        field(80, 2848, 4, 4),
+        field(112, 3104, 4, 4),
+    ],
+);
 /// d, 8 scales as 4 pairs, 32 words.
 static IQ4_XS: Layout = layout(Format::Iq4Xs, 256, 138, &[field(0, 0, 2, 1), field(2, 32, 2, 4), field(10, 160, 4, 32)]);
 
@@ -101,49 +119,24 @@ impl Layout {
         columns.div_ceil(self.columns)
     }
 
-    /// Packs up to 16 rows of `row_bytes` bytes, given piecewise by `source(row, at, out)`, into `tiles`, which are zeros.
-    pub(super) fn pack(&self, row_bytes: usize, n_rows: usize, source: &dyn Fn(usize, usize, &mut [u8]), tiles: &mut [u8]) {
-        if self.format.is_dense() {
-            return self.pack_dense(row_bytes, n_rows, source, tiles);
-        }
-        let mut block = [0u8; RECORD_MAX];
-        let mut record = [0u8; RECORD_MAX];
-        let block_bytes = self.format.block_bytes();
-        for (b, tile) in tiles.chunks_exact_mut(self.tile).enumerate() {
-            for row in 0..n_rows {
-                source(row, b * block_bytes, &mut block[..block_bytes]);
-                let record: &[u8; RECORD_MAX] = if expand(self.format, &block, &mut record) { &record } else { &block };
-                for field in self.fields {
-                    match field.width {
-                        1 => scatter::<1>(field, row, record, tile),
-                        2 => scatter::<2>(field, row, record, tile),
-                        _ => scatter::<4>(field, row, record, tile),
-                    }
-                }
-            }
-        }
-    }
-
-    fn pack_dense(&self, row_bytes: usize, n_rows: usize, source: &dyn Fn(usize, usize, &mut [u8]), tiles: &mut [u8]) {
-        let mut piece = [0u8; RECORD_MAX];
-        // Columns of the row that one piece has: its bytes over those of a record.
-        let per_piece = RECORD_MAX / self.record;
-        for (p, tiles) in tiles.chunks_mut(per_piece * self.tile).enumerate() {
-            let at = p * RECORD_MAX;
-            for row in 0..n_rows {
-                let len = RECORD_MAX.min(row_bytes - at);
-                source(row, at, &mut piece[..len]);
-                piece[len..].fill(0); // an odd last column of BF16
-                if self.record == 2 {
-                    for (x, tile) in piece.as_chunks::<2>().0.iter().zip(tiles.chunks_exact_mut(self.tile)) {
-                        tile[2 * row..2 * row + 2].copy_from_slice(x);
-                    }
-                } else {
-                    for (x, tile) in piece.as_chunks::<4>().0.iter().zip(tiles.chunks_exact_mut(self.tile)) {
-                        tile[4 * row..4 * row + 4].copy_from_slice(x);
-                    }
-                }
-            }
+    /// Packs up to 16 rows of `row_bytes` bytes, which follow each other in `rows`, into `tiles`, which are zeros.
+    pub(super) fn pack(&self, row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
+        // Where the layout is known to the compiler, a block is moved without a branch.
+        match self.format {
+            Format::F16 => pack_dense::<2>(row_bytes, rows, tiles),
+            Format::F32 | Format::Bf16 => pack_dense::<4>(row_bytes, rows, tiles),
+            Format::Q8_0 => pack_blocks(&Q8_0, row_bytes, rows, tiles),
+            Format::Q4_0 => pack_blocks(&Q4_0, row_bytes, rows, tiles),
+            Format::Q4_1 => pack_blocks(&Q4_1, row_bytes, rows, tiles),
+            Format::Q5_0 => pack_blocks(&Q5_0, row_bytes, rows, tiles),
+            Format::Q5_1 => pack_blocks(&Q5_1, row_bytes, rows, tiles),
+            Format::Q2K => pack_blocks(&Q2K, row_bytes, rows, tiles),
+            Format::Q3K => pack_blocks(&Q3K, row_bytes, rows, tiles),
+            Format::Q4K => pack_blocks(&Q4K, row_bytes, rows, tiles),
+            Format::Q5K => pack_blocks(&Q5K, row_bytes, rows, tiles),
+            Format::Q6K => pack_blocks(&Q6K, row_bytes, rows, tiles),
+            Format::Iq4Nl => pack_blocks(&IQ4_NL, row_bytes, rows, tiles),
+            Format::Iq4Xs => pack_blocks(&IQ4_XS, row_bytes, rows, tiles),
         }
     }
 
@@ -165,17 +158,56 @@ impl Layout {
     }
 }
 
+/// Packs rows whose records are `W` bytes of the file; an odd last column of BF16 has no neighbour and keeps the zeros.
+fn pack_dense<const W: usize>(row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
+    /// Records that are moved row by row: their lanes stay in the first cache.
+    const PIECE: usize = 64;
+    for (p, tiles) in tiles.chunks_mut(PIECE * W * TILE_ROWS).enumerate() {
+        let lanes = tiles.as_chunks_mut::<W>().0;
+        for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
+            let at = p * PIECE * W;
+            let (records, rest) = bytes[at..bytes.len().min(at + PIECE * W)].as_chunks::<W>();
+            for (record, lanes) in records.iter().zip(lanes.chunks_exact_mut(TILE_ROWS)) {
+                lanes[row % TILE_ROWS] = *record;
+            }
+            if !rest.is_empty() {
+                lanes[records.len() * TILE_ROWS + row][..rest.len()].copy_from_slice(rest);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn pack_blocks(layout: &Layout, row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
+    let mut block = [0u8; RECORD_MAX];
+    let mut record = [0u8; RECORD_MAX];
+    let block_bytes = layout.format.block_bytes();
+    for (b, tile) in tiles.chunks_exact_mut(layout.tile).enumerate() {
+        for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
+            block[..block_bytes].copy_from_slice(&bytes[b * block_bytes..][..block_bytes]);
+            let record = if expand(layout.format, &block, &mut record) { &record } else { &block };
+            for field in layout.fields {
+                match field.width {
+                    1 => scatter::<1>(field, row, record, tile),
+                    2 => scatter::<2>(field, row, record, tile),
+                    _ => scatter::<4>(field, row, record, tile),
+                }
+            }
+        }
+    }
+}
+
 #[inline(always)]
 fn scatter<const W: usize>(field: &Field, row: usize, record: &[u8; RECORD_MAX], tile: &mut [u8]) {
-    let from = &record[field.from..field.from + field.count * W];
-    let to = &mut tile[field.to..field.to + field.count * W * TILE_ROWS];
-    for (x, lanes) in from.as_chunks::<W>().0.iter().zip(to.chunks_exact_mut(W * TILE_ROWS)) {
-        lanes[W * row..W * row + W].copy_from_slice(x);
+    let from = record[field.from..field.from + field.count * W].as_chunks::<W>().0;
+    let lanes = tile[field.to..field.to + field.count * W * TILE_ROWS].as_chunks_mut::<W>().0;
+    for (x, lanes) in from.iter().zip(lanes.as_chunks_mut::<TILE_ROWS>().0) {
+        lanes[row % TILE_ROWS] = *x;
     }
 }
 
 /// The record of a block; `false` if it is the block itself.
-#[inline]
+#[inline(always)]
 fn expand(format: Format, b: &[u8; RECORD_MAX], record: &mut [u8; RECORD_MAX]) -> bool {
     match format {
         Format::Q4K | Format::Q5K => {
@@ -199,8 +231,8 @@ fn expand(format: Format, b: &[u8; RECORD_MAX], record: &mut [u8; RECORD_MAX]) -
             record[10..138].copy_from_slice(&b[8..136]);
         }
         Format::Q5_0 | Format::Q5_1 => {
-            let at = format.block_bytes() - 20;
-            *record = *b;
+            let (at, len) = (format.block_bytes() - 20, format.block_bytes());
+            record[..len].copy_from_slice(&b[..len]);
             let bits = u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
             for (t, byte) in record[at..at + 4].iter_mut().enumerate() {
                 *byte = (0..8).fold(0, |byte, w| byte | ((bits >> (4 * w + t as u32) & 1) as u8) << w);

@@ -36,9 +36,9 @@ pub(super) struct Span {
     pub(super) stride: usize,
     /// Numbers of each row to write, 1 to 16.
     pub(super) n_out: usize,
-    /// Are the tiles read for the first time, and to be fetched ahead?
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "other kernels always do"))]
-    pub(super) fetch: bool,
+    /// Is the result added to what is there? Never, but for kernels of [`Isa::Avx512`].
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "other kernels go through whole rows"))]
+    pub(super) add: bool,
 }
 
 /// A kernel.
@@ -48,10 +48,14 @@ pub(super) struct Span {
 /// form and the tiles of the format that the kernel is for, and the machine have its instructions.
 pub(super) type Kernel = unsafe fn(&Span);
 
-/// Bytes of activations of a stripe: half of a usual second-level cache, the other half being for weights and results.
+/// Bytes of activations of a stripe: half of a usual second-level cache, the other half being for weights and results. Of very long rows
+/// there are 64, so that weights are not read from memory more often than they can be.
 const STRIPE_BYTES: usize = 512 * 1024;
 /// Bytes of weights of a task: some microseconds of reading, so that threads end together.
 const TASK_BYTES: usize = 64 * 1024;
+
+/// Bytes of a tile that a call of a kernel goes through: they stay in the first caches for all rows of the stripe. Results of longer rows are summed over several calls, in the same steps however many rows there are.
+const CALL_BYTES: usize = 36 * 1024;
 
 /// Computes `out[i, r] = sum over c of x[i, c] * matrix[r, c]` for all products at once, with the best instructions of this machine.
 ///
@@ -73,7 +77,7 @@ pub fn multiply_as(isa: Isa, team: &Team, products: &mut [Product<'_>], x: &Acti
     }
     let plans: Vec<Plan<'_>> = products.iter_mut().map(|product| Plan::of(isa, product, x)).collect();
     let row_bytes = plans.iter().map(|plan| plan.row_bytes).max().unwrap_or(1);
-    let stripe = (STRIPE_BYTES / row_bytes / GROUP * GROUP).clamp(GROUP, 256);
+    let stripe = (STRIPE_BYTES / row_bytes / GROUP * GROUP).clamp(64, 256);
     let per_stripe: usize = plans.iter().map(|plan| plan.n_tasks).sum();
     team.run(per_stripe * n.div_ceil(stripe), &|task| {
         let first = task / per_stripe * stripe;
@@ -97,6 +101,7 @@ struct Plan<'a> {
     out: SharedMut<f32>,
     tiles_per_task: usize,
     n_tasks: usize,
+    blocks_per_call: usize,
 }
 
 impl<'a> Plan<'a> {
@@ -108,6 +113,8 @@ impl<'a> Plan<'a> {
         let (start, row_bytes) = x.form(form);
         let n_tiles = matrix.rows.div_ceil(TILE_ROWS);
         let tiles_per_task = (TASK_BYTES * n_tiles / matrix.bytes().max(1)).clamp(1, n_tiles.max(1));
+        let n_blocks = matrix.layout.n_blocks(matrix.columns).max(1);
+        let n_calls = if isa == Isa::Avx512 { n_blocks.div_ceil((CALL_BYTES / matrix.layout.tile).max(1)) } else { 1 };
         Self {
             matrix,
             kernel: kernel(isa, matrix),
@@ -117,6 +124,7 @@ impl<'a> Plan<'a> {
             out: SharedMut(product.out.as_mut_ptr()),
             tiles_per_task,
             n_tasks: n_tiles.div_ceil(tiles_per_task),
+            blocks_per_call: n_blocks.div_ceil(n_calls),
         }
     }
 
@@ -128,23 +136,26 @@ impl<'a> Plan<'a> {
         let last = rows.div_ceil(TILE_ROWS).min((task + 1) * self.tiles_per_task);
         for tile in task * self.tiles_per_task..last {
             let data = &self.matrix.data.as_slice()[tile * tile_bytes..(tile + 1) * tile_bytes];
-            for first in (from..to).step_by(GROUP) {
-                let m = GROUP.min(n - first); // stripes end with whole groups, but for the last of all rows
-                let span = Span {
-                    tile: data.as_ptr(),
-                    n_blocks,
-                    x: self.x.get().wrapping_add(first * self.row_bytes),
-                    step: m * self.block_bytes,
-                    m,
-                    out: self.out.get().wrapping_add(first * rows + tile * TILE_ROWS),
-                    stride: rows,
-                    n_out: TILE_ROWS.min(rows - tile * TILE_ROWS),
-                    fetch: first == from,
-                };
-                // SAFETY: `data` is one tile of all columns; `x` holds `n` rows in the form of the format, group by group, of which
-                // this is one; `out` is `[n, rows]` (checked in `of`), and rows `first..first + m`, columns of this tile, are this
-                // task's alone. The kernel is one that this machine can run.
-                unsafe { (self.kernel)(&span) };
+            for block in (0..n_blocks).step_by(self.blocks_per_call) {
+                for first in (from..to).step_by(GROUP) {
+                    let m = GROUP.min(n - first); // stripes end with whole groups, but for the last of all rows
+                    let span = Span {
+                        tile: data[block * self.matrix.layout.tile..].as_ptr(),
+                        n_blocks: self.blocks_per_call.min(n_blocks - block),
+                        x: self.x.get().wrapping_add(first * self.row_bytes + block * m * self.block_bytes),
+                        step: m * self.block_bytes,
+                        m,
+                        out: self.out.get().wrapping_add(first * rows + tile * TILE_ROWS),
+                        stride: rows,
+                        n_out: TILE_ROWS.min(rows - tile * TILE_ROWS),
+                        add: block > 0,
+                    };
+                    // SAFETY: `data` is one tile of all columns, of which the span is some; `x` holds `n` rows in the form of the
+                    // format, group by group, of which this is one, in it the blocks of a group's rows beside each other; `out` is
+                    // `[n, rows]` (checked in `of`), and rows `first..first + m`, columns of this tile, are this task's alone. The
+                    // kernel is one that this machine can run.
+                    unsafe { (self.kernel)(&span) };
+                }
             }
         }
     }

@@ -213,9 +213,9 @@ impl Blocks for Q6K {
                 for s in 0..4 {
                     let pairs = W::signed_pairs(t.field(32 + 32 * (4 * h + s), 2));
                     let code = |w: usize| {
-                        let at = 288 + 64 * (16 * h + 8 * (s % 2) + w);
+                        let bits = 288 + 768 * (2 * h + w / 4) + 64 * (w % 4);
+                        let at = bits + 256 * (1 + s % 2);
                         let low = if s < 2 { W::nibble::<false>(t.fetched::<W>(at)) } else { W::nibble::<true>(t.words::<W>(at)) };
-                        let bits = 2336 + 64 * (8 * h + w);
                         W::or(W::moved(if s == 0 { t.fetched::<W>(bits) } else { t.words::<W>(bits) }, 2 * s, 4, 0x30), low)
                     };
                     let (first, second): ([W::I; 4], [W::I; 4]) = (std::array::from_fn(code), std::array::from_fn(|w| code(w + 4)));

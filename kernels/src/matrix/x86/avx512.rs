@@ -12,8 +12,6 @@ use crate::matrix::product::{Kernel, Span};
 use crate::rows::{Block32, Block256};
 use std::arch::x86_64::*;
 
-/// How far ahead of use weights are fetched, in bytes: what memory delivers within its latency.
-const AHEAD: usize = 2048;
 /// Of three operands: (a and b) or c.
 const AND_OR: i32 = 0xEA;
 
@@ -27,7 +25,7 @@ trait Blocks {
     ///
     /// # Safety
     /// `t` is a tile, `x` the block of the first of `M` rows; the machine has the instructions.
-    unsafe fn add<const M: usize, const FETCH: bool>(t: *const u8, x: *const u8, acc: &mut [__m512; M]);
+    unsafe fn add<const M: usize>(t: *const u8, x: *const u8, acc: &mut [__m512; M]);
 }
 
 /// The kernel for `format`.
@@ -68,17 +66,16 @@ unsafe fn product<B: Blocks>(span: &Span) {
     // SAFETY: the contract of kernels; rows `0..m` are covered once each.
     unsafe {
         match span.m {
-            1 => rows::<B, 1, true>(span, 0),
-            2 => rows::<B, 2, true>(span, 0),
-            3 => rows::<B, 3, true>(span, 0),
-            8 if span.fetch => rows::<B, 8, true>(span, 0),
-            8 => rows::<B, 8, false>(span, 0),
+            1 => rows::<B, 1>(span, 0),
+            2 => rows::<B, 2>(span, 0),
+            3 => rows::<B, 3>(span, 0),
+            8 => rows::<B, 8>(span, 0),
             m => {
-                rows::<B, 4, true>(span, 0);
+                rows::<B, 4>(span, 0);
                 match m {
-                    5 => rows::<B, 1, false>(span, 4),
-                    6 => rows::<B, 2, false>(span, 4),
-                    7 => rows::<B, 3, false>(span, 4),
+                    5 => rows::<B, 1>(span, 4),
+                    6 => rows::<B, 2>(span, 4),
+                    7 => rows::<B, 3>(span, 4),
                     _ => {}
                 }
             }
@@ -88,17 +85,36 @@ unsafe fn product<B: Blocks>(span: &Span) {
 
 /// Rows `first..first + M` of the span.
 #[inline(always)]
-unsafe fn rows<B: Blocks, const M: usize, const FETCH: bool>(span: &Span, first: usize) {
+unsafe fn rows<B: Blocks, const M: usize>(span: &Span, first: usize) {
     // SAFETY: the contract of kernels; the mask keeps the stores within the output's row.
     unsafe {
-        let mut acc = [_mm512_setzero_ps(); M];
+        let mut acc = earlier(span, first);
         let (mut t, mut x) = (span.tile, span.x.add(first * B::ROW));
         for _ in 0..span.n_blocks {
-            B::add::<M, FETCH>(t, x, &mut acc);
+            B::add::<M>(t, x, &mut acc);
             t = t.wrapping_add(B::TILE);
             x = x.wrapping_add(span.step);
         }
         store(span, first, &acc);
+    }
+}
+
+/// What rows `first..first + M` of the result begin with.
+///
+/// # Safety
+/// The contract of kernels.
+#[inline(always)]
+pub(super) unsafe fn earlier<const M: usize>(span: &Span, first: usize) -> [__m512; M] {
+    // SAFETY: `n_out` numbers of each row are ours.
+    unsafe {
+        let mut acc = [_mm512_setzero_ps(); M];
+        if span.add {
+            let mask = (u32::MAX >> (32 - span.n_out)) as u16;
+            for (m, acc) in acc.iter_mut().enumerate() {
+                *acc = _mm512_maskz_loadu_ps(mask, span.out.add((first + m) * span.stride));
+            }
+        }
+        acc
     }
 }
 
@@ -115,16 +131,12 @@ pub(super) unsafe fn store<const M: usize>(span: &Span, first: usize, acc: &[__m
     }
 }
 
-/// 64 bytes at `t + at`, and the hint to fetch those further on.
+/// 64 bytes at `t + at`. There is no hint to fetch those further on: the tiles are one stream, which the processor follows by itself, and
+/// on Zen 4 hints took the places of its own and a quarter of the bandwidth.
 #[inline(always)]
-pub(super) unsafe fn load<const FETCH: bool>(t: *const u8, at: usize) -> __m512i {
-    // SAFETY: the caller's tile has these bytes; a prefetch may point anywhere.
-    unsafe {
-        if FETCH {
-            _mm_prefetch::<_MM_HINT_T0>(t.wrapping_add(at + AHEAD).cast());
-        }
-        _mm512_loadu_si512(t.add(at).cast())
-    }
+pub(super) unsafe fn load(t: *const u8, at: usize) -> __m512i {
+    // SAFETY: the caller's tile has these bytes.
+    unsafe { _mm512_loadu_si512(t.add(at).cast()) }
 }
 
 /// Four bytes at `x + at`, in all lanes.
@@ -141,12 +153,17 @@ unsafe fn halves(t: *const u8, at: usize) -> __m512 {
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(t.add(at).cast())) }
 }
 
-/// The values of IQ4 with 128 added, in each quarter of a register.
+/// The values of IQ4 with 128 added, for codes.
 #[inline(always)]
-unsafe fn iq4_table() -> __m512i {
+unsafe fn iq4(mut codes: [__m512i; 8]) -> [__m512i; 8] {
     const TABLE: [u8; 16] = [1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241];
     // SAFETY: reads the constant.
-    unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(TABLE.as_ptr().cast())) }
+    let table = unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(TABLE.as_ptr().cast())) };
+    for code in &mut codes {
+        // SAFETY: no memory is touched.
+        *code = unsafe { _mm512_shuffle_epi8(table, *code) };
+    }
+    codes
 }
 
 /// A format with blocks of 32.
@@ -155,7 +172,7 @@ trait Codes {
     /// `Block32::zero` is shifted right by this to give the zero point's part; `None`: there is a minimum instead.
     const ZERO: Option<u32>;
     /// The codes of columns `4 * i..` of all rows.
-    unsafe fn codes<const FETCH: bool>(t: *const u8) -> [__m512i; 8];
+    unsafe fn codes(t: *const u8) -> [__m512i; 8];
 }
 
 struct Of32<C>(C);
@@ -165,10 +182,10 @@ impl<C: Codes> Blocks for Of32<C> {
     const ROW: usize = size_of::<Block32>();
 
     #[inline(always)]
-    unsafe fn add<const M: usize, const FETCH: bool>(t: *const u8, x: *const u8, acc: &mut [__m512; M]) {
+    unsafe fn add<const M: usize>(t: *const u8, x: *const u8, acc: &mut [__m512; M]) {
         // SAFETY: the contract of `add`.
         unsafe {
-            let codes = C::codes::<FETCH>(t);
+            let codes = C::codes(t);
             let d = halves(t, 0);
             for m in 0..M {
                 let x = x.add(m * Self::ROW);
@@ -200,11 +217,11 @@ impl<C: Codes> Blocks for Of32<C> {
 
 /// The codes of 4 bits in the 4 words at `t + at`.
 #[inline(always)]
-unsafe fn nibbles<const FETCH: bool>(t: *const u8, at: usize) -> [__m512i; 8] {
+unsafe fn nibbles(t: *const u8, at: usize) -> [__m512i; 8] {
     // SAFETY: the caller's tile has these bytes.
     unsafe {
         let low = _mm512_set1_epi8(15);
-        let w = [load::<FETCH>(t, at), load::<FETCH>(t, at + 64), load::<FETCH>(t, at + 128), load::<FETCH>(t, at + 192)];
+        let w = [load(t, at), load(t, at + 64), load(t, at + 128), load(t, at + 192)];
         let high = |w| _mm512_and_si512(_mm512_srli_epi16::<4>(w), low);
         let low = |w| _mm512_and_si512(w, low);
         [low(w[0]), low(w[1]), low(w[2]), low(w[3]), high(w[0]), high(w[1]), high(w[2]), high(w[3])]
@@ -213,11 +230,11 @@ unsafe fn nibbles<const FETCH: bool>(t: *const u8, at: usize) -> [__m512i; 8] {
 
 /// As [`nibbles`], with the fifth bits before them.
 #[inline(always)]
-unsafe fn fifths<const FETCH: bool>(t: *const u8, at: usize) -> [__m512i; 8] {
+unsafe fn fifths(t: *const u8, at: usize) -> [__m512i; 8] {
     // SAFETY: the caller's tile has these bytes.
     unsafe {
-        let (bits, one) = (load::<FETCH>(t, at), _mm512_set1_epi8(16));
-        let n = nibbles::<FETCH>(t, at + 64);
+        let (bits, one) = (load(t, at), _mm512_set1_epi8(16));
+        let n = nibbles(t, at + 64);
         [
             _mm512_ternarylogic_epi32::<AND_OR>(_mm512_slli_epi32::<4>(bits), one, n[0]),
             _mm512_ternarylogic_epi32::<AND_OR>(_mm512_slli_epi32::<3>(bits), one, n[1]),
@@ -238,7 +255,7 @@ macro_rules! codes {
             const TILE: usize = $tile;
             const ZERO: Option<u32> = $zero;
             #[inline(always)]
-            unsafe fn codes<const FETCH: bool>($t: *const u8) -> [__m512i; 8] {
+            unsafe fn codes($t: *const u8) -> [__m512i; 8] {
                 // SAFETY: a tile of this format.
                 unsafe { $codes }
             }
@@ -246,12 +263,12 @@ macro_rules! codes {
     )* };
 }
 codes! {
-    Q8_0, 544, Some(0), |t| std::array::from_fn(|i| load::<FETCH>(t, 32 + 64 * i));
-    Q4_0, 288, Some(4), |t| nibbles::<FETCH>(t, 32);
-    Q4_1, 320, None, |t| nibbles::<FETCH>(t, 64);
-    Q5_0, 352, Some(3), |t| fifths::<FETCH>(t, 32);
-    Q5_1, 384, None, |t| fifths::<FETCH>(t, 64);
-    Iq4Nl, 288, Some(0), |t| nibbles::<FETCH>(t, 32).map(|code| _mm512_shuffle_epi8(iq4_table(), code));
+    Q8_0, 544, Some(0), |t| std::array::from_fn(|i| load(t, 32 + 64 * i));
+    Q4_0, 288, Some(4), |t| nibbles(t, 32);
+    Q4_1, 320, None, |t| nibbles(t, 64);
+    Q5_0, 352, Some(3), |t| fifths(t, 32);
+    Q5_1, 384, None, |t| fifths(t, 64);
+    Iq4Nl, 288, Some(0), |t| iq4(nibbles(t, 32));
 }
 
 /// Where a [`Block256`] has its sums and its scale.
@@ -326,7 +343,7 @@ impl<const FIFTH: bool> Blocks for Q45K<FIFTH> {
     const ROW: usize = ROW256;
 
     #[inline(always)]
-    unsafe fn add<const M: usize, const FETCH: bool>(t: *const u8, x: *const u8, acc: &mut [__m512; M]) {
+    unsafe fn add<const M: usize>(t: *const u8, x: *const u8, acc: &mut [__m512; M]) {
         // SAFETY: the contract of `add`.
         unsafe {
             let low = _mm512_set1_epi8(15);
@@ -335,7 +352,7 @@ impl<const FIFTH: bool> Blocks for Q45K<FIFTH> {
             for j in 0..4 {
                 let mut parts = [[_mm512_setzero_si512(); M]; 2];
                 for w in 0..8 {
-                    let word = load::<FETCH>(t, words + 64 * (8 * j + w));
+                    let word = load(t, words + 64 * (8 * j + w));
                     let mut a = _mm512_and_si512(word, low);
                     let mut b = _mm512_and_si512(_mm512_srli_epi16::<4>(word), low);
                     if FIFTH {
@@ -374,37 +391,45 @@ impl Blocks for Q6K {
     const ROW: usize = ROW256;
 
     #[inline(always)]
-    unsafe fn add<const M: usize, const FETCH: bool>(t: *const u8, x: *const u8, acc: &mut [__m512; M]) {
+    unsafe fn add<const M: usize>(t: *const u8, x: *const u8, acc: &mut [__m512; M]) {
         // SAFETY: the contract of `add`.
         unsafe {
-            let (low, top) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x30));
             let mut sums = [_mm512_setzero_si512(); M];
             for h in 0..2 {
-                for ab in 0..2 {
-                    let scales = [split(signed_pairs(t, 32 + 32 * (4 * h + ab))), split(signed_pairs(t, 32 + 32 * (4 * h + 2 + ab)))];
-                    for is in 0..2 {
-                        let mut parts = [[_mm512_setzero_si512(); M]; 2];
-                        for w in 4 * is..4 * is + 4 {
-                            let word = load::<FETCH>(t, 288 + 64 * (16 * h + 8 * ab + w));
-                            // The second time the high bits come from the cache.
-                            let bits =
-                                if ab == 0 { load::<FETCH>(t, 2336 + 64 * (8 * h + w)) } else { load::<false>(t, 2336 + 64 * (8 * h + w)) };
-                            let a = _mm512_ternarylogic_epi32::<AND_OR>(turn(bits, 2 * ab as i32 - 4), top, _mm512_and_si512(word, low));
-                            let b = _mm512_and_si512(_mm512_srli_epi16::<4>(word), low);
-                            let b = _mm512_ternarylogic_epi32::<AND_OR>(turn(bits, 2 * ab as i32), top, b);
-                            for m in 0..M {
-                                let at = m * ROW256 + 128 * h + 32 * ab + 4 * w;
-                                parts[0][m] = _mm512_dpbusd_epi32(parts[0][m], a, spread(x, at));
-                                parts[1][m] = _mm512_dpbusd_epi32(parts[1][m], b, spread(x, at + 64));
-                            }
-                        }
-                        scaled(&mut sums, &parts, [scales[0][is], scales[1][is]]);
-                    }
-                }
+                sixteens_of_q6k::<M, false>(t, x, h, &mut sums);
+                sixteens_of_q6k::<M, true>(t, x, h, &mut sums);
             }
             let zeros = times_sums::<M, 8>(x, SUMS16, |p| signed_pairs(t, 32 + 32 * p));
             let d = halves(t, 0);
             finish(x, acc, |m| _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[m], _mm512_slli_epi32::<5>(zeros[m])))));
+        }
+    }
+}
+
+/// The first or the second 16 columns of each quarter of half `h`: a scale for each.
+#[inline(always)]
+unsafe fn sixteens_of_q6k<const M: usize, const SECOND: bool>(t: *const u8, x: *const u8, h: usize, sums: &mut [__m512i; M]) {
+    // SAFETY: a tile and rows of 256 columns, by the caller's contract.
+    unsafe {
+        let (low, top) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x30));
+        let words = t.add(288 + 768 * (2 * h + usize::from(SECOND)));
+        let bits: [__m512i; 4] = [load(words, 0), load(words, 64), load(words, 128), load(words, 192)];
+        for c in 0..4 {
+            let mut part = [_mm512_setzero_si512(); M];
+            for w in 0..4 {
+                let word = load(words, 256 * (1 + c % 2) + 64 * w);
+                let word = if c < 2 { word } else { _mm512_srli_epi16::<4>(word) };
+                let code = _mm512_ternarylogic_epi32::<AND_OR>(turn(bits[w], 2 * c as i32 - 4), top, _mm512_and_si512(word, low));
+                for m in 0..M {
+                    let at = m * ROW256 + 128 * h + 32 * c + 16 * usize::from(SECOND) + 4 * w;
+                    part[m] = _mm512_dpbusd_epi32(part[m], code, spread(x, at));
+                }
+            }
+            let pairs = signed_pairs(t, 32 + 32 * (4 * h + c));
+            let scale = _mm512_srai_epi32::<16>(if SECOND { pairs } else { _mm512_slli_epi32::<16>(pairs) });
+            for m in 0..M {
+                sums[m] = _mm512_add_epi32(sums[m], _mm512_mullo_epi32(part[m], scale));
+            }
         }
     }
 }
@@ -444,13 +469,13 @@ impl Blocks for Q3K {
     const ROW: usize = ROW256;
 
     #[inline(always)]
-    unsafe fn add<const M: usize, const FETCH: bool>(t: *const u8, x: *const u8, acc: &mut [__m512; M]) {
+    unsafe fn add<const M: usize>(t: *const u8, x: *const u8, acc: &mut [__m512; M]) {
         // SAFETY: the contract of `add`.
         unsafe {
             let (two, third) = (_mm512_set1_epi8(3), _mm512_set1_epi8(4));
             let code = |h: usize, s: usize, w: usize| {
-                let word = if s == 0 { load::<FETCH>(t, 800 + 64 * (8 * h + w)) } else { load::<false>(t, 800 + 64 * (8 * h + w)) };
-                let bits = if h + s == 0 { load::<FETCH>(t, 288 + 64 * w) } else { load::<false>(t, 288 + 64 * w) };
+                let word = if s == 0 { load(t, 800 + 64 * (8 * h + w)) } else { load(t, 800 + 64 * (8 * h + w)) };
+                let bits = if h + s == 0 { load(t, 288 + 64 * w) } else { load(t, 288 + 64 * w) };
                 let low = _mm512_and_si512(turn(word, 2 * s as i32), two);
                 _mm512_ternarylogic_epi32::<AND_OR>(turn(bits, (4 * h + s) as i32 - 2), third, low)
             };
@@ -469,12 +494,12 @@ impl Blocks for Q2K {
     const ROW: usize = ROW256;
 
     #[inline(always)]
-    unsafe fn add<const M: usize, const FETCH: bool>(t: *const u8, x: *const u8, acc: &mut [__m512; M]) {
+    unsafe fn add<const M: usize>(t: *const u8, x: *const u8, acc: &mut [__m512; M]) {
         // SAFETY: the contract of `add`.
         unsafe {
             let two = _mm512_set1_epi8(3);
             let code = |h: usize, s: usize, w: usize| {
-                let word = if s == 0 { load::<FETCH>(t, 320 + 64 * (8 * h + w)) } else { load::<false>(t, 320 + 64 * (8 * h + w)) };
+                let word = if s == 0 { load(t, 320 + 64 * (8 * h + w)) } else { load(t, 320 + 64 * (8 * h + w)) };
                 _mm512_and_si512(turn(word, 2 * s as i32), two)
             };
             let scale = _mm512_set1_epi16(15);
@@ -493,16 +518,15 @@ impl Blocks for Iq4Xs {
     const ROW: usize = ROW256;
 
     #[inline(always)]
-    unsafe fn add<const M: usize, const FETCH: bool>(t: *const u8, x: *const u8, acc: &mut [__m512; M]) {
+    unsafe fn add<const M: usize>(t: *const u8, x: *const u8, acc: &mut [__m512; M]) {
         // SAFETY: the contract of `add`.
         unsafe {
-            let table = iq4_table();
             let mut sums = [_mm512_setzero_si512(); M];
             for pair in 0..4 {
                 let mut parts = [[_mm512_setzero_si512(); M]; 2];
                 for (i, part) in parts.iter_mut().enumerate() {
                     let block = 2 * pair + i;
-                    let codes = nibbles::<FETCH>(t, 160 + 256 * block).map(|code| _mm512_shuffle_epi8(table, code));
+                    let codes = iq4(nibbles(t, 160 + 256 * block));
                     for m in 0..M {
                         for w in 0..8 {
                             part[m] = _mm512_dpbusd_epi32(part[m], codes[w], spread(x, m * ROW256 + 32 * block + 4 * w));

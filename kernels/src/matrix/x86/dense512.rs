@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "vector instructions, and addresses of a span")]
 #![allow(clippy::needless_range_loop, reason = "one index for accumulators in registers and for addresses")]
 
-use super::avx512::{load, store};
+use super::avx512::{earlier, load, store};
 use crate::format::Format;
 use crate::matrix::product::{Kernel, Span};
 use std::arch::is_x86_feature_detected;
@@ -13,7 +13,7 @@ use std::arch::x86_64::*;
 trait Column {
     const TILE: usize;
     /// The weights of the 16 rows.
-    unsafe fn weights<const FETCH: bool>(t: *const u8) -> __m512i;
+    unsafe fn weights(t: *const u8) -> __m512i;
     /// Adds their product with the four bytes `x`.
     unsafe fn add(acc: __m512, w: __m512i, x: i32) -> __m512;
 }
@@ -49,17 +49,16 @@ unsafe fn product<C: Column>(span: &Span) {
     // SAFETY: the contract of kernels; rows `0..m` are covered once each.
     unsafe {
         match span.m {
-            1 => rows::<C, 1, true>(span, 0),
-            2 => rows::<C, 2, true>(span, 0),
-            3 => rows::<C, 3, true>(span, 0),
-            8 if span.fetch => rows::<C, 8, true>(span, 0),
-            8 => rows::<C, 8, false>(span, 0),
+            1 => rows::<C, 1>(span, 0),
+            2 => rows::<C, 2>(span, 0),
+            3 => rows::<C, 3>(span, 0),
+            8 => rows::<C, 8>(span, 0),
             m => {
-                rows::<C, 4, true>(span, 0);
+                rows::<C, 4>(span, 0);
                 match m {
-                    5 => rows::<C, 1, false>(span, 4),
-                    6 => rows::<C, 2, false>(span, 4),
-                    7 => rows::<C, 3, false>(span, 4),
+                    5 => rows::<C, 1>(span, 4),
+                    6 => rows::<C, 2>(span, 4),
+                    7 => rows::<C, 3>(span, 4),
                     _ => {}
                 }
             }
@@ -68,14 +67,14 @@ unsafe fn product<C: Column>(span: &Span) {
 }
 
 #[inline(always)]
-unsafe fn rows<C: Column, const M: usize, const FETCH: bool>(span: &Span, first: usize) {
+unsafe fn rows<C: Column, const M: usize>(span: &Span, first: usize) {
     // SAFETY: the contract of kernels: `n_blocks` columns of tiles and of each row.
     unsafe {
         let (mut even, mut odd) = ([_mm512_setzero_ps(); M], [_mm512_setzero_ps(); M]);
         let (mut t, mut x) = (span.tile, span.x.add(first * 4).cast::<i32>());
         let step = span.step / 4;
         for _ in 0..span.n_blocks / 2 {
-            let (w0, w1) = (C::weights::<FETCH>(t), C::weights::<FETCH>(t.add(C::TILE)));
+            let (w0, w1) = (C::weights(t), C::weights(t.add(C::TILE)));
             for m in 0..M {
                 even[m] = C::add(even[m], w0, x.add(m).read());
                 odd[m] = C::add(odd[m], w1, x.add(step + m).read());
@@ -84,12 +83,15 @@ unsafe fn rows<C: Column, const M: usize, const FETCH: bool>(span: &Span, first:
             x = x.wrapping_add(2 * step);
         }
         if span.n_blocks % 2 == 1 {
-            let w = C::weights::<FETCH>(t);
+            let w = C::weights(t);
             for m in 0..M {
                 even[m] = C::add(even[m], w, x.add(m).read());
             }
         }
-        let sums: [__m512; M] = std::array::from_fn(|m| _mm512_add_ps(even[m], odd[m]));
+        let mut sums = earlier::<M>(span, first);
+        for m in 0..M {
+            sums[m] = _mm512_add_ps(sums[m], _mm512_add_ps(even[m], odd[m]));
+        }
         store(span, first, &sums);
     }
 }
@@ -100,9 +102,9 @@ impl Column for F32 {
     const TILE: usize = 64;
 
     #[inline(always)]
-    unsafe fn weights<const FETCH: bool>(t: *const u8) -> __m512i {
+    unsafe fn weights(t: *const u8) -> __m512i {
         // SAFETY: a tile of this format.
-        unsafe { load::<FETCH>(t, 0) }
+        unsafe { load(t, 0) }
     }
 
     #[inline(always)]
@@ -118,14 +120,9 @@ impl Column for F16 {
     const TILE: usize = 32;
 
     #[inline(always)]
-    unsafe fn weights<const FETCH: bool>(t: *const u8) -> __m512i {
-        // SAFETY: a tile of this format; a prefetch may point anywhere.
-        unsafe {
-            if FETCH {
-                _mm_prefetch::<_MM_HINT_T0>(t.wrapping_add(2048).cast());
-            }
-            _mm512_castps_si512(_mm512_cvtph_ps(_mm256_loadu_si256(t.cast())))
-        }
+    unsafe fn weights(t: *const u8) -> __m512i {
+        // SAFETY: a tile of this format.
+        unsafe { _mm512_castps_si512(_mm512_cvtph_ps(_mm256_loadu_si256(t.cast()))) }
     }
 
     #[inline(always)]
@@ -142,9 +139,9 @@ impl Column for Bf16 {
     const TILE: usize = 64;
 
     #[inline(always)]
-    unsafe fn weights<const FETCH: bool>(t: *const u8) -> __m512i {
+    unsafe fn weights(t: *const u8) -> __m512i {
         // SAFETY: a tile of this format.
-        unsafe { load::<FETCH>(t, 0) }
+        unsafe { load(t, 0) }
     }
 
     #[inline(always)]
@@ -167,9 +164,9 @@ impl Column for Bf16Wide {
     const TILE: usize = 64;
 
     #[inline(always)]
-    unsafe fn weights<const FETCH: bool>(t: *const u8) -> __m512i {
+    unsafe fn weights(t: *const u8) -> __m512i {
         // SAFETY: a tile of this format.
-        unsafe { load::<FETCH>(t, 0) }
+        unsafe { load(t, 0) }
     }
 
     #[inline(always)]
