@@ -49,34 +49,40 @@ pub(in crate::matrix) unsafe fn product<C: Columns, W: Words>(span: &Span) {
 unsafe fn rows<C: Columns, W: Words, const M: usize>(span: &Span, first: usize) {
     // SAFETY: the contract of kernels: `n_blocks` tiles, and as many blocks of each row.
     unsafe {
-        let mut sums = [[[W::number(0.0); 2]; 2]; M];
+        let mut sums = [[[W::number(0.0); 2]; 2]; M]; // [row, parity, half]
         let (mut t, mut x) = (span.tile, span.x.add(first * 4));
-        let mut add = |t: *const u8, x: *const u8, second: bool| {
-            let w = C::weights::<W>(t, second);
-            for m in 0..M {
-                let x = C::numbers::<W>(x.add(4 * m), span.step, second);
-                for parity in 0..2 {
-                    for half in 0..2 {
-                        sums[m][parity][half] = W::fma(w[parity][half], x[parity], sums[m][parity][half]);
-                    }
-                }
-            }
-        };
         for _ in 0..span.n_blocks / C::TILES {
             W::fetch(t.wrapping_add(AHEAD));
             if C::TILES * C::TILE > 64 {
                 W::fetch(t.wrapping_add(AHEAD + 64));
             }
-            add(t, x, true);
+            add::<C, W, M>(t, x, span.step, true, &mut sums);
             t = t.wrapping_add(C::TILES * C::TILE);
             x = x.wrapping_add(C::TILES * span.step);
         }
         if span.n_blocks % C::TILES == 1 {
-            add(t, x, false);
+            add::<C, W, M>(t, x, span.step, false, &mut sums);
         }
         for m in 0..M {
             let [even, odd] = sums[m];
             store::<W>(span, first + m, [W::add(even[0], odd[0]), W::add(even[1], odd[1])]);
+        }
+    }
+}
+
+/// Adds the products of two columns with `M` rows.
+#[inline(always)]
+unsafe fn add<C: Columns, W: Words, const M: usize>(t: *const u8, x: *const u8, step: usize, second: bool, sums: &mut [[[W::F; 2]; 2]; M]) {
+    // SAFETY: the caller's tiles and blocks.
+    unsafe {
+        let w = C::weights::<W>(t, second);
+        for m in 0..M {
+            let x = C::numbers::<W>(x.add(4 * m), step, second);
+            for parity in 0..2 {
+                for half in 0..2 {
+                    sums[m][parity][half] = W::fma(w[parity][half], x[parity], sums[m][parity][half]);
+                }
+            }
         }
     }
 }
@@ -102,9 +108,8 @@ impl Columns for F32 {
     unsafe fn weights<W: Words>(t: *const u8, second: bool) -> [[W::F; 2]; 2] {
         // SAFETY: one tile of this format, or two.
         unsafe {
-            let load = |at: usize| W::floats(t.add(at));
-            let zero = W::number(0.0);
-            [[load(0), load(32)], if second { [load(64), load(96)] } else { [zero; 2] }]
+            let next = if second { [W::floats(t.add(64)), W::floats(t.add(96))] } else { [W::number(0.0); 2] };
+            [[W::floats(t), W::floats(t.add(32))], next]
         }
     }
 
@@ -126,9 +131,8 @@ impl Columns for F16 {
     unsafe fn weights<W: Words>(t: *const u8, second: bool) -> [[W::F; 2]; 2] {
         // SAFETY: one tile of this format, or two.
         unsafe {
-            let load = |at: usize| W::halves(t.add(at));
-            let zero = W::number(0.0);
-            [[load(0), load(16)], if second { [load(32), load(48)] } else { [zero; 2] }]
+            let next = if second { [W::halves(t.add(32)), W::halves(t.add(48))] } else { [W::number(0.0); 2] };
+            [[W::halves(t), W::halves(t.add(16))], next]
         }
     }
 

@@ -6,6 +6,17 @@ use super::{Blocks, Half, Words};
 use crate::matrix::layout::TILE_ROWS;
 use crate::rows::{Block32, Block256};
 
+/// An array, element by element in place. Closures would be functions of their own, without the instructions.
+macro_rules! array {
+    ($n:literal, |$i:ident| $element:expr) => {{
+        let mut all = [W::splat(0); $n];
+        for $i in 0..$n {
+            all[$i] = $element;
+        }
+        all
+    }};
+}
+
 /// A format with blocks of 32.
 pub(in crate::matrix) trait Codes {
     const TILE: usize;
@@ -57,7 +68,17 @@ unsafe fn nibbles<W: Words>(t: Half, at: usize) -> [W::I; 8] {
     // SAFETY: the caller's tile has these bytes.
     unsafe {
         let w = [t.fetched::<W>(at), t.fetched::<W>(at + 64), t.fetched::<W>(at + 128), t.fetched::<W>(at + 192)];
-        std::array::from_fn(|i| if i < 4 { W::nibble::<false>(w[i]) } else { W::nibble::<true>(w[i - 4]) })
+        array!(8, |i| if i < 4 { W::nibble::<false>(w[i]) } else { W::nibble::<true>(w[i - 4]) })
+    }
+}
+
+/// What [`nibbles`] of IQ4 stand for, as bytes that use all 8 bits.
+#[inline(always)]
+unsafe fn iq4<W: Words>(t: Half, at: usize) -> [W::I; 8] {
+    // SAFETY: the caller's tile has these bytes.
+    unsafe {
+        let codes = nibbles::<W>(t, at);
+        array!(8, |i| W::look_up(&IQ4, codes[i]))
     }
 }
 
@@ -67,7 +88,7 @@ unsafe fn fifths<W: Words>(t: Half, at: usize) -> [W::I; 8] {
     // SAFETY: the caller's tile has these bytes.
     unsafe {
         let (bits, low) = (t.fetched::<W>(at), nibbles::<W>(t, at + 64));
-        std::array::from_fn(|i| W::or(W::moved(bits, i, 4, 16), low[i]))
+        array!(8, |i| W::or(W::moved(bits, i, 4, 16), low[i]))
     }
 }
 
@@ -92,12 +113,12 @@ macro_rules! codes {
     )* };
 }
 codes! {
-    Q8_0, 544, 255, Some(0), |t| std::array::from_fn(|i| W::whole_bytes(t.fetched::<W>(32 + 64 * i)));
+    Q8_0, 544, 255, Some(0), |t| array!(8, |i| W::whole_bytes(t.fetched::<W>(32 + 64 * i)));
     Q4_0, 288, 15, Some(4), |t| nibbles::<W>(t, 32);
     Q4_1, 320, 15, None, |t| nibbles::<W>(t, 64);
     Q5_0, 352, 31, Some(3), |t| fifths::<W>(t, 32);
     Q5_1, 384, 31, None, |t| fifths::<W>(t, 64);
-    Iq4Nl, 288, 255, Some(0), |t| nibbles::<W>(t, 32).map(|codes| W::look_up(&IQ4, codes));
+    Iq4Nl, 288, 255, Some(0), |t| iq4::<W>(t, 32);
 }
 
 /// Where a [`Block256`] has its sums and its scale.
@@ -106,25 +127,22 @@ const SUMS32: usize = 288;
 const SCALE: usize = 304;
 const ROW256: usize = size_of::<Block256>();
 
-/// Adds `x_d * value` to each row.
+/// `sum + x_d * value`, for the row whose block is at `x`.
 #[inline(always)]
-unsafe fn finish<W: Words, const M: usize>(x: *const u8, acc: &mut [W::F; M], value: impl Fn(usize) -> W::F) {
-    for m in 0..M {
-        // SAFETY: row `m` has a scale.
-        acc[m] = unsafe { W::fma(value(m), W::number(x.add(m * ROW256 + SCALE).cast::<f32>().read()), acc[m]) };
-    }
+unsafe fn finish<W: Words>(x: *const u8, sum: W::F, value: W::F) -> W::F {
+    // SAFETY: the block has a scale.
+    unsafe { W::fma(value, W::number(x.add(SCALE).cast::<f32>().read()), sum) }
 }
 
 /// Scales (or minima), in pairs of 16 bits, times the sums at `at` of each row.
 #[inline(always)]
-unsafe fn times_sums<W: Words, const M: usize, const N: usize>(x: *const u8, at: usize, pair: impl Fn(usize) -> W::I) -> [W::I; M] {
+unsafe fn times_sums<W: Words, const M: usize, const N: usize>(x: *const u8, at: usize, pairs: &[W::I; N]) -> [W::I; M] {
     // SAFETY: each row has `2 * N` sums at `at`.
     unsafe {
         let mut sums = [W::splat(0); M];
         for p in 0..N {
-            let pair = pair(p);
             for m in 0..M {
-                sums[m] = W::add_pairs(sums[m], pair, x.add(m * ROW256 + at + 4 * p));
+                sums[m] = W::add_pairs(sums[m], pairs[p], x.add(m * ROW256 + at + 4 * p));
             }
         }
         sums
@@ -175,7 +193,7 @@ impl<const FIFTH: bool> Blocks for Q45K<FIFTH> {
             let mut sums = [W::splat(0); M];
             for s in 0..8 {
                 let at = words + 512 * (s / 2);
-                let codes: [W::I; 8] = std::array::from_fn(|w| {
+                let codes = array!(8, |w| {
                     let code = if s % 2 == 0 {
                         W::nibble::<false>(t.fetched::<W>(at + 64 * w))
                     } else {
@@ -190,14 +208,105 @@ impl<const FIFTH: bool> Blocks for Q45K<FIFTH> {
                     add_scaled::<W, M, 8, 15>(&mut sums, &codes, x, 32 * s, scale);
                 }
             }
-            let mins = times_sums::<W, M, 4>(x, SUMS32, |p| W::unsigned_pairs(t.field(192 + 32 * p, 2)));
+            let mins = times_sums::<W, M, 4>(x, SUMS32, &array!(4, |p| W::unsigned_pairs(t.field(192 + 32 * p, 2))));
             let (d, dmin) = (W::halves(t.field(0, 2)), W::halves(t.field(32, 2)));
-            finish::<W, M>(x, acc, |m| less_minimum::<W>(d, sums[m], dmin, mins[m]));
+            for m in 0..M {
+                acc[m] = finish::<W>(x.add(m * ROW256), acc[m], less_minimum::<W>(d, sums[m], dmin, mins[m]));
+            }
         }
     }
 }
 
-pub(in crate::matrix) struct Q6K;
+/// A format of 256 columns in which every 16 have a scale: two halves of four quarters of two times 16.
+trait Quarters {
+    /// The codes of word `w` of quarter `s` of half `h`.
+    unsafe fn code<W: Words>(t: Half, h: usize, s: usize, w: usize) -> W::I;
+    /// The scales of the `p`-th two times 16.
+    unsafe fn scales<W: Words>(t: Half, p: usize) -> W::I;
+    /// [`add_scaled`] with the format's largest code.
+    unsafe fn add_scaled<W: Words, const M: usize>(sums: &mut [W::I; M], codes: &[W::I; 4], x: *const u8, at: usize, scale: W::I);
+}
+
+/// The words at byte `at`, fetched ahead if they are read for the `first` time.
+#[inline(always)]
+unsafe fn once<W: Words>(t: Half, at: usize, first: bool) -> W::I {
+    // SAFETY: the caller's tile has these bytes.
+    unsafe { if first { t.fetched::<W>(at) } else { t.words::<W>(at) } }
+}
+
+/// The sums of scaled products of a block with each row.
+#[inline(always)]
+unsafe fn quarters<Q: Quarters, W: Words, const M: usize>(t: Half, x: *const u8) -> [W::I; M] {
+    // SAFETY: a tile and rows of 256 columns, by the caller's contract.
+    unsafe {
+        let mut sums = [W::splat(0); M];
+        for h in 0..2 {
+            for s in 0..4 {
+                let (pairs, at) = (Q::scales::<W>(t, 4 * h + s), 128 * h + 32 * s);
+                let codes = array!(4, |w| Q::code::<W>(t, h, s, w));
+                Q::add_scaled::<W, M>(&mut sums, &codes, x, at, W::scale(W::of_pair::<false>(pairs)));
+                let codes = array!(4, |w| Q::code::<W>(t, h, s, w + 4));
+                Q::add_scaled::<W, M>(&mut sums, &codes, x, at + 16, W::scale(W::of_pair::<true>(pairs)));
+            }
+        }
+        sums
+    }
+}
+
+macro_rules! quarters {
+    ($($name:ident, $max:literal, |$t:ident, $h:ident, $s:ident, $w:ident| $code:expr, |$ts:ident, $p:ident| $scales:expr;)*) => { $(
+        pub(in crate::matrix) struct $name;
+        impl Quarters for $name {
+            #[inline(always)]
+            unsafe fn code<W: Words>($t: Half, $h: usize, $s: usize, $w: usize) -> W::I {
+                // SAFETY: a tile of this format.
+                unsafe { $code }
+            }
+            #[inline(always)]
+            unsafe fn scales<W: Words>($ts: Half, $p: usize) -> W::I {
+                // SAFETY: a tile of this format.
+                unsafe { $scales }
+            }
+            #[inline(always)]
+            unsafe fn add_scaled<W: Words, const M: usize>(sums: &mut [W::I; M], codes: &[W::I; 4], x: *const u8, at: usize, scale: W::I) {
+                // SAFETY: passed on.
+                unsafe { add_scaled::<W, M, 4, $max>(sums, codes, x, at, scale) }
+            }
+        }
+    )* };
+}
+quarters! {
+    // The low bits of quarters 2 and 3 lie above those of 0 and 1.
+    Q6K, 63, |t, h, s, w| {
+        let bits = 288 + 768 * (2 * h + w / 4) + 64 * (w % 4);
+        let word = once::<W>(t, bits + 256 * (1 + s % 2), s < 2);
+        let low = if s < 2 { W::nibble::<false>(word) } else { W::nibble::<true>(word) };
+        W::or(W::moved(once::<W>(t, bits, s == 0), 2 * s, 4, 0x30), low)
+    }, |t, p| W::signed_pairs(t.field(32 + 32 * p, 2));
+    Q3K, 7, |t, h, s, w| {
+        let low = W::moved(once::<W>(t, 800 + 64 * (8 * h + w), s == 0), 2 * s, 0, 3);
+        W::or(W::moved(once::<W>(t, 288 + 64 * w, h + s == 0), 4 * h + s, 2, 4), low)
+    }, |t, p| W::signed_pairs(t.field(32 + 32 * p, 2));
+    Q2K, 3, |t, h, s, w| W::moved(once::<W>(t, 320 + 64 * (8 * h + w), s == 0), 2 * s, 0, 3),
+        |t, p| W::nibble::<false>(W::unsigned_pairs(t.field(64 + 32 * p, 2)));
+}
+
+/// Adds the product of a block of a format with a zero point of `2^SHIFT`.
+///
+/// # Safety
+/// That of [`Blocks::add`].
+#[inline(always)]
+unsafe fn add_around_zero<Q: Quarters, W: Words, const M: usize, const SHIFT: i32>(t: Half, x: *const u8, acc: &mut [W::F; M]) {
+    // SAFETY: the caller's.
+    unsafe {
+        let sums = quarters::<Q, W, M>(t, x);
+        let zeros = times_sums::<W, M, 8>(x, SUMS16, &array!(8, |p| Q::scales::<W>(t, p)));
+        let d = W::halves(t.field(0, 2));
+        for m in 0..M {
+            acc[m] = finish::<W>(x.add(m * ROW256), acc[m], less_zero::<W, SHIFT>(d, sums[m], zeros[m]));
+        }
+    }
+}
 
 impl Blocks for Q6K {
     const TILE: usize = 3360;
@@ -205,57 +314,10 @@ impl Blocks for Q6K {
 
     #[inline(always)]
     unsafe fn add<W: Words, const M: usize>(t: Half, x: *const u8, acc: &mut [W::F; M]) {
-        // SAFETY: the contract of `add`.
-        unsafe {
-            let mut sums = [W::splat(0); M];
-            // Half `h` of the columns, its quarter `s` of 32 columns: the low bits of quarters 2 and 3 lie above those of 0 and 1.
-            for h in 0..2 {
-                for s in 0..4 {
-                    let pairs = W::signed_pairs(t.field(32 + 32 * (4 * h + s), 2));
-                    let code = |w: usize| {
-                        let bits = 288 + 768 * (2 * h + w / 4) + 64 * (w % 4);
-                        let at = bits + 256 * (1 + s % 2);
-                        let low = if s < 2 { W::nibble::<false>(t.fetched::<W>(at)) } else { W::nibble::<true>(t.words::<W>(at)) };
-                        W::or(W::moved(if s == 0 { t.fetched::<W>(bits) } else { t.words::<W>(bits) }, 2 * s, 4, 0x30), low)
-                    };
-                    let (first, second): ([W::I; 4], [W::I; 4]) = (std::array::from_fn(code), std::array::from_fn(|w| code(w + 4)));
-                    let at = 128 * h + 32 * s;
-                    add_scaled::<W, M, 4, 63>(&mut sums, &first, x, at, W::scale(W::of_pair::<false>(pairs)));
-                    add_scaled::<W, M, 4, 63>(&mut sums, &second, x, at + 16, W::scale(W::of_pair::<true>(pairs)));
-                }
-            }
-            let zeros = times_sums::<W, M, 8>(x, SUMS16, |p| W::signed_pairs(t.field(32 + 32 * p, 2)));
-            let d = W::halves(t.field(0, 2));
-            finish::<W, M>(x, acc, |m| less_zero::<W, 5>(d, sums[m], zeros[m]));
-        }
+        // SAFETY: passed on.
+        unsafe { add_around_zero::<Self, W, M, 5>(t, x, acc) }
     }
 }
-
-/// The words of Q2_K and Q3_K: four times 2 bits, each 16 columns with a scale of their own. `code` makes codes from word `w` of half `h`
-/// and its quarter `s`, `pairs` gives the scales of a pair of 16.
-#[inline(always)]
-unsafe fn quarters<W: Words, const M: usize, const MAX: usize>(
-    x: *const u8,
-    code: impl Fn(usize, usize, usize) -> W::I,
-    pairs: impl Fn(usize) -> W::I,
-) -> [W::I; M] {
-    // SAFETY: rows of 256 columns, by the caller's contract.
-    unsafe {
-        let mut sums = [W::splat(0); M];
-        for h in 0..2 {
-            for s in 0..4 {
-                let (pairs, at) = (pairs(4 * h + s), 128 * h + 32 * s);
-                let (first, second): ([W::I; 4], [W::I; 4]) =
-                    (std::array::from_fn(|w| code(h, s, w)), std::array::from_fn(|w| code(h, s, w + 4)));
-                add_scaled::<W, M, 4, MAX>(&mut sums, &first, x, at, W::scale(W::of_pair::<false>(pairs)));
-                add_scaled::<W, M, 4, MAX>(&mut sums, &second, x, at + 16, W::scale(W::of_pair::<true>(pairs)));
-            }
-        }
-        sums
-    }
-}
-
-pub(in crate::matrix) struct Q3K;
 
 impl Blocks for Q3K {
     const TILE: usize = 1824;
@@ -263,22 +325,10 @@ impl Blocks for Q3K {
 
     #[inline(always)]
     unsafe fn add<W: Words, const M: usize>(t: Half, x: *const u8, acc: &mut [W::F; M]) {
-        // SAFETY: the contract of `add`.
-        unsafe {
-            let code = |h: usize, s: usize, w: usize| {
-                let (word, bits) = (800 + 64 * (8 * h + w), 288 + 64 * w);
-                let low = W::moved(if s == 0 { t.fetched::<W>(word) } else { t.words::<W>(word) }, 2 * s, 0, 3);
-                W::or(W::moved(if h + s == 0 { t.fetched::<W>(bits) } else { t.words::<W>(bits) }, 4 * h + s, 2, 4), low)
-            };
-            let sums = quarters::<W, M, 7>(x, code, |p| W::signed_pairs(t.field(32 + 32 * p, 2)));
-            let zeros = times_sums::<W, M, 8>(x, SUMS16, |p| W::signed_pairs(t.field(32 + 32 * p, 2)));
-            let d = W::halves(t.field(0, 2));
-            finish::<W, M>(x, acc, |m| less_zero::<W, 2>(d, sums[m], zeros[m]));
-        }
+        // SAFETY: passed on.
+        unsafe { add_around_zero::<Self, W, M, 2>(t, x, acc) }
     }
 }
-
-pub(in crate::matrix) struct Q2K;
 
 impl Blocks for Q2K {
     const TILE: usize = 1344;
@@ -288,14 +338,13 @@ impl Blocks for Q2K {
     unsafe fn add<W: Words, const M: usize>(t: Half, x: *const u8, acc: &mut [W::F; M]) {
         // SAFETY: the contract of `add`.
         unsafe {
-            let code = |h: usize, s: usize, w: usize| {
-                let word = 320 + 64 * (8 * h + w);
-                W::moved(if s == 0 { t.fetched::<W>(word) } else { t.words::<W>(word) }, 2 * s, 0, 3)
-            };
-            let sums = quarters::<W, M, 3>(x, code, |p| W::nibble::<false>(W::unsigned_pairs(t.field(64 + 32 * p, 2))));
-            let mins = times_sums::<W, M, 8>(x, SUMS16, |p| W::nibble::<true>(W::unsigned_pairs(t.field(64 + 32 * p, 2))));
+            let sums = quarters::<Self, W, M>(t, x);
+            let mins = array!(8, |p| W::nibble::<true>(W::unsigned_pairs(t.field(64 + 32 * p, 2))));
+            let mins = times_sums::<W, M, 8>(x, SUMS16, &mins);
             let (d, dmin) = (W::halves(t.field(0, 2)), W::halves(t.field(32, 2)));
-            finish::<W, M>(x, acc, |m| less_minimum::<W>(d, sums[m], dmin, mins[m]));
+            for m in 0..M {
+                acc[m] = finish::<W>(x.add(m * ROW256), acc[m], less_minimum::<W>(d, sums[m], dmin, mins[m]));
+            }
         }
     }
 }
@@ -312,17 +361,18 @@ impl Blocks for Iq4Xs {
         unsafe {
             let mut sums = [W::splat(0); M];
             for b in 0..8 {
-                let codes = nibbles::<W>(t, 160 + 256 * b).map(|codes| W::look_up(&IQ4, codes));
+                let codes = iq4::<W>(t, 160 + 256 * b);
                 let pairs = W::signed_pairs(t.field(32 + 32 * (b / 2), 2));
                 let scale = W::scale(if b % 2 == 0 { W::of_pair::<false>(pairs) } else { W::of_pair::<true>(pairs) });
                 add_scaled::<W, M, 8, 255>(&mut sums, &codes, x, 32 * b, scale);
             }
             let d = W::halves(t.field(0, 2));
-            if W::SIGNED {
-                finish::<W, M>(x, acc, |m| W::mul(d, W::converted(sums[m])));
-            } else {
-                let zeros = times_sums::<W, M, 4>(x, SUMS32, |p| W::signed_pairs(t.field(32 + 32 * p, 2)));
-                finish::<W, M>(x, acc, |m| less_zero::<W, 7>(d, sums[m], zeros[m]));
+            let mut zeros = [W::splat(0); M];
+            if !W::SIGNED {
+                zeros = times_sums::<W, M, 4>(x, SUMS32, &array!(4, |p| W::signed_pairs(t.field(32 + 32 * p, 2))));
+            }
+            for m in 0..M {
+                acc[m] = finish::<W>(x.add(m * ROW256), acc[m], less_zero::<W, 7>(d, sums[m], zeros[m]));
             }
         }
     }

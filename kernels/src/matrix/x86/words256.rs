@@ -149,6 +149,15 @@ impl Words for Avx2 {
     }
 }
 
+impl<const EVEX: bool> Vnni<EVEX> {
+    /// Adds to each lane of `sums` the product of its four codes with those of `x`.
+    #[inline(always)]
+    unsafe fn dot(sums: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: the entry that this is inlined into has the instruction; no memory is touched.
+        unsafe { if EVEX { _mm256_dpbusd_epi32(sums, codes, x) } else { _mm256_dpbusd_avx_epi32(sums, codes, x) } }
+    }
+}
+
 impl<const EVEX: bool> Words for Vnni<EVEX> {
     const SIGNED: bool = false;
     shared!();
@@ -168,15 +177,11 @@ impl<const EVEX: bool> Words for Vnni<EVEX> {
     unsafe fn sum<const N: usize, const MAX: usize>(start: __m256i, codes: &[__m256i; N], x: *const u8) -> __m256i {
         // SAFETY: `x` has `4 * N` bytes, by contract.
         unsafe {
-            let dot = |sum, i: usize| {
-                let x = spread(x, 4 * i);
-                if EVEX { _mm256_dpbusd_epi32(sum, codes[i], x) } else { _mm256_dpbusd_avx_epi32(sum, codes[i], x) }
-            };
             // Two chains: one would wait for itself.
             let (mut even, mut odd) = (start, _mm256_setzero_si256());
             for i in 0..N / 2 {
-                even = dot(even, 2 * i);
-                odd = dot(odd, 2 * i + 1);
+                even = Self::dot(even, codes[2 * i], spread(x, 8 * i));
+                odd = Self::dot(odd, codes[2 * i + 1], spread(x, 8 * i + 4));
             }
             _mm256_add_epi32(even, odd)
         }
