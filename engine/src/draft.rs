@@ -7,7 +7,7 @@
 //! models draw with the same random numbers, so that they agree as often as their distributions do.
 //!
 //! The draft model has a KV pool of as many blocks, and the same block tables. It computes a token only when it is to propose what follows: what
-//! it lacks, after a prompt was read, a block copied or its last proposal accepted, it makes up for then. [`Ledger`] knows what that is.
+//! it lacks, after a prompt was read, a block copied or its last proposal accepted, it makes up for then. A ledger knows what that is.
 //! Source: Leviathan, Kalman, Matias 2023, "Fast inference from transformers via speculative decoding", arXiv:2211.17192; draws that are keyed by
 //! position make its acceptance a comparison.
 

@@ -1,6 +1,6 @@
 //! Answers that must look like something: which tokens may come next, by the grammar of a request.
 //!
-//! [`Grammars`] is made once for each model from its vocabulary; [`Grammars::compile`] makes of a request's constraint a [`Grammar`], which
+//! `Grammars` is made once for each model from its vocabulary; `Grammars::compile` makes of a request's constraint a [`Grammar`], which
 //! follows one answer. Before each step [`Grammar::masks`] begins to compute, on threads of its own, which tokens may be drawn, while the
 //! device computes their logits; the sampler waits for whichever is later. What may come is a function of the grammar and the tokens so far, so
 //! that guesses, preemption and a continuation elsewhere, which pushes the tokens of the journal again, change nothing.

@@ -5,7 +5,7 @@
 //!   free ───────────> private ──────────────────────────> held ───────────────────> idle ──evict──> free
 //!     └────────<─────────┘ release                          └────────<──────────────┘ found again
 //! ```
-//! A *stored* block is a node of the [`tree`]: it holds the keys and values of certain tokens after those of its parent, is never written again, and
+//! A *stored* block is a node of the tree: it holds the keys and values of certain tokens after those of its parent, is never written again, and
 //! may be in the tables of any number of sequences. Who holds a block holds all of its ancestors, so an idle block has idle descendants only,
 //! and all of them can be had: the leaf used longest ago is evicted first.
 
