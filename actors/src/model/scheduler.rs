@@ -196,6 +196,10 @@ impl<T> Scheduler<T> {
             progress.refused = output.refused.iter().find(|(place, _)| *place == i).map(|(_, reason)| reason.clone());
             let guessed = sequence.last_guess();
             did.drafted.on_guess(n_draft, guessed.n_drafted, guessed.n_right);
+            if guessed.n_looked_up > 0 {
+                did.n_right += guessed.n_right;
+                did.n_judged += guessed.n_right + u32::from(guessed.n_right < guessed.n_looked_up);
+            }
             let (n, n_right) = match guessed.n_drafted {
                 0 => (&mut self.counts.guessed, &mut self.counts.guessed_right),
                 _ => (&mut self.counts.drafted, &mut self.counts.drafted_right),

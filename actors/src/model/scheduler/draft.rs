@@ -43,21 +43,39 @@ impl Drafted {
 }
 
 /// What guesses of the draft model cost and bring.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct DraftSpeed {
     /// What a guess for each sequence adds to the time of a step, as a share of it.
     cost: ByCount,
-    /// How often a guess is right whose predecessors were.
-    right: f32,
+    right: Rightness,
     /// Steps so far, without those that read prompts.
     n_steps: u32,
     /// The step before guessed too.
     is_warm: bool,
 }
 
-impl Default for DraftSpeed {
+/// How often a guess is right whose predecessors were: a mean over the latest.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rightness(f32);
+
+impl Default for Rightness {
     fn default() -> Self {
-        Self { cost: ByCount::default(), right: RIGHT_FIRST, n_steps: 0, is_warm: false }
+        Self(RIGHT_FIRST)
+    }
+}
+
+impl Rightness {
+    /// Of so many guesses that were judged so many were right.
+    pub(super) fn on_guesses(&mut self, n_right: u32, n_judged: u32) {
+        if n_judged > 0 {
+            let weight = 1.0 - (1.0 - RIGHT_WEIGHT).powi(n_judged as i32);
+            self.0 += weight * (n_right as f32 / n_judged as f32 - self.0);
+        }
+    }
+
+    /// As a share of all guesses.
+    pub(super) fn share(self) -> f32 {
+        self.0
     }
 }
 
@@ -68,10 +86,7 @@ impl DraftSpeed {
         if let Some(added) = added.filter(|_| self.is_warm && did.length > 0) {
             self.cost.blend(n_generating, (added / did.length as f32).max(f32::EPSILON));
         }
-        if did.n_judged > 0 {
-            let weight = 1.0 - (1.0 - RIGHT_WEIGHT).powi(did.n_judged as i32);
-            self.right += weight * (did.n_right as f32 / did.n_judged as f32 - self.right);
-        }
+        self.right.on_guesses(did.n_right, did.n_judged);
         self.is_warm = did.length > 0;
     }
 
@@ -87,7 +102,7 @@ impl DraftSpeed {
         if cost == 0.0 {
             return LENGTH_FIRST.min(max);
         }
-        match (best(cost, self.right, max), turn) {
+        match (best_length(cost, self.right.share(), max), turn) {
             (0, 1..=PROBE_STEPS) => LENGTH_PROBE.min(max),
             (_, 0) => 0,
             (best, _) => best,
@@ -97,7 +112,7 @@ impl DraftSpeed {
 
 /// The length with which most tokens come in a time: of `n` guesses, each right with probability `right` if those before it were, a step gives
 /// `1 + right + ... + right^n` tokens, and takes `1 + n * cost` as long.
-fn best(cost: f32, right: f32, max: u32) -> u32 {
+pub(super) fn best_length(cost: f32, right: f32, max: u32) -> u32 {
     let (mut best, mut best_gain) = (0, GAIN_MIN);
     let (mut tokens, mut all_right) = (1.0, 1.0);
     for n in 1..=max {
@@ -123,7 +138,8 @@ mod tests {
 
     #[test]
     fn cheap_right_guesses_become_many_and_dear_or_wrong_ones_none() {
-        assert_eq!([best(0.05, 0.95, 8), best(0.05, 0.5, 8), best(0.5, 0.8, 8), best(0.9, 0.8, 8), best(0.05, 0.05, 8)], [8, 3, 2, 0, 0]);
+        let lengths = [(0.05, 0.95), (0.05, 0.5), (0.5, 0.8), (0.9, 0.8), (0.05, 0.05)].map(|(cost, right)| best_length(cost, right, 8));
+        assert_eq!(lengths, [8, 3, 2, 0, 0]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::draft::{DraftSpeed, Drafted};
+use super::draft::{DraftSpeed, Drafted, Rightness, best_length};
 
 /// Weight of the newest measurement.
 const WEIGHT: f32 = 0.2;
@@ -15,6 +15,9 @@ const PROMPT_TOKENS_MIN: u32 = 16;
 /// becomes with each token that the next ones attend to.
 const COST_WEIGHT_UP: f32 = 0.5;
 const COST_WEIGHT_DOWN: f32 = 0.15;
+/// Where even the least chunk takes longer than it should, it may have as many tokens more as add no more than this share to it: a product of
+/// few rows may take as long as one of some more.
+const FREE_SHARE: f32 = 0.15;
 /// Share of a mixed step that reading its prompt takes at least, whatever generating alone takes.
 const PROMPT_SHARE_MIN: f32 = 0.1;
 
@@ -22,8 +25,6 @@ const PROMPT_SHARE_MIN: f32 = 0.1;
 const ROWS_UNKNOWN: u32 = 8;
 /// Most rows of a step in which something is guessed.
 const ROWS_MAX: u32 = 16;
-/// What all guesses of a step may add to its time, as a share of it. Guesses are made longer only where they were right, and then gain more.
-const GUESSES_SHARE: f32 = 0.5;
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, Default)]
@@ -34,6 +35,9 @@ pub(super) struct Did {
     pub(super) n_generating: u32,
     /// Tokens guessed for them from their own texts.
     pub(super) n_guessed: u32,
+    /// Of them, those that were right, and those that were judged: right or wrong by themselves, not for a wrong one before them.
+    pub(super) n_right: u32,
+    pub(super) n_judged: u32,
     /// What a draft model guessed for them.
     pub(super) drafted: Drafted,
     /// Tokens sampled.
@@ -47,12 +51,18 @@ pub struct Speeds {
     prefill: f32,
     /// Seconds that a prompt token adds to a step in which others generate. Small chunks cost more, and long contexts do.
     prompt_token: f32,
+    /// Seconds that the least chunk of a prompt adds to such a step.
+    least_chunk: f32,
+    /// Prompt tokens that were seen to add little more than that.
+    free: u32,
     /// Tokens generated in a second, over the whole batch.
     decode: f32,
     /// Seconds that a step takes in which nothing but generating happens, without guesses.
     decode_step: ByCount,
     /// What a guess adds to such a step, as a share of it.
     guess: f32,
+    /// How often a guess is right whose predecessors were.
+    right: Rightness,
     draft: DraftSpeed,
 }
 
@@ -106,12 +116,13 @@ impl Speeds {
             let reading = (seconds - others).max(seconds * PROMPT_SHARE_MIN);
             blend(&mut self.prefill, did.n_prompt as f32 / reading);
             if others > 0.0 {
-                self.on_prompt_token(reading / did.n_prompt as f32);
+                self.on_chunk(did.n_prompt, reading);
             }
             self.draft.on_other_step();
             return;
         }
         blend(&mut self.decode, did.n_sampled as f32 / seconds);
+        self.right.on_guesses(did.n_right, did.n_judged);
         let added = (plain > 0.0).then(|| seconds / plain - 1.0);
         match (did.n_guessed, did.drafted.n_wanted) {
             (0, 0) => self.decode_step.blend(n_generating, seconds),
@@ -130,8 +141,19 @@ impl Speeds {
         if self.decode_step.exactly(n_generating) == 0.0 { 0 } else { self.draft.length(n_generating, max) }
     }
 
-    /// A prompt token was seen to cost so many seconds beside those who generate.
-    fn on_prompt_token(&mut self, measured: f32) {
+    /// A chunk of a prompt added so many seconds to a step in which others generate.
+    fn on_chunk(&mut self, n: u32, reading: f32) {
+        if n <= PROMPT_TOKENS_MIN {
+            if n * 2 > PROMPT_TOKENS_MIN {
+                blend(&mut self.least_chunk, reading);
+                self.free = PROMPT_TOKENS_MIN * 5 / 4;
+            }
+        } else if reading <= self.least_chunk * (1.0 + FREE_SHARE) {
+            self.free = self.free.max(n * 5 / 4);
+        } else {
+            self.free = (n * 3 / 4).min(self.free).max(PROMPT_TOKENS_MIN);
+        }
+        let measured = reading / n as f32;
         let cost = &mut self.prompt_token;
         let weight = if measured > *cost { COST_WEIGHT_UP } else { COST_WEIGHT_DOWN };
         *cost = if *cost == 0.0 { measured } else { *cost + weight * (measured - *cost) };
@@ -144,7 +166,8 @@ impl Speeds {
             return left_of(ROWS_UNKNOWN);
         }
         // One always may, or a cost once measured would never be measured again.
-        ((GUESSES_SHARE / self.guess) as u32).max(1).min(left_of(ROWS_MAX))
+        let each = best_length(self.guess * n_generating as f32, self.right.share(), ROWS_MAX);
+        (each * n_generating as u32).max(1).min(left_of(ROWS_MAX))
     }
 
     /// How many prompt tokens a step may have in which `n_generating` sequences generate: `max` if none does; else so many that the step takes
@@ -155,7 +178,7 @@ impl Speeds {
         }
         let spare = self.decode_step.get(n_generating) * (SLOWDOWN - 1.0);
         let n = if self.prompt_token > 0.0 { (spare / self.prompt_token) as u32 } else { 0 };
-        n.clamp(PROMPT_TOKENS_MIN.min(max), max)
+        n.max(self.free).clamp(PROMPT_TOKENS_MIN.min(max), max)
     }
 }
 
@@ -179,7 +202,8 @@ mod tests {
         let mut speeds = Speeds::default();
         assert_eq!([1, 4, 8, 20].map(|n| speeds.guesses(n)), [7, 4, 0, 0]);
         speeds.on_step(decoded(1), Duration::from_millis(100));
-        let guessed = |n_guessed| Did { n_guessed, ..decoded(1) };
+        let guessed = |n| Did { n_guessed: n, n_right: n, n_judged: n, ..decoded(1) };
+        speeds.right.on_guesses(200, 200);
         let mut cheap = speeds;
         cheap.on_step(guessed(7), Duration::from_millis(107));
         assert_eq!([1, 10, 20].map(|n| cheap.guesses(n)), [15, 6, 0]);
@@ -202,7 +226,7 @@ mod tests {
                 gap = decode_ms + n as f32 * per_token_ms;
                 speeds.on_step(Did { n_prompt: n, ..decoded(n_generating as u32) }, Duration::from_secs_f32(gap / 1e3));
             }
-            let least = decode_ms + PROMPT_TOKENS_MIN as f32 * per_token_ms;
+            let least = decode_ms + (PROMPT_TOKENS_MIN * 5 / 4) as f32 * per_token_ms;
             prop_assert!(gap <= (2.1 * decode_ms).max(least * 1.001), "{gap} ms between tokens instead of {decode_ms}");
         }
     }
@@ -217,6 +241,34 @@ mod tests {
         assert_eq!((speeds.prefill_tokens_per_s(), speeds.decode_tokens_per_s()), (512.0, 10.0));
         speeds.on_step(Did { n_prompt: 16, ..decoded(3) }, Duration::from_millis(132));
         assert!((49..=50).contains(&speeds.prompt_tokens(3, 512)));
+    }
+
+    #[test]
+    fn guesses_that_are_seldom_right_are_few() {
+        let mut speeds = Speeds::default();
+        speeds.on_step(decoded(1), Duration::from_millis(100));
+        speeds.on_step(Did { n_guessed: 4, n_right: 0, n_judged: 60, ..decoded(1) }, Duration::from_millis(140));
+        assert_eq!(speeds.guesses(1), 1);
+    }
+
+    #[test]
+    fn a_chunk_grows_while_that_costs_nothing_and_stays_least_where_each_token_costs() {
+        let read = |cost_ms: fn(u32) -> u32| {
+            let mut speeds = Speeds::default();
+            speeds.on_step(decoded(8), Duration::from_millis(40));
+            let mut chunks = Vec::new();
+            for _ in 0..40 {
+                let n = speeds.prompt_tokens(8, 512);
+                chunks.push(n);
+                let time = Duration::from_millis(u64::from(40 + cost_ms(n)));
+                speeds.on_step(Did { n_prompt: n, ..decoded(8) }, time);
+            }
+            chunks
+        };
+        let flat = read(|n| if n <= 64 { 85 } else { 170 });
+        assert!(flat[20..].iter().all(|n| (45..=80).contains(n)), "{flat:?}");
+        let linear = read(|n| 5 * n);
+        assert!(linear[1..].iter().all(|n| (16..=20).contains(n)), "{linear:?}");
     }
 
     #[test]
