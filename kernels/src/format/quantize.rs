@@ -8,6 +8,14 @@ fn inverse(x: f32) -> f32 {
     if x.abs() > 1e-30 { x.recip() } else { 0.0 }
 }
 
+/// The whole number nearest to `x`, ties to even, for magnitudes below 2^22; larger ones stay as large, and what is no number stays none.
+/// [`f32::round`] is a call of the C library where the compiler may not count on newer instructions, and keeps the loops below from being
+/// vectorized.
+fn nearest(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0;
+    (x + ROUND) - ROUND
+}
+
 /// The f16 nearest to `x` that is finite, its bytes, and its value.
 fn half(x: f32) -> ([u8; 2], f32) {
     let h = f16::from_f32(x.clamp(-65504.0, 65504.0));
@@ -21,7 +29,7 @@ pub(super) fn q8_0(x: &[f32], block: &mut [u8]) {
     block[..2].copy_from_slice(&bytes);
     let id = inverse(d);
     for (q, x) in block[2..].iter_mut().zip(x) {
-        *q = (x * id).round().clamp(-127.0, 127.0) as i8 as u8;
+        *q = nearest(x * id).clamp(-127.0, 127.0) as i8 as u8;
     }
 }
 
@@ -34,11 +42,11 @@ pub(super) fn q6k(x: &[f32], block: &mut [u8]) {
     block[208..].copy_from_slice(&bytes);
     let id = inverse(d);
     for (i, x) in x.chunks_exact(16).enumerate() {
-        let scale = (scales[i] * id).round().clamp(-128.0, 127.0);
+        let scale = nearest(scales[i] * id).clamp(-128.0, 127.0);
         block[192 + i] = scale as i8 as u8;
         let inv = inverse(d * scale);
         for (j, x) in x.iter().enumerate() {
-            let q = ((x * inv).round().clamp(-32.0, 31.0) + 32.0) as u8;
+            let q = (nearest(x * inv).clamp(-32.0, 31.0) + 32.0) as u8;
             let (h, s, l) = (i / 8, i / 2 % 4, i % 2 * 16 + j);
             block[64 * h + 32 * (s % 2) + l] |= (q & 15) << (4 * (s / 2));
             block[128 + 32 * h + l] |= (q >> 4) << (2 * s);
@@ -54,7 +62,7 @@ fn symmetric_scale(x: &[f32]) -> f32 {
         let inv = -(32.0 + 0.1 * step as f32) * inverse(largest);
         let (mut xq, mut qq) = (0.0, 0.0);
         for x in x {
-            let q = (x * inv).round().clamp(-32.0, 31.0);
+            let q = nearest(x * inv).clamp(-32.0, 31.0);
             xq += x * x * x * q;
             qq += x * x * q * q;
         }
@@ -75,8 +83,8 @@ pub(super) fn q4k(x: &[f32], block: &mut [u8]) {
     block[..2].copy_from_slice(&bytes_d);
     block[2..4].copy_from_slice(&bytes_min);
     for (i, (scale, min)) in fits.iter().enumerate() {
-        let scale = (scale * inverse(d)).round().clamp(0.0, 63.0) as u8;
-        let min = (min * inverse(dmin)).round().clamp(0.0, 63.0) as u8;
+        let scale = nearest(scale * inverse(d)).clamp(0.0, 63.0) as u8;
+        let min = nearest(min * inverse(dmin)).clamp(0.0, 63.0) as u8;
         if i < 4 {
             block[4 + i] |= scale;
             block[8 + i] |= min;
@@ -90,7 +98,7 @@ pub(super) fn q4k(x: &[f32], block: &mut [u8]) {
     for (i, x) in x.chunks_exact(32).enumerate() {
         let (inv, min) = (inverse(d * f32::from(scales[i])), dmin * f32::from(mins[i]));
         for (l, x) in x.iter().enumerate() {
-            let q = ((x + min) * inv).round().clamp(0.0, 15.0) as u8;
+            let q = nearest((x + min) * inv).clamp(0.0, 15.0) as u8;
             block[16 + 32 * (i / 2) + l] |= q << (4 * (i % 2));
         }
     }
@@ -105,7 +113,7 @@ fn affine_fit(x: &[f32]) -> (f32, f32) {
     let mut best = (f32::INFINITY, (0.0, -least));
     for step in -10..=10 {
         let inv = (15.0 + 0.1 * step as f32) * inverse(range);
-        let quant = |x: f32| ((x - least) * inv).round().clamp(0.0, 15.0);
+        let quant = |x: f32| nearest((x - least) * inv).clamp(0.0, 15.0);
         // Weighted least squares for x ~ scale * q + offset.
         let (mut w, mut wq, mut wqq, mut wx, mut wxq) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for &x in x {
