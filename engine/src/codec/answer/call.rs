@@ -74,9 +74,13 @@ impl AnswerParser {
     /// Behind the arguments: the rest of the object, then the closing mark or the next of a list.
     pub(super) fn close(&mut self, mut depth: u32, list: bool, end: End) -> Step {
         let closed = object::close(&mut self.buffer, &mut depth);
-        if closed == Err(Stop::More) && end == End::No {
-            self.state = State::Closing { depth, list };
-            return Step::Wait;
+        if closed == Err(Stop::More) {
+            if end == End::No {
+                self.state = State::Closing { depth, list };
+                return Step::Wait;
+            }
+            self.buffer.clear(); // what stands behind the arguments is passed over, cut off or not
+            return self.end_call();
         }
         if self.answering.single_call {
             return self.end_call();
