@@ -95,8 +95,11 @@ impl Setup {
             (path.to_str().context("the model's path is not UTF-8")?.to_owned(), if path.is_file() { CONTEXT_LENGTH } else { 0 })
         };
         let config = format!(
-            "[[models]]\nid = {MODEL:?}\nsource = {source:?}\ncontext_length = {context_length}\nrunning_max = {RUNNING_MAX}\n{more}\n"
+            "[devices]\ncpu_threads = {}\n\
+             [[models]]\nid = {MODEL:?}\nsource = {source:?}\ncontext_length = {context_length}\nrunning_max = {RUNNING_MAX}\n{more}\n",
+            self.threads
         );
+        // Encoders compute on candle's threads.
         let mut node = place.start_configured(binaries, "n1", &config, &[("RAYON_NUM_THREADS", self.threads.to_string())])?;
         node.wait_ready(1)?;
         Ok(Server { name: "plexus", http: node.http, _process: Process::Plexus(node, place) })
