@@ -61,7 +61,7 @@ impl Each for GeluTanh {
     #[inline(always)]
     fn of<S: Simd>(self, x: S::V) -> S::V {
         let inner = S::fma(S::mul(S::mul(x, x), x), S::splat(0.044_715), x);
-        S::mul(x, S::sigmoid(S::mul(inner, S::splat(1.595_769_1))))
+        S::mul(x, S::sigmoid(S::mul(inner, S::splat(1.595_769))))
     }
 }
 
