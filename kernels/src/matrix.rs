@@ -1,7 +1,7 @@
 //! Matrices of weights, repacked for the products of a forward pass.
 //!
 //! A matrix lies in tiles of 16 rows, one after another, so that a product reads one stream; within a tile the rows alternate word by word
-//! ([`layout`]), so that a vector register holds the same columns of several rows. One layout serves every instruction set, and
+//! (`layout`), so that a vector register holds the same columns of several rows. One layout serves every instruction set, and
 //! it loses nothing: the file's blocks can be had back, which is how a row is dequantized exactly.
 #![allow(unsafe_code, reason = "threads pack into one buffer, each its tiles")]
 

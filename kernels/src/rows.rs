@@ -1,7 +1,7 @@
 //! The other factor of a product: rows of activations, in the form that the matrices want them.
 //!
 //! Byte matrices take activations as signed bytes: one scale per 32 for the formats with blocks of 32, one per 256 for the others, each with
-//! the sums that minima and zero points need. BF16 matrices take bf16, the others f32. Rows lie in groups of [`GROUP`]: within a group
+//! the sums that minima and zero points need. BF16 matrices take bf16, the others f32. Rows lie in groups of 8: within a group
 //! the rows alternate block by block, so that a kernel that computes eight rows at once reads one stream.
 #![allow(unsafe_code, reason = "threads write the rows of one buffer, each its own")]
 

@@ -1,5 +1,7 @@
 //! Answers of a given form, calls of tools, thoughts and log probabilities outlive the node that began them.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use plexus_tests::sse::EventStream;
 use plexus_tests::view::whole;
 use plexus_tests::{Home, Node, Signal, eventually};

@@ -1,6 +1,8 @@
 //! The scheduler of a replica alone, on the simulator's device: whatever is shared, evicted, preempted, guessed or cancelled, each answer is the
 //! one that the request has on its own.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! The scheduler and the embedded model together: guessed or not, shared, preempted, continued and in whatever company, an answer is the same.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;

@@ -115,7 +115,7 @@ fn every_notice_has_its_bytes() {
     };
     golden(
         &Notice::Generate(Box::new(generate)),
-        "010501016d016d01026869010000003f00000000000000010701fb2c010101780702 01fb2c01 00 40 0000".replace(' ', "").as_str(),
+        "010501016d016d01026869010000003f00000000000000010700000001fb2c010101780000 0702 01fb2c01 00 40 0000".replace(' ', "").as_str(),
     );
     golden(&Notice::Cancel { request: RequestId(5), attempt: Attempt(1) }, "020501");
     golden(&Notice::Credit { request: RequestId(5), attempt: Attempt(1), until: 9 }, "03050109");

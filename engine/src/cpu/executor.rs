@@ -98,7 +98,7 @@ impl Executor for CpuExecutor {
         if self.models.contains_key(&slot) {
             return Err(EngineError::shape("the slot holds a model already"));
         }
-        if kv.n_blocks == 0 || kv.block_len == 0 || kv.block_len % 16 != 0 || kv.n_blocks.checked_mul(kv.block_len).is_none() {
+        if kv.n_blocks == 0 || kv.block_len == 0 || !kv.block_len.is_multiple_of(16) || kv.n_blocks.checked_mul(kv.block_len).is_none() {
             return Err(EngineError::shape(format!("{kv:?} is no KV pool; a block holds a multiple of 16 tokens")));
         }
         let footprint = files.footprint(kv);

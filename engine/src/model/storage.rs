@@ -159,7 +159,7 @@ mod tests {
     fn a_view_is_the_file_and_stays_so_when_its_name_goes_to_another() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weights");
-        let bytes: Vec<u8> = (0..100_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         fs::write(&path, &bytes).unwrap();
         let storage = Storage::open(&path).unwrap();
         assert_eq!(storage.view(5, 70_000).unwrap(), &bytes[5..70_005]);

@@ -59,7 +59,7 @@ fn n_reaching(candidates: &[Candidate], scale: &Scale, goal: f64) -> Option<usiz
 
 /// Where in a total weight the draw falls: a whole number below `total`.
 fn aim(random: u64, total: f64) -> f64 {
-    (u128::from(random) * total as u128 >> 53) as f64
+    ((u128::from(random) * total as u128) >> 53) as f64
 }
 
 /// The first of some tokens at which the sum of weights passes `goal`, from `sum` on; of those alone whose weight is at least `least`.

@@ -13,7 +13,7 @@ use crate::grammar;
 /// in place.
 ///
 /// After the first wrong guess of a sequence the rows that depend on it are passed over.
-pub(crate) fn draw_all<'a>(batch: &Batch, rows: &mut dyn Iterator<Item = &'a mut [f32]>) -> Result<BatchOutput, EngineError> {
+pub(crate) fn draw_all(batch: &Batch, rows: &mut dyn Iterator<Item = &mut [f32]>) -> Result<BatchOutput, EngineError> {
     let mut output = BatchOutput::default();
     for (sequence, draw) in batch.draws.iter().enumerate() {
         let mut drawn = Drawn::default();

@@ -124,7 +124,7 @@ fn oracle(logits: &[f32], settings: &SamplerSettings, position: u32) -> u32 {
         kept.truncate(n);
     }
     kept.retain(|candidate| weight(candidate) >= f64::from(settings.min_p * ONE));
-    let goal = (total(&kept) as u128 * u128::from(philox::random_53(settings.seed, position)) >> 53) as f64;
+    let goal = ((total(&kept) as u128 * u128::from(philox::random_53(settings.seed, position))) >> 53) as f64;
     kept[(1..=kept.len()).find(|n| total(&kept[..*n]) > goal).unwrap() - 1].id
 }
 

@@ -474,8 +474,8 @@ impl Blocks for Q3K {
         unsafe {
             let (two, third) = (_mm512_set1_epi8(3), _mm512_set1_epi8(4));
             let code = |h: usize, s: usize, w: usize| {
-                let word = if s == 0 { load(t, 800 + 64 * (8 * h + w)) } else { load(t, 800 + 64 * (8 * h + w)) };
-                let bits = if h + s == 0 { load(t, 288 + 64 * w) } else { load(t, 288 + 64 * w) };
+                let word = load(t, 800 + 64 * (8 * h + w));
+                let bits = load(t, 288 + 64 * w);
                 let low = _mm512_and_si512(turn(word, 2 * s as i32), two);
                 _mm512_ternarylogic_epi32::<AND_OR>(turn(bits, (4 * h + s) as i32 - 2), third, low)
             };
@@ -499,7 +499,7 @@ impl Blocks for Q2K {
         unsafe {
             let two = _mm512_set1_epi8(3);
             let code = |h: usize, s: usize, w: usize| {
-                let word = if s == 0 { load(t, 320 + 64 * (8 * h + w)) } else { load(t, 320 + 64 * (8 * h + w)) };
+                let word = load(t, 320 + 64 * (8 * h + w));
                 _mm512_and_si512(turn(word, 2 * s as i32), two)
             };
             let scale = _mm512_set1_epi16(15);
