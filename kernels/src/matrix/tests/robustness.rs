@@ -31,7 +31,7 @@ fn disagreement(format: Format, bytes: &[u8], columns: usize, x: &[f32], got: &[
             let good = if size > 1e37 {
                 true // may leave the range of f32 on the way
             } else if want.is_finite() {
-                (got - want).abs() <= 2e-5 * size + 1e-9
+                (got - want).abs() <= 3e-6 * size + 1e-9
             } else {
                 !got.is_finite()
             };
