@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use plexus_engine::embed::EmbeddingExecutor;
-use plexus_engine::{CandleExecutor, EngineError, Executor, KvPlan, ModelFiles, ModelSource, Slot};
+use plexus_engine::{CandleExecutor, CpuExecutor, EngineError, Executor, KvPlan, ModelFiles, ModelSource, Slot};
 use plexus_types::{DeviceId, DeviceKind, ModelKind, Prompt};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -101,6 +101,52 @@ fn the_folder_says_how_tokens_are_pooled() {
     }
     let error = open(folder(|_| {}, Some(json!({"pooling_mode_max_tokens": true}))).path()).unwrap_err().to_string();
     assert!(error.contains("max_tokens") && error.contains("mean_tokens"), "{error}");
+}
+
+#[test]
+fn a_pooled_decoder_gives_the_vector_that_its_reference_logits_come_from() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["qwen3/config.json", "qwen3/model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        let name = Path::new(file).file_name().unwrap();
+        fs::copy(golden.join(file), folder.path().join(name)).unwrap();
+    }
+    fs::create_dir(folder.path().join("1_Pooling")).unwrap();
+    fs::write(folder.path().join("1_Pooling/config.json"), json!({"pooling_mode_lasttoken": true}).to_string()).unwrap();
+    let files = open(folder.path()).unwrap();
+    assert_eq!(files.kind(), ModelKind::Embed);
+    // The embedding is the output projection too: what it makes of the vector are the logits, but for their length.
+    let weights = fs::read(golden.join("qwen3/model.safetensors")).unwrap();
+    let weights = SafeTensors::deserialize(&weights).unwrap();
+    let projection = weights.tensor("model.embed_tokens.weight").unwrap();
+    let width = projection.shape()[1];
+    let projection: Vec<f32> =
+        projection.data().chunks_exact(2).map(|b| f32::from_bits(u32::from(b[1]) << 24 | u32::from(b[0]) << 16)).collect();
+    let unit = |x: Vec<f32>| {
+        let length = x.iter().map(|x| x * x).sum::<f32>().sqrt();
+        x.into_iter().map(|x| x / length).collect::<Vec<_>>()
+    };
+    let prompts: Value = serde_json::from_str(&fs::read_to_string(golden.join("qwen3/golden.json")).unwrap()).unwrap();
+    let logits = fs::read(golden.join("qwen3/golden.safetensors")).unwrap();
+    let logits = SafeTensors::deserialize(&logits).unwrap();
+    let cpu = DeviceId { kind: DeviceKind::Cpu, ordinal: 0 };
+    let executors: [Box<dyn Executor>; 2] =
+        [Box::new(load(&files)), Box::new(EmbeddingExecutor::on_host(CpuExecutor::open(cpu, 0.5, Some(1)).unwrap()))];
+    for (i, mut executor) in executors.into_iter().enumerate() {
+        if i == 1 {
+            executor.load(SLOT, &files, KV).unwrap();
+        }
+        let ids: Vec<Vec<u32>> = (0..5).map(|k| serde_json::from_value(prompts["prompts"][k]["ids"].clone()).unwrap()).collect();
+        for (k, vector) in executor.embed(SLOT, &ids).unwrap().iter().enumerate() {
+            let logits = logits.tensor(&format!("logits.{k}")).unwrap();
+            let rows: Vec<f32> = logits.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+            let expected = unit(rows[rows.len() - projection.len() / width..].to_vec());
+            let given = unit(projection.chunks_exact(width).map(|row| row.iter().zip(vector).map(|(w, x)| w * x).sum()).collect());
+            assert!(worst(&given, &expected) < 1e-4, "executor {i}, prompt {k}: {}", worst(&given, &expected));
+            assert!((vector.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-5);
+        }
+        assert!(matches!(executor.embed(SLOT, &[vec![1; 65]]), Err(EngineError::Shape { .. })), "more tokens than the pool holds");
+    }
 }
 
 #[test]
