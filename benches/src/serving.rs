@@ -117,12 +117,17 @@ fn words(n: usize, seed: u64) -> Vec<u64> {
     (0..n).map(|_| next()).collect()
 }
 
-/// A completion of tokens, streamed, drawn among the 40 likeliest: random weights that always took the likeliest might repeat themselves,
-/// which speculation would profit from.
+/// A completion of tokens.
 fn completion(prompt: &[u64], max_tokens: usize, seed: u64) -> Value {
+    sampled(("prompt", json!(prompt)), max_tokens, seed)
+}
+
+/// A request with this question, streamed, drawn among the 40 likeliest: random weights that always took the likeliest might repeat themselves,
+/// which speculation would profit from.
+fn sampled((key, question): (&str, Value), max_tokens: usize, seed: u64) -> Value {
     json!({
         "model": MODEL,
-        "prompt": prompt,
+        key: question,
         "max_tokens": max_tokens,
         "temperature": 1.0,
         "top_k": 40,

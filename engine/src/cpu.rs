@@ -8,7 +8,6 @@ mod buffers;
 mod decoder;
 mod executor;
 mod experts;
-mod host;
 mod network;
 mod weights;
 

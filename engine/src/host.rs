@@ -1,11 +1,16 @@
 //! What the host is.
 
-use plexus_types::DeviceId;
+use plexus_types::{DeviceId, DeviceKind};
 
 use crate::error::EngineError;
 
 /// The processors' name and the memory of the host, bytes; inside a container the limit of the container is the memory.
-pub(super) fn describe(id: DeviceId) -> Result<(String, u64), EngineError> {
+///
+/// Errors: [`EngineError::Device`] if `id` is not that of the host's processors, or the host does not tell its memory.
+pub(crate) fn describe(id: DeviceId) -> Result<(String, u64), EngineError> {
+    if id.kind != DeviceKind::Cpu || id.ordinal != 0 {
+        return Err(EngineError::Device { device: id, reason: "the host's processors are one device, cpu-0".into() });
+    }
     let failed = |error: sysinfo::Error| EngineError::Device { device: id, reason: format!("the host's memory cannot be read: {error:?}") };
     let refresh = sysinfo::RefreshKind::nothing()
         .with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram())
@@ -17,6 +22,6 @@ pub(super) fn describe(id: DeviceId) -> Result<(String, u64), EngineError> {
 }
 
 /// Threads that can run at once: the cores that this process may use.
-pub(super) fn n_cores() -> usize {
+pub(crate) fn n_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }

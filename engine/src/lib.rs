@@ -14,6 +14,7 @@ pub mod embedded;
 pub mod error;
 pub mod executor;
 pub mod grammar;
+mod host;
 pub mod kv;
 mod layout;
 pub mod model;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::figures::Figure;
 use crate::node_process::{Binaries, CHAT};
 use crate::serving::stream::tokens_per_s;
-use crate::serving::{MODEL, Setup};
+use crate::serving::{Setup, sampled};
 
 /// Streams at a time.
 const STREAMS: [usize; 2] = [1, 8];
@@ -38,18 +38,8 @@ pub(crate) fn measure(binaries: &Binaries, setup: &Setup, n_tokens: usize) -> an
 /// A chat whose answer, if it is constrained, is a list of records too long to end within a bench. Strings are short, so that random weights,
 /// which would hardly ever end one, come through the whole schema.
 fn chat(constrained: bool, max_tokens: usize, seed: usize) -> Value {
-    let mut body = json!({
-        "model": MODEL,
-        "messages": [{"role": "user", "content": format!("List people, beginning with number {seed}.")}],
-        "max_tokens": max_tokens,
-        "temperature": 1.0,
-        "top_k": 40,
-        "top_p": 1.0,
-        "min_p": 0.0,
-        "seed": seed,
-        "stream": true,
-        "stream_options": {"include_usage": true},
-    });
+    let messages = json!([{"role": "user", "content": format!("List people, beginning with number {seed}.")}]);
+    let mut body = sampled(("messages", messages), max_tokens, seed as u64);
     if constrained {
         let person = json!({
             "type": "object",

@@ -8,10 +8,11 @@ use plexus_types::{Bytes, DeviceId, DeviceKind};
 use super::cache::KvCache;
 use super::decoder::{Decoder, Step};
 use super::load::load;
-use crate::batch::{Batch, BatchOutput, BlockId};
+use crate::batch::{Batch, BatchOutput};
 use crate::embed::Pooling;
 use crate::error::EngineError;
 use crate::executor::{DeviceDescription, Executor, KvPlan, Slot};
+use crate::host;
 use crate::layout::Layout;
 use crate::model::ModelFiles;
 use crate::sample::draw_all;
@@ -44,7 +45,10 @@ impl CandleExecutor {
     /// Errors: [`EngineError::Device`] if there is no such device, [`EngineError::Unsupported`] if this build has no support for it.
     pub fn open(id: DeviceId, memory_share: f32) -> Result<Self, EngineError> {
         let (device, name, memory) = match id.kind {
-            DeviceKind::Cpu => open_cpu(id)?,
+            DeviceKind::Cpu => {
+                let (name, memory) = host::describe(id)?;
+                (Device::Cpu, name, memory)
+            }
             DeviceKind::Cuda => open_cuda(id)?,
         };
         let memory_total = Bytes((memory as f64 * f64::from(memory_share.clamp(0.0, 1.0))) as u64);
@@ -123,10 +127,8 @@ impl Executor for CandleExecutor {
     fn embed(&mut self, slot: Slot, inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
         let model = self.models.get(&slot).ok_or_else(|| EngineError::shape("the slot holds no model"))?;
         let pooling = model.pooling.ok_or_else(|| EngineError::shape("the model was not made to embed"))?;
-        let blocks: Vec<BlockId> = (0..model.plan.n_blocks).map(BlockId).collect();
         let embed = |ids: &Vec<u32>| {
-            let mut batch = Batch::default();
-            batch.push(ids, 0, &blocks, None);
+            let batch = Batch::read_alone(ids, model.plan);
             let layout = Layout::new(&batch, model.decoder.config().vocab_size, model.plan)?;
             let rows: Vec<u32> = (0..ids.len() as u32).collect();
             let step = Step { tokens: ids, positions: &batch.positions, slots: &layout.slots, spans: &layout.spans, rows: &rows };
@@ -135,22 +137,6 @@ impl Executor for CandleExecutor {
         };
         inputs.iter().map(embed).collect()
     }
-}
-
-fn open_cpu(id: DeviceId) -> Result<(Device, String, u64), EngineError> {
-    let failed = |error: sysinfo::Error| EngineError::Device { device: id, reason: format!("the host's memory cannot be read: {error:?}") };
-    if id.ordinal != 0 {
-        return Err(EngineError::Device { device: id, reason: "the host's processors are one device, cpu-0".into() });
-    }
-    let refresh = sysinfo::RefreshKind::nothing()
-        .with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram())
-        .with_cpu(sysinfo::CpuRefreshKind::nothing());
-    let system = sysinfo::System::new_with_specifics(refresh).map_err(failed)?;
-    // Inside a container the limit of the container is the memory.
-    let memory = system.cgroup_limits().map_or(system.total_memory(), |limits| limits.total_memory.min(system.total_memory()));
-    let name = system.cpus().first().map_or(String::new(), |cpu| cpu.brand().trim().to_owned());
-    let name = if name.is_empty() { "host CPU".to_owned() } else { name };
-    Ok((Device::Cpu, name, memory))
 }
 
 #[cfg(feature = "cuda")]
@@ -173,6 +159,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::batch::BlockId;
     use crate::model::ModelSource;
 
     const POOL: KvPlan = KvPlan { n_blocks: 4, block_len: 4 };

@@ -4,15 +4,15 @@ use std::collections::HashMap;
 
 use plexus_kernels::Team;
 use plexus_kernels::attention::KvPool;
-use plexus_types::{Bytes, DeviceId, DeviceKind};
+use plexus_types::{Bytes, DeviceId};
 
 use super::buffers::Buffers;
-use super::host;
 use super::weights::Decoder;
-use crate::batch::{Batch, BatchOutput, BlockId};
+use crate::batch::{Batch, BatchOutput};
 use crate::embed::Pooling;
 use crate::error::EngineError;
 use crate::executor::{DeviceDescription, Executor, KvPlan, Slot};
+use crate::host;
 use crate::layout::Layout;
 use crate::model::{ModelFiles, kv_element};
 use crate::sample::draw_all;
@@ -48,9 +48,6 @@ impl CpuExecutor {
     ///
     /// Errors: [`EngineError::Device`] if the host does not tell its memory or gives no more threads.
     pub fn open(id: DeviceId, memory_share: f32, n_threads: Option<usize>) -> Result<Self, EngineError> {
-        if id.kind != DeviceKind::Cpu || id.ordinal != 0 {
-            return Err(EngineError::Device { device: id, reason: "the host's processors are one device, cpu-0".into() });
-        }
         let (name, memory) = host::describe(id)?;
         let memory_total = Bytes((memory as f64 * f64::from(memory_share.clamp(0.0, 1.0))) as u64);
         let team = |n_threads| Team::new(n_threads).map_err(|error| EngineError::Device { device: id, reason: error.to_string() });
@@ -130,12 +127,10 @@ impl Executor for CpuExecutor {
     fn embed(&mut self, slot: Slot, inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
         let model = self.models.get_mut(&slot).ok_or_else(|| EngineError::shape("the slot holds no model"))?;
         let pooling = model.pooling.ok_or_else(|| EngineError::shape("the model was not made to embed"))?;
-        let blocks: Vec<BlockId> = (0..model.plan.n_blocks).map(BlockId).collect();
         let team = if model.small { &self.single } else { &self.team };
         let config = &model.decoder.config;
         let embed = |ids: &Vec<u32>| {
-            let mut batch = Batch::default();
-            batch.push(ids, 0, &blocks, None);
+            let batch = Batch::read_alone(ids, model.plan);
             let layout = Layout::new(&batch, config.vocab_size, model.plan)?;
             Ok(pooling.pool(model.decoder.hidden(team, &batch, &layout, &mut model.pools, &mut model.buffers), config.hidden))
         };
@@ -146,6 +141,8 @@ impl Executor for CpuExecutor {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use plexus_types::DeviceKind;
 
     use super::*;
     use crate::model::{ModelSource, Quantization};
