@@ -411,25 +411,56 @@ impl Blocks for Q6K {
 unsafe fn sixteens_of_q6k<const M: usize, const SECOND: bool>(t: *const u8, x: *const u8, h: usize, sums: &mut [__m512i; M]) {
     // SAFETY: a tile and rows of 256 columns, by the caller's contract.
     unsafe {
-        let (low, top) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x30));
         let words = t.add(288 + 768 * (2 * h + usize::from(SECOND)));
         let bits: [__m512i; 4] = [load(words, 0), load(words, 64), load(words, 128), load(words, 192)];
-        for c in 0..4 {
-            let mut part = [_mm512_setzero_si512(); M];
-            for w in 0..4 {
-                let word = load(words, 256 * (1 + c % 2) + 64 * w);
-                let word = if c < 2 { word } else { _mm512_srli_epi16::<4>(word) };
-                let code = _mm512_ternarylogic_epi32::<AND_OR>(turn(bits[w], 2 * c as i32 - 4), top, _mm512_and_si512(word, low));
-                for m in 0..M {
-                    let at = m * ROW256 + 128 * h + 32 * c + 16 * usize::from(SECOND) + 4 * w;
-                    part[m] = _mm512_dpbusd_epi32(part[m], code, spread(x, at));
-                }
+        if M < 4 {
+            for c in 0..4 {
+                sixteen_of_q6k::<M, SECOND>(t, words, x, h, c, bits, sums);
             }
-            let pairs = signed_pairs(t, 32 + 32 * (4 * h + c));
-            let scale = _mm512_srai_epi32::<16>(if SECOND { pairs } else { _mm512_slli_epi32::<16>(pairs) });
+        } else {
+            // Written out: in a loop that the compiler does not unroll for every `M`, the accumulators are kept in memory.
+            sixteen_of_q6k::<M, SECOND>(t, words, x, h, 0, bits, sums);
+            sixteen_of_q6k::<M, SECOND>(t, words, x, h, 1, bits, sums);
+            sixteen_of_q6k::<M, SECOND>(t, words, x, h, 2, bits, sums);
+            sixteen_of_q6k::<M, SECOND>(t, words, x, h, 3, bits, sums);
+        }
+    }
+}
+
+/// Sixteen columns of quarter `c`: their four low bits are half of each byte of `words`, their two high ones at `2 * c` of those of `bits`.
+#[inline(always)]
+unsafe fn sixteen_of_q6k<const M: usize, const SECOND: bool>(
+    t: *const u8,
+    words: *const u8,
+    x: *const u8,
+    h: usize,
+    c: usize,
+    bits: [__m512i; 4],
+    sums: &mut [__m512i; M],
+) {
+    // SAFETY: a tile and rows of 256 columns, by the caller's contract.
+    unsafe {
+        let (low, top) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x30));
+        let mut part = [_mm512_setzero_si512(); M];
+        for w in 0..4 {
+            let word = load(words, 256 * (1 + c % 2) + 64 * w);
+            let word = if c < 2 { word } else { _mm512_srli_epi16::<4>(word) };
+            let high = match c {
+                0 => _mm512_slli_epi16::<4>(bits[w]),
+                1 => _mm512_slli_epi16::<2>(bits[w]),
+                2 => bits[w],
+                _ => _mm512_srli_epi16::<2>(bits[w]),
+            };
+            let code = _mm512_ternarylogic_epi32::<AND_OR>(high, top, _mm512_and_si512(word, low));
             for m in 0..M {
-                sums[m] = _mm512_add_epi32(sums[m], _mm512_mullo_epi32(part[m], scale));
+                let at = m * ROW256 + 128 * h + 32 * c + 16 * usize::from(SECOND) + 4 * w;
+                part[m] = _mm512_dpbusd_epi32(part[m], code, spread(x, at));
             }
+        }
+        let pairs = signed_pairs(t, 32 + 32 * (4 * h + c));
+        let scale = _mm512_srai_epi32::<16>(if SECOND { pairs } else { _mm512_slli_epi32::<16>(pairs) });
+        for m in 0..M {
+            sums[m] = _mm512_add_epi32(sums[m], _mm512_mullo_epi32(part[m], scale));
         }
     }
 }
@@ -447,12 +478,18 @@ unsafe fn quarters<const M: usize>(
         let mut sums = [_mm512_setzero_si512(); M];
         for h in 0..2 {
             for s in 0..4 {
+                // One loop for each 16 columns: with the accumulators of both in one, the compiler keeps them in memory.
                 let mut parts = [[_mm512_setzero_si512(); M]; 2];
-                for w in 0..8 {
+                for w in 0..4 {
                     let code = code(h, s, w);
                     for m in 0..M {
-                        let part = &mut parts[w / 4][m];
-                        *part = _mm512_dpbusd_epi32(*part, code, spread(x, m * ROW256 + 128 * h + 32 * s + 4 * w));
+                        parts[0][m] = _mm512_dpbusd_epi32(parts[0][m], code, spread(x, m * ROW256 + 128 * h + 32 * s + 4 * w));
+                    }
+                }
+                for w in 4..8 {
+                    let code = code(h, s, w);
+                    for m in 0..M {
+                        parts[1][m] = _mm512_dpbusd_epi32(parts[1][m], code, spread(x, m * ROW256 + 128 * h + 32 * s + 4 * w));
                     }
                 }
                 scaled(&mut sums, &parts, split(pairs(4 * h + s)));
