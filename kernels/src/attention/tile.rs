@@ -8,8 +8,10 @@ use super::{Attention, KvPool, Span};
 /// Positions that are weighed together, and groups of them.
 const TILE: usize = 64;
 const GROUPS: usize = TILE / LANES;
-/// Rows computed at once.
-const ROWS: usize = 4;
+/// Rows computed at once where there are many, and where there are some. Eight rows against two vectors, or four against four, keep sixteen sums in
+/// registers; the former reads keys and values half as often.
+const MANY_ROWS: usize = 8;
+const SOME_ROWS: usize = 4;
 
 /// What is to be computed.
 pub(super) struct Task<'a> {
@@ -94,12 +96,16 @@ fn attend<S: Simd, const BF16: bool>(task: &Task<'_>, scratch: &mut Scratch) {
         }
         let mut row = 0;
         while row < n_rows {
-            // Two rows at once where there are fewer registers.
-            let at_once = if S::WIDE && n_rows - row >= ROWS { ROWS } else { (n_rows - row).min(2) };
+            let at_once = match n_rows - row {
+                MANY_ROWS.. if S::WIDE => MANY_ROWS,
+                SOME_ROWS.. if S::WIDE => SOME_ROWS,
+                left => left.min(2), // also where there are fewer registers
+            };
             let sees = task.sees(row).start..task.sees(row + at_once - 1).end;
             if sees.start < tile + TILE && sees.end > tile {
                 match at_once {
-                    ROWS => rows_of_tile::<S, BF16, ROWS>(task, scratch, row, tile, &groups),
+                    MANY_ROWS => rows_of_tile::<S, BF16, MANY_ROWS>(task, scratch, row, tile, &groups),
+                    SOME_ROWS => rows_of_tile::<S, BF16, SOME_ROWS>(task, scratch, row, tile, &groups),
                     2 => rows_of_tile::<S, BF16, 2>(task, scratch, row, tile, &groups),
                     _ => rows_of_tile::<S, BF16, 1>(task, scratch, row, tile, &groups),
                 }
@@ -159,7 +165,7 @@ fn rows_of_tile<S: Simd, const BF16: bool, const M: usize>(
     let mut scores = [[[0.0; LANES]; GROUPS]; M];
     let keys = groups.map(|(keys, _)| keys);
     match n_groups {
-        4 if S::WIDE => score::<S, BF16, M, 4>(q, [keys[0], keys[1], keys[2], keys[3]], 0, &mut scores),
+        4 if S::WIDE && M <= SOME_ROWS => score::<S, BF16, M, 4>(q, [keys[0], keys[1], keys[2], keys[3]], 0, &mut scores),
         4 => {
             score::<S, BF16, M, 2>(q, [keys[0], keys[1]], 0, &mut scores);
             score::<S, BF16, M, 2>(q, [keys[2], keys[3]], 2, &mut scores);
@@ -183,7 +189,7 @@ fn rows_of_tile<S: Simd, const BF16: bool, const M: usize>(
     let columns = padded / LANES;
     let mut column = 0;
     while column < columns {
-        if S::WIDE && columns - column >= 4 {
+        if S::WIDE && M <= SOME_ROWS && columns - column >= 4 {
             gather::<S, BF16, M, 4>(&weights, &values[..n_groups], per_group, padded, column, &factors, out);
             column += 4;
         } else if columns - column >= 2 {
