@@ -24,6 +24,12 @@ use buffer::Buffer;
 use layout::{Layout, TILE_ROWS};
 pub use product::{Product, multiply, multiply_as};
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes that a thread packs at once.
+const TASK_BYTES: usize = 256 << 10;
+/// Tasks after which their rows are said to be done: to let go of pages interrupts all threads, which is not worth it for a few.
+const DONE_TASKS: usize = 16;
 
 /// Why bytes are no matrix.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -128,15 +134,22 @@ impl Matrix {
         let bytes = n_tiles.checked_mul(tile_bytes).ok_or(MatrixError::Memory { bytes: usize::MAX })?;
         let mut data = Buffer::zeroed(bytes).ok_or(MatrixError::Memory { bytes })?;
         let start = SharedMut(data.as_mut_ptr());
-        let per_task = (256 * 1024 / tile_bytes.max(1)).max(1);
-        team.run(n_tiles.div_ceil(per_task), &|task| {
-            let tiles = task * per_task..n_tiles.min((task + 1) * per_task);
-            for tile in tiles.clone() {
+        let per_task = (TASK_BYTES / tile_bytes.max(1)).max(1);
+        let n_tasks = n_tiles.div_ceil(per_task);
+        // Tasks of each group that are still to be done.
+        let groups = (0..n_tasks).step_by(DONE_TASKS).map(|first| AtomicUsize::new(DONE_TASKS.min(n_tasks - first)));
+        let groups: Vec<AtomicUsize> = groups.collect();
+        team.run(n_tasks, &|task| {
+            for tile in task * per_task..n_tiles.min((task + 1) * per_task) {
                 // SAFETY: tile by tile, each in one task; the buffer is `n_tiles` tiles long and not used before the team is done.
                 let out = unsafe { std::slice::from_raw_parts_mut(start.get().add(tile * tile_bytes), tile_bytes) };
                 pack(tile * TILE_ROWS..rows.min((tile + 1) * TILE_ROWS), out);
             }
-            done(tiles.start * TILE_ROWS..rows.min(tiles.end * TILE_ROWS));
+            let group = task / DONE_TASKS;
+            if groups[group].fetch_sub(1, Ordering::AcqRel) == 1 {
+                let rows_each = DONE_TASKS * per_task * TILE_ROWS;
+                done(group * rows_each..rows.min((group + 1) * rows_each));
+            }
         });
         Ok(Self { format, rows, columns, layout, data })
     }
