@@ -62,6 +62,9 @@ pub enum MatrixError {
     },
 }
 
+/// Packs up to 16 rows into a tile, with room to work in.
+type Pack<'a> = dyn Fn(Range<usize>, &mut Vec<u8>, &mut [u8]) + Sync + 'a;
+
 /// A matrix `[rows, columns]`, packed.
 #[derive(Debug)]
 pub struct Matrix {
@@ -129,7 +132,7 @@ impl Matrix {
         rows: usize,
         columns: usize,
         team: &Team,
-        pack: &(dyn Fn(Range<usize>, &mut Vec<u8>, &mut [u8]) + Sync),
+        pack: &Pack<'_>,
         done: &(dyn Fn(Range<usize>) + Sync),
     ) -> Result<Self, MatrixError> {
         let layout = Layout::of(format);

@@ -1,8 +1,8 @@
 //! Byte-pair encoding over a vocabulary that is held compactly.
 //!
-//! The tokenizer library has a model of this kind too. It holds every token as two strings and takes seven times the memory, a tenth of the
-//! weights of a small model, and several times as long to build. This one gives the same tokens, which the tests prove; all that stands around
-//! it (normalizers, pre-tokenizers, added tokens) is the library's.
+//! The tokenizer library has a model of this kind too. It holds every token as two strings, which takes four times the memory (31 MB for a vocabulary
+//! of 151,000 tokens: nearly a tenth of the weights of a small model), and several times as long to build. This one gives the same tokens,
+//! which the tests prove; all that stands around it (normalizers, pre-tokenizers, added tokens) is the library's.
 //!
 //! Source of the method: Sennrich et al. 2016, arXiv:1508.07909; the merge of the best rank first, of equal ones the leftmost.
 

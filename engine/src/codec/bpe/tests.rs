@@ -28,8 +28,11 @@ fn built(tokens: &[&str], merges: &[Pair<'_>], options: &Options) -> Bpe {
     bpe
 }
 
-/// Tokens of a word and their places, or that there are none.
-fn tokens_of(model: &impl Model, word: &str) -> Option<Vec<(u32, String, (usize, usize))>> {
+/// An id, its text, and where the token begins and ends in the word.
+type Found = (u32, String, (usize, usize));
+
+/// The tokens of a word; none if it cannot be written.
+fn tokens_of(model: &impl Model, word: &str) -> Option<Vec<Found>> {
     model.tokenize(word).ok().map(|tokens| tokens.into_iter().map(|token| (token.id, token.value, token.offsets)).collect())
 }
 
