@@ -4,6 +4,7 @@
 //! a [`StreamDecoder`] turns sampled ids piece by piece into what is said, what is thought and which tools are called.
 
 mod answer;
+mod bpe;
 mod gguf_tokenizer;
 mod python;
 #[cfg(test)]
@@ -12,6 +13,7 @@ mod stream;
 mod template;
 #[cfg(test)]
 mod tests;
+mod tokenizer;
 mod vocabulary;
 
 use std::fmt;
@@ -20,7 +22,6 @@ use std::sync::{Arc, OnceLock};
 
 use plexus_types::{Chat, Constraint, GenerateRequest, Prompt, RequestError, Tool, ToolChoice};
 use serde_json::Value;
-use tokenizers::Tokenizer;
 
 pub use stream::{Decoded, StreamDecoder};
 
@@ -29,6 +30,8 @@ use crate::grammar::{Grammar, Grammars, TokenTable};
 use crate::model::Gguf;
 use answer::{AnswerFormat, Answering, TokenKind, Wanted};
 use template::ChatTemplate;
+use tokenizer::Parts;
+pub(crate) use tokenizer::Tokenizer;
 use vocabulary::Vocabulary;
 
 /// `tokenizer.json` of the largest vocabularies is about 40 MB.
@@ -96,7 +99,8 @@ impl Codec {
         let Some(text) = crate::model::read_text(&path, MAX_TOKENIZER_LEN)? else {
             return Err(EngineError::unsupported("a model folder without tokenizer.json", "a folder with tokenizer.json, or a .gguf file"));
         };
-        let json: Value = serde_json::from_str(&text).map_err(|error| EngineError::malformed(&path, error.to_string()))?;
+        let parts = Parts::from_json(&path, &text)?;
+        drop(text);
         let config_path = folder.join("tokenizer_config.json");
         let config = crate::model::read_json(&config_path)?.unwrap_or_default();
         let mut around = Surroundings {
@@ -132,7 +136,7 @@ impl Codec {
             };
             around.special_tokens.extend(token.map(|token| (key.to_owned(), token.to_owned())));
         }
-        Self::build(&path, &json, around, vocab_size, eos_ids)
+        Self::build(&path, parts, around, vocab_size, eos_ids)
     }
 
     /// Reads the `tokenizer.json` of an encoder, which is of any kind: its tokens are never turned back into text.
@@ -142,14 +146,14 @@ impl Codec {
             return Err(EngineError::unsupported("an encoder's folder without tokenizer.json", "a folder with tokenizer.json"));
         };
         // The library panics on some files that contradict themselves.
-        let tokenizer = std::panic::catch_unwind(|| Tokenizer::from_bytes(text.as_bytes()).map_err(|error| error.to_string()));
+        let tokenizer = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(text.as_bytes()).map_err(|error| error.to_string()));
         let tokenizer = tokenizer.unwrap_or_else(|_| Err("it contradicts itself".into()));
         let mut tokenizer = tokenizer.map_err(|error| EngineError::malformed(&path, format!("its tokenizer is wrong: {error}")))?;
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| EngineError::malformed(&path, error.to_string()))?;
         let vocabulary = Arc::new(Vocabulary::without_text(vocab_size));
         Ok(Self {
-            tokenizer: Arc::new(tokenizer),
+            tokenizer: Arc::new(Tokenizer::Library(Box::new(tokenizer))),
             vocabulary,
             grammars: OnceLock::new(),
             template: Err(NoTemplate::Absent),
@@ -161,14 +165,14 @@ impl Codec {
     }
 
     /// Builds the tokenizer from the vocabulary in a GGUF file.
-    pub(crate) fn from_gguf(path: &Path, gguf: &Gguf, vocab_size: usize, eos_ids: &[u32]) -> Result<Self, EngineError> {
-        let json = gguf_tokenizer::tokenizer_json(path, gguf)?;
-        let tokens = gguf.texts("tokenizer.ggml.tokens").unwrap_or_default();
+    pub(crate) fn from_gguf(path: &Path, mut gguf: Gguf, vocab_size: usize, eos_ids: &[u32]) -> Result<Self, EngineError> {
+        let tokens = gguf.take_texts("tokenizer.ggml.tokens").filter(|tokens| tokens.len() > 0);
+        let tokens = tokens.ok_or_else(|| EngineError::malformed(path, "tokenizer.ggml.tokens is missing"))?;
         let special = |name: &str| gguf.u32(&format!("tokenizer.ggml.{name}_token_id"));
         let named = [("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding"), ("unk_token", "unknown")];
         let special_tokens =
-            named.into_iter().filter_map(|(key, name)| Some((key.to_owned(), tokens.get(special(name)? as usize)?.clone()))).collect();
-        let adds_bos = gguf.bool("tokenizer.ggml.add_bos_token").unwrap_or_else(|| gguf_tokenizer::adds_bos_by_default(gguf));
+            named.into_iter().filter_map(|(key, name)| Some((key.to_owned(), tokens.get(special(name)? as usize)?.to_owned()))).collect();
+        let adds_bos = gguf.bool("tokenizer.ggml.add_bos_token").unwrap_or_else(|| gguf_tokenizer::adds_bos_by_default(&gguf));
         let around = Surroundings {
             template: gguf.text("tokenizer.chat_template").map(str::to_owned),
             tool_template: gguf.text("tokenizer.chat_template.tool_use").map(str::to_owned),
@@ -176,18 +180,13 @@ impl Codec {
             add_bos: Some(if adds_bos { AddBos::Always } else { AddBos::Never }),
             bos: special("bos"),
         };
-        Self::build(path, &json, around, vocab_size, eos_ids)
+        let parts = gguf_tokenizer::read(path, &mut gguf, tokens)?;
+        Self::build(path, parts, around, vocab_size, eos_ids)
     }
 
-    fn build(path: &Path, json: &Value, around: Surroundings, vocab_size: usize, eos_ids: &[u32]) -> Result<Self, EngineError> {
-        vocabulary::check_model(path, json)?;
-        let tokenizer = serde_json::to_vec(json).map_err(|error| error.to_string());
-        let tokenizer = tokenizer.and_then(|bytes| Tokenizer::from_bytes(bytes).map_err(|error| error.to_string()));
-        let mut tokenizer = tokenizer.map_err(|error| EngineError::malformed(path, format!("its tokenizer is wrong: {error}")))?;
-        // Both are for training; a prompt is never cut or filled.
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|error| EngineError::malformed(path, error.to_string()))?;
-        let mut vocabulary = Vocabulary::read(path, json, vocab_size)?;
+    fn build(path: &Path, parts: Parts, around: Surroundings, vocab_size: usize, eos_ids: &[u32]) -> Result<Self, EngineError> {
+        let mut vocabulary = Vocabulary::read(&parts, vocab_size)?;
+        let tokenizer = Tokenizer::Bpe(Box::new(parts.tokenizer));
         vocabulary.stop_ids.extend(eos_ids);
         let named = |name: &str| around.special_tokens.iter().find(|(key, _)| key == name).map(|(_, token)| token.as_str());
         vocabulary.stop_ids.extend(named("eos_token").and_then(|token| tokenizer.token_to_id(token)));
@@ -387,9 +386,8 @@ impl Codec {
     }
 
     fn tokenize(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, RequestError> {
-        let encoding = self.tokenizer.encode_fast(text, add_special_tokens);
-        let encoding = encoding.map_err(|error| RequestError::Internal { message: format!("the tokenizer failed: {error}") })?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = self.tokenizer.encode(text, add_special_tokens);
+        ids.map_err(|error| RequestError::Internal { message: format!("the tokenizer failed: {error}") })
     }
 }
 

@@ -15,6 +15,7 @@ mod safetensors;
 mod source;
 mod split;
 mod storage;
+mod texts;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -32,7 +33,8 @@ pub(crate) use gguf::{Gguf, Value as GgufValue};
 pub(crate) use hf::read_json;
 pub(crate) use memory::kv_element;
 pub(crate) use rope::Rope;
-pub(crate) use storage::read_text;
+pub(crate) use storage::{Storage, read_text};
+pub(crate) use texts::Texts;
 pub(crate) use weights::{TensorView, Weights};
 
 use crate::codec::Codec;
@@ -40,7 +42,6 @@ use crate::embed::{EncoderFiles, Pooling, read_pooling};
 use crate::embedded;
 use crate::error::EngineError;
 use crate::executor::KvPlan;
-use storage::Storage;
 
 /// A model, opened: ready to encode prompts, and to be loaded by an executor. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -74,7 +75,7 @@ impl ModelFiles {
                 let advice = serde_json::from_str(embedded::PIP_GENERATION_CONFIG)
                     .map_err(|error| EngineError::malformed(Path::new("embedded:pip"), error.to_string()))?;
                 let gguf = Gguf::read(&storage, 0)?;
-                Self::open_gguf(vec![storage], &gguf, &advice)
+                Self::open_gguf(vec![storage], gguf, &advice)
             }
             ModelSource::Path(path) if path.is_dir() => Self::open_folder(path),
             ModelSource::Path(path) => {
@@ -84,7 +85,7 @@ impl ModelFiles {
                     return Err(EngineError::unsupported(what, "a .gguf file, or a folder with config.json and *.safetensors"));
                 }
                 let (files, gguf) = gguf::open_set(path)?;
-                Self::open_gguf(files, &gguf, &serde_json::Value::Null)
+                Self::open_gguf(files, gguf, &serde_json::Value::Null)
             }
         }
     }
@@ -136,12 +137,12 @@ impl ModelFiles {
             })?,
         };
         let (files, gguf) = gguf::open_set(first)?;
-        Self::open_gguf(files, &gguf, &advice)
+        Self::open_gguf(files, gguf, &advice)
     }
 
-    fn open_gguf(files: Vec<Storage>, gguf: &Gguf, advice: &serde_json::Value) -> Result<Self, EngineError> {
+    fn open_gguf(files: Vec<Storage>, gguf: Gguf, advice: &serde_json::Value) -> Result<Self, EngineError> {
         let path = files[0].path().to_owned();
-        let (mut config, weights) = gguf::open(files, gguf)?;
+        let (mut config, weights) = gguf::open(files, &gguf)?;
         config.eos_ids.extend(hf::eos_ids(&path, advice));
         let defaults = hf::read_sampling(&path, advice)?;
         weights.check(&config)?;

@@ -93,6 +93,34 @@ fn chunks_batches_and_copied_blocks_give_the_same_bits() {
     }
 }
 
+/// A step of many tokens goes through a layer in pieces of 256: here sequences lie across two borders.
+#[test]
+fn a_long_step_gives_the_bits_of_short_ones() {
+    let plan = KvPlan { n_blocks: 64, block_len: 16 };
+    let lens: [u32; 4] = [200, 150, 1, 200];
+    for path in [&MODELS[..], &["gemma3/gemma3-q8_0.gguf", "qwen2_moe/qwen2_moe-bf16.gguf"]].concat() {
+        let files = open(path);
+        let mut executor = CpuExecutor::open(CPU, 0.5, Some(2)).unwrap();
+        executor.load(SLOT, &files, plan).unwrap();
+        let table = |i: usize| blocks(&(0..13).map(|block| i as u32 * 13 + (block * 5) % 13).collect::<Vec<_>>());
+        let mut together = Batch::default();
+        for (i, len) in lens.iter().enumerate() {
+            together.push(&prompt(*len), 0, &table(i), draw(0, *len));
+        }
+        let given = executor.logits(SLOT, &together).unwrap();
+        for (i, len) in lens.iter().enumerate() {
+            let ids = prompt(*len);
+            for (chunk, part) in ids.chunks(64).enumerate() {
+                let mut alone = Batch::default();
+                let end = (chunk * 64 + part.len()) as u32;
+                alone.push(part, chunk as u32 * 64, &table(i), (end == *len).then(|| draw(0, *len)).flatten());
+                let logits = executor.logits(SLOT, &alone).unwrap();
+                assert!(end < *len || logits[0] == given[i], "{path}: sequence {i} of {len}");
+            }
+        }
+    }
+}
+
 #[test]
 fn guesses_right_or_wrong_give_the_tokens_of_plain_sampling() {
     let mut executor = cpu(&open(""));

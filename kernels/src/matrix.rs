@@ -24,6 +24,12 @@ use buffer::Buffer;
 use layout::{Layout, TILE_ROWS};
 pub use product::{Product, multiply, multiply_as};
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes that a thread packs at once.
+const TASK_BYTES: usize = 256 << 10;
+/// Tasks after which their rows are said to be done: to let go of pages interrupts all threads, which is not worth it for a few.
+const DONE_TASKS: usize = 16;
 
 /// Why bytes are no matrix.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -55,6 +61,9 @@ pub enum MatrixError {
         bytes: usize,
     },
 }
+
+/// Packs up to 16 rows into a tile, with room to work in.
+type Pack<'a> = dyn Fn(Range<usize>, &mut Vec<u8>, &mut [u8]) + Sync + 'a;
 
 /// A matrix `[rows, columns]`, packed.
 #[derive(Debug)]
@@ -95,31 +104,35 @@ impl Matrix {
         let done = |rows: Range<usize>| done(rows.start * from_row..rows.end * from_row);
         if from == to {
             let layout = Layout::of(from);
-            let pack =
-                |rows: Range<usize>, tile: &mut [u8]| layout.pack(from_row, &bytes[rows.start * from_row..rows.end * from_row], tile);
+            let pack = |rows: Range<usize>, room: &mut Vec<u8>, tile: &mut [u8]| {
+                // Copied first: packing goes through sixteen rows at once, more streams than processors read ahead in.
+                room.clear();
+                room.extend_from_slice(&bytes[rows.start * from_row..rows.end * from_row]);
+                layout.pack(from_row, room, tile);
+            };
             return Self::fill(from, rows, columns, team, &pack, &done);
         }
         let to_row = to.row_bytes(columns).ok_or(MatrixError::Columns { format: to, columns })?;
         let layout = Layout::of(to);
-        let pack = |rows: Range<usize>, tile: &mut [u8]| {
+        let pack = |rows: Range<usize>, converted: &mut Vec<u8>, tile: &mut [u8]| {
             let mut numbers = vec![0f32; columns];
-            let mut converted = vec![0u8; rows.len() * to_row];
+            converted.resize(rows.len() * to_row, 0);
             for (row, out) in rows.zip(converted.chunks_exact_mut(to_row.max(1))) {
                 dequantize(from, &bytes[row * from_row..][..from_row], &mut numbers);
                 quantize(to, &numbers, out);
             }
-            layout.pack(to_row, &converted, tile);
+            layout.pack(to_row, converted, tile);
         };
         Self::fill(to, rows, columns, team, &pack, &done)
     }
 
-    /// Fills tiles with `pack(rows, tile)`, up to 16 rows at a time. `done` is told which rows are packed.
+    /// Fills tiles with `pack(rows, room, tile)`, up to 16 rows at a time; `room` is for it to work in. `done` is told which rows are packed.
     fn fill(
         format: Format,
         rows: usize,
         columns: usize,
         team: &Team,
-        pack: &(dyn Fn(Range<usize>, &mut [u8]) + Sync),
+        pack: &Pack<'_>,
         done: &(dyn Fn(Range<usize>) + Sync),
     ) -> Result<Self, MatrixError> {
         let layout = Layout::of(format);
@@ -128,15 +141,23 @@ impl Matrix {
         let bytes = n_tiles.checked_mul(tile_bytes).ok_or(MatrixError::Memory { bytes: usize::MAX })?;
         let mut data = Buffer::zeroed(bytes).ok_or(MatrixError::Memory { bytes })?;
         let start = SharedMut(data.as_mut_ptr());
-        let per_task = (256 * 1024 / tile_bytes.max(1)).max(1);
-        team.run(n_tiles.div_ceil(per_task), &|task| {
-            let tiles = task * per_task..n_tiles.min((task + 1) * per_task);
-            for tile in tiles.clone() {
+        let per_task = (TASK_BYTES / tile_bytes.max(1)).max(1);
+        let n_tasks = n_tiles.div_ceil(per_task);
+        // Tasks of each group that are still to be done.
+        let groups = (0..n_tasks).step_by(DONE_TASKS).map(|first| AtomicUsize::new(DONE_TASKS.min(n_tasks - first)));
+        let groups: Vec<AtomicUsize> = groups.collect();
+        team.run(n_tasks, &|task| {
+            let mut room = Vec::new();
+            for tile in task * per_task..n_tiles.min((task + 1) * per_task) {
                 // SAFETY: tile by tile, each in one task; the buffer is `n_tiles` tiles long and not used before the team is done.
                 let out = unsafe { std::slice::from_raw_parts_mut(start.get().add(tile * tile_bytes), tile_bytes) };
-                pack(tile * TILE_ROWS..rows.min((tile + 1) * TILE_ROWS), out);
+                pack(tile * TILE_ROWS..rows.min((tile + 1) * TILE_ROWS), &mut room, out);
             }
-            done(tiles.start * TILE_ROWS..rows.min(tiles.end * TILE_ROWS));
+            let group = task / DONE_TASKS;
+            if groups[group].fetch_sub(1, Ordering::AcqRel) == 1 {
+                let rows_each = DONE_TASKS * per_task * TILE_ROWS;
+                done(group * rows_each..rows.min((group + 1) * rows_each));
+            }
         });
         Ok(Self { format, rows, columns, layout, data })
     }

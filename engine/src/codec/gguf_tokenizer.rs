@@ -1,12 +1,14 @@
-//! A `tokenizer.json` from the vocabulary in a GGUF file, so that both formats are read by the same code.
+//! The tokenizer from the vocabulary in a GGUF file.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tokenizers::AddedToken;
 
+use super::bpe::{Bpe, Options};
+use super::tokenizer::{Added, BpeTokenizer, Parts};
 use crate::error::EngineError;
-use crate::model::{Gguf, GgufValue};
+use crate::model::{Gguf, GgufValue, Texts};
 
 /// Kinds of tokens in GGUF files.
 const CONTROL: i64 = 3;
@@ -27,47 +29,48 @@ pub(super) fn adds_bos_by_default(gguf: &Gguf) -> bool {
     is_sentence_piece || matches!(gguf.text("tokenizer.ggml.pre"), Some("llama-bpe" | "llama3" | "llama-v3"))
 }
 
-/// The tokenizer.
-pub(super) fn tokenizer_json(path: &Path, gguf: &Gguf) -> Result<Value, EngineError> {
-    let tokens = gguf.texts("tokenizer.ggml.tokens").filter(|tokens| !tokens.is_empty());
-    let tokens = tokens.ok_or_else(|| EngineError::malformed(path, "tokenizer.ggml.tokens is missing"))?;
-    let mut vocab = serde_json::Map::new();
-    for (id, token) in tokens.iter().enumerate() {
-        // Of equal tokens the first counts, as in the reference implementation.
-        vocab.entry(token.as_str()).or_insert_with(|| json!(id));
-    }
-    let (normalizer, pre_tokenizer, decoder, model) = match gguf.text("tokenizer.ggml.model") {
-        Some("gpt2") => byte_level(path, gguf, &vocab)?,
-        Some("llama") => sentence_piece(path, gguf, tokens, &vocab)?,
+/// The tokenizer of the vocabulary `tokens`, which was taken out of `gguf`, as its merges will be.
+pub(super) fn read(path: &Path, gguf: &mut Gguf, tokens: Texts) -> Result<Parts, EngineError> {
+    let added = added_tokens(gguf, &tokens);
+    let steps = match gguf.text("tokenizer.ggml.model") {
+        Some("gpt2") => byte_level(path, gguf, tokens)?,
+        Some("llama") => sentence_piece(path, gguf, tokens)?,
         Some(other) => return Err(EngineError::unsupported(format!("the GGUF tokenizer {other:?}"), "gpt2, llama")),
         None => return Err(EngineError::malformed(path, "tokenizer.ggml.model is missing")),
     };
-    let mut model = model;
-    model["vocab"] = Value::Object(vocab);
-    Ok(json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added_tokens(gguf, tokens), "normalizer": normalizer,
-        "pre_tokenizer": pre_tokenizer, "post_processor": null, "decoder": decoder, "model": model,
-    }))
+    let decoder = steps.decoder.clone();
+    let tokenizer = assemble(steps, &added).map_err(|error| EngineError::malformed(path, format!("its tokenizer is wrong: {error}")))?;
+    Ok(Parts { tokenizer, decoder, added })
 }
 
-fn added_tokens(gguf: &Gguf, tokens: &[String]) -> Vec<Value> {
+/// The model and what stands around it, in the words of a `tokenizer.json`.
+struct Steps {
+    model: Bpe,
+    normalizer: Value,
+    pre_tokenizer: Value,
+    decoder: Value,
+}
+
+fn assemble(steps: Steps, added: &[Added]) -> tokenizers::Result<BpeTokenizer> {
+    let mut tokenizer = BpeTokenizer::new(steps.model);
+    tokenizer.with_normalizer(serde_json::from_value::<Option<tokenizers::NormalizerWrapper>>(steps.normalizer)?)?;
+    tokenizer.with_pre_tokenizer(serde_json::from_value::<Option<tokenizers::PreTokenizerWrapper>>(steps.pre_tokenizer)?);
+    tokenizer.with_decoder(serde_json::from_value::<Option<tokenizers::DecoderWrapper>>(steps.decoder)?);
+    tokenizer.add_tokens(added.iter().map(|token| AddedToken::from(&*token.content, token.special).normalized(false)))?;
+    Ok(tokenizer)
+}
+
+fn added_tokens(gguf: &Gguf, tokens: &Texts) -> Vec<Added> {
     let kinds = match gguf.metadata.get("tokenizer.ggml.token_type") {
         Some(GgufValue::Ints(kinds)) => kinds.as_slice(),
         _ => &[],
     };
-    let added =
-        tokens.iter().zip(kinds).enumerate().filter(|(_, (token, kind))| matches!(**kind, CONTROL | USER_DEFINED) && !token.is_empty());
-    added
-        .map(|(id, (token, kind))| {
-            json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-                   "special": *kind == CONTROL})
-        })
-        .collect()
+    let tokens = (0u32..).zip(tokens.iter()).zip(kinds);
+    let added = tokens.filter(|((_, token), kind)| matches!(**kind, CONTROL | USER_DEFINED) && !token.is_empty());
+    added.map(|((id, token), kind)| Added { id, content: token.to_owned(), special: *kind == CONTROL }).collect()
 }
 
-type Parts = (Value, Value, Value, Value);
-
-fn byte_level(path: &Path, gguf: &Gguf, vocab: &serde_json::Map<String, Value>) -> Result<Parts, EngineError> {
+fn byte_level(path: &Path, gguf: &mut Gguf, tokens: Texts) -> Result<Steps, EngineError> {
     let pre = gguf.text("tokenizer.ggml.pre").unwrap_or("default");
     let (normalizer, splits): (Value, &[&str]) = match pre {
         "gpt-2" | "gpt2" | "phi-2" | "mpt" | "olmo" | "jais" => (Value::Null, &[GPT2]),
@@ -81,46 +84,37 @@ fn byte_level(path: &Path, gguf: &Gguf, vocab: &serde_json::Map<String, Value>) 
         splits.iter().map(|split| json!({"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": false})).collect();
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
     steps.push(bytes.clone());
-    let merges = gguf.texts("tokenizer.ggml.merges").ok_or_else(|| EngineError::malformed(path, "tokenizer.ggml.merges is missing"))?;
-    let merges = merges.iter().map(|merge| split_merge(merge, vocab).map(|(left, right)| json!([left, right])));
-    let merges: Option<Vec<Value>> = merges.collect();
-    let merges = merges.ok_or_else(|| EngineError::malformed(path, "its tokenizer merges tokens that it does not have"))?;
-    let model = json!({
-        "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
-        "fuse_unk": false, "byte_fallback": false, "ignore_merges": splits == [LLAMA3], "merges": merges,
-    });
-    Ok((normalizer, json!({"type": "Sequence", "pretokenizers": steps}), bytes, model))
-}
-
-/// The two parts of a merge. Parts hold no spaces in byte-level vocabularies, so there is one place to cut.
-fn split_merge<'a>(merge: &'a str, vocab: &serde_json::Map<String, Value>) -> Option<(&'a str, &'a str)> {
-    let (left, right) = merge.split_once(' ')?;
-    (vocab.contains_key(left) && vocab.contains_key(right) && vocab.contains_key(&format!("{left}{right}"))).then_some((left, right))
+    let mut model = Bpe::new(tokens, Options { ignore_merges: splits == [LLAMA3], ..Options::default() });
+    let merges = gguf.take_texts("tokenizer.ggml.merges");
+    let merges = merges.ok_or_else(|| EngineError::malformed(path, "tokenizer.ggml.merges is missing"))?;
+    // Parts hold no spaces in byte-level vocabularies, so there is one place to cut.
+    let pairs = merges.iter().map(|merge| merge.split_once(' ').unwrap_or((merge, "")));
+    model.merge_texts(merges.len(), pairs).map_err(|error| EngineError::malformed(path, format!("its tokenizer is wrong: {error}")))?;
+    Ok(Steps { model, normalizer, pre_tokenizer: json!({"type": "Sequence", "pretokenizers": steps}), decoder: bytes })
 }
 
 /// A SentencePiece vocabulary has scores in place of merges: two pieces merge where their sum is a piece, the best score first.
-fn sentence_piece(path: &Path, gguf: &Gguf, tokens: &[String], vocab: &serde_json::Map<String, Value>) -> Result<Parts, EngineError> {
+fn sentence_piece(path: &Path, gguf: &Gguf, tokens: Texts) -> Result<Steps, EngineError> {
     /// Longer pieces than any vocabulary has would cost quadratic time.
     const MAX_PIECE_LEN: usize = 512;
     let scores = match gguf.metadata.get("tokenizer.ggml.scores") {
         Some(GgufValue::Floats(scores)) if scores.len() == tokens.len() => scores,
         _ => return Err(EngineError::malformed(path, "tokenizer.ggml.scores is not one number for each token")),
     };
-    let ids: HashMap<&str, u64> = vocab.iter().filter_map(|(token, id)| Some((token.as_str(), id.as_u64()?))).collect();
-    let mut merges: Vec<(f64, u64, u64, &str, &str)> = Vec::new();
-    for (token, score) in tokens.iter().zip(scores) {
-        if token.len() > MAX_PIECE_LEN {
-            continue;
-        }
+    let unknown = gguf.u32("tokenizer.ggml.unknown_token_id").and_then(|id| tokens.get(id as usize)).map(str::to_owned);
+    let pieces = tokens.clone();
+    let mut model = Bpe::new(tokens, Options { unknown, fuse_unknown: true, byte_fallback: true, ignore_merges: false });
+    let mut merges: Vec<(f64, u32, u32, u32)> = Vec::new();
+    for (token, score) in pieces.iter().zip(scores).filter(|(token, _)| token.len() <= MAX_PIECE_LEN) {
         for (cut, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(cut);
-            if let (Some(left_id), Some(right_id)) = (ids.get(left), ids.get(right)) {
-                merges.push((*score, *left_id, *right_id, left, right));
+            if let (Some(left), Some(right), Some(whole)) = (model.id_of(left), model.id_of(right), model.id_of(token)) {
+                merges.push((*score, left, right, whole));
             }
         }
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-    let merges: Vec<Value> = merges.into_iter().map(|(_, _, _, left, right)| json!([left, right])).collect();
+    model.merge_ids(merges.iter().map(|(_, left, right, whole)| (*left, *right, *whole)));
     let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
     let prefixed = gguf.bool("tokenizer.ggml.add_space_prefix").unwrap_or(true);
     let normalizer = if prefixed {
@@ -132,10 +126,5 @@ fn sentence_piece(path: &Path, gguf: &Gguf, tokens: &[String], vocab: &serde_jso
         {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
         {"type": "Strip", "content": " ", "start": u8::from(prefixed), "stop": 0},
     ]});
-    let unknown = gguf.u32("tokenizer.ggml.unknown_token_id").and_then(|id| tokens.get(id as usize));
-    let model = json!({
-        "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null, "end_of_word_suffix": null,
-        "fuse_unk": true, "byte_fallback": true, "ignore_merges": false, "merges": merges,
-    });
-    Ok((normalizer, Value::Null, decoder, model))
+    Ok(Steps { model, normalizer, pre_tokenizer: Value::Null, decoder })
 }

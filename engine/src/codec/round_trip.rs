@@ -90,7 +90,7 @@ impl Way {
         );
         let controls = [&["<|im_start|>", "<|im_end|>"], self.controls].concat();
         let mut vocab: serde_json::Map<_, _> =
-            vocabulary::byte_alphabet().into_iter().map(|(character, byte)| (character.to_string(), json!(byte))).collect();
+            vocabulary::byte_alphabet().map(|(character, byte)| (character.to_string(), json!(byte))).collect();
         let mut added = Vec::new();
         for (content, id) in controls.iter().zip(256..) {
             vocab.insert((*content).to_owned(), json!(id));
@@ -102,7 +102,7 @@ impl Way {
             "pre_tokenizer": byte_level, "decoder": byte_level, "model": {"type": "BPE", "vocab": vocab, "merges": []},
         });
         let around = Surroundings { template: Some(template), ..Surroundings::default() };
-        Codec::build(Path::new("bytes"), &json, around, 256 + controls.len(), &[]).unwrap()
+        super::tests::codec_of(&json, around, 256 + controls.len()).unwrap()
     }
 
     /// What the template writes for a turn of these calls, behind what every prompt ends with.

@@ -7,6 +7,12 @@ use serde_json::json;
 use super::*;
 use crate::model::GgufValue;
 
+/// What a `tokenizer.json` gives.
+pub(super) fn codec_of(json: &Value, around: Surroundings, vocab_size: usize) -> Result<Codec, EngineError> {
+    let path = Path::new("tokenizer.json");
+    Codec::build(path, Parts::from_json(path, &json.to_string())?, around, vocab_size, &[])
+}
+
 /// Ids are bytes, 256 is a control token that ends answers, 257 one that does not, 258 a visible added token, 259 two letters.
 fn bytes_codec() -> Codec {
     let mut vocab = serde_json::Map::new();
@@ -25,7 +31,7 @@ fn bytes_codec() -> Codec {
         "pre_tokenizer": byte_level, "decoder": byte_level,
         "model": {"type": "BPE", "vocab": vocab, "merges": [["Q", "Q"]]},
     });
-    Codec::build(Path::new("bytes"), &json, Surroundings::default(), 300, &[]).unwrap()
+    codec_of(&json, Surroundings::default(), 300).unwrap()
 }
 
 /// A small vocabulary in the manner of Llama 2.
@@ -39,7 +45,7 @@ fn sentence_piece_codec() -> Codec {
     kinds.extend([1; 10]);
     let metadata = BTreeMap::from([
         ("tokenizer.ggml.model".into(), GgufValue::Text("llama".into())),
-        ("tokenizer.ggml.tokens".into(), GgufValue::Texts(tokens)),
+        ("tokenizer.ggml.tokens".into(), GgufValue::Texts(tokens.into_iter().collect())),
         ("tokenizer.ggml.scores".into(), GgufValue::Floats(scores)),
         ("tokenizer.ggml.token_type".into(), GgufValue::Ints(kinds)),
         ("tokenizer.ggml.bos_token_id".into(), GgufValue::Int(1)),
@@ -47,7 +53,7 @@ fn sentence_piece_codec() -> Codec {
         ("tokenizer.ggml.unknown_token_id".into(), GgufValue::Int(0)),
     ]);
     let gguf = Gguf { metadata, tensors: BTreeMap::new() };
-    Codec::from_gguf(Path::new("pieces"), &gguf, 269, &[2]).unwrap()
+    Codec::from_gguf(Path::new("pieces"), gguf, 269, &[2]).unwrap()
 }
 
 /// All text that the ids give, and the end.
@@ -139,7 +145,7 @@ fn sentence_piece_vocabularies_merge_by_score_and_fall_back_to_bytes() {
 #[test]
 fn a_tokenizer_that_merges_unknown_tokens_is_refused() {
     let json = json!({"decoder": {"type": "ByteLevel"}, "model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "aaaaaaaaaaa"]]}});
-    let result = Codec::build(Path::new("bad"), &json, Surroundings::default(), 10, &[]);
+    let result = codec_of(&json, Surroundings::default(), 10);
     assert!(matches!(result, Err(EngineError::Malformed { .. })));
 }
 
@@ -152,7 +158,7 @@ proptest! {
         prop_assert_eq!(&streamed, &codec.decode(&ids));
         // The library leaves out all control tokens; those that stay visible here are ours.
         let known: Vec<u32> = ids.iter().copied().filter(|id| *id < 256 || *id == 259).collect();
-        prop_assert_eq!(codec.decode(&known), codec.tokenizer.decode(&known, true).unwrap());
+        prop_assert_eq!(codec.decode(&known), codec.tokenizer.decode(&known));
     }
 
     #[test]

@@ -4,10 +4,10 @@
 //! come down to one thing: each token has its own bytes, and the text is their concatenation. So they are computed once.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 
 use serde_json::Value;
 
+use super::tokenizer::{Added, Parts};
 use crate::error::EngineError;
 
 /// Control tokens by their flag that are nevertheless part of the answer: what parses reasoning and tool calls must see them.
@@ -43,42 +43,38 @@ enum Scheme {
 }
 
 impl Vocabulary {
-    /// Reads the vocabulary, the added tokens and the decoder of a `tokenizer.json`.
-    pub(super) fn read(path: &Path, json: &Value, vocab_size: usize) -> Result<Self, EngineError> {
-        let (scheme, strip_first_space) = decoder_scheme(json.get("decoder").unwrap_or(&Value::Null))?;
+    /// The vocabulary that a model's files describe: ids from `vocab_size` on cannot be sampled, and are left out.
+    pub(super) fn read(parts: &Parts, vocab_size: usize) -> Result<Self, EngineError> {
+        let (scheme, strip_first_space) = decoder_scheme(&parts.decoder)?;
         let mut texts: Vec<&str> = vec![""; vocab_size];
         let mut control = vec![false; vocab_size];
-        let vocab = json.pointer("/model/vocab").and_then(Value::as_object);
-        for (text, id) in vocab.into_iter().flatten() {
-            // Ids beyond the embedding cannot be sampled.
-            if let Some(slot) = id.as_u64().and_then(|id| texts.get_mut(id as usize)) {
-                *slot = text;
-            }
-        }
-        for token in json.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
-            let (Some(id), Some(text)) = (token.get("id").and_then(Value::as_u64), token.get("content").and_then(Value::as_str)) else {
-                return Err(EngineError::malformed(path, "an added token lacks its id or content"));
-            };
+        for (id, text) in parts.tokenizer.get_model().tokens() {
             if let Some(slot) = texts.get_mut(id as usize) {
                 *slot = text;
-                let special = token.get("special").and_then(Value::as_bool).unwrap_or(false);
-                control[id as usize] = special && !ALWAYS_VISIBLE.contains(&text);
             }
         }
-        let alphabet = byte_alphabet();
+        for Added { id, content, special } in &parts.added {
+            if let Some(slot) = texts.get_mut(*id as usize) {
+                *slot = content;
+                control[*id as usize] = *special && !ALWAYS_VISIBLE.contains(&content.as_str());
+            }
+        }
+        let alphabet = ByteAlphabet::new();
         let mut bytes = Vec::new();
-        let mut starts = vec![0];
+        let mut starts = Vec::with_capacity(vocab_size + 1);
+        starts.push(0);
         let controls = texts.iter().zip(&control).enumerate().filter(|(_, (_, control))| **control);
         let control_texts = controls.map(|(id, (text, _))| (id as u32, (*text).to_owned())).collect();
         for (text, control) in texts.iter().zip(&control) {
             if !control {
                 match scheme {
-                    Scheme::ByteLevel => push_byte_level(&alphabet, text, &mut bytes),
+                    Scheme::ByteLevel => alphabet.push(text, &mut bytes),
                     Scheme::SentencePiece => push_sentence_piece(text, &mut bytes),
                 }
             }
             starts.push(bytes.len() as u32);
         }
+        bytes.shrink_to_fit();
         Ok(Self { bytes, starts, control, control_texts, strip_first_space, stop_ids: HashSet::new() })
     }
 
@@ -130,37 +126,6 @@ impl Vocabulary {
     }
 }
 
-/// Checks the parts of a `tokenizer.json` on which the tokenizer library would panic, and that the model is of the kind we know.
-pub(super) fn check_model(path: &Path, json: &Value) -> Result<(), EngineError> {
-    let model = json.get("model").ok_or_else(|| EngineError::malformed(path, "its tokenizer has no model"))?;
-    if let Some(kind) = model.get("type").and_then(Value::as_str).filter(|kind| *kind != "BPE") {
-        return Err(EngineError::unsupported(format!("a tokenizer of the kind {kind}"), "BPE"));
-    }
-    for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
-        if model.get(key).and_then(Value::as_str).is_some_and(|text| !text.is_empty()) {
-            return Err(EngineError::unsupported(format!("a tokenizer with {key}"), "BPE without prefixes and suffixes"));
-        }
-    }
-    let vocab = model.get("vocab").and_then(Value::as_object).ok_or_else(|| EngineError::malformed(path, "its tokenizer has no vocab"))?;
-    for merge in model.get("merges").and_then(Value::as_array).into_iter().flatten() {
-        let parts = match merge {
-            Value::String(text) => text.split_once(' '),
-            Value::Array(pair) => match pair.as_slice() {
-                [Value::String(left), Value::String(right)] => Some((left.as_str(), right.as_str())),
-                _ => None,
-            },
-            _ => None,
-        };
-        let known = parts.is_some_and(|(left, right)| {
-            vocab.contains_key(left) && vocab.contains_key(right) && vocab.contains_key(&format!("{left}{right}"))
-        });
-        if !known {
-            return Err(EngineError::malformed(path, format!("its tokenizer merges tokens that it does not have: {merge}")));
-        }
-    }
-    Ok(())
-}
-
 /// Scheme, and whether an answer's first space is dropped.
 fn decoder_scheme(decoder: &Value) -> Result<(Scheme, bool), EngineError> {
     let unsupported = |what: String| {
@@ -202,27 +167,42 @@ fn decoder_scheme(decoder: &Value) -> Result<(Scheme, bool), EngineError> {
 
 /// The alphabet of byte-level tokenizers: printable Latin-1 characters stand for themselves, the other bytes for characters from
 /// U+0100 on, in order. Source: GPT-2.
-pub(super) fn byte_alphabet() -> HashMap<char, u8> {
+pub(super) fn byte_alphabet() -> impl Iterator<Item = (char, u8)> {
     let mut next = 0x100;
-    (0..=255u8)
-        .map(|byte| {
-            let stands_for_itself = matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-            let character = if stands_for_itself {
-                char::from(byte)
-            } else {
-                next += 1;
-                char::from_u32(next - 1).expect("U+0100 to U+0143 are characters")
-            };
-            (character, byte)
-        })
-        .collect()
+    (0..=255u8).map(move |byte| {
+        let stands_for_itself = matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+        let character = if stands_for_itself {
+            char::from(byte)
+        } else {
+            next += 1;
+            char::from_u32(next - 1).expect("U+0100 to U+0143 are characters")
+        };
+        (character, byte)
+    })
 }
 
-/// A token with a character outside the alphabet is an added one, written as it is.
-fn push_byte_level(alphabet: &HashMap<char, u8>, text: &str, bytes: &mut Vec<u8>) {
-    match text.chars().map(|c| alphabet.get(&c).copied()).collect::<Option<Vec<u8>>>() {
-        Some(decoded) => bytes.extend(decoded),
-        None => bytes.extend_from_slice(text.as_bytes()),
+/// The byte that each character stands for.
+struct ByteAlphabet([Option<u8>; 0x144]);
+
+impl ByteAlphabet {
+    fn new() -> Self {
+        let mut bytes = [None; 0x144];
+        byte_alphabet().for_each(|(character, byte)| bytes[character as usize] = Some(byte));
+        Self(bytes)
+    }
+
+    /// Adds the bytes of a token. One with a character outside the alphabet is an added one, written as it is.
+    fn push(&self, text: &str, bytes: &mut Vec<u8>) {
+        let start = bytes.len();
+        for character in text.chars() {
+            match self.0.get(character as usize) {
+                Some(Some(byte)) => bytes.push(*byte),
+                _ => {
+                    bytes.truncate(start);
+                    return bytes.extend_from_slice(text.as_bytes());
+                }
+            }
+        }
     }
 }
 
@@ -240,7 +220,7 @@ mod tests {
 
     #[test]
     fn the_byte_alphabet_covers_every_byte_once() {
-        let alphabet = byte_alphabet();
+        let alphabet: HashMap<char, u8> = byte_alphabet().collect();
         assert_eq!(alphabet.len(), 256);
         assert_eq!((alphabet[&'A'], alphabet[&'\u{120}'], alphabet[&'\u{10A}']), (b'A', b' ', b'\n'));
     }

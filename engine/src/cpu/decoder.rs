@@ -1,13 +1,15 @@
 //! The decoder's step: one computation for all families, described by the configuration.
 
+use std::ops::Range;
+
 use plexus_kernels::activation::softcap;
 use plexus_kernels::attention::{Attention, KvPool, Span};
 use plexus_kernels::norm::add_scaled;
 use plexus_kernels::rope::{Pairs, rotate};
 use plexus_kernels::{Activations, Forms, Product, Team, multiply};
 
-use super::buffers::{Buffers, for_rows, take};
-use super::network::FeedForward;
+use super::buffers::{Buffers, PIECE, for_rows, take, take_parts};
+use super::network::{FeedForward, Room};
 use super::weights::{Decoder, Layer, Norm};
 use crate::batch::Batch;
 use crate::layout::Layout;
@@ -20,6 +22,26 @@ struct Angles {
     sin: Vec<f32>,
     half: usize,
     pairs: Pairs,
+}
+
+/// Some neighbouring tokens of a step.
+struct Piece<'a> {
+    tokens: Range<usize>,
+    /// What of the step's spans is in it, counted from its first token.
+    spans: Vec<Span<'a>>,
+    /// Where the keys and values of its tokens go.
+    slots: &'a [u32],
+}
+
+impl<'a> Piece<'a> {
+    fn of(tokens: Range<usize>, spans: &[Span<'a>], slots: &'a [u32]) -> Self {
+        let part = |span: &Span<'a>| {
+            let (from, to) = (span.start.max(tokens.start), (span.start + span.len).min(tokens.end));
+            let first_position = span.first_position + from.saturating_sub(span.start);
+            (from < to).then(|| Span { start: from - tokens.start, len: to - from, first_position, blocks: span.blocks })
+        };
+        Self { spans: spans.iter().filter_map(part).collect(), slots: &slots[tokens.clone()], tokens }
+    }
 }
 
 impl Decoder {
@@ -87,9 +109,15 @@ impl Decoder {
         });
         let spans: Vec<Span<'_>> = spans.collect();
         let angles = self.angles(&batch.positions);
+        let pieces: Vec<Piece<'_>> =
+            (0..n).step_by(PIECE).map(|from| Piece::of(from..n.min(from + PIECE), &spans, &layout.slots)).collect();
         for (index, layer) in self.layers.iter().enumerate() {
-            self.attend(team, index, &angles, &spans, &layout.slots, &mut pools[index], buffers, n);
-            self.feed_forward(team, layer, buffers, n);
+            // A piece's tokens look at no later ones, whose keys and values are then not there yet.
+            pieces.iter().for_each(|piece| self.attend(team, index, &angles, piece, &mut pools[index], buffers));
+            match &layer.ffn {
+                FeedForward::Dense(_) => pieces.iter().for_each(|piece| self.feed_forward(team, layer, buffers, piece.tokens.clone())),
+                FeedForward::Experts(_) => self.feed_forward(team, layer, buffers, 0..n),
+            }
         }
         buffers.blocks = blocks;
     }
@@ -107,23 +135,13 @@ impl Decoder {
     }
 
     /// Attention of one layer, added to the residual stream.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one step")]
-    fn attend(
-        &self,
-        team: &Team,
-        index: usize,
-        angles: &[Angles],
-        spans: &[Span<'_>],
-        slots: &[u32],
-        pool: &mut KvPool,
-        buffers: &mut Buffers,
-        n: usize,
-    ) {
+    fn attend(&self, team: &Team, index: usize, angles: &[Angles], piece: &Piece<'_>, pool: &mut KvPool, buffers: &mut Buffers) {
         let (config, layer) = (&self.config, &self.layers[index]);
         let (width, kv_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        let (q, k, v) = (take(&mut buffers.q, n * width), take(&mut buffers.k, n * kv_width), take(&mut buffers.v, n * kv_width));
+        let n = piece.tokens.len();
+        let [q, k, v, attended] = take_parts(&mut buffers.work, [n * width, n * kv_width, n * kv_width, n * width]);
         let forms = layer.q.forms().and(layer.k.forms()).and(layer.v.forms());
-        let x = &buffers.x[..n * config.hidden];
+        let x = &mut buffers.x[piece.tokens.start * config.hidden..piece.tokens.end * config.hidden];
         normed(team, &mut buffers.input, x, config.hidden, forms, layer.attention_norm.as_ref());
         let products = &mut [
             Product { matrix: &layer.q.matrix, out: &mut *q },
@@ -138,7 +156,7 @@ impl Decoder {
                     norm.apply(row); // one head after the other where its weight is as wide as a head
                 }
                 if let Some(Angles { cos, sin, half, pairs }) = angles {
-                    let at = (first + i) * half;
+                    let at = (piece.tokens.start + first + i) * half;
                     rotate(row, config.head_dim, &cos[at..at + half], &sin[at..at + half], *pairs);
                 }
             }
@@ -155,44 +173,44 @@ impl Decoder {
         if layer.v.bias.is_some() {
             for_rows(team, v, kv_width, &|_, rows| layer.v.finish(rows));
         }
-        pool.write(team, slots, k, v);
+        pool.write(team, piece.slots, k, v);
         let attention = Attention {
             heads: config.heads,
             scale: config.attention_scale,
             softcap: config.attention_softcap,
             window: config.layers[index].window,
         };
-        let attended = take(&mut buffers.attended, n * width);
-        attention.run(team, pool, spans, q, attended);
+        attention.run(team, pool, &piece.spans, q, attended);
         buffers.input.load(team, attended, width, layer.o.forms());
         let y = take(&mut buffers.y, n * config.hidden);
         multiply(team, &mut [Product { matrix: &layer.o.matrix, out: &mut *y }], &buffers.input);
         if layer.o.bias.is_some() {
             for_rows(team, y, config.hidden, &|_, rows| layer.o.finish(rows));
         }
-        self.add(team, &mut buffers.x, y, layer.attention_post_norm.as_ref());
+        self.add(team, x, y, layer.attention_post_norm.as_ref());
     }
 
-    /// The feed-forward network of one layer, added to the residual stream.
-    fn feed_forward(&self, team: &Team, layer: &Layer, buffers: &mut Buffers, n: usize) {
-        let hidden = self.config.hidden;
-        let x = &buffers.x[..n * hidden];
+    /// The feed-forward network of one layer, added to the residual stream of `tokens`.
+    fn feed_forward(&self, team: &Team, layer: &Layer, buffers: &mut Buffers, tokens: Range<usize>) {
+        let (n, hidden) = (tokens.len(), self.config.hidden);
+        let x = &mut buffers.x[tokens.start * hidden..tokens.end * hidden];
         let y = take(&mut buffers.y, n * hidden);
+        let room = Room { work: &mut buffers.work, inner: &mut buffers.inner };
         match &layer.ffn {
             FeedForward::Dense(network) => {
                 normed(team, &mut buffers.input, x, hidden, network.forms(), layer.ffn_norm.as_ref());
-                network.forward(team, &buffers.input, buffers.ffn.room(), y);
+                network.forward(team, &buffers.input, room, y);
             }
             FeedForward::Experts(experts) => {
-                let input = take(&mut buffers.ffn.normed, n * hidden);
+                let input = take(&mut buffers.experts.normed, n * hidden);
                 input.copy_from_slice(x);
                 if let Some(norm) = &layer.ffn_norm {
                     for_rows(team, input, hidden, &|_, rows| norm.apply(rows));
                 }
-                experts.forward(team, hidden, &mut buffers.input, &mut buffers.ffn, y);
+                experts.forward(team, hidden, &mut buffers.input, room, &mut buffers.experts, y);
             }
         }
-        self.add(team, &mut buffers.x, y, layer.ffn_post_norm.as_ref());
+        self.add(team, x, y, layer.ffn_post_norm.as_ref());
     }
 
     /// `x += norm(y) * residual_scale`.
@@ -202,7 +220,7 @@ impl Decoder {
             for_rows(team, y, hidden, &|_, rows| norm.apply(rows));
         }
         let y = &*y;
-        for_rows(team, &mut x[..y.len()], hidden, &|first, rows| {
+        for_rows(team, x, hidden, &|first, rows| {
             let y = &y[first * hidden..][..rows.len()];
             add_scaled(rows, y, self.config.residual_scale);
         });

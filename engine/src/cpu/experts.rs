@@ -4,17 +4,25 @@ use plexus_kernels::activation::sigmoid;
 use plexus_kernels::norm::add_scaled;
 use plexus_kernels::{Activations, Product, Team, multiply};
 
-use super::buffers::{FfnBuffers, take};
+use super::buffers::{ExpertBuffers, take};
 use super::network::{Experts, Room};
 
 impl Experts {
-    /// `room.normed [n, hidden]` gives `out [n, hidden]`. `input` is room for rows in the form of the products.
+    /// `buffers.normed [n, hidden]` gives `out [n, hidden]`. `input` is room for rows in the form of the products.
     ///
     /// Tokens are gathered by expert. What a token gets is added in the order of the experts' indices, so that it never depends on others.
-    pub(super) fn forward(&self, team: &Team, hidden: usize, input: &mut Activations, buffers: &mut FfnBuffers, out: &mut [f32]) {
+    pub(super) fn forward(
+        &self,
+        team: &Team,
+        hidden: usize,
+        input: &mut Activations,
+        mut room: Room<'_>,
+        buffers: &mut ExpertBuffers,
+        out: &mut [f32],
+    ) {
         let n = out.len() / hidden;
         let n_experts = self.networks.len();
-        let FfnBuffers { gate, up, inner, normed, shares, given, shared_share } = buffers;
+        let ExpertBuffers { normed, shares, given, shared_share } = buffers;
         let normed = &normed[..n * hidden];
         let shares = take(shares, n * n_experts);
         let shared_share = take(shared_share, n);
@@ -27,7 +35,7 @@ impl Experts {
         match &self.shared {
             Some(shared) => {
                 multiply(team, &mut [Product { matrix: &shared.router.matrix, out: &mut *shared_share }], input);
-                shared.network.forward(team, input, Room { gate, up, inner }, out);
+                shared.network.forward(team, input, room.again(), out);
                 for (row, share) in out.chunks_exact_mut(hidden).zip(shared_share) {
                     let share = sigmoid(*share);
                     row.iter_mut().for_each(|x| *x *= share);
@@ -49,7 +57,7 @@ impl Experts {
             rows.extend(taken.iter().map(|(_, token, _)| *token));
             input.gather(team, normed, hidden, &rows, network.forms());
             let given = take(given, rows.len() * hidden);
-            network.forward(team, input, Room { gate, up, inner }, given);
+            network.forward(team, input, room.again(), given);
             for (given, (_, token, share)) in given.chunks_exact(hidden).zip(taken) {
                 add_scaled(&mut out[*token as usize * hidden..][..hidden], given, *share);
             }

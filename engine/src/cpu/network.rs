@@ -3,7 +3,7 @@
 use plexus_kernels::activation::{Activation, activate};
 use plexus_kernels::{Activations, Product, Team, multiply};
 
-use super::buffers::{FfnBuffers, for_rows, take};
+use super::buffers::{for_rows, take_parts};
 use super::weights::Linear;
 
 impl From<crate::model::Activation> for Activation {
@@ -58,10 +58,10 @@ impl Network {
         self.gate.as_ref().map_or(self.up.forms(), |gate| gate.forms().and(self.up.forms()))
     }
 
-    /// `x [n, hidden]` gives `out [n, hidden]`. `gate`, `up` and `inner` are room to work in.
+    /// `x [n, hidden]` gives `out [n, hidden]`. `room` is what it works in.
     pub(super) fn forward(&self, team: &Team, x: &Activations, room: Room<'_>, out: &mut [f32]) {
         let (n, width) = (x.n(), self.up.rows());
-        let (gate, up) = (take(room.gate, n * width), take(room.up, n * width));
+        let [gate, up] = take_parts(room.work, [if self.gate.is_some() { n * width } else { 0 }, n * width]);
         match &self.gate {
             Some(linear) => multiply(
                 team,
@@ -102,14 +102,15 @@ impl Network {
 /// Room for a network to work in.
 #[derive(Debug)]
 pub(super) struct Room<'a> {
-    pub(super) gate: &'a mut Vec<f32>,
-    pub(super) up: &'a mut Vec<f32>,
+    /// Takes the gate and up projections, `[n, width]` each.
+    pub(super) work: &'a mut Vec<f32>,
+    /// The input of the last product.
     pub(super) inner: &'a mut Activations,
 }
 
-impl FfnBuffers {
-    /// The part that a network works in.
-    pub(super) fn room(&mut self) -> Room<'_> {
-        Room { gate: &mut self.gate, up: &mut self.up, inner: &mut self.inner }
+impl Room<'_> {
+    /// The same room, for a shorter time.
+    pub(super) fn again(&mut self) -> Room<'_> {
+        Room { work: self.work, inner: self.inner }
     }
 }

@@ -102,7 +102,9 @@ impl Decoder {
         let layers = (0..config.layers.len()).map(|index| reader.layer(index)).collect::<Result<_, _>>()?;
         let head = if config.tied_embeddings { None } else { Some(reader.matrix("head")?) };
         let ropes = config.ropes.iter().map(Rope::new).collect();
-        Ok(Self { config: config.clone(), embedding, layers, norm: reader.norm("norm")?, head, ropes })
+        let norm = reader.norm("norm")?;
+        files.weights().release();
+        Ok(Self { config: config.clone(), embedding, layers, norm, head, ropes })
     }
 
     /// Memory of the weights.

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
-use tokenizers::Tokenizer;
+
+use crate::codec::Tokenizer;
 
 /// Text whose tokens must spell it exactly where forced text is to be split as the model's own tokenizer splits it.
 const PROBE: &str = "{\"name\": \"value\", \"n\": [1, 2.5, true]}";
@@ -54,10 +55,7 @@ struct Tokens {
 
 impl Tokens {
     fn split(&self, text: &str) -> Vec<TokenId> {
-        match self.tokenizer.encode_fast(text, false) {
-            Ok(encoding) => encoding.get_ids().to_vec(),
-            Err(_) => self.trie.greedy_tokenize(text.as_bytes()),
-        }
+        self.tokenizer.encode(text, false).unwrap_or_else(|_| self.trie.greedy_tokenize(text.as_bytes()))
     }
 }
 

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use plexus_kernels::Format;
 
 use super::storage::Storage;
+use super::texts::Texts;
 use crate::error::EngineError;
 
 pub(super) use open::open;
@@ -43,7 +44,7 @@ pub(crate) enum Value {
     Ints(Vec<i64>),
     Floats(Vec<f64>),
     Bools(Vec<bool>),
-    Texts(Vec<String>),
+    Texts(Texts),
 }
 
 /// A tensor of the file.
@@ -148,9 +149,9 @@ impl Gguf {
         }
     }
 
-    /// A list of texts of the metadata.
-    pub(crate) fn texts(&self, key: &str) -> Option<&[String]> {
-        match self.metadata.get(key) {
+    /// A list of texts of the metadata, taken out of it.
+    pub(crate) fn take_texts(&mut self, key: &str) -> Option<Texts> {
+        match self.metadata.remove(key) {
             Some(Value::Texts(texts)) => Some(texts),
             _ => None,
         }
@@ -224,17 +225,35 @@ impl<'a> Reader<'a> {
     }
 
     fn text(&mut self, max: u64) -> Result<String, EngineError> {
-        let len = self.u64()?;
-        if len > max || len > self.left() {
-            return Err(self.wrong(format!("it claims a string of {len} bytes, more than it can hold")));
-        }
-        let mut bytes = vec![0; len as usize];
-        self.fill(&mut bytes)?;
+        let mut bytes = Vec::new();
+        self.text_bytes(max, &mut bytes)?;
         // Some published vocabularies hold pieces that are not UTF-8 by themselves.
         Ok(match String::from_utf8(bytes) {
             Ok(text) => text,
             Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
         })
+    }
+
+    /// Reads a string of up to `max` bytes into `bytes`, in place of what they were.
+    fn text_bytes(&mut self, max: u64, bytes: &mut Vec<u8>) -> Result<(), EngineError> {
+        let len = self.u64()?;
+        if len > max || len > self.left() {
+            return Err(self.wrong(format!("it claims a string of {len} bytes, more than it can hold")));
+        }
+        bytes.resize(len as usize, 0);
+        self.fill(bytes)
+    }
+
+    /// Reads `len` strings, for which the file has been found long enough.
+    fn texts(&mut self, len: u64) -> Result<Texts, EngineError> {
+        let mut texts = Texts::with_capacity(len as usize);
+        let mut bytes = Vec::new();
+        for _ in 0..len {
+            self.text_bytes(MAX_STRING_LEN, &mut bytes)?;
+            texts.push(&String::from_utf8_lossy(&bytes)).ok_or_else(|| self.wrong("a list of its strings is longer than 4 GiB"))?;
+        }
+        texts.shrink();
+        Ok(texts)
     }
 
     fn value(&mut self, kind: u32) -> Result<Value, EngineError> {
@@ -281,7 +300,7 @@ impl<'a> Reader<'a> {
         Ok(match kind {
             6 | 12 => Value::Floats((0..len).map(|_| self.float(kind)).collect::<Result<_, _>>()?),
             7 => Value::Bools((0..len).map(|_| Ok(self.array::<1>()?[0] != 0)).collect::<Result<_, EngineError>>()?),
-            8 => Value::Texts((0..len).map(|_| self.text(MAX_STRING_LEN)).collect::<Result<_, _>>()?),
+            8 => Value::Texts(self.texts(len)?),
             _ => Value::Ints(
                 (0..len)
                     .map(|_| {

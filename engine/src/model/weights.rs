@@ -168,6 +168,12 @@ impl Weights {
         Ok(TensorView { format: entry.format, held, shape: &entry.shape, bytes, place: Some((storage, entry.offset)) })
     }
 
+    /// Says that no tensor will be looked at soon: also pages that the system mapped around those that were no longer count as this process's
+    /// memory.
+    pub(crate) fn release(&self) {
+        self.files.iter().for_each(|file| file.release(0, file.len()));
+    }
+
     /// Checks that the tensors are those of the decoder that `config` describes: none missing, none of another shape, none unknown.
     ///
     /// An unknown tensor means that the model computes something that we do not, so its answers would be wrong.

@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// A huge page of x86-64, and of most aarch64 systems.
 const HUGE: usize = 2 << 20;
-/// Bytes of a mapping that matrices share. What is not used of it never becomes resident; what is freed stays until all its matrices are
-/// gone, which costs at most this much when one model goes and the next stays.
-const SHARED: usize = 32 << 20;
+/// Bytes of a mapping that matrices share. What is not used of it never becomes resident, but for the rest of a huge page at its end: so mappings
+/// are large. They are smaller where memory is taken when it is asked for, and in tests.
+const SHARED: usize = if cfg!(all(unix, not(test))) { 256 << 20 } else { 32 << 20 };
+/// Whole pages of every system.
+const PAGES: usize = 1 << 16;
 const ALIGN: usize = 64;
 
 #[derive(Debug)]
@@ -20,7 +22,7 @@ pub(super) struct Buffer {
     start: NonNull<u8>,
     len: usize,
     /// What the memory belongs to; absent where there is none.
-    _owner: Option<Arc<Mapping>>,
+    owner: Option<Arc<Mapping>>,
 }
 
 // SAFETY: it has its part of the memory for itself, as a `Box<[u8]>` does, and keeps it alive.
@@ -35,12 +37,12 @@ impl Buffer {
     /// `len` zeros, or `None` if the system has no memory.
     pub(super) fn zeroed(len: usize) -> Option<Self> {
         if len == 0 {
-            return Some(Self { start: NonNull::<Line>::dangling().cast(), len, _owner: None });
+            return Some(Self { start: NonNull::<Line>::dangling().cast(), len, owner: None });
         }
         let room = len.checked_next_multiple_of(ALIGN)?;
         if room > SHARED / 2 {
             let owner = Arc::new(Mapping::new(room)?);
-            return Some(Self { start: owner.start, len, _owner: Some(owner) });
+            return Some(Self { start: owner.start, len, owner: Some(owner) });
         }
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         let (owner, used) = match open.take() {
@@ -51,7 +53,7 @@ impl Buffer {
         // SAFETY: `used + room` is at most the length of the mapping.
         let start = unsafe { owner.start.add(used) };
         *open = Some((owner.clone(), used + room));
-        Some(Self { start, len, _owner: Some(owner) })
+        Some(Self { start, len, owner: Some(owner) })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -65,6 +67,21 @@ impl Buffer {
 
     pub(super) fn as_mut_ptr(&mut self) -> *mut u8 {
         self.start.as_ptr()
+    }
+}
+
+impl Drop for Buffer {
+    /// Gives the whole pages of the memory back, though others may still use the mapping: this part of it is not handed out again.
+    fn drop(&mut self) {
+        #[cfg(unix)]
+        if self.owner.is_some() {
+            let before = self.start.as_ptr().align_offset(PAGES);
+            let len = self.len.saturating_sub(before) / PAGES * PAGES;
+            if len > 0 {
+                // SAFETY: whole pages within our part of the mapping, which is still there and which nobody else uses.
+                unsafe { libc::madvise(self.start.as_ptr().add(before).cast(), len, libc::MADV_DONTNEED) };
+            }
+        }
     }
 }
 
@@ -88,7 +105,7 @@ impl Mapping {
     /// At least `len` zeros, `len` being more than 0.
     #[cfg(unix)]
     fn new(len: usize) -> Option<Self> {
-        let len = len.checked_next_multiple_of(1 << 16)?; // whole pages of every system
+        let len = len.checked_next_multiple_of(PAGES)?;
         let spare = len.checked_add(HUGE)?;
         // SAFETY: a new private mapping that replaces none.
         let raw = unsafe {
@@ -160,5 +177,27 @@ mod tests {
                 assert!(buffer.as_slice().iter().all(|byte| Some(byte) == first && *byte > 0), "buffer {i} was written to by another");
             }
         }
+    }
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_dropped_is_given_back_while_its_neighbour_stays() {
+        const LEN: usize = 4 << 20;
+        let [one, mut two, three] = [(); 3].map(|()| {
+            let mut buffer = Buffer::zeroed(LEN + 100).unwrap();
+            // SAFETY: `LEN` bytes that nobody else uses.
+            unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr(), LEN) }.fill(7);
+            buffer
+        });
+        let inner = two.as_mut_ptr().wrapping_add(two.as_mut_ptr().align_offset(PAGES));
+        let resident = || {
+            let mut pages = vec![0u8; LEN / 4096];
+            // SAFETY: whole pages of a mapping that `one` and `three` keep, and one byte for each, if pages are no smaller than usual.
+            assert_eq!(unsafe { libc::mincore(inner.cast(), LEN - PAGES, pages.as_mut_ptr()) }, 0);
+            pages.iter().filter(|page| **page & 1 == 1).count()
+        };
+        assert!(resident() > 0);
+        drop(two);
+        assert_eq!(resident(), 0);
+        assert!([one, three].iter().all(|buffer| buffer.as_slice()[..LEN].iter().all(|byte| *byte == 7)));
     }
 }

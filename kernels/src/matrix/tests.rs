@@ -6,6 +6,7 @@ use super::*;
 use crate::isa::Isa;
 use crate::rows::{Activations, Form, Forms};
 use half::{bf16, f16};
+use std::sync::Mutex;
 
 /// A small generator of random numbers (xorshift), the same on every machine.
 pub(crate) struct Random(u64);
@@ -154,6 +155,21 @@ fn packing_loses_nothing() {
             let file = rows.next_multiple_of(16) * format.row_bytes(columns).unwrap();
             assert!(matrix.bytes() <= file * 106 / 100 + 64, "{format}: {} bytes of {file}", matrix.bytes());
         }
+    }
+}
+
+#[test]
+fn every_row_is_said_to_be_done_once() {
+    let (team, columns) = (Team::new(2).unwrap(), 1024);
+    for rows in [1, 64, 1024, 2500] {
+        let bytes = random_rows(Format::F32, rows, columns, 3);
+        let said = Mutex::new(Vec::new());
+        let done = |range: Range<usize>| said.lock().unwrap().push((range.start, range.end));
+        Matrix::load(Format::F32, Format::F32, rows, columns, &bytes, &team, &done).unwrap();
+        let mut said = said.into_inner().unwrap();
+        said.sort_unstable();
+        assert_eq!((said[0].0, said[said.len() - 1].1), (0, bytes.len()));
+        assert!(said.windows(2).all(|two| two[0].1 == two[1].0), "{said:?}");
     }
 }
 
