@@ -15,9 +15,6 @@ const PROMPT_TOKENS_MIN: u32 = 8;
 /// becomes with each token that the next ones attend to.
 const COST_WEIGHT_UP: f32 = 0.5;
 const COST_WEIGHT_DOWN: f32 = 0.15;
-/// Where even the least chunk takes longer than it should, it may have as many tokens more as add no more than this share to it: a product of
-/// few rows may take as long as one of some more.
-const FREE_SHARE: f32 = 0.15;
 /// Share of a mixed step that reading its prompt takes at least, whatever generating alone takes.
 const PROMPT_SHARE_MIN: f32 = 0.1;
 
@@ -51,10 +48,6 @@ pub struct Speeds {
     prefill: f32,
     /// Seconds that a prompt token adds to a step in which others generate. Small chunks cost more, and long contexts do.
     prompt_token: f32,
-    /// Seconds that the least chunk of a prompt adds to such a step.
-    least_chunk: f32,
-    /// Prompt tokens that were seen to add little more than that.
-    free: u32,
     /// Tokens generated in a second, over the whole batch.
     decode: f32,
     /// Seconds that a step takes in which nothing but generating happens, without guesses.
@@ -143,16 +136,6 @@ impl Speeds {
 
     /// A chunk of a prompt added so many seconds to a step in which others generate.
     fn on_chunk(&mut self, n: u32, reading: f32) {
-        if n <= PROMPT_TOKENS_MIN {
-            if n * 2 > PROMPT_TOKENS_MIN {
-                blend(&mut self.least_chunk, reading);
-                self.free = PROMPT_TOKENS_MIN * 5 / 4;
-            }
-        } else if reading <= self.least_chunk * (1.0 + FREE_SHARE) {
-            self.free = self.free.max(n * 5 / 4);
-        } else {
-            self.free = (n * 3 / 4).min(self.free).max(PROMPT_TOKENS_MIN);
-        }
         let measured = reading / n as f32;
         let cost = &mut self.prompt_token;
         let weight = if measured > *cost { COST_WEIGHT_UP } else { COST_WEIGHT_DOWN };
@@ -178,7 +161,7 @@ impl Speeds {
         }
         let spare = self.decode_step.get(n_generating) * (SLOWDOWN - 1.0);
         let n = if self.prompt_token > 0.0 { (spare / self.prompt_token) as u32 } else { 0 };
-        n.max(self.free).clamp(PROMPT_TOKENS_MIN.min(max), max)
+        n.clamp(PROMPT_TOKENS_MIN.min(max), max)
     }
 }
 
@@ -226,8 +209,7 @@ mod tests {
                 gap = decode_ms + n as f32 * per_token_ms;
                 speeds.on_step(Did { n_prompt: n, ..decoded(n_generating as u32) }, Duration::from_secs_f32(gap / 1e3));
             }
-            // The least chunk, or one a quarter longer than one that cost hardly more.
-            let least = decode_ms + (PROMPT_TOKENS_MIN as f32 * (1.0 + FREE_SHARE) * 1.25) * per_token_ms;
+            let least = decode_ms + PROMPT_TOKENS_MIN as f32 * per_token_ms;
             prop_assert!(gap <= (2.3 * decode_ms).max(least * 1.001), "{gap} ms between tokens instead of {decode_ms}");
         }
     }
@@ -253,23 +235,20 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_grows_while_that_costs_nothing_and_stays_least_where_each_token_costs() {
-        let read = |cost_ms: fn(u32) -> u32| {
-            let mut speeds = Speeds::default();
-            speeds.on_step(decoded(8), Duration::from_millis(40));
-            let mut chunks = Vec::new();
-            for _ in 0..40 {
+    fn a_chunk_grows_where_more_tokens_cost_no_more_and_shrinks_with_what_was_read_before() {
+        let mut speeds = Speeds::default();
+        speeds.on_step(decoded(8), Duration::from_millis(40));
+        let mut read = |cost_ms: fn(u32) -> u32| {
+            let chunks = (0..60).map(|_| {
                 let n = speeds.prompt_tokens(8, 512);
-                chunks.push(n);
-                let time = Duration::from_millis(u64::from(40 + cost_ms(n)));
-                speeds.on_step(Did { n_prompt: n, ..decoded(8) }, time);
-            }
-            chunks
+                speeds.on_step(Did { n_prompt: n, ..decoded(8) }, Duration::from_millis(u64::from(40 + cost_ms(n))));
+                n
+            });
+            chunks.last()
         };
-        let flat = read(|n| if n <= 64 { 85 } else { 170 });
-        assert!(flat[20..].iter().all(|n| (45..=80).contains(n)), "{flat:?}");
-        let linear = read(|n| 5 * n);
-        assert!(linear[1..].iter().all(|n| (8..=11).contains(n)), "{linear:?}");
+        assert_eq!(read(|_| 5), Some(512), "a product of few rows takes as long as one of many");
+        assert_eq!(read(|n| 8 * n), Some(PROMPT_TOKENS_MIN), "late in a long prompt each token attends to many");
+        assert!(read(|n| 2 * n).is_some_and(|n| (20..=24).contains(&n)), "the next prompt begins anew");
     }
 
     #[test]
