@@ -86,46 +86,46 @@ unsafe fn product<B: Blocks>(span: &Span) {
 unsafe fn rows<B: Blocks, const M: usize>(span: &Span) {
     // SAFETY: the contract of kernels; the mask keeps the stores within the output's row.
     unsafe {
-        let mut acc = earlier(span, 0);
+        let mut acc = earlier(span);
         let (mut t, mut x) = (span.tile, span.x);
         for _ in 0..span.n_blocks {
             B::add::<M>(t, x, &mut acc);
             t = t.wrapping_add(B::TILE);
             x = x.wrapping_add(span.step);
         }
-        store(span, 0, &acc);
+        store(span, &acc);
     }
 }
 
-/// What rows `first..first + M` of the result begin with.
+/// What the rows of the result begin with.
 ///
 /// # Safety
 /// The contract of kernels.
 #[inline(always)]
-pub(super) unsafe fn earlier<const M: usize>(span: &Span, first: usize) -> [__m512; M] {
+pub(super) unsafe fn earlier<const M: usize>(span: &Span) -> [__m512; M] {
     // SAFETY: `n_out` numbers of each row are ours.
     unsafe {
         let mut acc = [_mm512_setzero_ps(); M];
         if span.add {
             let mask = (u32::MAX >> (32 - span.n_out)) as u16;
             for (m, acc) in acc.iter_mut().enumerate() {
-                *acc = _mm512_maskz_loadu_ps(mask, span.out.add((first + m) * span.stride));
+                *acc = _mm512_maskz_loadu_ps(mask, span.out.add(m * span.stride));
             }
         }
         acc
     }
 }
 
-/// Stores rows `first..first + M` of the result.
+/// Stores the rows of the result.
 ///
 /// # Safety
 /// The contract of kernels.
 #[inline(always)]
-pub(super) unsafe fn store<const M: usize>(span: &Span, first: usize, acc: &[__m512; M]) {
+pub(super) unsafe fn store<const M: usize>(span: &Span, acc: &[__m512; M]) {
     let mask = (u32::MAX >> (32 - span.n_out)) as u16;
     for (m, acc) in acc.iter().enumerate() {
         // SAFETY: `n_out` numbers of this row are ours to write.
-        unsafe { _mm512_mask_storeu_ps(span.out.add((first + m) * span.stride), mask, *acc) };
+        unsafe { _mm512_mask_storeu_ps(span.out.add(m * span.stride), mask, *acc) };
     }
 }
 

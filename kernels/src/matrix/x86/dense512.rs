@@ -46,32 +46,27 @@ kernels! {
 
 #[inline(always)]
 unsafe fn product<C: Column>(span: &Span) {
-    // SAFETY: the contract of kernels; rows `0..m` are covered once each.
+    // SAFETY: the contract of kernels.
     unsafe {
         match span.m {
-            1 => rows::<C, 1>(span, 0),
-            2 => rows::<C, 2>(span, 0),
-            3 => rows::<C, 3>(span, 0),
-            8 => rows::<C, 8>(span, 0),
-            m => {
-                rows::<C, 4>(span, 0);
-                match m {
-                    5 => rows::<C, 1>(span, 4),
-                    6 => rows::<C, 2>(span, 4),
-                    7 => rows::<C, 3>(span, 4),
-                    _ => {}
-                }
-            }
+            1 => rows::<C, 1>(span),
+            2 => rows::<C, 2>(span),
+            3 => rows::<C, 3>(span),
+            4 => rows::<C, 4>(span),
+            5 => rows::<C, 5>(span),
+            6 => rows::<C, 6>(span),
+            7 => rows::<C, 7>(span),
+            _ => rows::<C, 8>(span),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn rows<C: Column, const M: usize>(span: &Span, first: usize) {
+unsafe fn rows<C: Column, const M: usize>(span: &Span) {
     // SAFETY: the contract of kernels: `n_blocks` columns of tiles and of each row.
     unsafe {
         let (mut even, mut odd) = ([_mm512_setzero_ps(); M], [_mm512_setzero_ps(); M]);
-        let (mut t, mut x) = (span.tile, span.x.add(first * 4).cast::<i32>());
+        let (mut t, mut x) = (span.tile, span.x.cast::<i32>());
         let step = span.step / 4;
         for _ in 0..span.n_blocks / 2 {
             let (w0, w1) = (C::weights(t), C::weights(t.add(C::TILE)));
@@ -88,11 +83,11 @@ unsafe fn rows<C: Column, const M: usize>(span: &Span, first: usize) {
                 even[m] = C::add(even[m], w, x.add(m).read());
             }
         }
-        let mut sums = earlier::<M>(span, first);
+        let mut sums = earlier::<M>(span);
         for m in 0..M {
             sums[m] = _mm512_add_ps(sums[m], _mm512_add_ps(even[m], odd[m]));
         }
-        store(span, first, &sums);
+        store(span, &sums);
     }
 }
 
