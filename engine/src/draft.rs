@@ -23,13 +23,13 @@ use self::ledger::Ledger;
 use crate::batch::{Batch, BatchOutput, BlockId, Draw};
 use crate::error::EngineError;
 use crate::executor::{DeviceDescription, Executor, KvPlan, Slot};
-use crate::layout::Layout;
+use crate::layout::{Layout, Span};
 use crate::model::ModelFiles;
 
 /// Tokens that a draft model computes at most in a step beyond those of its proposals: a long prompt is made up for over several steps.
-const CATCH_UP_MAX: usize = 256;
+const CATCH_UP_MAX: u32 = 256;
 /// So many it makes up for in any case: what is left of a copied block, and an accepted proposal.
-const CATCH_UP_MIN: usize = 17;
+const CATCH_UP_MIN: u32 = 17;
 /// Set in the slots of draft models.
 const DRAFT_BIT: u32 = 1 << 31;
 
@@ -162,7 +162,7 @@ struct Continued<'a> {
 impl Draft {
     /// What the draft model proposes for each sequence of the batch; nothing for those that want nothing, and for those whose tokens it has
     /// yet to make up for.
-    fn propose(&mut self, device: &mut dyn Executor, batch: &Batch, layout: &Layout) -> Result<Vec<Vec<u32>>, EngineError> {
+    fn propose(&mut self, device: &mut dyn Executor, batch: &Batch, layout: &Layout<'_>) -> Result<Vec<Vec<u32>>, EngineError> {
         let mut proposals = vec![Vec::new(); batch.len()];
         let (mut continued, first) = self.catch_up(batch, layout);
         let mut step = first;
@@ -176,7 +176,7 @@ impl Draft {
                     continue;
                 };
                 let position = sequence.draw.position + sequence.proposals.len() as u32;
-                self.ledger.record([(self.ledger.slot(sequence.table, position), id)]);
+                self.ledger.record([(self.kv.slot(sequence.table, position), id)]);
                 sequence.proposals.push(id);
                 // Nothing follows the end, and what the draft model does not know it cannot continue.
                 if sequence.draw.settings.stop_ids.contains(&id) || id as usize >= self.vocab_sizes.1 {
@@ -192,7 +192,7 @@ impl Draft {
                 let Some(last) = proposals.last() else { continue };
                 let position = draw.position + proposals.len() as u32 - 1;
                 step.push(&[*last], position, table, Some(draft_draw(draw, proposals)));
-                self.ledger.mark(self.ledger.slot(table, position));
+                self.ledger.mark(self.kv.slot(table, position));
             }
         }
         Ok(proposals)
@@ -200,7 +200,7 @@ impl Draft {
 
     /// The first step of the draft model: it computes what it lacks of the sequences that it is to continue, as far as there is room, and draws
     /// behind those that lack nothing then. These are given too.
-    fn catch_up<'a>(&mut self, batch: &'a Batch, layout: &Layout) -> (Vec<Continued<'a>>, Batch) {
+    fn catch_up<'a>(&mut self, batch: &'a Batch, layout: &Layout<'a>) -> (Vec<Continued<'a>>, Batch) {
         let (mut continued, mut step) = (Vec::new(), Batch::default());
         let mut room = CATCH_UP_MAX;
         // Of two sequences that share a block which the draft model lacks, one computes it.
@@ -208,25 +208,26 @@ impl Draft {
         let mut computed: Vec<u32> = Vec::new();
         for (place, draw) in batch.draws.iter().enumerate() {
             let Some(draw) = draw else { continue };
-            let table = &batch.blocks[batch.block_starts[place] as usize..batch.block_starts[place + 1] as usize];
+            let Span { first_position, len, blocks: table, .. } = layout.spans[place];
             let n_places = (table.len() as u32 * self.kv.block_len).min(self.context);
             let n = draw.n_draft.min(n_places.saturating_sub(draw.position));
             if n == 0 || draw.n_guesses > 0 {
                 continue;
             }
-            let slots = &layout.spans[place].slots;
-            let from = self.ledger.n_drafted(slots);
-            let to = slots.len().min(from + room.max(CATCH_UP_MIN));
-            let blocks: BTreeSet<u32> = slots[from..to].iter().map(|slot| slot / self.kv.block_len).collect();
-            let tokens: Vec<u32> = slots[from..to].iter().map(|slot| self.ledger.token(*slot)).collect();
+            let n_positions = (first_position + len) as u32;
+            let from = self.ledger.n_drafted(table, n_positions);
+            let to = n_positions.min(from + room.max(CATCH_UP_MIN));
+            let slots: Vec<u32> = (from..to).map(|position| self.kv.slot(table, position)).collect();
+            let blocks: BTreeSet<u32> = slots.iter().map(|slot| slot / self.kv.block_len).collect();
+            let tokens: Vec<u32> = slots.iter().map(|slot| self.ledger.token(*slot)).collect();
             if !blocks.is_disjoint(&claimed) || tokens.iter().any(|token| *token as usize >= self.vocab_sizes.1) {
                 continue;
             }
             claimed.extend(blocks);
-            room = room.saturating_sub(tokens.len());
-            let is_whole = to == slots.len();
-            step.push(&tokens, from as u32, table, is_whole.then(|| draft_draw(draw, &[])));
-            computed.extend(&slots[from..to]);
+            room = room.saturating_sub(to - from);
+            let is_whole = to == n_positions;
+            step.push(&tokens, from, table, is_whole.then(|| draft_draw(draw, &[])));
+            computed.extend(slots);
             if is_whole {
                 continued.push(Continued { place, draw, table, n, proposals: Vec::new() });
             }

@@ -2,7 +2,7 @@
 
 use plexus_types::{Bytes, DeviceId};
 
-use crate::batch::{Batch, BatchOutput};
+use crate::batch::{Batch, BatchOutput, BlockId};
 use crate::error::EngineError;
 use crate::model::ModelFiles;
 
@@ -50,6 +50,20 @@ pub struct DeviceDescription {
     pub memory_total: Bytes,
 }
 
+impl DeviceDescription {
+    /// Checks before a model is brought onto the device that its slot is free and that there is room beside the models that are `resident`.
+    pub(crate) fn admit(&self, slot: Slot, needed: Bytes, resident: impl Iterator<Item = (Slot, Bytes)>) -> Result<(), EngineError> {
+        let mut free = self.memory_total;
+        for (taken, bytes) in resident {
+            if taken == slot {
+                return Err(EngineError::shape("the slot holds a model already"));
+            }
+            free = free.saturating_sub(bytes);
+        }
+        if needed > free { Err(EngineError::Memory { device: self.id, needed, free }) } else { Ok(()) }
+    }
+}
+
 /// How large a model's KV pool is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvPlan {
@@ -57,4 +71,20 @@ pub struct KvPlan {
     pub n_blocks: u32,
     /// Tokens in a block.
     pub block_len: u32,
+}
+
+impl KvPlan {
+    /// Checks that there are blocks, each of a multiple of `group` tokens, and that a `u32` can number all slots.
+    pub(crate) fn check(self, group: u32) -> Result<(), EngineError> {
+        let has_slots = self.n_blocks.checked_mul(self.block_len).is_some_and(|n_slots| n_slots > 0);
+        if has_slots && self.block_len.is_multiple_of(group) {
+            return Ok(());
+        }
+        Err(EngineError::shape(format!("{self:?} is no KV pool; a block holds a multiple of {group} tokens, and all less than 2^32")))
+    }
+
+    /// The slot of a position, `block * block_len + place in the block`, in a sequence with these blocks, among which it is.
+    pub(crate) fn slot(self, table: &[BlockId], position: u32) -> u32 {
+        table[(position / self.block_len) as usize].0 * self.block_len + position % self.block_len
+    }
 }

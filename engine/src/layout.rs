@@ -1,36 +1,43 @@
 //! A batch, checked, and where its tokens lie in the KV pool.
 
-use crate::batch::Batch;
+use crate::batch::{Batch, BlockId};
 use crate::error::EngineError;
 use crate::executor::KvPlan;
 
 /// The tokens of one sequence in a step.
 #[derive(Debug, Clone)]
-pub(crate) struct Span {
+pub(crate) struct Span<'a> {
     /// Its first row among the step's tokens.
     pub(crate) start: usize,
     /// Its tokens in this step.
     pub(crate) len: usize,
     /// Position of the first of them.
     pub(crate) first_position: usize,
+    /// Its block table.
+    pub(crate) blocks: &'a [BlockId],
+}
+
+impl Span<'_> {
     /// Slots of positions 0 to the last of this step.
-    pub(crate) slots: Vec<u32>,
+    pub(crate) fn slots(&self, pool: KvPlan) -> Vec<u32> {
+        (0..self.first_position + self.len).map(|position| pool.slot(self.blocks, position as u32)).collect()
+    }
 }
 
 /// A batch, checked and laid out over the KV pool.
 #[derive(Debug)]
-pub(crate) struct Layout {
+pub(crate) struct Layout<'a> {
     /// `[n_tokens]` where each token's key and value go.
     pub(crate) slots: Vec<u32>,
     /// One for each sequence.
-    pub(crate) spans: Vec<Span>,
+    pub(crate) spans: Vec<Span<'a>>,
     /// Rows whose logits are wanted: for each draw its guesses' and its own, in order.
     pub(crate) rows: Vec<u32>,
 }
 
-impl Layout {
+impl<'a> Layout<'a> {
     /// Errors: [`EngineError::Shape`], before anything is computed, if any index would leave its array, table or pool.
-    pub(crate) fn new(batch: &Batch, vocab_size: usize, pool: KvPlan) -> Result<Self, EngineError> {
+    pub(crate) fn new(batch: &'a Batch, vocab_size: usize, pool: KvPlan) -> Result<Self, EngineError> {
         let wrong = |reason: String| Err(EngineError::shape(reason));
         if let Some(copy) = batch.copies.iter().find(|copy| copy.from.0 >= pool.n_blocks || copy.to.0 >= pool.n_blocks) {
             return wrong(format!("{copy:?} leaves the pool of {}", pool.n_blocks));
@@ -68,9 +75,7 @@ impl Layout {
             if n_positions > blocks.len() * pool.block_len as usize {
                 return wrong(format!("sequence {sequence} has {n_positions} tokens and {} blocks of {}", blocks.len(), pool.block_len));
             }
-            let all = blocks.iter().flat_map(|block| (0..pool.block_len).map(|i| block.0 * pool.block_len + i));
-            let slots: Vec<u32> = all.take(n_positions).collect();
-            layout.slots.extend_from_slice(&slots[*first as usize..]);
+            layout.slots.extend(positions.iter().map(|position| pool.slot(blocks, *position)));
             if let Some(draw) = &batch.draws[sequence] {
                 let n_guesses = draw.n_guesses as usize;
                 if n_guesses >= tokens.len() {
@@ -78,7 +83,7 @@ impl Layout {
                 }
                 layout.rows.extend((tokens.end - 1 - n_guesses..tokens.end).map(|row| row as u32));
             }
-            layout.spans.push(Span { start: tokens.start, len: tokens.len(), first_position: *first as usize, slots });
+            layout.spans.push(Span { start: tokens.start, len: tokens.len(), first_position: *first as usize, blocks });
         }
         Ok(layout)
     }

@@ -8,6 +8,7 @@ pub mod batch;
 mod candle;
 pub mod codec;
 mod cpu;
+mod decoder;
 pub mod draft;
 pub mod embed;
 pub mod embedded;

@@ -133,14 +133,8 @@ impl Executor for ScriptedExecutor {
     }
 
     fn load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
-        if self.loaded.contains_key(&slot) {
-            return Err(EngineError::shape("the slot holds a model already"));
-        }
         let needed = files.footprint(kv);
-        let free = self.script.memory_total.saturating_sub(self.loaded.values().copied().sum());
-        if needed > free {
-            return Err(EngineError::Memory { device: self.id, needed, free });
-        }
+        self.describe().admit(slot, needed, self.loaded.iter().map(|(slot, bytes)| (*slot, *bytes)))?;
         pause(self.script.load_time);
         self.loaded.insert(slot, needed);
         Ok(())

@@ -15,7 +15,9 @@ const PARALLEL_WORK: usize = 1 << 18;
 /// What attention computes in a layer, but for the numbers.
 #[derive(Debug)]
 pub(super) struct Attention<'a> {
-    pub(super) spans: &'a [Span],
+    pub(super) spans: &'a [Span<'a>],
+    /// For each span the slots of positions 0 to its last.
+    pub(super) slots: &'a [Vec<u32>],
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
@@ -40,8 +42,8 @@ impl Attention<'_> {
     fn gathered(&self, q: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
         let group = self.heads / self.kv_heads;
         let mut outs = Vec::with_capacity(self.spans.len());
-        for span in self.spans {
-            let slots = Tensor::new(span.slots.as_slice(), q.device())?;
+        for (span, slots) in self.spans.iter().zip(self.slots) {
+            let slots = Tensor::new(slots.as_slice(), q.device())?;
             // [1, kv_heads, n_positions, head_dim]
             let gather = |pool: &Tensor| pool.index_select(&slots, 0)?.transpose(0, 1)?.contiguous()?.unsqueeze(0);
             let (k, v) = (repeat_kv(gather(keys)?, group)?, repeat_kv(gather(values)?, group)?);
@@ -60,8 +62,8 @@ impl Attention<'_> {
     }
 
     /// `[len, n_positions]`: 0 where a token sees a position, else negative infinity.
-    fn mask(&self, span: &Span, device: &Device) -> Result<Tensor> {
-        let n_positions = span.slots.len();
+    fn mask(&self, span: &Span<'_>, device: &Device) -> Result<Tensor> {
+        let n_positions = span.first_position + span.len;
         let row = |token: usize| {
             let position = span.first_position + token;
             let seen = self.first_seen(position)..=position;
@@ -129,9 +131,9 @@ impl CustomOp3 for Attention<'_> {
         let (q, keys, values) = (contiguous(q, q_layout)?, contiguous(keys, keys_layout)?, contiguous(values, values_layout)?);
         // Each row of the step's tokens with the slots that it may see.
         let mut rows: Vec<&[u32]> = Vec::with_capacity(n_tokens);
-        for span in self.spans {
+        for (span, slots) in self.spans.iter().zip(self.slots) {
             let positions = span.first_position..span.first_position + span.len;
-            rows.extend(positions.map(|position| &span.slots[self.first_seen(position)..=position]));
+            rows.extend(positions.map(|position| &slots[self.first_seen(position)..=position]));
         }
         if rows.len() != n_tokens || heads != self.heads || dim != self.head_dim {
             candle_core::bail!("queries of the shape {:?} do not fit the step", q_layout.shape());
@@ -174,16 +176,14 @@ mod tests {
     #[test]
     fn the_paged_rows_agree_with_gathered_tensor_operations() {
         let (heads, kv_heads, head_dim, n_slots) = (6, 2, 32, 64);
-        let spans = [
-            Span { start: 0, len: 1, first_position: 20, slots: (0..21).map(|i| (i * 5 + 3) % 64).collect() },
-            Span { start: 1, len: 7, first_position: 0, slots: (40..47).collect() },
-            Span { start: 8, len: 3, first_position: 4, slots: (10..17).rev().collect() },
-        ];
+        let span = |start, len, first_position| Span { start, len, first_position, blocks: &[] };
+        let spans = [span(0, 1, 20), span(1, 7, 0), span(8, 3, 4)];
+        let slots = [(0..21).map(|i| (i * 5 + 3) % 64).collect(), (40..47).collect(), (10..17).rev().collect()];
         let random = |shape: (usize, usize, usize)| Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap();
         let (q, keys, values) =
             (random((11, heads, head_dim)), random((n_slots, kv_heads, head_dim)), random((n_slots, kv_heads, head_dim)));
         for (scale, softcap, window) in [(0.2, None, None), (0.5, Some(2.0), None), (0.2, None, Some(3)), (0.3, Some(5.0), Some(1))] {
-            let attention = Attention { spans: &spans, heads, kv_heads, head_dim, scale, softcap, window };
+            let attention = Attention { spans: &spans, slots: &slots, heads, kv_heads, head_dim, scale, softcap, window };
             let fast = attention.forward(&q, &keys, &values).unwrap();
             let plain = attention.gathered(&q, &keys, &values).unwrap();
             assert_eq!(fast.dims(), plain.dims());

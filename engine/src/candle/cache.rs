@@ -11,7 +11,7 @@ use crate::model::ModelConfig;
 pub(super) struct KvCache {
     /// For each layer keys and values, each `[n_slots, n_kv_heads, head_dim]` f32, written in place.
     layers: Vec<(Tensor, Tensor)>,
-    block_len: usize,
+    pub(super) plan: KvPlan,
 }
 
 impl KvCache {
@@ -19,10 +19,7 @@ impl KvCache {
         let n_slots = plan.n_blocks as usize * plan.block_len as usize;
         let shape = (n_slots, config.kv_heads, config.head_dim);
         let zeros = || Tensor::zeros(shape, DType::F32, device);
-        Ok(Self {
-            layers: (0..config.layers.len()).map(|_| Ok((zeros()?, zeros()?))).collect::<Result<_>>()?,
-            block_len: plan.block_len as usize,
-        })
+        Ok(Self { layers: (0..config.layers.len()).map(|_| Ok((zeros()?, zeros()?))).collect::<Result<_>>()?, plan })
     }
 
     /// Keys and values of a layer.
@@ -46,10 +43,11 @@ impl KvCache {
 
     /// Copies whole blocks, one after the other: what is written by one copy may be read by the next.
     pub(super) fn copy(&self, copies: &[BlockCopy]) -> Result<()> {
+        let block_len = self.plan.block_len as usize;
         for copy in copies {
-            let (from, to) = (copy.from.0 as usize * self.block_len, copy.to.0 as usize * self.block_len);
+            let (from, to) = (copy.from.0 as usize * block_len, copy.to.0 as usize * block_len);
             for pool in self.layers.iter().flat_map(|(keys, values)| [keys, values]) {
-                pool.slice_set(&pool.narrow(0, from, self.block_len)?.force_contiguous()?, 0, to)?;
+                pool.slice_set(&pool.narrow(0, from, block_len)?.force_contiguous()?, 0, to)?;
             }
         }
         Ok(())

@@ -4,72 +4,36 @@ use candle_core::{Device, Result, Tensor};
 
 use super::attention::Attention;
 use super::cache::KvCache;
-use super::linear::{Linear, Norm};
 use super::matrix::Matrix;
-use super::network::FeedForward;
-use super::rotation::Rotation;
-use crate::layout::Span;
-use crate::model::{ModelConfig, QkNorm};
+use super::rotation::Angles;
+use crate::batch::Batch;
+use crate::decoder;
+use crate::layout::Layout;
+use crate::model::QkNorm;
 
-/// A model's weights on a device.
-#[derive(Debug)]
-pub(super) struct Decoder {
-    pub(super) config: ModelConfig,
-    pub(super) device: Device,
-    pub(super) embedding: Matrix,
-    pub(super) layers: Vec<Layer>,
-    pub(super) norm: Norm,
-    /// The embedding itself where the two are tied.
-    pub(super) head: Matrix,
-    pub(super) rotations: Vec<Rotation>,
-}
-
-/// The weights of a layer. Norms are there or not as [`ModelConfig::norm_placement`] says.
-#[derive(Debug)]
-pub(super) struct Layer {
-    pub(super) attention_norm: Option<Norm>,
-    pub(super) q: Linear,
-    pub(super) k: Linear,
-    pub(super) v: Linear,
-    pub(super) o: Linear,
-    /// Of queries and keys, where the family has them.
-    pub(super) qk_norms: Option<(Norm, Norm)>,
-    pub(super) attention_post_norm: Option<Norm>,
-    pub(super) ffn_norm: Option<Norm>,
-    pub(super) ffn: FeedForward,
-    pub(super) ffn_post_norm: Option<Norm>,
-}
-
-/// What one step computes: tokens of several sequences, one after the other.
-#[derive(Debug)]
-pub(super) struct Step<'a> {
-    /// `[n_tokens]`
-    pub(super) tokens: &'a [u32],
-    /// `[n_tokens]`
-    pub(super) positions: &'a [u32],
-    /// `[n_tokens]` where each token's key and value go.
-    pub(super) slots: &'a [u32],
-    /// One for each sequence.
-    pub(super) spans: &'a [Span],
-    /// Rows whose logits are wanted.
-    pub(super) rows: &'a [u32],
-}
+pub(super) type Decoder = decoder::Decoder<Matrix, Tensor>;
+pub(super) type FeedForward = decoder::FeedForward<Matrix, Tensor>;
+pub(super) type Network = decoder::Network<Matrix, Tensor>;
+pub(super) type Experts = decoder::Experts<Matrix, Tensor>;
+pub(super) type Linear = decoder::Linear<Matrix, Tensor>;
+pub(super) type Norm = decoder::Norm<Tensor>;
 
 impl Decoder {
-    /// Computes a step: writes keys and values to the cache and gives the logits of the wanted rows, `[n_rows, vocab_size]` f32.
-    pub(super) fn forward(&self, step: &Step<'_>, cache: &KvCache) -> Result<Tensor> {
-        let logits = scaled(self.head.forward(&self.hidden(step, cache)?)?, self.config.logits_scale)?;
-        softcapped(logits, self.config.logits_softcap)
+    /// Computes a step: writes keys and values to the cache and gives the logits of `rows`, `[n_rows, vocab_size]` f32.
+    pub(super) fn forward(&self, device: &Device, batch: &Batch, layout: &Layout<'_>, rows: &[u32], cache: &KvCache) -> Result<Tensor> {
+        let hidden = self.hidden(device, batch, layout, rows, cache)?;
+        softcapped(scaled(self.head().forward(&hidden)?, self.config.logits_scale)?, self.config.logits_softcap)
     }
 
     /// The same before the output projection: `[n_rows, hidden]` f32.
-    pub(super) fn hidden(&self, step: &Step<'_>, cache: &KvCache) -> Result<Tensor> {
+    pub(super) fn hidden(&self, device: &Device, batch: &Batch, layout: &Layout<'_>, rows: &[u32], cache: &KvCache) -> Result<Tensor> {
         let config = &self.config;
-        let n_tokens = step.tokens.len();
+        let n_tokens = batch.tokens.len();
         let (heads, kv_heads, head_dim) = (config.heads, config.kv_heads, config.head_dim);
-        let angles = self.rotations.iter().map(|rotation| rotation.angles(step.positions, &self.device));
+        let slots: Vec<Vec<u32>> = layout.spans.iter().map(|span| span.slots(cache.plan)).collect();
+        let angles = self.ropes.iter().map(|rope| Angles::new(rope, &batch.positions, device));
         let angles = angles.collect::<Result<Vec<_>>>()?;
-        let mut x = scaled(self.embedding.embed(step.tokens, &self.device)?, config.embedding_scale)?; // [n_tokens, hidden]
+        let mut x = scaled(self.embedding.embed(&batch.tokens, device)?, config.embedding_scale)?; // [n_tokens, hidden]
         for (index, (layer, layer_config)) in self.layers.iter().zip(&config.layers).enumerate() {
             let h = normed(layer.attention_norm.as_ref(), &x)?;
             // [n_tokens, n_heads * head_dim] in, [n_tokens, n_heads, head_dim] out
@@ -87,10 +51,11 @@ impl Decoder {
             let q = prepare(layer.q.forward(&h)?, heads, layer.qk_norms.as_ref().map(|(q, _)| q))?;
             let k = prepare(layer.k.forward(&h)?, kv_heads, layer.qk_norms.as_ref().map(|(_, k)| k))?;
             let v = layer.v.forward(&h)?.reshape((n_tokens, kv_heads, head_dim))?;
-            cache.write(index, &k, &v, step.slots)?;
+            cache.write(index, &k, &v, &layout.slots)?;
             let (keys, values) = cache.layer(index);
             let attention = Attention {
-                spans: step.spans,
+                spans: &layout.spans,
+                slots: &slots,
                 heads,
                 kv_heads,
                 head_dim,
@@ -103,20 +68,7 @@ impl Decoder {
             let h = layer.ffn.forward(&normed(layer.ffn_norm.as_ref(), &x)?)?;
             x = (x + scaled(normed(layer.ffn_post_norm.as_ref(), &h)?, config.residual_scale)?)?;
         }
-        self.norm.forward(&x.index_select(&Tensor::new(step.rows, &self.device)?, 0)?)
-    }
-
-    pub(super) fn config(&self) -> &ModelConfig {
-        &self.config
-    }
-
-    /// Memory of the matrices.
-    #[cfg(test)]
-    pub(super) fn matrix_bytes(&self) -> u64 {
-        let linears = self.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o]).map(Linear::matrix_bytes);
-        let networks = self.layers.iter().map(|layer| layer.ffn.matrix_bytes());
-        let head = if self.config.tied_embeddings { 0 } else { self.head.bytes() };
-        self.embedding.bytes() + head + linears.chain(networks).sum::<u64>()
+        self.norm.forward(&x.index_select(&Tensor::new(rows, device)?, 0)?)
     }
 }
 

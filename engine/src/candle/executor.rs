@@ -6,7 +6,7 @@ use candle_core::Device;
 use plexus_types::{Bytes, DeviceId, DeviceKind};
 
 use super::cache::KvCache;
-use super::decoder::{Decoder, Step};
+use super::decoder::Decoder;
 use super::load::load;
 use crate::batch::{Batch, BatchOutput};
 use crate::embed::Pooling;
@@ -32,7 +32,6 @@ pub struct CandleExecutor {
 struct Resident {
     decoder: Decoder,
     cache: KvCache,
-    plan: KvPlan,
     footprint: Bytes,
     small: bool,
     /// Set if the model was made to embed.
@@ -65,29 +64,24 @@ impl CandleExecutor {
     /// Runs a step and gives the logits that draws would be made from, in order of the draws. For tests and for measuring.
     pub fn logits(&mut self, slot: Slot, batch: &Batch) -> Result<Vec<Vec<f32>>, EngineError> {
         let model = self.models.get(&slot).ok_or_else(|| EngineError::shape("the slot holds no model"))?;
-        let plan = Layout::new(batch, model.decoder.config().vocab_size, model.plan)?;
+        let layout = Layout::new(batch, model.decoder.config.vocab_size, model.cache.plan)?;
         model.cache.copy(&batch.copies).map_err(|error| self.failed(error))?;
         if batch.tokens.is_empty() {
             return Ok(Vec::new());
         }
-        let step = Step { tokens: &batch.tokens, positions: &batch.positions, slots: &plan.slots, spans: &plan.spans, rows: &plan.rows };
         // Where nothing is drawn the last row stands in: a prompt is only read.
         let last = [batch.tokens.len() as u32 - 1];
-        let step = if plan.rows.is_empty() { Step { rows: &last, ..step } } else { step };
-        let compute = || model.decoder.forward(&step, &model.cache)?.to_vec2();
+        let rows = if layout.rows.is_empty() { &last } else { &layout.rows[..] };
+        let compute = || model.decoder.forward(&self.device, batch, &layout, rows, &model.cache)?.to_vec2();
         let logits = if model.small && self.device.is_cpu() { self.single.install(compute) } else { compute() };
         let mut logits: Vec<Vec<f32>> = logits.map_err(|error| self.failed(error))?;
-        logits.truncate(plan.rows.len());
+        logits.truncate(layout.rows.len());
         Ok(logits)
     }
 
     /// An error of the computation. On a GPU any of them may mean that its context is lost.
     fn failed(&self, error: candle_core::Error) -> EngineError {
         EngineError::Device { device: self.description.id, reason: error.to_string() }
-    }
-
-    fn free(&self) -> Bytes {
-        self.description.memory_total.saturating_sub(self.models.values().map(|model| model.footprint).sum())
     }
 }
 
@@ -97,21 +91,13 @@ impl Executor for CandleExecutor {
     }
 
     fn load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
-        if self.models.contains_key(&slot) {
-            return Err(EngineError::shape("the slot holds a model already"));
-        }
-        if kv.n_blocks == 0 || kv.block_len == 0 || kv.n_blocks.checked_mul(kv.block_len).is_none() {
-            return Err(EngineError::shape(format!("{kv:?} is no KV pool")));
-        }
+        kv.check(1)?;
         let footprint = files.clone().placed_on(DeviceKind::Cuda).footprint(kv);
-        let free = self.free();
-        if footprint > free {
-            return Err(EngineError::Memory { device: self.description.id, needed: footprint, free });
-        }
+        self.description.admit(slot, footprint, self.models.iter().map(|(slot, model)| (*slot, model.footprint)))?;
         let decoder = load(files, &self.device, &|error| self.failed(error))?;
         let cache = KvCache::new(&files.config, kv, &self.device).map_err(|error| self.failed(error))?;
         let small = files.weights().small();
-        self.models.insert(slot, Resident { decoder, cache, plan: kv, footprint, small, pooling: files.pooling() });
+        self.models.insert(slot, Resident { decoder, cache, footprint, small, pooling: files.pooling() });
         Ok(())
     }
 
@@ -127,13 +113,14 @@ impl Executor for CandleExecutor {
     fn embed(&mut self, slot: Slot, inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
         let model = self.models.get(&slot).ok_or_else(|| EngineError::shape("the slot holds no model"))?;
         let pooling = model.pooling.ok_or_else(|| EngineError::shape("the model was not made to embed"))?;
+        let config = &model.decoder.config;
         let embed = |ids: &Vec<u32>| {
-            let batch = Batch::read_alone(ids, model.plan);
-            let layout = Layout::new(&batch, model.decoder.config().vocab_size, model.plan)?;
+            let batch = Batch::read_alone(ids, model.cache.plan);
+            let layout = Layout::new(&batch, config.vocab_size, model.cache.plan)?;
             let rows: Vec<u32> = (0..ids.len() as u32).collect();
-            let step = Step { tokens: ids, positions: &batch.positions, slots: &layout.slots, spans: &layout.spans, rows: &rows };
-            let hidden = model.decoder.hidden(&step, &model.cache).and_then(|hidden| hidden.flatten_all()?.to_vec1::<f32>());
-            Ok(pooling.pool(&hidden.map_err(|error| self.failed(error))?, model.decoder.config().hidden))
+            let hidden = model.decoder.hidden(&self.device, &batch, &layout, &rows, &model.cache);
+            let hidden = hidden.and_then(|hidden| hidden.flatten_all()?.to_vec1::<f32>()).map_err(|error| self.failed(error))?;
+            Ok(pooling.pool(&hidden, config.hidden))
         };
         inputs.iter().map(embed).collect()
     }
@@ -177,10 +164,7 @@ mod tests {
             let mut executor = cpu();
             executor.load(Slot(0), &files, POOL).unwrap();
             let model = &executor.models[&Slot(0)];
-            // Norms and biases, the only tensors of one dimension.
-            let vectors = files.config.tensors().into_iter().filter(|t| t.shape.len() == 1 && files.weights().has(&t.name));
-            let vector_bytes: u64 = vectors.map(|tensor| tensor.shape[0] as u64 * 4).sum();
-            assert_eq!(files.weights_bytes.0, model.decoder.matrix_bytes() + vector_bytes, "{source}");
+            assert_eq!(files.weights_bytes.0, model.decoder.bytes as u64, "{source}");
             assert_eq!(files.kv_bytes_per_token.0 * 16, model.cache.bytes(), "{source}");
             assert_eq!(files.footprint(POOL).0, files.weights_bytes.0 + model.cache.bytes());
         }
@@ -194,9 +178,10 @@ mod tests {
             batch.push(&[4], 0, &[BlockId(1)], None);
             batch
         };
-        let plan = Layout::new(&good(), 10, POOL).unwrap();
-        assert_eq!(plan.slots, [2, 3, 12, 4]);
-        assert_eq!(plan.spans[0].slots, [0, 1, 2, 3, 12]);
+        let batch = good();
+        let layout = Layout::new(&batch, 10, POOL).unwrap();
+        assert_eq!(layout.slots, [2, 3, 12, 4]);
+        assert_eq!(layout.spans[0].slots(POOL), [0, 1, 2, 3, 12]);
         let breaks: [fn(&mut Batch); 10] = [
             |batch| batch.tokens[0] = 10,
             |batch| batch.blocks[1] = BlockId(4),

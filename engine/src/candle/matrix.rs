@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, GgmlType, QMatMul, QStorage, QTensor, QuantizedType};
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Module, Result, Shape, Tensor};
@@ -16,9 +15,9 @@ use crate::model::TensorView;
 const PARALLEL_WORK: usize = 1 << 20;
 
 /// A weight matrix `[rows, columns]`; a product takes `columns` in and gives `rows` out.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) enum Matrix {
-    Cpu(Arc<CpuMatrix>),
+    Cpu(CpuMatrix),
     /// As candle holds it on a GPU.
     Gpu(QMatMul),
 }
@@ -56,7 +55,7 @@ impl Matrix {
                 Some(values) => CpuWeights::Dense(values),
                 None => CpuWeights::Quantized(dtype.from_data(aligned(&blocks, &mut Vec::new()).into())),
             };
-            return Ok(Self::Cpu(Arc::new(CpuMatrix { weights, rows, columns })));
+            return Ok(Self::Cpu(CpuMatrix { weights, rows, columns }));
         }
         Ok(Self::Gpu(match dense {
             Some(values) => QMatMul::Tensor(Tensor::from_vec(values, (rows, columns), device)?),
@@ -70,7 +69,7 @@ impl Matrix {
     /// `x [n, columns]` times the transpose of this: `[n, rows]`, f32.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Cpu(matrix) => x.apply_op1_no_bwd(matrix.as_ref()),
+            Self::Cpu(matrix) => x.apply_op1_no_bwd(matrix),
             Self::Gpu(matrix) => matrix.forward(x),
         }
     }
@@ -83,15 +82,13 @@ impl Matrix {
         }
     }
 
-    /// Memory held on the CPU.
-    #[cfg(test)]
-    pub(super) fn bytes(&self) -> u64 {
+    /// Memory held.
+    pub(super) fn bytes(&self) -> usize {
         match self {
-            Self::Cpu(matrix) => match &matrix.weights {
-                CpuWeights::Dense(weights) => weights.len() as u64 * 4,
-                CpuWeights::Quantized(blocks) => blocks.storage_size_in_bytes() as u64,
-            },
-            Self::Gpu(_) => 0,
+            Self::Cpu(CpuMatrix { weights: CpuWeights::Dense(weights), .. }) => size_of_val(&weights[..]),
+            Self::Cpu(CpuMatrix { weights: CpuWeights::Quantized(blocks), .. }) => blocks.storage_size_in_bytes(),
+            Self::Gpu(QMatMul::QTensor(tensor)) => tensor.storage_size_in_bytes(),
+            Self::Gpu(QMatMul::Tensor(tensor) | QMatMul::TensorF16(tensor)) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
         }
     }
 }
@@ -235,7 +232,7 @@ mod tests {
                 let tensor = TensorView::of(format, if widen { Format::F32 } else { format }, &shape, &bytes);
                 let matrix = Matrix::new(&tensor, &Device::Cpu).unwrap();
                 let exact = widen || format.is_dense();
-                assert_eq!(exact, matrix.bytes() == 4 * (rows * columns) as u64, "{dtype:?}");
+                assert_eq!(exact, matrix.bytes() == 4 * rows * columns, "{dtype:?}");
                 let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap();
                 let error = norm(&(matrix.forward(&x).unwrap() - &plain).unwrap()) / norm(&plain);
                 assert!(error < if exact { 1e-6 } else { TOLERANCE }, "{dtype:?}: {error}");

@@ -3,17 +3,8 @@
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::{sigmoid, silu, softmax};
 
-use super::linear::Linear;
+use super::decoder::{Experts, FeedForward, Network};
 use crate::model::Activation;
-
-/// `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` without a gate.
-#[derive(Debug)]
-pub(super) struct Network {
-    pub(super) gate: Option<Linear>,
-    pub(super) up: Linear,
-    pub(super) down: Linear,
-    pub(super) activation: Activation,
-}
 
 impl Network {
     /// `x [n, hidden]` gives `[n, hidden]`.
@@ -30,18 +21,6 @@ impl Network {
         };
         self.down.forward(&inner)
     }
-
-    #[cfg(test)]
-    fn matrix_bytes(&self) -> u64 {
-        [Some(&self.up), Some(&self.down), self.gate.as_ref()].into_iter().flatten().map(Linear::matrix_bytes).sum()
-    }
-}
-
-/// What follows attention in a layer.
-#[derive(Debug)]
-pub(super) enum FeedForward {
-    Dense(Network),
-    Experts(Experts),
 }
 
 impl FeedForward {
@@ -52,30 +31,6 @@ impl FeedForward {
             Self::Experts(experts) => experts.forward(x),
         }
     }
-
-    /// Memory of the matrices.
-    #[cfg(test)]
-    pub(super) fn matrix_bytes(&self) -> u64 {
-        match self {
-            Self::Dense(network) => network.matrix_bytes(),
-            Self::Experts(experts) => {
-                let shared = experts.shared.iter().map(|(network, router)| network.matrix_bytes() + router.matrix_bytes());
-                experts.router.matrix_bytes() + experts.networks.iter().map(Network::matrix_bytes).chain(shared).sum::<u64>()
-            }
-        }
-    }
-}
-
-/// Several networks, of which a router chooses some for each token.
-#[derive(Debug)]
-pub(super) struct Experts {
-    pub(super) router: Linear,
-    pub(super) networks: Vec<Network>,
-    pub(super) n_active: usize,
-    /// Are the shares of those taken scaled to a sum of 1?
-    pub(super) normalized: bool,
-    /// The network that all tokens take, and the projection whose sigmoid is its share.
-    pub(super) shared: Option<(Network, Linear)>,
 }
 
 impl Experts {
@@ -84,7 +39,7 @@ impl Experts {
         let shares = softmax(&self.router.forward(x)?, D::Minus1)?.to_vec2::<f32>()?; // [n, n_experts]
         let mut by_expert: Vec<(Vec<u32>, Vec<f32>)> = vec![Default::default(); self.networks.len()];
         for (row, shares) in shares.iter().enumerate() {
-            for (expert, share) in choose(shares, self.n_active, self.normalized) {
+            for (expert, share) in self.choose(shares) {
                 by_expert[expert].0.push(row as u32);
                 by_expert[expert].1.push(share);
             }
@@ -101,28 +56,8 @@ impl Experts {
             out = out.index_add(&rows, &given, 0)?;
         }
         match &self.shared {
-            Some((network, router)) => out + network.forward(x)?.broadcast_mul(&sigmoid(&router.forward(x)?)?)?,
+            Some(shared) => out + shared.network.forward(x)?.broadcast_mul(&sigmoid(&shared.router.forward(x)?)?)?,
             None => Ok(out),
         }
-    }
-}
-
-/// The `n` experts with the largest shares, ties to the lower index, each with its share.
-fn choose(shares: &[f32], n: usize, normalized: bool) -> Vec<(usize, f32)> {
-    let mut order: Vec<usize> = (0..shares.len()).collect();
-    order.sort_by(|a, b| shares[*b].total_cmp(&shares[*a]).then(a.cmp(b)));
-    order.truncate(n);
-    let sum = if normalized { order.iter().map(|expert| shares[*expert]).sum() } else { 1.0 };
-    order.into_iter().map(|expert| (expert, shares[expert] / sum)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_largest_shares_are_taken_and_ties_go_to_the_lower_index() {
-        assert_eq!(choose(&[0.25, 0.125, 0.5, 0.25], 2, false), [(2, 0.5), (0, 0.25)]);
-        assert_eq!(choose(&[0.25, 0.125, 0.25, 0.125], 2, true), [(0, 0.5), (2, 0.5)]);
     }
 }

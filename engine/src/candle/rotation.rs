@@ -3,42 +3,28 @@
 use candle_core::{D, Device, Result, Tensor};
 use candle_nn::rotary_emb::rope_thd;
 
-use crate::model::{Rope, RopeConfig, RopePairs};
+use crate::model::{Rope, RopePairs};
 
-/// A rotary embedding of a model.
-#[derive(Debug)]
-pub(super) struct Rotation {
-    rope: Rope,
-    dim: usize,
-    pairs: RopePairs,
-}
-
-/// Its angles at the positions of a step.
+/// The angles of a rotary embedding at the positions of a step.
 #[derive(Debug)]
 pub(super) struct Angles<'a> {
-    rotation: &'a Rotation,
+    rope: &'a Rope,
     /// `[n_tokens, dim / 2]`
     cos: Tensor,
     sin: Tensor,
 }
 
-impl Rotation {
-    pub(super) fn new(config: &RopeConfig) -> Self {
-        Self { rope: Rope::new(config), dim: config.dim, pairs: config.pairs }
+impl<'a> Angles<'a> {
+    pub(super) fn new(rope: &'a Rope, positions: &[u32], device: &Device) -> Result<Self> {
+        let (cos, sin) = rope.angles(positions);
+        let shape = (positions.len(), rope.dim / 2);
+        Ok(Self { rope, cos: Tensor::from_vec(cos, shape, device)?, sin: Tensor::from_vec(sin, shape, device)? })
     }
 
-    pub(super) fn angles(&self, positions: &[u32], device: &Device) -> Result<Angles<'_>> {
-        let (cos, sin) = self.rope.angles(positions);
-        let shape = (positions.len(), self.dim / 2);
-        Ok(Angles { rotation: self, cos: Tensor::from_vec(cos, shape, device)?, sin: Tensor::from_vec(sin, shape, device)? })
-    }
-}
-
-impl Angles<'_> {
     /// Turns the first `dim` numbers of each head of `x [n_tokens, heads, head_dim]`, and keeps the rest.
     pub(super) fn turn(&self, x: &Tensor) -> Result<Tensor> {
         let (_, _, head_dim) = x.dims3()?;
-        let dim = self.rotation.dim;
+        let dim = self.rope.dim;
         if dim == head_dim {
             return self.turn_all(&x.contiguous()?);
         }
@@ -47,7 +33,7 @@ impl Angles<'_> {
     }
 
     fn turn_all(&self, x: &Tensor) -> Result<Tensor> {
-        match self.rotation.pairs {
+        match self.rope.pairs {
             RopePairs::Halves => rope_thd(&x.unsqueeze(0)?, &self.cos, &self.sin)?.squeeze(0),
             RopePairs::Neighbours => {
                 let (n_tokens, heads, dim) = x.dims3()?;

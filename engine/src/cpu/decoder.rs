@@ -5,13 +5,14 @@ use std::ops::Range;
 use plexus_kernels::activation::softcap;
 use plexus_kernels::attention::{Attention, KvPool, Span};
 use plexus_kernels::norm::add_scaled;
-use plexus_kernels::rope::{Pairs, rotate};
+use plexus_kernels::rope::rotate;
 use plexus_kernels::{Activations, Forms, Product, Team, multiply};
 
 use super::buffers::{Buffers, PIECE, for_rows, take, take_parts};
-use super::network::{FeedForward, Room};
+use super::network::Room;
 use super::weights::{Decoder, Layer, Norm};
 use crate::batch::Batch;
+use crate::decoder::FeedForward;
 use crate::layout::Layout;
 use crate::model::{QkNorm, RopePairs};
 
@@ -21,7 +22,7 @@ struct Angles {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
-    pairs: Pairs,
+    pairs: RopePairs,
 }
 
 /// Some neighbouring tokens of a step.
@@ -50,7 +51,7 @@ impl Decoder {
         &self,
         team: &Team,
         batch: &Batch,
-        layout: &Layout,
+        layout: &Layout<'_>,
         rows: &[u32],
         pools: &mut [KvPool],
         buffers: &'a mut Buffers,
@@ -58,7 +59,7 @@ impl Decoder {
         self.run_layers(team, batch, layout, pools, buffers);
         let config = &self.config;
         let hidden = config.hidden;
-        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        let head = self.head();
         let x = &buffers.x[..batch.tokens.len() * hidden];
         buffers.input.compute(team, rows.len(), hidden, Forms::of(head.format()), &|row, out| {
             out.copy_from_slice(&x[rows[row] as usize * hidden..][..hidden]);
@@ -77,7 +78,7 @@ impl Decoder {
         &self,
         team: &Team,
         batch: &Batch,
-        layout: &Layout,
+        layout: &Layout<'_>,
         pools: &mut [KvPool],
         buffers: &'a mut Buffers,
     ) -> &'a mut [f32] {
@@ -88,7 +89,7 @@ impl Decoder {
     }
 
     /// Computes all layers of a step; what they give is left in `buffers.x`, `[n_tokens, hidden]`.
-    fn run_layers(&self, team: &Team, batch: &Batch, layout: &Layout, pools: &mut [KvPool], buffers: &mut Buffers) {
+    fn run_layers(&self, team: &Team, batch: &Batch, layout: &Layout<'_>, pools: &mut [KvPool], buffers: &mut Buffers) {
         let config = &self.config;
         let (n, hidden) = (batch.tokens.len(), config.hidden);
         let x = take(&mut buffers.x, n * hidden);
@@ -123,13 +124,9 @@ impl Decoder {
     }
 
     fn angles(&self, positions: &[u32]) -> Vec<Angles> {
-        let angles = self.ropes.iter().zip(&self.config.ropes).map(|(rope, config)| {
+        let angles = self.ropes.iter().map(|rope| {
             let (cos, sin) = rope.angles(positions);
-            let pairs = match config.pairs {
-                RopePairs::Halves => Pairs::Halves,
-                RopePairs::Neighbours => Pairs::Neighbours,
-            };
-            Angles { cos, sin, half: config.dim / 2, pairs }
+            Angles { cos, sin, half: rope.dim / 2, pairs: rope.pairs }
         });
         angles.collect()
     }

@@ -7,7 +7,7 @@ use plexus_kernels::attention::KvPool;
 use plexus_types::{Bytes, DeviceId};
 
 use super::buffers::Buffers;
-use super::weights::Decoder;
+use super::weights::{Decoder, load};
 use crate::batch::{Batch, BatchOutput};
 use crate::embed::Pooling;
 use crate::error::EngineError;
@@ -16,6 +16,9 @@ use crate::host;
 use crate::layout::Layout;
 use crate::model::{ModelFiles, kv_element};
 use crate::sample::draw_all;
+
+/// Pools keep keys and values in groups of so many tokens, and a block is some of these.
+const KV_GROUP: u32 = 16;
 
 /// The host's processors and the models on them.
 #[derive(Debug)]
@@ -80,10 +83,6 @@ impl CpuExecutor {
         let logits = model.decoder.forward(team, batch, &layout, &layout.rows, &mut model.pools, &mut model.buffers);
         Ok((logits, vocab_size, layout.rows.len()))
     }
-
-    fn free(&self) -> Bytes {
-        self.description.memory_total.saturating_sub(self.models.values().map(|model| model.footprint).sum())
-    }
 }
 
 impl Executor for CpuExecutor {
@@ -92,24 +91,15 @@ impl Executor for CpuExecutor {
     }
 
     fn load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
-        if self.models.contains_key(&slot) {
-            return Err(EngineError::shape("the slot holds a model already"));
-        }
-        if kv.n_blocks == 0 || kv.block_len == 0 || !kv.block_len.is_multiple_of(16) || kv.n_blocks.checked_mul(kv.block_len).is_none() {
-            return Err(EngineError::shape(format!("{kv:?} is no KV pool; a block holds a multiple of 16 tokens")));
-        }
-        let footprint = files.footprint(kv);
-        let free = self.free();
-        if footprint > free {
-            return Err(EngineError::Memory { device: self.description.id, needed: footprint, free });
-        }
+        kv.check(KV_GROUP)?;
+        self.description.admit(slot, files.footprint(kv), self.models.iter().map(|(slot, model)| (*slot, model.footprint)))?;
         let small = files.weights().small();
-        let decoder = Decoder::load(files, if small { &self.single } else { &self.team })?;
+        let decoder = load(files, if small { &self.single } else { &self.team })?;
         let element = kv_element(small);
         let config = &files.config;
         let pool = |_| KvPool::new(element, config.kv_heads, config.head_dim, kv.n_blocks as usize, kv.block_len as usize);
         let pools: Vec<KvPool> = (0..config.layers.len()).map(pool).collect();
-        let footprint = Bytes((decoder.bytes() + pools.iter().map(KvPool::bytes).sum::<usize>()) as u64);
+        let footprint = Bytes((decoder.bytes + pools.iter().map(KvPool::bytes).sum::<usize>()) as u64);
         self.models
             .insert(slot, Resident { decoder, pools, buffers: Buffers::default(), plan: kv, footprint, small, pooling: files.pooling() });
         Ok(())

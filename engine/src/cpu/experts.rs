@@ -5,7 +5,8 @@ use plexus_kernels::norm::add_scaled;
 use plexus_kernels::{Activations, Product, Team, multiply};
 
 use super::buffers::{ExpertBuffers, take};
-use super::network::{Experts, Room};
+use super::network::Room;
+use super::weights::Experts;
 
 impl Experts {
     /// `buffers.normed [n, hidden]` gives `out [n, hidden]`. `input` is room for rows in the form of the products.
@@ -47,7 +48,7 @@ impl Experts {
         let mut taken = Vec::with_capacity(n * self.n_active);
         for (token, shares) in shares.chunks_exact_mut(n_experts).enumerate() {
             softmax(shares);
-            taken.extend(choose(shares, self.n_active, self.normalized).map(|(expert, share)| (expert, token as u32, share)));
+            taken.extend(self.choose(shares).map(|(expert, share)| (expert, token as u32, share)));
         }
         taken.sort_unstable_by_key(|(expert, token, _)| (*expert, *token));
         let mut rows = Vec::with_capacity(n);
@@ -75,24 +76,9 @@ fn softmax(x: &mut [f32]) {
     x.iter_mut().for_each(|x| *x /= sum);
 }
 
-/// The `n` experts with the largest shares, ties to the lower index, each with its share.
-fn choose(shares: &[f32], n: usize, normalized: bool) -> impl Iterator<Item = (usize, f32)> {
-    let mut order: Vec<usize> = (0..shares.len()).collect();
-    order.sort_unstable_by(|a, b| shares[*b].total_cmp(&shares[*a]).then(a.cmp(b)));
-    order.truncate(n);
-    let sum = if normalized { order.iter().map(|expert| shares[*expert]).sum() } else { 1.0 };
-    order.into_iter().map(move |expert| (expert, shares[expert] / sum))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_largest_shares_are_taken_and_ties_go_to_the_lower_index() {
-        assert_eq!(choose(&[0.25, 0.125, 0.5, 0.25], 2, false).collect::<Vec<_>>(), [(2, 0.5), (0, 0.25)]);
-        assert_eq!(choose(&[0.25, 0.125, 0.25, 0.125], 2, true).collect::<Vec<_>>(), [(0, 0.5), (2, 0.5)]);
-    }
 
     #[test]
     fn shares_sum_to_one() {

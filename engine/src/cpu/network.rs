@@ -1,56 +1,10 @@
 //! Feed-forward networks, dense and of experts.
 
-use plexus_kernels::activation::{Activation, activate};
+use plexus_kernels::activation::activate;
 use plexus_kernels::{Activations, Product, Team, multiply};
 
 use super::buffers::{for_rows, take_parts};
-use super::weights::Linear;
-
-impl From<crate::model::Activation> for Activation {
-    fn from(activation: crate::model::Activation) -> Self {
-        match activation {
-            crate::model::Activation::Silu => Self::Silu,
-            crate::model::Activation::GeluTanh => Self::GeluTanh,
-            crate::model::Activation::Gelu => Self::Gelu,
-        }
-    }
-}
-
-/// `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` without a gate.
-#[derive(Debug)]
-pub(super) struct Network {
-    pub(super) gate: Option<Linear>,
-    pub(super) up: Linear,
-    pub(super) down: Linear,
-    pub(super) activation: Activation,
-}
-
-/// What follows attention in a layer.
-#[derive(Debug)]
-pub(super) enum FeedForward {
-    /// One network for all tokens.
-    Dense(Network),
-    /// Several, of which each token takes some.
-    Experts(Experts),
-}
-
-/// Several networks, of which a router chooses some for each token.
-#[derive(Debug)]
-pub(super) struct Experts {
-    pub(super) router: Linear,
-    pub(super) networks: Vec<Network>,
-    pub(super) n_active: usize,
-    /// Are the shares of those taken scaled to a sum of 1?
-    pub(super) normalized: bool,
-    pub(super) shared: Option<Shared>,
-}
-
-/// The network that all tokens take besides, and the projection whose sigmoid is its share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) network: Network,
-    pub(super) router: Linear,
-}
+use super::weights::Network;
 
 impl Network {
     /// What its input must be converted to.

@@ -6,7 +6,7 @@ use crate::executor::KvPlan;
 /// The token of each place of the pool, and how much of each block the draft model has computed for the tokens that it holds now.
 ///
 /// A block is written from its start on, and again only from where its sequence went another way: so what is computed of it is its beginning.
-/// A *slot* is a place of the pool: `block * block_len + place in the block`.
+/// A *slot* is a place of the pool: see [`KvPlan::slot`].
 #[derive(Debug)]
 pub(super) struct Ledger {
     block_len: u32,
@@ -50,27 +50,20 @@ impl Ledger {
         *n = (*n).max(slot % self.block_len + 1);
     }
 
-    /// Of a sequence's slots, how many from the first on the draft model has computed.
-    pub(super) fn n_drafted(&self, slots: &[u32]) -> usize {
-        let mut n_before = 0;
-        for block in slots.chunks(self.block_len as usize) {
-            let n = self.n_drafted[(block[0] / self.block_len) as usize] as usize;
-            if n < block.len() {
-                return n_before + n;
+    /// Of the first `n` positions of a sequence with these blocks, how many from the first on the draft model has computed.
+    pub(super) fn n_drafted(&self, table: &[BlockId], n: u32) -> u32 {
+        for (block, before) in table.iter().zip((0..n).step_by(self.block_len as usize)) {
+            let drafted = self.n_drafted[block.0 as usize];
+            if drafted < self.block_len.min(n - before) {
+                return before + drafted;
             }
-            n_before += block.len();
         }
-        n_before
+        n
     }
 
     /// The token of a slot.
     pub(super) fn token(&self, slot: u32) -> u32 {
         self.tokens[slot as usize]
-    }
-
-    /// The slot of a position in a sequence with these blocks, among which it is.
-    pub(super) fn slot(&self, table: &[BlockId], position: u32) -> u32 {
-        table[(position / self.block_len) as usize].0 * self.block_len + position % self.block_len
     }
 }
 
@@ -80,18 +73,19 @@ mod tests {
 
     #[test]
     fn what_is_written_anew_is_computed_anew_and_what_lies_before_it_is_not() {
-        let mut ledger = Ledger::new(KvPlan { n_blocks: 4, block_len: 4 });
+        let kv = KvPlan { n_blocks: 4, block_len: 4 };
+        let mut ledger = Ledger::new(kv);
         let table = [BlockId(2), BlockId(0)];
-        let slots: Vec<u32> = (0..6).map(|position| ledger.slot(&table, position)).collect();
+        let slots: Vec<u32> = (0..6).map(|position| kv.slot(&table, position)).collect();
         assert_eq!(slots, [8, 9, 10, 11, 0, 1]);
         ledger.record(slots.iter().map(|slot| (*slot, 70 + slot)));
-        assert_eq!(ledger.n_drafted(&slots), 0);
+        assert_eq!(ledger.n_drafted(&table, 6), 0);
         slots.iter().for_each(|slot| ledger.mark(*slot));
-        assert_eq!((ledger.n_drafted(&slots), ledger.token(9)), (6, 79));
+        assert_eq!((ledger.n_drafted(&table, 6), ledger.token(9)), (6, 79));
         ledger.record([(1, 5)]);
-        assert_eq!((ledger.n_drafted(&slots), ledger.token(1)), (5, 5));
+        assert_eq!((ledger.n_drafted(&table, 6), ledger.token(1)), (5, 5));
         ledger.record([(10, 5)]);
-        assert_eq!(ledger.n_drafted(&slots), 2);
+        assert_eq!(ledger.n_drafted(&table, 6), 2);
     }
 
     #[test]
@@ -100,6 +94,6 @@ mod tests {
         ledger.record((0..4).map(|slot| (slot, slot)));
         (0..4).for_each(|slot| ledger.mark(slot));
         ledger.copy(&[BlockCopy { from: BlockId(0), to: BlockId(1) }]);
-        assert_eq!((ledger.n_drafted(&[4, 5]), ledger.n_drafted(&[0, 1]), ledger.token(6)), (0, 2, 2));
+        assert_eq!((ledger.n_drafted(&[BlockId(1)], 2), ledger.n_drafted(&[BlockId(0)], 2), ledger.token(6)), (0, 2, 2));
     }
 }

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::fmt;
 
 use candle_core::Device;
-use plexus_types::Bytes;
 
 use super::encoder::Encoder;
 use crate::batch::{Batch, BatchOutput};
@@ -42,15 +41,8 @@ impl<E: Executor> Executor for EmbeddingExecutor<E> {
 
     fn load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
         let Some(encoder) = files.encoder() else { return self.decoders.load(slot, files, kv) };
-        if self.encoders.contains_key(&slot) {
-            return Err(EngineError::shape("the slot holds a model already"));
-        }
-        let description = self.describe();
-        let used: Bytes = self.encoders.values().map(|encoder| encoder.files().weights_bytes).sum();
-        let free = description.memory_total.saturating_sub(used);
-        if encoder.weights_bytes > free {
-            return Err(EngineError::Memory { device: description.id, needed: encoder.weights_bytes, free });
-        }
+        let resident = self.encoders.iter().map(|(slot, encoder)| (*slot, encoder.files().weights_bytes));
+        self.describe().admit(slot, encoder.weights_bytes, resident)?;
         let encoder = Encoder::load(encoder, &self.device, &|error| self.failed(error))?;
         self.encoders.insert(slot, encoder);
         Ok(())

@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+pub use plexus_kernels::activation::Activation;
+pub use plexus_kernels::rope::Pairs as RopePairs;
+
 use super::rope::RopeScaling;
 use crate::error::EngineError;
 
@@ -159,15 +162,6 @@ pub struct RopeConfig {
     pub pairs: RopePairs,
 }
 
-/// Which numbers of a head are turned together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RopePairs {
-    /// `i` and `i + dim / 2`.
-    Halves,
-    /// `2 i` and `2 i + 1`.
-    Neighbours,
-}
-
 /// How norms are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormKind {
@@ -209,17 +203,6 @@ pub enum QkNorm {
     Head,
     /// Of all heads of a token together; a weight for each number.
     Whole,
-}
-
-/// The function between the projections of a feed-forward network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x * sigmoid(x)`.
-    Silu,
-    /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`.
-    GeluTanh,
-    /// `x / 2 * (1 + erf(x / sqrt(2)))`.
-    Gelu,
 }
 
 /// A tensor that the decoder has.

@@ -1,6 +1,6 @@
 //! Rotary position embedding: the angle by which each pair of a head turns per position.
 
-use super::config::RopeConfig;
+use super::config::{RopeConfig, RopePairs};
 
 /// How the angles are stretched to reach a longer context than the model was first trained on.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,9 +58,12 @@ impl RopeScaling {
     }
 }
 
-/// Angle per position of each pair.
+/// A rotary embedding, with the angle per position of each pair.
 #[derive(Debug, Clone)]
 pub(crate) struct Rope {
+    /// The first so many numbers of a head are turned.
+    pub(crate) dim: usize,
+    pub(crate) pairs: RopePairs,
     /// `[dim / 2]`, radians per position.
     frequencies: Vec<f32>,
     /// Multiplies cosines and sines.
@@ -103,7 +106,8 @@ impl Rope {
                     .collect()
             }
         };
-        Self { frequencies: frequencies.into_iter().map(|frequency| frequency as f32).collect(), amplitude: amplitude as f32 }
+        let frequencies = frequencies.into_iter().map(|frequency| frequency as f32).collect();
+        Self { dim: config.dim, pairs: config.pairs, frequencies, amplitude: amplitude as f32 }
     }
 
     /// Cosines and sines for `positions`, each `[n_tokens, dim / 2]`. Angles are f32, as in the reference implementations.
