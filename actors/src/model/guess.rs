@@ -19,6 +19,11 @@ const LENGTH_MIN: u32 = 2;
 pub const LENGTH_MAX: u32 = 16;
 /// After so many wrong guesses in a row the pause between two of them grows no more.
 const MISSES_MAX: u32 = 6;
+/// A passage that was followed for so many tokens, and then differed in one, is taken to have been edited there: it may go on behind that.
+const FOLLOWED_MIN: u32 = 2;
+/// Tokens guessed of how it goes on, and times that this is tried.
+const RESUMED_LEN: u32 = 3;
+const RESUME_TRIES: u32 = 2;
 
 /// Finds guesses in a sequence's tokens, and learns how far they can be trusted there.
 #[derive(Debug, Clone)]
@@ -33,11 +38,34 @@ pub struct Guesser {
     misses: u32,
     /// Steps to sit out.
     pause: u32,
+    /// The latest guess.
+    latest: Followed,
+    /// A passage that was left lately, and how often it may still be tried whether the text has come back to it.
+    left: Followed,
+    tries: u32,
+}
+
+/// A passage that is guessed from.
+#[derive(Debug, Clone, Copy, Default)]
+struct Followed {
+    /// Tokens from a token of it to the one that repeats it.
+    back: u32,
+    /// The last tokens are not like it: it was left before, and is taken up again.
+    resumed: bool,
 }
 
 impl Default for Guesser {
     fn default() -> Self {
-        Self { last: HashMap::new(), before: Vec::new(), length: LENGTH_FIRST, misses: 0, pause: 0 }
+        Self {
+            last: HashMap::new(),
+            before: Vec::new(),
+            length: LENGTH_FIRST,
+            misses: 0,
+            pause: 0,
+            latest: Followed::default(),
+            left: Followed::default(),
+            tries: 0,
+        }
     }
 }
 
@@ -50,14 +78,34 @@ impl Guesser {
         }
     }
 
-    /// Guesses up to `max` tokens that follow those read: what followed the longest of the like passages, of equals the latest. Empty if there is
-    /// none, or guessing does not pay at present.
+    /// Guesses up to `max` tokens that follow those read: what followed the longest of the like passages, of equals the latest; or else how the
+    /// passage goes on that was followed until one of its tokens was replaced by another. Empty if there is none, or guessing does not pay at
+    /// present.
     pub fn guess(&mut self, max: u32, token: impl Fn(u32) -> u32) -> Vec<u32> {
-        if self.pause > 0 {
-            self.pause -= 1;
-            return Vec::new();
-        }
         let Some(end) = self.before.len().checked_sub(1).map(|end| end as u32) else { return Vec::new() };
+        let found = if self.pause > 0 {
+            self.pause -= 1;
+            None
+        } else {
+            self.find(end, &token)
+        };
+        let (followed, length) = match found {
+            Some(found) => (Followed { back: end - found, resumed: false }, self.length),
+            None if self.tries > 0 => (Followed { resumed: true, ..self.left }, RESUMED_LEN),
+            None => return Vec::new(),
+        };
+        self.latest = followed;
+        let mut guesses: Vec<u32> = Vec::new();
+        for position in end + 1..=end + max.min(length) {
+            // A passage that reaches into the guesses repeats itself.
+            let source = position - followed.back;
+            guesses.push(if source <= end { token(source) } else { guesses[(source - end - 1) as usize] });
+        }
+        guesses
+    }
+
+    /// Where the longest passage ended before that is like the last tokens, of equals the latest.
+    fn find(&self, end: u32, token: impl Fn(u32) -> u32) -> Option<u32> {
         let alike = |other: u32| (0..SUFFIX_MAX.min(other + 1)).take_while(|back| token(other - back) == token(end - back)).count();
         let mut best: Option<(usize, u32)> = None;
         let mut candidate = end;
@@ -72,30 +120,38 @@ impl Guesser {
                 best = Some((n_alike, candidate));
             }
         }
-        let Some((_, found)) = best else { return Vec::new() };
-        let mut guesses: Vec<u32> = Vec::new();
-        for position in found + 1..=found + max.min(self.length) {
-            // A passage that reaches into the guesses repeats itself.
-            guesses.push(if position <= end { token(position) } else { guesses[(position - end - 1) as usize] });
-        }
-        guesses
+        best.map(|(_, found)| found)
     }
 
-    /// Of `n_guessed` tokens the first `n_right` were right. Twice as many are tried after all were, and after none was, a pause is made, which
-    /// doubles with each such guess.
+    /// Of the `n_guessed` tokens of the latest guess the first `n_right` were right. Twice as many are tried after all were, and after none was, a
+    /// pause is made, which doubles with each such guess.
     pub fn on_outcome(&mut self, n_guessed: u32, n_right: u32) {
         if n_guessed == 0 {
             return;
         }
-        if n_right == 0 {
-            self.misses = (self.misses + 1).min(MISSES_MAX);
-            self.pause = 1 << self.misses;
-            self.length = LENGTH_MIN;
-            return;
+        let Followed { resumed, .. } = self.latest;
+        if n_right >= FOLLOWED_MIN || resumed && n_right > 0 {
+            (self.left, self.tries) = (self.latest, RESUME_TRIES);
+        } else {
+            self.tries = self.tries.saturating_sub(1);
+        }
+        match n_right {
+            // To try is cheap and rare: no pause is made for it.
+            _ if resumed && n_right < n_guessed => return,
+            0 => {
+                self.misses = (self.misses + 1).min(MISSES_MAX);
+                self.pause = 1 << self.misses;
+                self.length = LENGTH_MIN;
+                return;
+            }
+            _ if resumed => self.length = self.length.max(LENGTH_FIRST),
+            n if n == n_guessed => self.length = (self.length.max(n) * 2).min(LENGTH_MAX),
+            n => self.length = (n + 1).clamp(LENGTH_MIN, LENGTH_MAX),
         }
         self.misses = 0;
-        let length = if n_right == n_guessed { self.length.max(n_guessed) * 2 } else { n_right + 1 };
-        self.length = length.clamp(LENGTH_MIN, LENGTH_MAX);
+        if resumed {
+            self.pause = 0;
+        }
     }
 }
 
@@ -160,6 +216,26 @@ mod tests {
         guesser.pause = 0;
         guesser.on_outcome(2, 1);
         assert_eq!(guesser.guess(100, token).len(), 2);
+    }
+
+    #[test]
+    fn a_passage_is_taken_up_again_behind_a_token_that_was_replaced() {
+        let (source, edited) = ([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], [1, 2, 3, 4, 5, 40]);
+        let text: Vec<u32> = source.iter().chain(&edited).copied().collect();
+        let known = |n: usize| {
+            let text = &text;
+            move |position: u32| *text[..n].get(position as usize).expect("only known tokens are asked for")
+        };
+        let mut guesser = Guesser::default();
+        guesser.read(15, known(15));
+        assert_eq!(guesser.guess(8, known(15)), [4, 5, 6, 7]);
+        guesser.on_outcome(4, 2); // 4, 5, and then 40 in place of 6
+        guesser.read(18, known(18));
+        assert_eq!(guesser.guess(8, known(18)), [7, 8, 9]);
+        guesser.on_outcome(3, 0);
+        assert_eq!(guesser.guess(8, known(18)), [7, 8, 9], "once more, if not at once");
+        guesser.on_outcome(3, 0);
+        assert_eq!(guesser.guess(8, known(18)), [] as [u32; 0]);
     }
 
     proptest! {
