@@ -10,7 +10,8 @@ use crate::model::ModelFiles;
 ///
 /// A [`crate::DraftingExecutor`] round it adds draft models.
 ///
-/// The real one is [`crate::CandleExecutor`]; [`crate::scripted::ScriptedExecutor`] answers from a script, for tests and benches.
+/// The real ones are [`crate::CpuExecutor`] and, for GPUs, [`crate::CandleExecutor`]; [`crate::scripted::ScriptedExecutor`] answers from a script, for
+/// tests and benches.
 pub trait Executor {
     /// What the device is.
     fn describe(&self) -> DeviceDescription;

@@ -1,8 +1,9 @@
 //! A team of threads that share the tasks of one operation.
 //!
 //! Between two operations of a forward pass there is no time to wake a thread (some microseconds), so the workers spin for a short while
-//! after work and only then sleep. Tasks are claimed one by one from a counter: a core that other work has taken away slows its own task
-//! and no other, and a worker that never woke up is not waited for.
+//! after work and only then sleep. Each thread has a stretch of neighbouring tasks, which it claims one by one from a counter, and then helps the
+//! others with theirs: a core that other work has taken away slows its own task and no other, and a worker that never woke up is not waited for.
+//! Neighbouring tasks mostly read neighbouring memory, which comes half as fast again when each core follows a stretch of its own.
 #![allow(unsafe_code, reason = "workers run a closure that the caller of `run` keeps alive on its stack")]
 
 use std::any::Any;
@@ -25,11 +26,12 @@ const NUMBER: u32 = 17;
 
 type Task<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
-/// What the threads share. Cache lines apart, since every worker watches `state` while others claim from `next`.
+/// What the threads share. Cache lines apart, since every worker watches `state` while others claim from `claimed`.
 #[derive(Debug)]
 struct Shared {
     state: Line<AtomicU64>,
-    next: Line<AtomicUsize>,
+    /// Tasks claimed of each thread's stretch; more than it has when it is done.
+    claimed: Vec<Line<AtomicUsize>>,
     job: UnsafeCell<Job>,
     stop: AtomicBool,
     asleep: Vec<AtomicBool>,
@@ -80,7 +82,7 @@ impl Team {
         fn none(_: usize, _: usize) {}
         let shared = Arc::new(Shared {
             state: Line(AtomicU64::new(0)),
-            next: Line(AtomicUsize::new(0)),
+            claimed: (0..=n_workers).map(|_| Line(AtomicUsize::new(0))).collect(),
             job: UnsafeCell::new(Job { task: &none, n_tasks: 0 }),
             stop: AtomicBool::new(false),
             asleep: (0..n_workers).map(|_| AtomicBool::new(false)).collect(),
@@ -124,7 +126,7 @@ impl Team {
         let erased = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(std::ptr::from_ref(task)) };
         // SAFETY: the state is closed and nobody is inside (see the end of this function), so no other thread reads `job`.
         unsafe { *shared.job.get() = Job { task: erased, n_tasks } };
-        shared.next.0.store(0, Ordering::Relaxed);
+        shared.claimed.iter().for_each(|claimed| claimed.0.store(0, Ordering::Relaxed));
         *number += 1;
         // Sequentially consistent, against the worker that says it sleeps and then looks at the state once more.
         shared.state.0.store(*number << NUMBER | OPEN, Ordering::SeqCst);
@@ -187,19 +189,23 @@ unsafe impl<T: Send> Sync for SharedMut<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Send for SharedMut<T> {}
 
-/// Claims tasks until none is left. A panic is kept for the caller of `run`, and ends the claiming of all.
+/// Claims tasks until none is left, those of the thread's own stretch first. A panic is kept for the caller of `run`, and ends the claiming of all.
 fn claim(shared: &Shared, thread: usize, task: &Task<'_>, n_tasks: usize) {
+    let n_threads = shared.claimed.len();
     let result = catch_unwind(AssertUnwindSafe(|| {
-        loop {
-            let index = shared.next.0.fetch_add(1, Ordering::Relaxed);
-            if index >= n_tasks {
-                break;
+        for whose in (thread..n_threads).chain(0..thread) {
+            let (first, end) = (whose * n_tasks / n_threads, (whose + 1) * n_tasks / n_threads);
+            loop {
+                let index = first + shared.claimed[whose].0.fetch_add(1, Ordering::Relaxed);
+                if index >= end {
+                    break;
+                }
+                task(thread, index);
             }
-            task(thread, index);
         }
     }));
     if let Err(panic) = result {
-        shared.next.0.store(n_tasks, Ordering::Relaxed);
+        shared.claimed.iter().for_each(|claimed| claimed.0.store(n_tasks, Ordering::Relaxed));
         shared.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
     }
 }
