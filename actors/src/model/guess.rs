@@ -40,8 +40,8 @@ pub struct Guesser {
     pause: u32,
     /// The latest guess.
     latest: Followed,
-    /// A passage that was left lately, and how often it may still be tried whether the text has come back to it.
-    left: Followed,
+    /// [`Followed::back`] of a passage that was left lately, and how often it may still be tried whether the text has come back to it.
+    left: u32,
     tries: u32,
 }
 
@@ -63,7 +63,7 @@ impl Default for Guesser {
             misses: 0,
             pause: 0,
             latest: Followed::default(),
-            left: Followed::default(),
+            left: 0,
             tries: 0,
         }
     }
@@ -91,7 +91,7 @@ impl Guesser {
         };
         let (followed, length) = match found {
             Some(found) => (Followed { back: end - found, resumed: false }, self.length),
-            None if self.tries > 0 => (Followed { resumed: true, ..self.left }, RESUMED_LEN),
+            None if self.tries > 0 => (Followed { back: self.left, resumed: true }, RESUMED_LEN),
             None => return Vec::new(),
         };
         self.latest = followed;
@@ -129,29 +129,29 @@ impl Guesser {
         if n_guessed == 0 {
             return;
         }
-        let Followed { resumed, .. } = self.latest;
+        let Followed { back, resumed } = self.latest;
         if n_right >= FOLLOWED_MIN || resumed && n_right > 0 {
-            (self.left, self.tries) = (self.latest, RESUME_TRIES);
+            (self.left, self.tries) = (back, RESUME_TRIES);
         } else {
             self.tries = self.tries.saturating_sub(1);
         }
-        match n_right {
+        if resumed {
             // To try is cheap and rare: no pause is made for it.
-            _ if resumed && n_right < n_guessed => return,
-            0 => {
-                self.misses = (self.misses + 1).min(MISSES_MAX);
-                self.pause = 1 << self.misses;
-                self.length = LENGTH_MIN;
-                return;
+            if n_right == n_guessed {
+                (self.misses, self.pause) = (0, 0);
+                self.length = self.length.max(LENGTH_FIRST);
             }
-            _ if resumed => self.length = self.length.max(LENGTH_FIRST),
-            n if n == n_guessed => self.length = (self.length.max(n) * 2).min(LENGTH_MAX),
-            n => self.length = (n + 1).clamp(LENGTH_MIN, LENGTH_MAX),
+            return;
+        }
+        if n_right == 0 {
+            self.misses = (self.misses + 1).min(MISSES_MAX);
+            self.pause = 1 << self.misses;
+            self.length = LENGTH_MIN;
+            return;
         }
         self.misses = 0;
-        if resumed {
-            self.pause = 0;
-        }
+        let length = if n_right == n_guessed { self.length.max(n_guessed) * 2 } else { n_right + 1 };
+        self.length = length.clamp(LENGTH_MIN, LENGTH_MAX);
     }
 }
 

@@ -109,7 +109,7 @@ impl Speeds {
             let reading = (seconds - others).max(seconds * PROMPT_SHARE_MIN);
             blend(&mut self.prefill, did.n_prompt as f32 / reading);
             if others > 0.0 {
-                self.on_chunk(did.n_prompt, reading);
+                self.on_prompt_token(reading / did.n_prompt as f32);
             }
             self.draft.on_other_step();
             return;
@@ -134,9 +134,8 @@ impl Speeds {
         if self.decode_step.exactly(n_generating) == 0.0 { 0 } else { self.draft.length(n_generating, max) }
     }
 
-    /// A chunk of a prompt added so many seconds to a step in which others generate.
-    fn on_chunk(&mut self, n: u32, reading: f32) {
-        let measured = reading / n as f32;
+    /// A prompt token was seen to cost so many seconds beside those who generate.
+    fn on_prompt_token(&mut self, measured: f32) {
         let cost = &mut self.prompt_token;
         let weight = if measured > *cost { COST_WEIGHT_UP } else { COST_WEIGHT_DOWN };
         *cost = if *cost == 0.0 { measured } else { *cost + weight * (measured - *cost) };
