@@ -17,9 +17,6 @@ use crate::layout::Layout;
 use crate::model::{ModelFiles, kv_element};
 use crate::sample::draw_all;
 
-/// Pools keep keys and values in groups of so many tokens, and a block is some of these.
-const KV_GROUP: u32 = 16;
-
 /// The host's processors and the models on them.
 #[derive(Debug)]
 pub struct CpuExecutor {
@@ -91,7 +88,7 @@ impl Executor for CpuExecutor {
     }
 
     fn load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
-        kv.check(KV_GROUP)?;
+        kv.check(KvPool::GROUP as u32)?;
         self.description.admit(slot, files.footprint(kv), self.models.iter().map(|(slot, model)| (*slot, model.footprint)))?;
         let small = files.weights().small();
         let decoder = load(files, if small { &self.single } else { &self.team })?;

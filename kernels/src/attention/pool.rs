@@ -47,6 +47,9 @@ pub struct KvPool {
 }
 
 impl KvPool {
+    /// Positions in a group: blocks are of whole groups.
+    pub const GROUP: usize = LANES;
+
     /// Bytes that a layer's pool takes for each position.
     pub const fn bytes_per_position(element: KvElement, kv_heads: usize, head_dim: usize) -> usize {
         2 * kv_heads * head_dim.next_multiple_of(LANES) * element.bytes()

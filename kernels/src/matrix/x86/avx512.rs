@@ -50,6 +50,23 @@ pub(super) fn kernel(format: Format) -> Kernel {
     }
 }
 
+/// Calls `rows::<B, M>` for the span's number of rows, each of which is compiled by itself: sums stay in registers.
+macro_rules! for_rows {
+    ($rows:ident::<$of:ty>($span:expr)) => {
+        match $span.m {
+            1 => $rows::<$of, 1>($span),
+            2 => $rows::<$of, 2>($span),
+            3 => $rows::<$of, 3>($span),
+            4 => $rows::<$of, 4>($span),
+            5 => $rows::<$of, 5>($span),
+            6 => $rows::<$of, 6>($span),
+            7 => $rows::<$of, 7>($span),
+            _ => $rows::<$of, 8>($span),
+        }
+    };
+}
+pub(super) use for_rows;
+
 macro_rules! kernels {
     ($($name:ident: $blocks:ty),*) => { $(
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
@@ -67,18 +84,7 @@ kernels!(
 #[inline(always)]
 unsafe fn product<B: Blocks>(span: &Span) {
     // SAFETY: the contract of kernels.
-    unsafe {
-        match span.m {
-            1 => rows::<B, 1>(span),
-            2 => rows::<B, 2>(span),
-            3 => rows::<B, 3>(span),
-            4 => rows::<B, 4>(span),
-            5 => rows::<B, 5>(span),
-            6 => rows::<B, 6>(span),
-            7 => rows::<B, 7>(span),
-            _ => rows::<B, 8>(span),
-        }
-    }
+    unsafe { for_rows!(rows::<B>(span)) }
 }
 
 /// All `M` rows of the span.

@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "vector instructions, and addresses of a span")]
 #![allow(clippy::needless_range_loop, reason = "one index for accumulators in registers and for addresses")]
 
-use super::avx512::{earlier, load, store};
+use super::avx512::{earlier, for_rows, load, store};
 use crate::format::Format;
 use crate::matrix::product::{Kernel, Span};
 use std::arch::is_x86_feature_detected;
@@ -47,18 +47,7 @@ kernels! {
 #[inline(always)]
 unsafe fn product<C: Column>(span: &Span) {
     // SAFETY: the contract of kernels.
-    unsafe {
-        match span.m {
-            1 => rows::<C, 1>(span),
-            2 => rows::<C, 2>(span),
-            3 => rows::<C, 3>(span),
-            4 => rows::<C, 4>(span),
-            5 => rows::<C, 5>(span),
-            6 => rows::<C, 6>(span),
-            7 => rows::<C, 7>(span),
-            _ => rows::<C, 8>(span),
-        }
-    }
+    unsafe { for_rows!(rows::<C>(span)) }
 }
 
 #[inline(always)]
