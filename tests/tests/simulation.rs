@@ -323,7 +323,7 @@ fn whatever_fails_each_client_sees_every_token_once_and_one_end() {
     if seeds.end - seeds.start >= 100 {
         assert!(done * 2 > clients, "{done} of {clients} requests were answered: the sweep is about too little");
         assert!(total.continuations > 40 && total.former > 10, "{total:?}: the sweep is about too little");
-        let scheduled = total.preemptions > 2 && total.cached_tokens > 1_000 && total.guessed_right > 1_000;
+        let scheduled = total.preemptions > 10 && total.cached_tokens > 1_000 && total.guessed_right > 1_000;
         assert!(scheduled, "{total:?}: the sweep is about too little");
     }
 }

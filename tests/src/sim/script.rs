@@ -116,7 +116,7 @@ pub fn random_script(seed: u64) -> (SimConfig, Vec<Op>) {
     }
     config.replica.tokens_per_step = rng.random_range(1..=3);
     config.replica.step_time = Duration::from_millis(rng.random_range(2..25));
-    config.replica.running_max = rng.random_range(1..=4);
+    config.replica.running_max = rng.random_range(1..=8);
     config.replica.waiting_max = rng.random_range(1..=6);
     config.replica.n_blocks = rng.random_range(16..=17); // little more than one context
     config.delay.1 = Duration::from_micros([300, 2_000, 20_000][rng.random_range(0..3)]);
