@@ -8,8 +8,7 @@ use std::time::Duration;
 use plexus_api::ApiConfig;
 use plexus_engine::error::EngineError;
 use plexus_engine::executor::Executor;
-use plexus_engine::model::{ModelSource, Quantization};
-use plexus_types::{DeviceId, ModelId, NodeFacts};
+use plexus_types::{DeviceId, ModelProfile, NodeFacts};
 
 use crate::membership::NetTiming;
 use crate::secret::ClusterSecret;
@@ -72,29 +71,6 @@ impl fmt::Debug for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DeviceSpec").field("id", &self.id).finish_non_exhaustive()
     }
-}
-
-/// How a model is to be served.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ModelProfile {
-    /// What clients call it.
-    pub id: ModelId,
-    /// Where its files are.
-    pub source: ModelSource,
-    /// The device to hold it; absent: the first with room.
-    pub device: Option<DeviceId>,
-    /// Tokens that its context holds, if fewer than the model can.
-    pub context_length: Option<u32>,
-    /// Most requests in its batch.
-    pub running_max: u32,
-    /// Most requests that wait for a place in it.
-    pub waiting_max: u32,
-    /// A small model with the same vocabulary that guesses tokens for it, where that pays; absent: none.
-    pub draft: Option<ModelSource>,
-    /// Guess tokens from a sequence's own text, where that pays.
-    pub prompt_lookup: bool,
-    /// Hold its weights in fewer bits than its files do; absent: as they are.
-    pub quant: Option<Quantization>,
 }
 
 /// Deadlines and windows of streams.

@@ -24,8 +24,8 @@ use std::time::Duration;
 
 use plexus_engine::batch::BatchOutput;
 use plexus_types::{
-    Bytes, DeviceId, DeviceKind, EmbedRequest, Embeddings, GenerateRequest, ModelId, ModelKind, NodeId, ReplicaLoad, ReplicaReport,
-    ReplicaState, RequestError, RequestId,
+    Bytes, DeviceId, DeviceKind, EmbedRequest, Embeddings, GenerateRequest, ModelId, ModelKind, ModelProfile, NodeId, ReplicaLoad,
+    ReplicaReport, ReplicaState, RequestError, RequestId,
 };
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
@@ -39,7 +39,6 @@ use self::running::Batcher;
 use self::scheduler::Counts;
 use self::sink::{Ingresses, Sink};
 use crate::address::Address;
-use crate::args::ModelProfile;
 use crate::device::{DeviceError, DeviceMsg, Reply};
 use crate::evictor::EvictorMsg;
 use crate::inspect::Inspection;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
-use plexus_actors::args::{DeviceSpec, HttpConfig, ModelProfile, NodeArgs, RestartBudget, Sockets, StreamsConfig};
+use plexus_actors::args::{DeviceSpec, HttpConfig, NodeArgs, RestartBudget, Sockets, StreamsConfig};
 use plexus_actors::membership::NetTiming;
 use plexus_actors::node::{self, RunningNode};
 use plexus_actors::secret::ClusterSecret;
@@ -15,11 +15,10 @@ use plexus_api::service::{Generation, Inference};
 use plexus_api::{ApiConfig, VersionInfo};
 use plexus_engine::error::EngineError;
 use plexus_engine::executor::Executor;
-use plexus_engine::model::ModelSource;
 use plexus_engine::scripted::{Fault, FaultKind, Gate, Script, ScriptedExecutor};
 use plexus_types::{
-    Bytes, Delta, DeviceId, FinishReason, GenerateEvent, GenerateRequest, Generation as NodeGeneration, NodeFacts, NodeId, Prompt,
-    ReplicaState, RequestError, Sampling,
+    Bytes, Delta, DeviceId, FinishReason, GenerateEvent, GenerateRequest, Generation as NodeGeneration, ModelProfile, ModelSource,
+    NodeFacts, NodeId, Prompt, ReplicaState, RequestError, Sampling,
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -61,17 +60,7 @@ async fn node(script: Script, adjust: impl FnOnce(&mut NodeArgs)) -> RunningNode
         seeds: vec![],
         timing: NetTiming::default(),
         devices: vec![DeviceSpec { id: cpu(), open: Arc::new(open) }],
-        models: vec![ModelProfile {
-            id: "pip".parse().unwrap(),
-            source: ModelSource::Embedded,
-            device: None,
-            context_length: None,
-            running_max: 8,
-            waiting_max: 8,
-            draft: None,
-            prompt_lookup: true,
-            quant: None,
-        }],
+        models: vec![ModelProfile { waiting_max: 8, preload: true, ..ModelProfile::new("pip".parse().unwrap(), ModelSource::Embedded) }],
         streams: StreamsConfig {
             accept_timeout: DEADLINE,
             first_token_timeout: DEADLINE,

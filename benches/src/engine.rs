@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use clap::Args;
 use plexus_engine::executor::{Executor, KvPlan, Slot};
-use plexus_engine::model::{ModelFiles, ModelSource};
+use plexus_engine::model::{ModelFiles, ModelPath};
 use plexus_engine::{Batch, BlockId, CpuExecutor, Draw, SamplerSettings};
 use plexus_kernels::Isa;
 use plexus_types::{DeviceId, DeviceKind, Sampling};
@@ -111,7 +111,7 @@ pub(crate) fn measure(options: &Options) -> anyhow::Result<Outcome> {
     }
     let mut executor = open(options.threads)?;
     let begun = Instant::now();
-    let files = ModelFiles::open(&ModelSource::Path(options.model.clone()))?;
+    let files = ModelFiles::open(&ModelPath::Path(options.model.clone()))?;
     let per_stream = (1 + options.decode).div_ceil(BLOCK_LEN);
     let for_decode = options.streams.iter().copied().max().unwrap_or(0) * per_stream;
     let for_prefill = options.prefill.iter().copied().max().unwrap_or(0).div_ceil(BLOCK_LEN);

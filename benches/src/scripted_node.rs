@@ -10,13 +10,12 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use plexus_actors::args::{DeviceSpec, HttpConfig, ModelProfile, NodeArgs, OpenDevice, RestartBudget, Sockets, StreamsConfig};
+use plexus_actors::args::{DeviceSpec, HttpConfig, NodeArgs, OpenDevice, RestartBudget, Sockets, StreamsConfig};
 use plexus_actors::membership::NetTiming;
 use plexus_actors::secret::ClusterSecret;
 use plexus_api::{ApiConfig, VersionInfo};
-use plexus_engine::model::ModelSource;
 use plexus_engine::scripted::{Script, ScriptedExecutor};
-use plexus_types::{Bytes, DeviceId, DeviceKind, Generation, NodeFacts, NodeId, NodeName};
+use plexus_types::{Bytes, DeviceId, DeviceKind, Generation, ModelProfile, ModelSource, NodeFacts, NodeId, NodeName};
 
 /// "The capital of France is Paris." in the tokens of the embedded model, said again and again.
 const WORDS: [u32; 11] = [308, 370, 307, 433, 728, 521, 271, 515, 288, 520, 13];
@@ -79,15 +78,10 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
     let script = Script { memory_total, ids: WORDS.to_vec(), tokens_per_step: options.tokens_per_step, ..Script::default() };
     let open: OpenDevice = Arc::new(move || Ok(Box::new(ScriptedExecutor::new(id, script.clone()))));
     let profile = |folder| ModelProfile {
-        id: "pip".parse().expect("a model id"),
-        source: ModelSource::Path(folder),
-        device: None,
-        context_length: None,
         running_max: 64,
         waiting_max: 1024,
-        draft: None,
-        prompt_lookup: true,
-        quant: None,
+        preload: true,
+        ..ModelProfile::new("pip".parse().expect("a model id"), ModelSource::Path(folder))
     };
     let version = VersionInfo {
         version: env!("CARGO_PKG_VERSION").to_owned(),

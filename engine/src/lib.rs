@@ -1,6 +1,6 @@
 //! Formats, tokenizer, chat template, models, KV blocks, sampler and executor. Synchronous: no tokio, no actors, no network.
 //!
-//! A model's way: [`model::ModelSource`] names it, [`model::ModelFiles::open`] reads all of it but the weights, an
+//! A model's way: [`model::ModelPath`] names it, [`model::ModelFiles::open`] reads all of it but the weights, an
 //! [`executor::Executor`] brings it onto a device and computes [`batch::Batch`]es, and its [`codec::Codec`] turns requests into
 //! token ids and token ids into text.
 
@@ -30,6 +30,6 @@ pub use draft::DraftingExecutor;
 pub use error::EngineError;
 pub use executor::{DeviceDescription, Executor, KvPlan, Slot};
 pub use kv::BlockPool;
-pub use model::{ModelFiles, ModelSource};
+pub use model::{ModelFiles, ModelPath};
 pub use sample::{DrawLogprobs, SamplerSettings};
 pub use scripted::{Script, ScriptedExecutor};

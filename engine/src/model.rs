@@ -9,10 +9,10 @@ mod gguf;
 mod hf;
 mod mapping;
 mod memory;
+mod path;
 mod quantization;
 mod rope;
 mod safetensors;
-mod source;
 mod split;
 mod storage;
 mod texts;
@@ -25,9 +25,9 @@ use std::sync::Arc;
 use plexus_types::{Bytes, DeviceKind, ModelKind, Sampling};
 
 pub use config::{Activation, Family, FfnConfig, LayerConfig, ModelConfig, NormKind, NormPlacement, QkNorm, RopeConfig, RopePairs};
-pub use quantization::{InvalidQuantization, Quantization};
+pub use path::ModelPath;
+pub use plexus_types::Quantization;
 pub use rope::RopeScaling;
-pub use source::{InvalidModelSource, ModelSource};
 
 pub(crate) use gguf::{Gguf, Value as GgufValue};
 pub(crate) use hf::read_json;
@@ -68,17 +68,17 @@ impl ModelFiles {
     ///
     /// Errors: [`EngineError::Unsupported`] says by name what is foreign and what would be taken, [`EngineError::Malformed`] what
     /// contradicts itself, [`EngineError::Io`] what cannot be read.
-    pub fn open(source: &ModelSource) -> Result<Self, EngineError> {
+    pub fn open(source: &ModelPath) -> Result<Self, EngineError> {
         match source {
-            ModelSource::Embedded => {
+            ModelPath::Embedded => {
                 let storage = Storage::embedded("embedded:pip", embedded::PIP_GGUF);
                 let advice = serde_json::from_str(embedded::PIP_GENERATION_CONFIG)
                     .map_err(|error| EngineError::malformed(Path::new("embedded:pip"), error.to_string()))?;
                 let gguf = Gguf::read(&storage, 0)?;
                 Self::open_gguf(vec![storage], gguf, &advice)
             }
-            ModelSource::Path(path) if path.is_dir() => Self::open_folder(path),
-            ModelSource::Path(path) => {
+            ModelPath::Path(path) if path.is_dir() => Self::open_folder(path),
+            ModelPath::Path(path) => {
                 let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
                 if path.exists() && !is_gguf {
                     let what = format!("the file {}", path.display());

@@ -203,7 +203,7 @@ mod tests {
 
     use super::*;
     use crate::batch::BlockId;
-    use crate::model::ModelSource;
+    use crate::model::ModelPath;
     use crate::sample::SamplerSettings;
 
     const SLOT: Slot = Slot(3);
@@ -211,7 +211,7 @@ mod tests {
 
     fn loaded(script: Script) -> ScriptedExecutor {
         let mut executor = ScriptedExecutor::new(DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, script);
-        executor.load(SLOT, &ModelFiles::open(&ModelSource::Embedded).unwrap(), KV).unwrap();
+        executor.load(SLOT, &ModelFiles::open(&ModelPath::Embedded).unwrap(), KV).unwrap();
         executor
     }
 
@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn the_ledger_refuses_what_does_not_fit() {
         let mut executor = loaded(Script { memory_total: Bytes::mib(16), ..Script::default() });
-        let files = ModelFiles::open(&ModelSource::Embedded).unwrap();
+        let files = ModelFiles::open(&ModelPath::Embedded).unwrap();
         let large = KvPlan { n_blocks: 10_000, block_len: 16 };
         assert!(matches!(executor.load(Slot(4), &files, large), Err(EngineError::Memory { .. })));
     }

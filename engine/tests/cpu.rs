@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use plexus_engine::{
-    Batch, BlockCopy, BlockId, CandleExecutor, CpuExecutor, Draw, Executor, KvPlan, ModelFiles, ModelSource, SamplerSettings, Slot,
+    Batch, BlockCopy, BlockId, CandleExecutor, CpuExecutor, Draw, Executor, KvPlan, ModelFiles, ModelPath, SamplerSettings, Slot,
 };
 use plexus_types::{DeviceId, DeviceKind, Sampling};
 
@@ -18,8 +18,8 @@ const EXACT: f32 = 1e-3;
 
 fn open(path: &str) -> ModelFiles {
     let source = match path {
-        "" => ModelSource::Embedded,
-        path => ModelSource::Path(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)),
+        "" => ModelPath::Embedded,
+        path => ModelPath::Path(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)),
     };
     ModelFiles::open(&source).unwrap()
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use plexus_engine::embed::EmbeddingExecutor;
-use plexus_engine::{CandleExecutor, CpuExecutor, EngineError, Executor, KvPlan, ModelFiles, ModelSource, Slot};
+use plexus_engine::{CandleExecutor, CpuExecutor, EngineError, Executor, KvPlan, ModelFiles, ModelPath, Slot};
 use plexus_types::{DeviceId, DeviceKind, ModelKind, Prompt};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ fn folder(change: impl FnOnce(&mut Value), pooling: Option<Value>) -> tempfile::
 }
 
 fn open(path: &Path) -> Result<ModelFiles, EngineError> {
-    ModelFiles::open(&ModelSource::Path(path.to_owned()))
+    ModelFiles::open(&ModelPath::Path(path.to_owned()))
 }
 
 fn load(files: &ModelFiles) -> EmbeddingExecutor<CandleExecutor> {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use gguf::{Parts, Tensor};
 use plexus_engine::model::Quantization;
-use plexus_engine::{Batch, BlockId, CandleExecutor, CpuExecutor, Draw, EngineError, Executor, KvPlan, ModelFiles, ModelSource};
+use plexus_engine::{Batch, BlockId, CandleExecutor, CpuExecutor, Draw, EngineError, Executor, KvPlan, ModelFiles, ModelPath};
 use plexus_engine::{SamplerSettings, Slot};
 use plexus_kernels::Format;
 use plexus_kernels::format::{dequantize, quantize};
@@ -150,7 +150,7 @@ fn widened(parts: &Parts) -> Parts {
 fn open(folder: &Path, name: &str, parts: &Parts) -> ModelFiles {
     let path = folder.join(name);
     fs::write(&path, parts.bytes()).unwrap();
-    ModelFiles::open(&ModelSource::Path(path)).unwrap()
+    ModelFiles::open(&ModelPath::Path(path)).unwrap()
 }
 
 fn cpu(files: &ModelFiles) -> CpuExecutor {
@@ -229,7 +229,7 @@ fn a_model_in_several_files_is_the_model_in_one() {
         part.set("split.count", u16_of(3));
         fs::write(folder.path().join(format!("m-{:05}-of-00003.gguf", number + 1)), part.bytes()).unwrap();
     }
-    let open = |path: &Path| ModelFiles::open(&ModelSource::Path(path.to_owned()));
+    let open = |path: &Path| ModelFiles::open(&ModelPath::Path(path.to_owned()));
     for path in [folder.path().to_owned(), folder.path().join("m-00001-of-00003.gguf")] {
         assert_eq!(cpu(&open(&path).unwrap()).logits(SLOT, &batch(&prompt(), 0)).unwrap(), expected);
     }
@@ -269,7 +269,7 @@ fn a_model_quantized_at_load_is_close_and_takes_less_memory() {
 #[test]
 fn experts_are_quantized_and_their_routers_are_not() {
     // Rows of 32 and 64 numbers are no blocks of 256: they take Q8_0.
-    let files = ModelFiles::open(&ModelSource::Path(golden("qwen2_moe/qwen2_moe-bf16.gguf"))).unwrap();
+    let files = ModelFiles::open(&ModelPath::Path(golden("qwen2_moe/qwen2_moe-bf16.gguf"))).unwrap();
     let quantized = files.clone().quantized(Quantization::Q4K).unwrap();
     let (large, less) = (files.clone().held_as_large().weights_bytes.0, quantized.weights_bytes.0);
     assert!(less < large * 6 / 10 && less > large / 2, "{less} of {large}");
@@ -280,7 +280,7 @@ fn experts_are_quantized_and_their_routers_are_not() {
 
 #[test]
 fn an_encoder_is_not_quantized() {
-    let files = ModelFiles::open(&ModelSource::Path(golden("bert"))).unwrap();
+    let files = ModelFiles::open(&ModelPath::Path(golden("bert"))).unwrap();
     assert!(files.quantized(Quantization::Q8_0).unwrap_err().to_string().contains("encoder"));
 }
 
@@ -298,7 +298,7 @@ fn peak_resident() -> u64 {
 fn loading_takes_little_more_memory_than_the_weights() {
     const FILE: &str = "PLEXUS_TEST_MODEL_FILE";
     if let Ok(path) = std::env::var(FILE) {
-        let files = ModelFiles::open(&ModelSource::Path(path.into())).unwrap();
+        let files = ModelFiles::open(&ModelPath::Path(path.into())).unwrap();
         let before = peak_resident();
         let executor = cpu(&files);
         let (grown, held) = (peak_resident() - before, files.footprint(KV).0);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use plexus_engine::{
-    Batch, BlockCopy, BlockId, CandleExecutor, CpuExecutor, Draw, EngineError, Executor, KvPlan, ModelFiles, ModelSource, SamplerSettings,
+    Batch, BlockCopy, BlockId, CandleExecutor, CpuExecutor, Draw, EngineError, Executor, KvPlan, ModelFiles, ModelPath, SamplerSettings,
     Slot,
 };
 use plexus_types::{DeviceId, DeviceKind, Sampling};
@@ -156,7 +156,7 @@ const WAYS: [Way; 3] = [Way::Candle, Way::Small, Way::Large];
 
 impl Way {
     fn load(self, path: &Path) -> Box<dyn Reference> {
-        let files = ModelFiles::open(&ModelSource::Path(path.to_owned())).unwrap();
+        let files = ModelFiles::open(&ModelPath::Path(path.to_owned())).unwrap();
         let (mut executor, files): (Box<dyn Reference>, _) = match self {
             Self::Candle => (Box::new(CandleExecutor::open(CPU, 0.5).unwrap()), files),
             Self::Small => (Box::new(CpuExecutor::open(CPU, 0.5, Some(2)).unwrap()), files),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use plexus_engine::grammar::Grammar;
-use plexus_engine::{Batch, BlockId, CandleExecutor, Draw, Executor, KvPlan, ModelFiles, ModelSource, SamplerSettings, Slot};
+use plexus_engine::{Batch, BlockId, CandleExecutor, Draw, Executor, KvPlan, ModelFiles, ModelPath, SamplerSettings, Slot};
 use plexus_types::{Chat, Constraint, DeviceId, DeviceKind, Message, Prompt, RequestError, Role, Sampling};
 use serde_json::Value;
 
@@ -21,7 +21,7 @@ struct Model {
 
 impl Model {
     fn new() -> Self {
-        let files = ModelFiles::open(&ModelSource::Embedded).unwrap();
+        let files = ModelFiles::open(&ModelPath::Embedded).unwrap();
         let mut executor = CandleExecutor::open(DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, 0.5).unwrap();
         executor.load(SLOT, &files, KV).unwrap();
         Self { files, executor }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use gguf::{Parts, text};
 use plexus_engine::{
-    Batch, BlockId, CandleExecutor, CpuExecutor, Draw, EngineError, Executor, KvPlan, ModelFiles, ModelSource, SamplerSettings, Slot,
+    Batch, BlockId, CandleExecutor, CpuExecutor, Draw, EngineError, Executor, KvPlan, ModelFiles, ModelPath, SamplerSettings, Slot,
 };
 use plexus_kernels::Format;
 use plexus_types::{DeviceId, DeviceKind, Sampling};
@@ -25,7 +25,7 @@ fn open_bytes(bytes: &[u8]) -> Result<ModelFiles, EngineError> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     fs::write(&path, bytes).unwrap();
-    let files = ModelFiles::open(&ModelSource::Path(path))?;
+    let files = ModelFiles::open(&ModelPath::Path(path))?;
     run(&files)?;
     Ok(files)
 }
@@ -98,7 +98,7 @@ fn open_family(family: &str, edit: impl FnOnce(&mut serde_json::Value)) -> Resul
     fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     fs::copy(golden(&format!("{family}/model.safetensors")), folder.path().join("model.safetensors")).unwrap();
     fs::copy(golden("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
-    let files = ModelFiles::open(&ModelSource::Path(folder.path().to_owned()))?;
+    let files = ModelFiles::open(&ModelPath::Path(folder.path().to_owned()))?;
     run(&files)?;
     Ok(files)
 }
@@ -228,7 +228,7 @@ fn what_we_would_compute_wrongly_is_refused_by_its_name() {
 #[test]
 fn a_path_that_is_no_model_says_what_would_be_one() {
     let folder = tempfile::tempdir().unwrap();
-    let open = |path: &Path| ModelFiles::open(&ModelSource::Path(path.to_owned())).unwrap_err();
+    let open = |path: &Path| ModelFiles::open(&ModelPath::Path(path.to_owned())).unwrap_err();
     assert!(matches!(open(&folder.path().join("absent.gguf")), EngineError::Io { .. }));
     assert!(open(folder.path()).to_string().contains("config.json"));
     fs::write(folder.path().join("model.bin"), b"x").unwrap();
@@ -312,7 +312,7 @@ proptest! {
             bytes.truncate(cut);
         }
         fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
-        if let Ok(files) = ModelFiles::open(&ModelSource::Path(folder.path().to_owned())) {
+        if let Ok(files) = ModelFiles::open(&ModelPath::Path(folder.path().to_owned())) {
             drop(run(&files));
         }
     }

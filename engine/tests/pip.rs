@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use plexus_engine::{Batch, BlockId, CpuExecutor, Draw, Executor, KvPlan, ModelFiles, ModelSource, SamplerSettings, Slot};
+use plexus_engine::{Batch, BlockId, CpuExecutor, Draw, Executor, KvPlan, ModelFiles, ModelPath, SamplerSettings, Slot};
 use plexus_types::{
     Chat, Delta, DeviceId, DeviceKind, FinishReason, GenerateRequest, Message, Prompt, RequestError, Role, Sampling, Tool, ToolChoice,
 };
@@ -38,11 +38,11 @@ fn golden() -> Vec<GoldenPrompt> {
 
 /// The folder as one downloads it: without the GGUF file, which is the other form.
 fn safetensors() -> ModelFiles {
-    ModelFiles::open(&ModelSource::Path(assets())).unwrap()
+    ModelFiles::open(&ModelPath::Path(assets())).unwrap()
 }
 
 fn embedded() -> ModelFiles {
-    ModelFiles::open(&ModelSource::Embedded).unwrap()
+    ModelFiles::open(&ModelPath::Embedded).unwrap()
 }
 
 fn executor(files: &ModelFiles) -> CpuExecutor {

@@ -14,10 +14,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use plexus_actors::args::{HttpConfig, ModelProfile, NodeArgs, RestartBudget, Sockets, StreamsConfig};
+use plexus_actors::args::{HttpConfig, NodeArgs, RestartBudget, Sockets, StreamsConfig};
 use plexus_actors::membership::NetTiming;
 use plexus_api::ApiConfig;
-use plexus_types::{NodeFacts, NodeId, NodeName};
+use plexus_types::{ModelProfile, NodeFacts, NodeId, NodeName};
 
 use crate::config::{Config, ConfigError, ValidConfig};
 use crate::{devices, telemetry, version};
@@ -198,8 +198,6 @@ fn timing(config: &Config) -> NetTiming {
 
 fn profiles(config: &Config) -> Vec<ModelProfile> {
     let profile = |model: &crate::config::ModelSection| ModelProfile {
-        id: model.id.clone(),
-        source: model.source.clone(),
         device: model.device,
         context_length: model.context_length,
         running_max: model.running_max,
@@ -207,6 +205,8 @@ fn profiles(config: &Config) -> Vec<ModelProfile> {
         draft: model.draft.clone(),
         prompt_lookup: model.prompt_lookup,
         quant: model.quant,
+        preload: true,
+        ..ModelProfile::new(model.id.clone(), model.source.clone())
     };
     config.models.iter().map(profile).collect()
 }

@@ -11,7 +11,7 @@ use plexus_actors::model::plan::BLOCK_LEN;
 use plexus_actors::model::scheduler::{Limits, Scheduler};
 use plexus_actors::model::sequence::Sequence;
 use plexus_engine::batch::Batch;
-use plexus_engine::{DraftingExecutor, KvPlan, ModelFiles, ModelSource, Slot};
+use plexus_engine::{DraftingExecutor, KvPlan, ModelFiles, ModelPath, Slot};
 use plexus_tests::sim::model::{SimExecutor, codec, reference_to, settings};
 use plexus_types::FinishReason;
 use rand::rngs::SmallRng;
@@ -51,7 +51,7 @@ impl Desk {
 
     fn with(limits: Limits) -> Self {
         static FILES: OnceLock<ModelFiles> = OnceLock::new();
-        let files = FILES.get_or_init(|| ModelFiles::open(&ModelSource::Embedded).unwrap());
+        let files = FILES.get_or_init(|| ModelFiles::open(&ModelPath::Embedded).unwrap());
         let mut device = DraftingExecutor::new(Box::new(SimExecutor::default()));
         let draft = (limits.drafts_max > 0).then_some(files);
         device.load(SLOT, files, draft, KvPlan { n_blocks: limits.n_blocks, block_len: limits.block_len }).unwrap();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use plexus_actors::model::plan::BLOCK_LEN;
 use plexus_actors::model::scheduler::{Counts, Limits, Scheduler};
 use plexus_actors::model::sequence::Sequence;
-use plexus_engine::{CpuExecutor, DraftingExecutor, EngineError, KvPlan, ModelFiles, ModelSource, SamplerSettings, Slot};
+use plexus_engine::{CpuExecutor, DraftingExecutor, EngineError, KvPlan, ModelFiles, ModelPath, SamplerSettings, Slot};
 use plexus_types::{
     Chat, Constraint, Delta, DeviceId, DeviceKind, FinishReason, GenerateRequest, Message, Prompt, Role, Sampling, TokenLogprobs,
 };
@@ -63,7 +63,7 @@ fn disturbed() -> ModelFiles {
     bytes[weights..].iter_mut().step_by(5).for_each(|byte| *byte ^= 2);
     let mut file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
     file.write_all(&bytes).unwrap();
-    ModelFiles::open(&ModelSource::Path(file.path().to_owned())).unwrap() // mapped: the file may go
+    ModelFiles::open(&ModelPath::Path(file.path().to_owned())).unwrap() // mapped: the file may go
 }
 
 impl Model {
@@ -72,7 +72,7 @@ impl Model {
     }
 
     fn with_draft(draft: Option<ModelFiles>) -> Self {
-        let files = ModelFiles::open(&ModelSource::Embedded).unwrap();
+        let files = ModelFiles::open(&ModelPath::Embedded).unwrap();
         let executor = CpuExecutor::open(DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, 0.5, Some(1)).unwrap();
         Self { files, draft, executor: DraftingExecutor::new(Box::new(executor)) }
     }
@@ -214,7 +214,7 @@ fn an_answer_continued_from_its_journal_goes_on_as_it_would_have() {
 fn a_draft_model_changes_nothing_whatever_it_says() {
     let requests: Vec<_> = requests().into_iter().map(|request| (request, Vec::new())).collect();
     let (plain, _) = Model::new().serve(&requests, PLAIN);
-    let itself = ModelFiles::open(&ModelSource::Embedded).unwrap();
+    let itself = ModelFiles::open(&ModelPath::Embedded).unwrap();
     for (draft, right) in [(itself, 0.9..=1.0), (disturbed(), 0.2..=0.95)] {
         let mut model = Model::with_draft(Some(draft));
         let unconstrained: Vec<_> = requests.iter().filter(|(request, _)| request.constraint.is_none()).cloned().collect();
@@ -237,7 +237,7 @@ fn a_draft_model_changes_nothing_whatever_it_says() {
 #[test]
 fn a_draft_model_of_another_vocabulary_is_refused_and_leaves_nothing_behind() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/golden/llama/llama-bf16.gguf");
-    let other = ModelFiles::open(&ModelSource::Path(golden)).unwrap();
+    let other = ModelFiles::open(&ModelPath::Path(golden)).unwrap();
     let mut model = Model::new();
     let kv = KvPlan { n_blocks: 4, block_len: BLOCK_LEN };
     let error = model.executor.load(SLOT, &model.files, Some(&other), kv).unwrap_err();

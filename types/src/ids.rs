@@ -91,6 +91,13 @@ impl FromStr for NodeId {
     }
 }
 
+/// A part of a model's name: nothing that could lead out of a folder.
+pub(crate) fn is_name_part(part: &str) -> bool {
+    (1..=96).contains(&part.len())
+        && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        && part.as_bytes()[0].is_ascii_alphanumeric()
+}
+
 /// What clients call a model: `name`, `org/name` or `org/name:tag`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -100,20 +107,15 @@ checked_string!(
     "model id",
     "letters, digits, '.', '_' and '-', with at most one '/' and one ':' between such parts, each part starting with a letter or digit",
     |text| {
-        let part = |part: &str| {
-            (1..=96).contains(&part.len())
-                && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-                && part.as_bytes()[0].is_ascii_alphanumeric()
-        };
         let (path, tag) = match text.split_once(':') {
             Some((path, tag)) => (path, Some(tag)),
             None => (text, None),
         };
         let path_ok = match path.split_once('/') {
-            Some((org, name)) => part(org) && part(name),
-            None => part(path),
+            Some((org, name)) => is_name_part(org) && is_name_part(name),
+            None => is_name_part(path),
         };
-        path_ok && tag.is_none_or(part)
+        path_ok && tag.is_none_or(is_name_part)
     }
 );
 

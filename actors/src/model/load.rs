@@ -7,14 +7,13 @@ use std::time::Duration;
 use plexus_engine::codec::Codec;
 use plexus_engine::draft::check_pair;
 use plexus_engine::executor::Slot;
-use plexus_engine::model::{ModelFiles, ModelSource};
-use plexus_types::{Bytes, DeviceId, DeviceKind, ModelId, ModelKind, Sampling};
+use plexus_engine::model::{ModelFiles, ModelPath};
+use plexus_types::{Bytes, DeviceId, DeviceKind, ModelId, ModelKind, ModelProfile, ModelSource, Sampling};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::plan::{Needs, Plan, plan};
 use crate::address::{Address, CallError};
-use crate::args::ModelProfile;
 use crate::device::{DeviceMsg, Placed, Reply, StepQueue, chain};
 use crate::evictor::EvictorMsg;
 use crate::evictor::ledger::{Lease, NoRoom};
@@ -131,8 +130,12 @@ pub async fn load(profile: &ModelProfile, devices: &Devices, evictor: &Address<E
 }
 
 async fn open(source: &ModelSource) -> Result<ModelFiles, LoadError> {
-    let source = source.clone();
-    tokio::task::spawn_blocking(move || ModelFiles::open(&source))
+    let path = match source {
+        ModelSource::Embedded => ModelPath::Embedded,
+        ModelSource::Path(path) => ModelPath::Path(path.clone()),
+        ModelSource::Hub(hub) => return Err(LoadError::Refused(format!("hf:{hub} has not been fetched"))),
+    };
+    tokio::task::spawn_blocking(move || ModelFiles::open(&path))
         .await
         .map_err(|_| LoadError::Refused("reading its files panicked".into()))?
         .map_err(|error| LoadError::Refused(chain(&error)))

@@ -2,7 +2,7 @@
 
 use plexus_engine::batch::{Batch, BatchOutput};
 use plexus_engine::sample::SamplerSettings;
-use plexus_types::{Journal, ModelId, NodeId, ReplicaLoad, RequestError, StreamEvent, Timing, Usage};
+use plexus_types::{Journal, ModelId, ModelProfile, NodeId, ReplicaLoad, RequestError, StreamEvent, Timing, Usage};
 use tokio::time::Instant;
 use tracing::{Span, info_span};
 
@@ -12,7 +12,6 @@ use super::scheduler::{Counts, Limits, Scheduler};
 use super::sequence::{Progress, Sequence};
 use super::sink::{Ingresses, Sink};
 use super::{Arrival, SequenceKey};
-use crate::args::ModelProfile;
 use crate::messages::StreamNotice;
 use crate::metrics;
 

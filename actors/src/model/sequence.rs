@@ -352,14 +352,14 @@ impl Sequence {
 
 #[cfg(test)]
 mod tests {
-    use plexus_engine::model::{ModelFiles, ModelSource};
+    use plexus_engine::model::{ModelFiles, ModelPath};
     use plexus_types::Sampling;
 
     use super::*;
 
     fn codec() -> Arc<plexus_engine::codec::Codec> {
         static FILES: std::sync::OnceLock<ModelFiles> = std::sync::OnceLock::new();
-        FILES.get_or_init(|| ModelFiles::open(&ModelSource::Embedded).unwrap()).codec.clone()
+        FILES.get_or_init(|| ModelFiles::open(&ModelPath::Embedded).unwrap()).codec.clone()
     }
 
     fn sequence(n_prompt: u32, sampled: &[u32], sampled_max: u32) -> (Sequence, Option<FinishReason>) {

@@ -147,7 +147,7 @@ mod tests {
 
     use super::*;
     use crate::batch::BlockId;
-    use crate::model::ModelSource;
+    use crate::model::ModelPath;
 
     const POOL: KvPlan = KvPlan { n_blocks: 4, block_len: 4 };
 
@@ -158,8 +158,8 @@ mod tests {
     #[test]
     fn the_ledger_is_what_is_held() {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-        let gguf = |name: &str| ModelSource::Path(golden.join(name));
-        for source in [ModelSource::Embedded, gguf("llama/llama-bf16.gguf"), gguf("qwen2/qwen2-q8_0.gguf")] {
+        let gguf = |name: &str| ModelPath::Path(golden.join(name));
+        for source in [ModelPath::Embedded, gguf("llama/llama-bf16.gguf"), gguf("qwen2/qwen2-q8_0.gguf")] {
             let files = ModelFiles::open(&source).unwrap().placed_on(DeviceKind::Cuda);
             let mut executor = cpu();
             executor.load(Slot(0), &files, POOL).unwrap();

@@ -132,16 +132,16 @@ mod tests {
     use plexus_types::DeviceKind;
 
     use super::*;
-    use crate::model::{ModelSource, Quantization};
+    use crate::model::{ModelPath, Quantization};
 
     #[test]
     fn the_ledger_is_what_is_held() {
         let plan = KvPlan { n_blocks: 3, block_len: 16 };
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-        let mut sources = vec![ModelSource::Embedded];
+        let mut sources = vec![ModelPath::Embedded];
         sources.extend(
             ["llama/llama-bf16.gguf", "gemma3/gemma3-q8_0.gguf", "qwen2_moe/qwen2_moe-bf16.gguf"]
-                .map(|file| ModelSource::Path(golden.join(file))),
+                .map(|file| ModelPath::Path(golden.join(file))),
         );
         for source in sources {
             let files = ModelFiles::open(&source).unwrap();

@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use plexus_kernels::Format;
 use plexus_kernels::format::{dequantize, quantize};
+use plexus_types::Quantization;
 
 use super::config::ModelConfig;
-use super::quantization::Quantization;
+use super::quantization::held_as;
 use super::storage::Storage;
 use crate::error::EngineError;
 
@@ -150,7 +151,7 @@ impl Weights {
 
     fn held_as(&self, name: &str, entry: &TensorEntry) -> Format {
         match (&entry.shape[..], self.quantization) {
-            ([_, columns], Some(quantization)) => quantization.held(name, entry.format, *columns),
+            ([_, columns], Some(quantization)) => held_as(quantization, name, entry.format, *columns),
             ([_, _], None) if !self.small => entry.format,
             _ => Format::F32,
         }

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use plexus_engine::model::{ModelSource, Quantization};
 use plexus_types::{Bytes, DeviceId, ModelId, NodeName};
+use plexus_types::{ModelSource, Quantization};
 use serde::Deserialize;
 
 use super::units::{ByteSize, CudaDevices, Fraction, unset_if_empty, unset_if_zero};

@@ -12,13 +12,12 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::Parser;
-use plexus_actors::args::{DeviceSpec, HttpConfig, ModelProfile, NodeArgs, OpenDevice, RestartBudget, Sockets, StreamsConfig};
+use plexus_actors::args::{DeviceSpec, HttpConfig, NodeArgs, OpenDevice, RestartBudget, Sockets, StreamsConfig};
 use plexus_actors::membership::NetTiming;
 use plexus_actors::secret::ClusterSecret;
 use plexus_api::{ApiConfig, VersionInfo};
-use plexus_engine::model::ModelSource;
 use plexus_engine::scripted::{Script, ScriptedExecutor};
-use plexus_types::{DeviceId, DeviceKind, Generation, ModelId, NodeFacts, NodeId, NodeName};
+use plexus_types::{DeviceId, DeviceKind, Generation, ModelId, ModelProfile, ModelSource, NodeFacts, NodeId, NodeName};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// "The capital of France is Paris." in the demo model's tokens, said again and again.
@@ -117,17 +116,8 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
         Script { ids: WORDS.to_vec(), tokens_per_step: options.tokens_per_step, step_time: options.step_time, ..Script::default() };
     let open: OpenDevice = Arc::new(move || Ok(Box::new(ScriptedExecutor::new(device, script.clone()))));
     let (id, source) = options.model;
-    let model = ModelProfile {
-        id,
-        source,
-        device: None,
-        context_length: None,
-        running_max: options.running_max,
-        waiting_max: options.waiting_max,
-        draft: None,
-        prompt_lookup: true,
-        quant: None,
-    };
+    let model =
+        ModelProfile { running_max: options.running_max, waiting_max: options.waiting_max, preload: true, ..ModelProfile::new(id, source) };
     Ok(NodeArgs {
         cluster: "plexus".to_owned(),
         facts,

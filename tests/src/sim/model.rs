@@ -10,7 +10,7 @@ use plexus_engine::batch::{Batch, BatchOutput, BlockCopy, BlockId};
 use plexus_engine::codec::Codec;
 use plexus_engine::error::EngineError;
 use plexus_engine::executor::{DeviceDescription, Executor, KvPlan, Slot};
-use plexus_engine::model::{ModelFiles, ModelSource};
+use plexus_engine::model::{ModelFiles, ModelPath};
 use plexus_engine::sample::SamplerSettings;
 use plexus_types::{Bytes, DeviceId, DeviceKind, FinishReason, GenerateRequest, Sampling};
 
@@ -34,7 +34,7 @@ struct Language {
 fn language() -> &'static Language {
     static LANGUAGE: OnceLock<Language> = OnceLock::new();
     LANGUAGE.get_or_init(|| {
-        let codec = ModelFiles::open(&ModelSource::Embedded).expect("the demo model is part of the binary").codec.clone();
+        let codec = ModelFiles::open(&ModelPath::Embedded).expect("the demo model is part of the binary").codec.clone();
         let alphabet = codec.encode(&plexus_types::Prompt::Text(TEXT.to_owned())).expect("the text is short");
         let stop = (0..codec.vocab_size() as u32).find(|id| codec.is_stop(*id)).expect("the demo model knows how to stop");
         Language { codec, alphabet, stop }

@@ -1,0 +1,198 @@
+//! Which models there are, and how each is to be served.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Bytes, DeviceId, DeviceKind, ModelId, ModelKind, ModelSource, NodeName, Quantization};
+
+/// How a model is to be served: an entry of a catalogue (CX-23).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelProfile {
+    /// What clients call it.
+    pub id: ModelId,
+    /// Where its files come from.
+    pub source: ModelSource,
+    /// Hold its weights in fewer bits than its files do; absent: as they are.
+    pub quant: Option<Quantization>,
+    /// A small model with the same vocabulary that guesses tokens for it, where that pays; absent: none.
+    pub draft: Option<ModelSource>,
+    /// Guess tokens from a sequence's own text, where that pays.
+    pub prompt_lookup: bool,
+    /// Tokens that its context holds, if fewer than the model can.
+    pub context_length: Option<u32>,
+    /// Most requests in its batch.
+    pub running_max: u32,
+    /// Most requests that wait for a place in it.
+    pub waiting_max: u32,
+    /// Load it at the start of each node that lists it, rather than when it is first asked for.
+    pub preload: bool,
+    /// Memory that it takes, as its owner reckons; counts until its files are known.
+    pub memory: Option<Bytes>,
+    /// The kind and number of the device to hold it; absent: any.
+    pub device: Option<DeviceId>,
+    /// Only nodes with so many devices...
+    pub min_devices: u32,
+    /// ...of at least so much memory each may hold it (CX-24).
+    pub min_device_memory: Option<Bytes>,
+    /// Only these nodes may hold it; empty: any.
+    pub pinned_on: Vec<NodeName>,
+    /// A replica of it is never unloaded but by hand.
+    pub pinned: bool,
+    /// Its class: a model may displace residents of its own class or below, none above (CX-26).
+    pub residency_priority: u32,
+    /// Most replicas in the cluster.
+    pub replicas_max: u32,
+    /// What clients are told of its limits, where that is less than what follows from its files.
+    pub limit: Limits,
+    /// What it costs.
+    pub cost: Cost,
+    /// What it can do beside what its files tell, in words of the owner.
+    pub capabilities: Vec<String>,
+}
+
+impl ModelProfile {
+    /// The class of a model that says nothing (CX-23).
+    pub const DEFAULT_PRIORITY: u32 = 100;
+    /// Most requests in the batch of a model that says nothing.
+    pub const DEFAULT_RUNNING_MAX: u32 = 8;
+    /// Most requests that wait for a model that says nothing.
+    pub const DEFAULT_WAITING_MAX: u32 = 64;
+    /// Most replicas of a model that says nothing.
+    pub const DEFAULT_REPLICAS_MAX: u32 = 4;
+
+    /// A model of which no more is said than its name and where it comes from.
+    pub fn new(id: ModelId, source: ModelSource) -> Self {
+        Self {
+            id,
+            source,
+            quant: None,
+            draft: None,
+            prompt_lookup: true,
+            context_length: None,
+            running_max: Self::DEFAULT_RUNNING_MAX,
+            waiting_max: Self::DEFAULT_WAITING_MAX,
+            preload: false,
+            memory: None,
+            device: None,
+            min_devices: 1,
+            min_device_memory: None,
+            pinned_on: Vec::new(),
+            pinned: false,
+            residency_priority: Self::DEFAULT_PRIORITY,
+            replicas_max: Self::DEFAULT_REPLICAS_MAX,
+            limit: Limits::default(),
+            cost: Cost::default(),
+            capabilities: Vec::new(),
+        }
+    }
+}
+
+/// Tokens that a request may have; absent: as many as the model holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Prompt and answer together.
+    pub context: Option<u32>,
+    /// The prompt.
+    pub input: Option<u32>,
+    /// The answer.
+    pub output: Option<u32>,
+}
+
+/// Dollars per million tokens. Absent is unknown; zero is free.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Of prompts.
+    pub input: Option<f64>,
+    /// Of answers.
+    pub output: Option<f64>,
+    /// Of prompt tokens that were still in memory.
+    pub cache_read: Option<f64>,
+    /// Of prompt tokens that are kept.
+    pub cache_write: Option<f64>,
+}
+
+/// What one node knows of models: what its files list, and what lies in its folders.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Catalogue {
+    /// Grows with each change, so that an older catalogue never replaces a newer one.
+    pub revision: u64,
+    /// When the newest of the files that it was read from was written, milliseconds since 1970.
+    pub modified_ms: u64,
+    /// By id, each once.
+    pub entries: Vec<CatalogueEntry>,
+    /// Further names of models.
+    pub aliases: BTreeMap<ModelId, ModelId>,
+}
+
+/// A model in the eyes of one node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CatalogueEntry {
+    /// How it is to be served.
+    pub profile: ModelProfile,
+    /// True if nobody listed it: it lay in a model folder.
+    pub found: bool,
+    /// Its files on this node.
+    pub files: FilesState,
+}
+
+/// A model's files on one node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FilesState {
+    /// They have not been looked at yet.
+    Unknown,
+    /// They are not on this node.
+    Absent,
+    /// They are coming.
+    Fetching {
+        /// Bytes that are here.
+        done: Bytes,
+        /// Bytes in all; 0 while unknown.
+        total: Bytes,
+    },
+    /// They are here, and say this.
+    Present(ModelFacts),
+    /// They are here, or were to be fetched, and cannot be served; this is why.
+    Refused(String),
+}
+
+/// What a model's files say that others want to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelFacts {
+    /// What it is for.
+    pub kind: ModelKind,
+    /// Tokens that the model can hold.
+    pub context_length: u32,
+    /// Memory on the host's processors.
+    pub cpu: Footprint,
+    /// Memory on a GPU.
+    pub cuda: Footprint,
+    /// Bytes of its files.
+    pub file_bytes: Bytes,
+    /// Does it call tools?
+    pub tools: bool,
+    /// Does it think before it answers?
+    pub reasoning: bool,
+}
+
+impl ModelFacts {
+    /// Memory on a device of this kind.
+    pub fn footprint(&self, kind: DeviceKind) -> Footprint {
+        match kind {
+            DeviceKind::Cpu => self.cpu,
+            DeviceKind::Cuda => self.cuda,
+        }
+    }
+}
+
+/// Memory that a model takes on a kind of device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Footprint {
+    /// Its weights, resident.
+    pub weights: Bytes,
+    /// Keys and values of one token.
+    pub kv_per_token: Bytes,
+    /// What steps work in, and the vocabulary.
+    pub working: Bytes,
+}
