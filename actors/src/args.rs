@@ -1,5 +1,6 @@
 //! All that a node is told at its start. Built from `cluster.toml` by the binary, or by hand in tests and benches.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{TcpListener, UdpSocket};
 use std::sync::Arc;
@@ -8,8 +9,9 @@ use std::time::Duration;
 use plexus_api::ApiConfig;
 use plexus_engine::error::EngineError;
 use plexus_engine::executor::Executor;
-use plexus_types::{DeviceId, ModelProfile, NodeFacts};
+use plexus_types::{DeviceId, ModelId, ModelProfile, NodeFacts};
 
+use crate::evictor::core::EvictionConfig;
 use crate::membership::NetTiming;
 use crate::secret::ClusterSecret;
 
@@ -30,8 +32,10 @@ pub struct NodeArgs {
     pub timing: NetTiming,
     /// Devices to serve on.
     pub devices: Vec<DeviceSpec>,
-    /// Models to load at the start.
-    pub models: Vec<ModelProfile>,
+    /// The models that this node lists.
+    pub catalogue: Listing,
+    /// How models go when room is needed.
+    pub eviction: EvictionConfig,
     /// Deadlines and windows of streams.
     pub streams: StreamsConfig,
     /// The HTTP front.
@@ -42,6 +46,17 @@ pub struct NodeArgs {
     pub drain_timeout: Duration,
     /// May actors be killed over HTTP? For tests only.
     pub test_hooks: bool,
+}
+
+/// The models that a node lists, before their files have been looked at.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Listing {
+    /// When the newest of the files that it was read from was written, milliseconds since 1970.
+    pub modified_ms: u64,
+    /// What is listed.
+    pub models: Vec<ModelProfile>,
+    /// Further names of models.
+    pub aliases: BTreeMap<ModelId, ModelId>,
 }
 
 /// The sockets of a node.
@@ -82,6 +97,8 @@ pub struct StreamsConfig {
     pub first_token_timeout: Duration,
     /// A replica that falls silent for so long between two tokens is given up.
     pub token_timeout: Duration,
+    /// A model that is not loaded within this time, or finds no room, is no longer waited for.
+    pub load_timeout: Duration,
     /// Most replicas tried for one request.
     pub attempts_max: u32,
     /// Tokens that a replica may be ahead of the client.

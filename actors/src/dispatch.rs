@@ -1,9 +1,13 @@
 //! Where what other nodes say is delivered: each message to the actor that it concerns.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use plexus_types::{NodeId, RequestError};
+use ractor::RpcReplyPort;
 
-use crate::address::Address;
+use crate::address::{Address, CallError};
+use crate::evictor::EvictorMsg;
 use crate::inbound::{ClusterChange, Inbound, PeerChange};
 use crate::inference::{COUNT_DEADLINE, EMBED_DEADLINE, own_actors};
 use crate::link::LinkMsg;
@@ -23,12 +27,27 @@ pub struct Dispatch {
     pub link: Address<LinkMsg>,
     /// The view.
     pub router: Address<RouterMsg>,
+    /// The memory of this node.
+    pub evictor: Address<EvictorMsg>,
     /// Streams whose client is here.
     pub streams: Address<StreamsMsg>,
     /// The models of this node.
     pub models: LocalModels,
     /// Where their events go.
     pub ingresses: Ingresses,
+}
+
+/// The actors answer from memory; a model that is unloaded may have to end a step first.
+const ORDER_DEADLINE: Duration = Duration::from_secs(10);
+
+impl Dispatch {
+    async fn to_evictor(&self, question: impl FnOnce(RpcReplyPort<Result<(), RequestError>>) -> EvictorMsg) -> Result<(), RequestError> {
+        self.evictor.call(question, ORDER_DEADLINE).await.map_err(|error| restarting("evictor", error)).flatten()
+    }
+}
+
+fn restarting(actor: &str, error: CallError) -> RequestError {
+    RequestError::Unavailable { message: format!("the {actor} of the node did not answer: {error}"), retry_after: Duration::from_secs(1) }
 }
 
 #[async_trait]
@@ -38,7 +57,7 @@ impl Inbound for Dispatch {
             Question::Ping => Answer::Pong { received_bytes: 0 },
             Question::Actors => Answer::Actors(own_actors(&self.node).await.unwrap_or_default()),
             Question::CountTokens(request) => {
-                let Some(model) = self.models.get(&request.model) else {
+                let Some(model) = self.models.any(&request.model) else {
                     return Answer::CountTokens(Err(RequestError::model_not_found(&request.model)));
                 };
                 let lost = |_| RequestError::Lost { message: "the model is being restarted".into() };
@@ -46,12 +65,23 @@ impl Inbound for Dispatch {
                 Answer::CountTokens(counted.map_err(lost).flatten())
             }
             Question::Embed(request) => {
-                let Some(model) = self.models.get(&request.model) else {
+                let Some(model) = self.models.any(&request.model) else {
                     return Answer::Embed(Err(RequestError::model_not_found(&request.model)));
                 };
                 let lost = |_| RequestError::Lost { message: "the model is being restarted".into() };
                 let embedded = model.call(|reply| ModelMsg::Embed(request, reply), EMBED_DEADLINE).await;
                 Answer::Embed(embedded.map_err(lost).flatten())
+            }
+            Question::Ensure(ensure) => {
+                let ensured = self.router.call(|reply| RouterMsg::Ensure(ensure, reply), ORDER_DEADLINE).await;
+                Answer::Ensure(ensured.map_err(|error| restarting("router", error)).flatten())
+            }
+            Question::Load(order) => Answer::Done(self.to_evictor(|reply| EvictorMsg::Load(order, reply)).await),
+            Question::Unload(model, device) => Answer::Done(self.to_evictor(|reply| EvictorMsg::Unload(model, device, reply)).await),
+            Question::Pin(model, pinned) => Answer::Done(self.to_evictor(|reply| EvictorMsg::Pin(model, pinned, reply)).await),
+            Question::Explain(request) => {
+                let explained = self.router.call(|reply| RouterMsg::ExplainRequest(request, reply), ORDER_DEADLINE).await;
+                Answer::Explain(explained.unwrap_or_default())
             }
         }
     }
@@ -59,6 +89,7 @@ impl Inbound for Dispatch {
     fn notice(&self, from: &NodeId, notice: Notice) {
         match notice {
             Notice::Summary(summary) => self.router.tell(RouterMsg::Summary(from.clone(), summary)),
+            Notice::Catalogue(catalogue) => self.router.tell(RouterMsg::Catalogue(from.clone(), catalogue)),
             order @ (Notice::Generate(_) | Notice::Cancel { .. } | Notice::Credit { .. } | Notice::Forget) => {
                 self.models.order(&self.ingresses, from, order);
             }

@@ -1,28 +1,51 @@
-//! Keeps the memory of this node's devices: who was promised what, and who must be refused.
+//! Keeps the memory of this node's devices: who was promised what, who goes for whom, and who must be refused.
 //!
-//! Supervised by [`crate::node`]; supervises nobody. A restart loses the ledger, which is rebuilt from the devices' truth: the supervisor asks
-//! devices and models to announce themselves again.
+//! [`core`] decides, this actor carries out. Supervised by [`crate::node`]; supervises nobody. A restart loses the ledger, which is rebuilt from
+//! the truth: the supervisor asks devices and models to announce themselves again. Loads that waited for room are told that the evictor is gone,
+//! and ask again.
 
+pub mod core;
 pub mod ledger;
+pub mod plan;
+
+use std::collections::HashMap;
+use std::time::Duration;
 
 use plexus_engine::executor::DeviceDescription;
-use plexus_types::{Bytes, DeviceId, ModelId};
+use plexus_types::{Bytes, DeviceId, ModelId, ModelProfile, RequestError};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
-use tracing::warn;
+use tokio::time::Instant;
+use tracing::info;
 
-use self::ledger::{Lease, Ledger, NoRoom};
+use self::core::{Asker, Effect, Event, EvictionConfig, EvictorCore, Grant, Place};
+use self::ledger::Lease;
+use self::plan::{Needs, NoRoom};
 use crate::address::Address;
 use crate::inspect::Inspection;
+use crate::messages::LoadOrder;
+use crate::model::{LocalModels, ModelMsg};
+use crate::node::NodeMsg;
 use crate::router::RouterMsg;
+
+/// How often idle models and fragmented devices are looked for.
+const TICK: Duration = Duration::from_secs(1);
+/// A replica that does not say within this time whether it can go stays.
+const RETIRE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What the actor is started with.
 #[derive(Debug, Clone)]
 pub struct EvictorArgs {
     /// Its own address.
     pub address: Address<EvictorMsg>,
+    /// How models go.
+    pub config: EvictionConfig,
+    /// Starts and ends replicas.
+    pub node: Address<NodeMsg>,
     /// Told of the devices' memory.
     pub router: Address<RouterMsg>,
+    /// The replicas of this node.
+    pub models: LocalModels,
 }
 
 /// What the actor is told.
@@ -30,41 +53,50 @@ pub struct EvictorArgs {
 pub enum EvictorMsg {
     /// A device was opened.
     DeviceUp(DeviceDescription),
-    /// Which devices may this model go to, with what room, the best first?
-    Choices(Option<DeviceId>, RpcReplyPort<Vec<(DeviceId, Bytes)>>),
-    /// Promise memory of a device to a model.
-    Promise {
-        /// Which device.
-        device: DeviceId,
-        /// Which model.
-        model: ModelId,
-        /// Which promise this is.
+    /// Bring a model onto a device. Answered once it is begun, or refused.
+    Load(Box<LoadOrder>, RpcReplyPort<Result<(), RequestError>>),
+    /// A replica that is being loaded asks for its memory, and waits for as long as others take to go for it.
+    Room {
+        /// Which.
+        place: Place,
+        /// By which promise it will hold it.
+        lease: Lease,
+        /// What it takes.
+        needs: Needs,
+        /// What it gets.
+        reply: RpcReplyPort<Result<Grant, NoRoom>>,
+    },
+    /// A replica answers.
+    Loaded(Place),
+    /// A replica could not be loaded.
+    Failed(Place),
+    /// A replica got its first request, or ended its last.
+    Used(Place, bool),
+    /// A resident replica says what it holds, to an evictor that was restarted.
+    Holds {
+        /// Which.
+        place: Place,
+        /// How it is served.
+        profile: Box<ModelProfile>,
+        /// By which promise.
         lease: Lease,
         /// How much.
-        needed: Bytes,
-        /// Whether it has it now.
-        reply: RpcReplyPort<Result<(), NoRoom>>,
-    },
-    /// A model that is resident says so, to an evictor that was restarted.
-    Holds {
-        /// Which device.
-        device: DeviceId,
-        /// Which model.
-        model: ModelId,
-        /// Which promise it holds.
-        lease: Lease,
-        /// How much it was promised.
         bytes: Bytes,
+        /// Has it requests?
+        busy: bool,
     },
-    /// A model no longer needs what it was promised.
-    Release {
-        /// Which device.
-        device: DeviceId,
-        /// Which model.
-        model: ModelId,
-        /// Which promise.
-        lease: Lease,
-    },
+    /// A replica that was asked to go says whether it does.
+    Retired(Place, bool),
+    /// A replica no longer needs what it was promised.
+    Release(Place, Lease),
+    /// A replica is no longer on this node.
+    Dismissed(Place),
+    /// Unload by hand; answered when it is gone.
+    Unload(ModelId, Option<DeviceId>, RpcReplyPort<Result<(), RequestError>>),
+    /// Pin by hand, or let go again.
+    Pin(ModelId, bool, RpcReplyPort<Result<(), RequestError>>),
+    /// Look for idle models.
+    TickDue,
     /// Say how you are.
     Inspect(RpcReplyPort<Inspection>),
 }
@@ -77,9 +109,10 @@ pub struct EvictorActor;
 #[derive(Debug)]
 pub struct EvictorState {
     args: EvictorArgs,
-    ledger: Ledger,
-    n_promised: u64,
-    n_refused: u64,
+    core: EvictorCore,
+    next_asker: Asker,
+    rooms: HashMap<Asker, (RpcReplyPort<Result<Grant, NoRoom>>, Place, Lease)>,
+    answers: HashMap<Asker, RpcReplyPort<Result<(), RequestError>>>,
 }
 
 impl Actor for EvictorActor {
@@ -89,54 +122,107 @@ impl Actor for EvictorActor {
 
     async fn pre_start(&self, myself: ActorRef<EvictorMsg>, args: EvictorArgs) -> Result<EvictorState, ActorProcessingErr> {
         args.address.attach(myself);
-        Ok(EvictorState { args, ledger: Ledger::default(), n_promised: 0, n_refused: 0 })
+        args.address.tell_after(TICK, EvictorMsg::TickDue);
+        let core = EvictorCore::new(args.config);
+        Ok(EvictorState { args, core, next_asker: 0, rooms: HashMap::new(), answers: HashMap::new() })
     }
 
     async fn handle(&self, _myself: ActorRef<EvictorMsg>, message: EvictorMsg, state: &mut EvictorState) -> Result<(), ActorProcessingErr> {
         state.args.address.taken();
-        match message {
-            EvictorMsg::DeviceUp(device) => {
-                state.ledger.open(device.id, device.name, device.memory_total);
-                state.publish();
+        let event = match message {
+            EvictorMsg::DeviceUp(device) => Event::DeviceUp { id: device.id, name: device.name, total: device.memory_total },
+            EvictorMsg::Load(order, reply) => {
+                let LoadOrder { profile, device, facts } = *order;
+                Event::Load { profile: Box::new(profile), device, facts, asker: state.ask(reply) }
             }
-            EvictorMsg::Choices(wanted, reply) => drop(reply.send(state.ledger.choices(wanted))),
-            EvictorMsg::Promise { device, model, lease, needed, reply } => {
-                drop(reply.send(state.on_promise(device, &model, lease, needed)))
+            EvictorMsg::Room { place, lease, needs, reply } => {
+                state.next_asker += 1;
+                state.rooms.insert(state.next_asker, (reply, place.clone(), lease));
+                Event::Room { place, lease, needs, asker: state.next_asker }
             }
-            EvictorMsg::Holds { device, model, lease, bytes } => {
-                if let Err(error) = state.on_promise(device, &model, lease, bytes) {
-                    warn!(%device, %model, %error, "a resident model no longer fits the ledger");
-                }
+            EvictorMsg::Loaded(place) => Event::Loaded(place),
+            EvictorMsg::Failed(place) => Event::Failed(place),
+            EvictorMsg::Used(place, busy) => Event::Used { place, busy },
+            EvictorMsg::Holds { place, profile, lease, bytes, busy } => Event::Holds { place, profile, lease, bytes, busy },
+            EvictorMsg::Retired(place, agreed) => Event::Retired { place, agreed },
+            EvictorMsg::Release(place, lease) => Event::Released { place, lease },
+            EvictorMsg::Dismissed(place) => Event::Dismissed(place),
+            EvictorMsg::Unload(model, device, reply) => Event::Unload { model, device, asker: state.ask(reply) },
+            EvictorMsg::Pin(model, pinned, reply) => Event::Pin { model, pinned, asker: state.ask(reply) },
+            EvictorMsg::TickDue => {
+                state.args.address.tell_after(TICK, EvictorMsg::TickDue);
+                Event::Tick
             }
-            EvictorMsg::Release { device, model, lease } => {
-                state.ledger.release(device, &model, lease);
-                state.publish();
+            EvictorMsg::Inspect(reply) => {
+                let _asker_left = reply.send(state.inspect());
+                return Ok(());
             }
-            EvictorMsg::Inspect(reply) => drop(reply.send(state.inspect())),
-        }
+        };
+        state.apply(event);
         Ok(())
     }
 }
 
 impl EvictorState {
-    fn on_promise(&mut self, device: DeviceId, model: &ModelId, lease: Lease, needed: Bytes) -> Result<(), NoRoom> {
-        let result = self.ledger.promise(device, model, lease, needed);
-        match &result {
-            Ok(()) => {
-                self.n_promised += 1;
-                self.publish();
-            }
-            Err(_) => self.n_refused += 1,
-        }
-        result
+    fn ask(&mut self, reply: RpcReplyPort<Result<(), RequestError>>) -> Asker {
+        self.next_asker += 1;
+        self.answers.insert(self.next_asker, reply);
+        self.next_asker
     }
 
-    fn publish(&self) {
-        self.args.router.tell(RouterMsg::OwnDevices(self.ledger.report()));
+    fn apply(&mut self, event: Event) {
+        for effect in self.core.on_event(event, Instant::now()) {
+            self.carry_out(effect);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Host { profile, device } => self.args.node.tell(NodeMsg::Host(profile, device)),
+            Effect::Retire(place) => self.retire(place),
+            Effect::Dismiss(place) => {
+                info!(model = %place.0, device = %place.1, "model goes");
+                self.args.node.tell(NodeMsg::Dismiss(place));
+            }
+            Effect::Granted { asker, grant } => {
+                let Some((reply, place, lease)) = self.rooms.remove(&asker) else { return };
+                let granted = grant.is_ok();
+                if reply.send(grant).is_err() && granted {
+                    self.apply(Event::Released { place, lease }); // whoever asked has gone
+                }
+            }
+            Effect::Answer { asker, result } => {
+                if let Some(reply) = self.answers.remove(&asker) {
+                    let _asker_left = reply.send(result);
+                }
+            }
+            Effect::RestartDevice(device) => {
+                info!(%device, "opened anew, after so many loads and unloads");
+                self.args.node.tell(NodeMsg::Restart(crate::device::path(device)));
+            }
+            Effect::Publish(devices) => self.args.router.tell(RouterMsg::OwnDevices(devices)),
+        }
+    }
+
+    /// Asks in a task: a replica that hangs must not hold up all others.
+    fn retire(&self, place: Place) {
+        let address = self.args.address.clone();
+        let Some(model) = self.args.models.get(&place.0, place.1) else { return address.tell(EvictorMsg::Retired(place, false)) };
+        tokio::spawn(async move {
+            let agreed = model.call(ModelMsg::Retire, RETIRE_DEADLINE).await.unwrap_or(false);
+            address.tell(EvictorMsg::Retired(place, agreed));
+        });
     }
 
     fn inspect(&self) -> Inspection {
-        let used: Bytes = self.ledger.report().iter().map(|device| device.memory_used).sum();
-        Inspection::new("keeping", [("promised", self.n_promised), ("refused", self.n_refused), ("bytes_promised", used.0)])
+        let used: Bytes = self.core.ledger().report().iter().map(|device| device.memory_used).sum();
+        let counters = [
+            ("residents", self.core.ledger().residents().count() as u64),
+            ("evicted", self.core.n_evicted),
+            ("refused", self.core.n_refused),
+            ("bytes_promised", used.0),
+            ("waiting_for_room", self.rooms.len() as u64),
+        ];
+        Inspection::new("keeping", counters)
     }
 }

@@ -8,10 +8,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::Stream;
 use futures::future::join_all;
-use plexus_api::service::{Generation, Health, HealthStatus, Inference, NodeActors};
+use plexus_api::service::{Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place};
 use plexus_types::{
-    ActorReport, ClusterReport, EmbedRequest, Embeddings, GenerateEvent, GenerateRequest, Journal, ModelReport, ReplicaId, ReplicaState,
-    RequestError, RequestId, Retry,
+    ActorReport, ClusterReport, DeviceId, EmbedRequest, Embeddings, Explanation, GenerateEvent, GenerateRequest, Journal, ModelId,
+    ModelReport, ReplicaId, ReplicaState, RequestError, RequestId, Retry,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -19,19 +19,25 @@ use tracing::Span;
 
 use crate::address::Address;
 use crate::args::StreamsConfig;
-use crate::messages::{Answer, Question};
+use crate::evictor::EvictorMsg;
+use crate::messages::{Answer, Ensure, Question};
 use crate::metrics::RequestMeter;
 use crate::model::{LocalModels, ModelMsg};
 use crate::node::NodeMsg;
 use crate::peers::{Peer, Peers};
+use crate::router::home::home_of;
 use crate::router::view::SharedView;
-use crate::router::{RouteRequest, RouterMsg};
+use crate::router::{RouteRequest, Routed, RouterMsg};
 use crate::streams::StreamsMsg;
 
 /// Answers from memory.
 const ACTOR_DEADLINE: Duration = Duration::from_secs(2);
 /// Asking all actors of another node, each of which may be slow.
 const PEER_DEADLINE: Duration = Duration::from_secs(3);
+/// Loads are begun, and replicas asked to go.
+const ORDER_DEADLINE: Duration = Duration::from_secs(10);
+/// How often a model that is being loaded is looked for.
+const LOAD_POLL: Duration = Duration::from_millis(20);
 /// Encoding a long prompt.
 pub(crate) const COUNT_DEADLINE: Duration = Duration::from_secs(30);
 /// Embedding a group of long texts on a slow processor.
@@ -50,6 +56,8 @@ pub struct ClusterInference {
     pub streams: Address<StreamsMsg>,
     /// Picks replicas.
     pub router: Address<RouterMsg>,
+    /// The memory of this node.
+    pub evictor: Address<EvictorMsg>,
     /// The view of this node.
     pub view: SharedView,
     /// The models of this node.
@@ -63,9 +71,89 @@ pub struct ClusterInference {
 }
 
 impl ClusterInference {
+    /// A replica for a request; waits while the model is being loaded.
     async fn pick(&self, question: RouteRequest) -> Result<ReplicaId, RequestError> {
-        let picked = self.router.call(|reply| RouterMsg::Pick(question, reply), ACTOR_DEADLINE).await;
-        Ok(picked.map_err(|error| internal(&format!("the router did not answer: {error}")))??.replica)
+        let until = Instant::now() + self.config.load_timeout;
+        loop {
+            let question = question.clone();
+            let picked = self.router.call(|reply| RouterMsg::Pick(question, reply), ACTOR_DEADLINE).await;
+            match picked.map_err(|error| internal(&format!("the router did not answer: {error}")))? {
+                Routed::To(replica) => return Ok(replica),
+                Routed::Refused(error) => return Err(error),
+                Routed::Wait(error) if Instant::now() >= until => return Err(error),
+                Routed::Wait(_) => tokio::time::sleep(LOAD_POLL).await,
+            }
+        }
+    }
+
+    /// Asks the home of a model for a replica of it.
+    async fn ensure(&self, model: &ModelId) -> Result<Result<Explanation, RequestError>, RequestError> {
+        let home = home_of(&self.view.read(), model);
+        let ensure = Ensure { model: model.clone(), replicas: 1, by_hand: true };
+        if home == *self.peers.me() {
+            let asked = self.router.call(|reply| RouterMsg::Ensure(ensure, reply), ORDER_DEADLINE).await;
+            return asked.map_err(|error| internal(&format!("the router did not answer: {error}")));
+        }
+        let lost = |why: String| internal(&format!("the node '{}', which places the model, did not answer: {why}", home.name));
+        let peer = self.peers.get(&home).ok_or_else(|| lost("no link to it".into()))?;
+        match peer.ask(Question::Ensure(ensure), ORDER_DEADLINE).await {
+            Ok(Answer::Ensure(result)) => Ok(result),
+            Ok(_) => Err(lost("it said something else".into())),
+            Err(error) => Err(lost(error.to_string())),
+        }
+    }
+
+    /// What the replicas of a model are doing, at a place or everywhere.
+    fn states(&self, model: &ModelId, place: &Place) -> Vec<ReplicaState> {
+        let view = self.view.read();
+        view.candidates(model).filter(|one| is_at(&one.id, place)).map(|one| one.report.state.clone()).collect()
+    }
+
+    /// Asks every node that holds a model, as far as the place is named. Says where it was done.
+    async fn at_each(
+        &self,
+        model: &ModelId,
+        place: &Place,
+        question: impl Fn(ModelId, DeviceId) -> Question,
+    ) -> Result<Vec<String>, RequestError> {
+        let here: Vec<ReplicaId> = self.view.read().candidates(model).map(|one| one.id).filter(|id| is_at(id, place)).collect();
+        if here.is_empty() {
+            let message = format!("the model '{model}' is not loaded there; GET /v1/models says what is loaded where");
+            return Err(RequestError::invalid("model", message));
+        }
+        let mut done = Vec::new();
+        for replica in here {
+            let question = question(replica.model.clone(), replica.device);
+            let result = if replica.node == *self.peers.me() {
+                self.own(question).await
+            } else {
+                match self.peers.get(&replica.node) {
+                    Some(peer) => match peer.ask(question, ORDER_DEADLINE).await {
+                        Ok(Answer::Done(result)) => result,
+                        Ok(_) => Err(internal("the node said something else")),
+                        Err(error) => Err(internal(&format!("the node '{}' did not answer: {error}", replica.node.name))),
+                    },
+                    None => Err(internal(&format!("there is no link to the node '{}'", replica.node.name))),
+                }
+            };
+            result?;
+            done.push(format!("{}/{}", replica.node.name, replica.device));
+        }
+        Ok(done)
+    }
+
+    async fn own(&self, question: Question) -> Result<(), RequestError> {
+        let asked = match question {
+            Question::Unload(model, device) => self.evictor.call(|reply| EvictorMsg::Unload(model, device, reply), ORDER_DEADLINE).await,
+            Question::Pin(model, pinned) => self.evictor.call(|reply| EvictorMsg::Pin(model, pinned, reply), ORDER_DEADLINE).await,
+            _ => return Err(internal("that is not done by hand")),
+        };
+        asked.map_err(|error| internal(&format!("the evictor did not answer: {error}")))?
+    }
+
+    /// The model that a client's name for it stands for.
+    fn resolve(&self, name: &ModelId) -> ModelId {
+        self.view.read().resolve(name).clone()
     }
 
     /// The vectors of some texts; a replica that is lost, or has no place, is passed over for the next.
@@ -79,7 +167,7 @@ impl ClusterInference {
                 (Err(error), None) => return Err(error),
             };
             let embedded = if replica.node == *self.peers.me() {
-                let model = self.models.get(&replica.model).ok_or_else(|| RequestError::model_not_found(&replica.model))?;
+                let model = self.models.get(&replica.model, replica.device).ok_or_else(|| RequestError::model_not_found(&replica.model))?;
                 model.call(|reply| ModelMsg::Embed(Box::new(request.clone()), reply), EMBED_DEADLINE).await.ok()
             } else {
                 match self.peers.get(&replica.node) {
@@ -102,7 +190,8 @@ impl ClusterInference {
 
 #[async_trait]
 impl Inference for ClusterInference {
-    async fn generate(&self, request: GenerateRequest) -> Generation {
+    async fn generate(&self, mut request: GenerateRequest) -> Generation {
+        request.model = self.resolve(&request.model);
         let id = RequestId(rand::random());
         let meter = RequestMeter::new(request.model.clone());
         let seed = request.sampling.seed.unwrap_or_else(rand::random);
@@ -122,12 +211,13 @@ impl Inference for ClusterInference {
         Generation::new(id, client)
     }
 
-    async fn count_tokens(&self, request: GenerateRequest) -> Result<u32, RequestError> {
+    async fn count_tokens(&self, mut request: GenerateRequest) -> Result<u32, RequestError> {
+        request.model = self.resolve(&request.model);
         let mut tried = Vec::new();
         loop {
             let replica = self.pick(RouteRequest::generate(&request, tried.clone())).await?;
             let counted = if replica.node == *self.peers.me() {
-                let model = self.models.get(&replica.model).ok_or_else(|| RequestError::model_not_found(&replica.model))?;
+                let model = self.models.get(&replica.model, replica.device).ok_or_else(|| RequestError::model_not_found(&replica.model))?;
                 model.call(|reply| ModelMsg::CountTokens(Box::new(request.clone()), reply), COUNT_DEADLINE).await.ok()
             } else {
                 match self.peers.get(&replica.node) {
@@ -145,7 +235,8 @@ impl Inference for ClusterInference {
         }
     }
 
-    async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, RequestError> {
+    async fn embed(&self, mut request: EmbedRequest) -> Result<Embeddings, RequestError> {
+        request.model = self.resolve(&request.model);
         // In groups, so that the vectors of each fit a message between nodes, and that several replicas share the work.
         let groups = request.inputs.chunks(EMBED_GROUP).map(|inputs| EmbedRequest { inputs: inputs.to_vec(), ..request.clone() });
         let parts = futures::future::try_join_all(groups.map(|group| self.embed_group(group))).await?;
@@ -175,6 +266,60 @@ impl Inference for ClusterInference {
         let mut all = vec![own];
         all.extend(join_all(peers.iter().map(actors_of)).await);
         all
+    }
+
+    async fn load_model(&self, load: LoadModel) -> Result<LoadedModel, RequestError> {
+        let LoadModel { model, place, wait } = load;
+        let model = self.resolve(&model);
+        if !self.view.read().catalogue().models.contains_key(&model) {
+            return Err(RequestError::model_not_found(&model));
+        }
+        let asked = if place == Place::default() {
+            self.ensure(&model).await?
+        } else {
+            let (model, place) = (model.clone(), place.clone());
+            let asked = self.router.call(|reply| RouterMsg::LoadAt(model, place, reply), ORDER_DEADLINE).await;
+            asked.map_err(|error| internal(&format!("the router did not answer: {error}")))?
+        };
+        let explanation = asked?;
+        let until = Instant::now() + if wait { self.config.load_timeout } else { Duration::ZERO };
+        loop {
+            let states = self.states(&model, &place);
+            if states.contains(&ReplicaState::Loaded) || Instant::now() >= until {
+                return Ok(LoadedModel { loaded: states.contains(&ReplicaState::Loaded), explanation });
+            }
+            let failed = states.iter().find_map(|state| if let ReplicaState::Failed(why) = state { Some(why) } else { None });
+            if let Some(why) = failed.filter(|_| states.iter().all(|state| matches!(state, ReplicaState::Failed(_)))) {
+                let message = format!("the model '{model}' could not be loaded: {why}");
+                return Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(60) });
+            }
+            tokio::time::sleep(LOAD_POLL).await;
+        }
+    }
+
+    async fn unload_model(&self, model: &ModelId, place: &Place) -> Result<Vec<String>, RequestError> {
+        let model = self.resolve(model);
+        self.at_each(&model, place, |model, device| Question::Unload(model, Some(device))).await
+    }
+
+    async fn pin_model(&self, model: &ModelId, pinned: bool) -> Result<Vec<String>, RequestError> {
+        let model = self.resolve(model);
+        self.at_each(&model, &Place::default(), |model, _| Question::Pin(model, pinned)).await
+    }
+
+    async fn explain(&self, subject: &str) -> Option<Explanation> {
+        let id = subject.rsplit(['-', '_']).next().filter(|id| id.len() == 32).and_then(|id| u128::from_str_radix(id, 16).ok());
+        if let Some(id) = id.map(RequestId) {
+            let here = self.router.call(|reply| RouterMsg::ExplainRequest(id, reply), ACTOR_DEADLINE).await;
+            if let Ok(Some(explanation)) = here {
+                return Some(explanation);
+            }
+            let peers = self.peers.list();
+            let answers = join_all(peers.iter().map(|peer| peer.ask(Question::Explain(id), PEER_DEADLINE))).await;
+            return answers.into_iter().find_map(|answer| if let Ok(Answer::Explain(found)) = answer { found } else { None });
+        }
+        let model: ModelId = subject.parse().ok()?;
+        self.router.call(|reply| RouterMsg::ExplainModel(model, reply), ACTOR_DEADLINE).await.ok().flatten()
     }
 
     async fn kill_actor(&self, path: &str) -> Option<bool> {
@@ -213,6 +358,10 @@ async fn actors_of(peer: &Peer) -> NodeActors {
         Ok(_) => NodeActors { node, actors: Vec::new(), error: Some("it answered something else".into()) },
         Err(error) => NodeActors { node, actors: Vec::new(), error: Some(error.to_string()) },
     }
+}
+
+fn is_at(replica: &ReplicaId, place: &Place) -> bool {
+    place.node.as_ref().is_none_or(|node| *node == replica.node.name) && place.device.is_none_or(|device| device == replica.device)
 }
 
 fn internal(message: &str) -> RequestError {

@@ -1,10 +1,12 @@
 //! The supervised actors of a node, its membership in the cluster, its links to the other nodes, and what they say to each other.
 //!
 //! [`node::start`] starts them all; [`args::NodeArgs`] is what they are told. What decides is pure and apart: [`router::policy`],
-//! [`streams::core`], [`evictor::ledger`], [`model::sequence`], [`model::plan`].
+//! [`router::place`],
+//! [`router::home`], [`streams::core`], [`evictor::core`], [`evictor::plan`], [`model::sequence`].
 
 pub mod address;
 pub mod args;
+pub mod catalogue;
 pub mod device;
 pub mod dispatch;
 pub mod evictor;

@@ -2,7 +2,10 @@
 //!
 //! Variants and fields are only ever added at the end: version N and N-1 of the binary understand each other.
 
-use plexus_types::{ActorReport, Journal, ModelId, NodeSummary, RequestId, StreamEvent, TraceContext};
+use plexus_types::{
+    ActorReport, Catalogue, DeviceId, Explanation, Journal, ModelFacts, ModelId, ModelProfile, NodeSummary, RequestError, RequestId,
+    StreamEvent, TraceContext,
+};
 use serde::{Deserialize, Serialize};
 
 /// Which try at a request. Grows with each replica tried, so that what a former one still says is told from what counts.
@@ -20,6 +23,38 @@ pub enum Question {
     CountTokens(Box<plexus_types::GenerateRequest>),
     /// The vectors of these texts, by a replica that you hold.
     Embed(Box<plexus_types::EmbedRequest>),
+    /// See that this model is loaded somewhere: you are its home.
+    Ensure(Ensure),
+    /// Load this model on a device of yours.
+    Load(Box<LoadOrder>),
+    /// Unload this model, from one device or from all.
+    Unload(ModelId, Option<DeviceId>),
+    /// Pin this model where you hold it, or let it go again.
+    Pin(ModelId, bool),
+    /// Where did you send this request, and why there?
+    Explain(RequestId),
+}
+
+/// A model is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ensure {
+    /// Which.
+    pub model: ModelId,
+    /// So many replicas are wanted.
+    pub replicas: u32,
+    /// Somebody asks by hand: also where it could not be loaded before.
+    pub by_hand: bool,
+}
+
+/// An order to load a model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoadOrder {
+    /// Which, and how it is to be served.
+    pub profile: ModelProfile,
+    /// Where to.
+    pub device: DeviceId,
+    /// What its files say, if somebody knows.
+    pub facts: Option<ModelFacts>,
 }
 
 /// The answer to a [`Question`], variant by variant.
@@ -36,6 +71,12 @@ pub enum Answer {
     CountTokens(Result<u32, plexus_types::RequestError>),
     /// The vectors, or why there are none.
     Embed(Result<plexus_types::Embeddings, plexus_types::RequestError>),
+    /// Where it is being loaded and why there; or why nowhere.
+    Ensure(Result<Explanation, RequestError>),
+    /// It was done, or begun; or why not.
+    Done(Result<(), RequestError>),
+    /// What was decided, if you remember.
+    Explain(Option<Explanation>),
 }
 
 /// A notice to a node; not answered. Order is kept from one sender to one receiver.
@@ -63,6 +104,8 @@ pub enum Notice {
     },
     /// All that I ordered before is void: my streams were lost with the actor that held them.
     Forget,
+    /// What I list, and which files I have, is now this.
+    Catalogue(Catalogue),
 }
 
 /// An order to generate.
@@ -80,6 +123,8 @@ pub struct Generate {
     pub credit_until: u32,
     /// Where the request's trace stands.
     pub trace: TraceContext,
+    /// The device of the chosen replica.
+    pub device: DeviceId,
 }
 
 /// Events of streams, from a replica to the ingress, in order.

@@ -108,7 +108,7 @@ impl RequestMeter {
     /// The client was handed this.
     pub fn on_event(&mut self, event: &GenerateEvent) {
         match event {
-            GenerateEvent::Started { prompt_tokens, node } => {
+            GenerateEvent::Started { prompt_tokens, node, .. } => {
                 self.node = node.to_string();
                 self.prompt_tokens = u64::from(*prompt_tokens);
             }

@@ -10,7 +10,6 @@
 mod embed;
 pub mod guess;
 pub mod load;
-pub mod plan;
 mod prepare;
 mod running;
 pub mod scheduler;
@@ -24,15 +23,15 @@ use std::time::Duration;
 
 use plexus_engine::batch::BatchOutput;
 use plexus_types::{
-    Bytes, DeviceId, DeviceKind, EmbedRequest, Embeddings, GenerateRequest, ModelId, ModelKind, ModelProfile, NodeId, ReplicaLoad,
-    ReplicaReport, ReplicaState, RequestError, RequestId,
+    Bytes, DeviceId, EmbedRequest, Embeddings, GenerateRequest, ModelId, ModelKind, ModelProfile, NodeId, ReplicaLoad, ReplicaReport,
+    ReplicaState, RequestError, RequestId,
 };
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use tokio::time::Instant;
 use tracing::{Span, info, info_span, warn};
 
-use self::embed::Place;
+use self::embed::Seat;
 use self::load::{LoadError, Resident};
 use self::prepare::{Prepared, prepare};
 use self::running::Batcher;
@@ -41,6 +40,7 @@ use self::sink::{Ingresses, Sink};
 use crate::address::Address;
 use crate::device::{DeviceError, DeviceMsg, Reply};
 use crate::evictor::EvictorMsg;
+use crate::evictor::core::Place;
 use crate::inspect::Inspection;
 use crate::messages::{Attempt, Generate, Notice};
 use crate::router::RouterMsg;
@@ -78,19 +78,24 @@ impl Devices {
     }
 }
 
-/// The models of this node, by id.
+/// The replicas of this node, by model and device.
 #[derive(Debug, Clone, Default)]
-pub struct LocalModels(Arc<RwLock<HashMap<ModelId, Address<ModelMsg>>>>);
+pub struct LocalModels(Arc<RwLock<HashMap<ModelId, BTreeMap<DeviceId, Address<ModelMsg>>>>>);
 
 impl LocalModels {
-    /// One of them.
-    pub fn get(&self, id: &ModelId) -> Option<Address<ModelMsg>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    /// The replica on this device.
+    pub fn get(&self, id: &ModelId, device: DeviceId) -> Option<Address<ModelMsg>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(id)?.get(&device).cloned()
+    }
+
+    /// Some replica of a model.
+    pub fn any(&self, id: &ModelId) -> Option<Address<ModelMsg>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(id)?.values().next().cloned()
     }
 
     /// All of them.
     pub fn list(&self) -> Vec<Address<ModelMsg>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).values().flat_map(BTreeMap::values).cloned().collect()
     }
 
     /// The streams of an ingress are gone: what it ordered is dropped.
@@ -103,7 +108,7 @@ impl LocalModels {
         match order {
             Notice::Generate(generate) => {
                 let sink = Sink::new(ingresses.clone(), from.clone(), generate.request, generate.attempt);
-                let Some(model) = self.get(&generate.model) else {
+                let Some(model) = self.get(&generate.model, generate.device) else {
                     return sink.fail(RequestError::model_not_found(&generate.model));
                 };
                 match model.cast(ModelMsg::Generate(from.clone(), generate)) {
@@ -119,13 +124,23 @@ impl LocalModels {
                 self.list().iter().for_each(|model| model.tell(ModelMsg::Credit((from.clone(), request, attempt), until)));
             }
             Notice::Forget => self.ingress_lost(from),
-            Notice::Summary(_) => {} // concerns the router
+            Notice::Summary(_) | Notice::Catalogue(_) => {} // concern the router
         }
     }
 
     /// Adds one.
-    pub fn insert(&self, id: ModelId, address: Address<ModelMsg>) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, address);
+    pub fn insert(&self, id: ModelId, device: DeviceId, address: Address<ModelMsg>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().insert(device, address);
+    }
+
+    /// Takes one away.
+    pub fn remove(&self, id: &ModelId, device: DeviceId) {
+        let mut models = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(replicas) = models.get_mut(id) else { return };
+        replicas.remove(&device);
+        if replicas.is_empty() {
+            models.remove(id);
+        }
     }
 }
 
@@ -136,6 +151,8 @@ pub struct ModelArgs {
     pub address: Address<ModelMsg>,
     /// How the model is to be served.
     pub profile: ModelProfile,
+    /// Which device holds it.
+    pub device: DeviceId,
     /// The devices of this node.
     pub devices: Devices,
     /// Who promises memory.
@@ -170,6 +187,10 @@ pub enum ModelMsg {
     LoadEnded(Box<Result<Resident, LoadError>>),
     /// The device was restarted: what was on it is gone.
     DeviceLost(DeviceId),
+    /// From a task: a request to embed texts ended.
+    Embedded,
+    /// Go, if you have no requests: take nothing new from now on. Answered with whether you do.
+    Retire(RpcReplyPort<bool>),
     /// An ingress is gone, or the link to it: nobody takes what it asked for, and nobody would cancel it or give it credit.
     IngressLost(NodeId),
     /// Tell evictor and router of yourself again.
@@ -194,14 +215,24 @@ pub struct ModelState {
     n_refused: u64,
     /// Requests running and waiting as last reported to the router, and when.
     reported: Option<((u32, u32), Instant)>,
+    /// Since when it has had no requests; absent while it has.
+    idle_since: Option<Instant>,
     life: ActorId,
 }
 
 #[derive(Debug)]
 enum Phase {
-    Loading,
-    Loaded { resident: Box<Resident>, batcher: Box<Batcher> },
+    Loading {
+        since: Instant,
+    },
+    Loaded {
+        resident: Box<Resident>,
+        batcher: Box<Batcher>,
+        load_time: Duration,
+    },
     Failed(String),
+    /// It goes: nothing new is taken.
+    Retired,
 }
 
 /// A request before its prompt is known.
@@ -223,16 +254,17 @@ impl Actor for ModelActor {
         args.address.attach(myself.clone());
         let (life, loader) = (myself.get_id(), args.clone());
         tokio::spawn(async move {
-            let result = load::load(&loader.profile, &loader.devices, &loader.evictor).await;
+            let result = load::load(&loader.profile, loader.device, &loader.devices, &loader.evictor).await;
             loader.address.tell_life(life, ModelMsg::LoadEnded(Box::new(result)));
         });
         let mut state = ModelState {
             args,
-            phase: Phase::Loading,
+            phase: Phase::Loading { since: Instant::now() },
             encoding: HashMap::new(),
             embedding: Arc::default(),
             n_refused: 0,
             reported: None,
+            idle_since: None,
             life,
         };
         state.report();
@@ -251,6 +283,8 @@ impl Actor for ModelActor {
             ModelMsg::Stepped(output) => state.on_stepped(output)?,
             ModelMsg::LoadEnded(result) => state.on_load_ended(*result)?,
             ModelMsg::DeviceLost(device) => state.on_device_lost(device)?,
+            ModelMsg::Embedded => state.report(),
+            ModelMsg::Retire(reply) => drop(reply.send(state.on_retire())),
             ModelMsg::IngressLost(ingress) => state.on_ingress_lost(&ingress),
             ModelMsg::Announce => state.announce(),
             ModelMsg::Inspect(reply) => drop(reply.send(state.inspect())),
@@ -266,11 +300,18 @@ impl ModelState {
                 info!(model = %self.args.profile.id, device = %resident.device, memory = %resident.memory,
                     context_length = resident.plan.context_length, "model loaded");
                 let batcher = Box::new(Batcher::new(&self.args.profile, &resident));
-                self.phase = Phase::Loaded { resident: Box::new(resident), batcher };
+                let load_time = match self.phase {
+                    Phase::Loading { since } => since.elapsed(),
+                    Phase::Loaded { .. } | Phase::Failed(_) | Phase::Retired => return Ok(()), // it was told to go meanwhile
+                };
+                self.phase = Phase::Loaded { resident: Box::new(resident), batcher, load_time };
+                self.idle_since = Some(Instant::now());
+                self.args.evictor.tell(EvictorMsg::Loaded(self.place()));
             }
             Err(LoadError::Refused(reason)) => {
                 warn!(model = %self.args.profile.id, reason, "model not loaded");
                 self.phase = Phase::Failed(reason);
+                self.args.evictor.tell(EvictorMsg::Failed(self.place()));
             }
             Err(error @ LoadError::Interrupted(_)) => return Err(error.into()),
         }
@@ -282,13 +323,35 @@ impl ModelState {
     fn on_device_lost(&self, device: DeviceId) -> Result<(), ActorProcessingErr> {
         match &self.phase {
             Phase::Loaded { resident, .. } if resident.device == device => Err(format!("{device} was restarted").into()),
-            Phase::Loaded { .. } | Phase::Loading | Phase::Failed(_) => Ok(()),
+            Phase::Loaded { .. } | Phase::Loading { .. } | Phase::Failed(_) | Phase::Retired => Ok(()),
         }
+    }
+
+    /// A load that is under way is given up; what it was promised is returned with it.
+    fn on_retire(&mut self) -> bool {
+        if self.n_present() > 0 {
+            return false;
+        }
+        self.phase = Phase::Retired;
+        true
+    }
+
+    fn place(&self) -> Place {
+        (self.args.profile.id.clone(), self.args.device)
+    }
+
+    /// Requests that it has, of any kind.
+    fn n_present(&self) -> usize {
+        let batched = match &self.phase {
+            Phase::Loaded { batcher, .. } => batcher.n_present(),
+            Phase::Loading { .. } | Phase::Failed(_) | Phase::Retired => 0,
+        };
+        batched + self.encoding.len() + self.embedding.load(Ordering::Relaxed) as usize
     }
 
     fn on_generate(&mut self, from: NodeId, generate: Box<Generate>) {
         let sink = Sink::new(self.args.ingresses.clone(), from, generate.request, generate.attempt);
-        let Phase::Loaded { resident, batcher } = &self.phase else {
+        let Phase::Loaded { resident, batcher, .. } = &self.phase else {
             self.n_refused += 1;
             return sink.fail(self.not_loaded());
         };
@@ -314,11 +377,12 @@ impl ModelState {
         let (address, encoded_key) = (self.args.address.clone(), key.clone());
         tokio::task::spawn_blocking(move || address.tell(ModelMsg::Encoded(encoded_key, prepare(&codec, &request, known))));
         self.encoding.insert(key, arrival);
+        self.note_use();
     }
 
     fn on_encoded(&mut self, key: &SequenceKey, prepared: Result<Prepared, RequestError>) {
         let Some(arrival) = self.encoding.remove(key) else { return }; // cancelled meanwhile
-        let Phase::Loaded { resident, batcher } = &mut self.phase else { return };
+        let Phase::Loaded { resident, batcher, .. } = &mut self.phase else { return };
         batcher.push(arrival, prepared, resident);
         self.go_on();
     }
@@ -339,7 +403,7 @@ impl ModelState {
 
     /// Starts the next step, if there is one and none is under way, and tells the router of the load.
     fn go_on(&mut self) {
-        let Phase::Loaded { resident, batcher } = &mut self.phase else { return };
+        let Phase::Loaded { resident, batcher, .. } = &mut self.phase else { return };
         if let Some(batch) = batcher.next_step(Instant::now()) {
             let address = self.args.address.clone();
             let life = self.life;
@@ -353,6 +417,7 @@ impl ModelState {
     fn on_cancel(&mut self, key: &SequenceKey) {
         if let Some(arrival) = self.encoding.remove(key) {
             arrival.sink.finish();
+            self.report();
         } else if let Phase::Loaded { batcher, .. } = &mut self.phase
             && batcher.cancel(key)
         {
@@ -398,13 +463,16 @@ impl ModelState {
             self.n_refused += 1;
             return drop(reply.send(Err(self.overloaded(present))));
         }
-        let place = Place::take(&self.embedding);
+        let seat = Seat::take(&self.embedding);
+        let address = self.args.address.clone();
         let (codec, steps, context) = (resident.codec.clone(), resident.steps.clone(), resident.plan.context_length);
         tokio::spawn(async move {
             let embedded = embed::embed(codec, steps, context, request).await;
-            drop(place);
+            drop(seat);
             drop(reply.send(embedded));
+            address.tell(ModelMsg::Embedded);
         });
+        self.note_use();
     }
 
     fn not_loaded(&self) -> RequestError {
@@ -428,7 +496,7 @@ impl ModelState {
     fn load(&self) -> ReplicaLoad {
         let load = match &self.phase {
             Phase::Loaded { batcher, .. } => batcher.load(),
-            Phase::Loading | Phase::Failed(_) => ReplicaLoad::default(),
+            Phase::Loading { .. } | Phase::Failed(_) | Phase::Retired => ReplicaLoad::default(),
         };
         let profile = &self.args.profile;
         let embedding = self.embedding.load(Ordering::Relaxed);
@@ -439,15 +507,27 @@ impl ModelState {
 
     fn announce(&mut self) {
         if let Phase::Loaded { resident, .. } = &self.phase {
-            let (device, model, lease, bytes) = (resident.device, self.args.profile.id.clone(), resident.lease, resident.memory);
-            self.args.evictor.tell(EvictorMsg::Holds { device, model, lease, bytes });
+            let (profile, busy) = (Box::new(self.args.profile.clone()), self.idle_since.is_none());
+            let holds = EvictorMsg::Holds { place: self.place(), profile, lease: resident.lease, bytes: resident.memory, busy };
+            self.args.evictor.tell(holds);
         }
         self.reported = None;
         self.report();
     }
 
+    /// Tells the evictor when the first request comes and when the last has ended.
+    fn note_use(&mut self) {
+        let busy = self.n_present() > 0;
+        if busy == self.idle_since.is_none() || !matches!(self.phase, Phase::Loaded { .. }) {
+            return;
+        }
+        self.idle_since = (!busy).then(Instant::now);
+        self.args.evictor.tell(EvictorMsg::Used(self.place(), busy));
+    }
+
     /// Tells the router of state and load, when somebody came or left, or the last report is old.
     fn report(&mut self) {
+        self.note_use();
         let load = self.load();
         let counts = (load.running, load.waiting);
         let now = Instant::now();
@@ -455,24 +535,36 @@ impl ModelState {
             return;
         }
         self.reported = Some((counts, now));
-        let no_device = || self.args.profile.device.unwrap_or(DeviceId { kind: DeviceKind::Cpu, ordinal: 0 });
-        let kind = match &self.phase {
-            Phase::Loaded { resident, .. } => resident.kind,
-            Phase::Loading | Phase::Failed(_) => ModelKind::Generate,
+        let (state, context_length, memory, load_time, kind) = match &self.phase {
+            Phase::Loading { .. } => (ReplicaState::Loading, 0, Bytes(0), None, ModelKind::Generate),
+            Phase::Loaded { resident, load_time, .. } => {
+                (ReplicaState::Loaded, resident.plan.context_length, resident.memory, Some(*load_time), resident.kind)
+            }
+            Phase::Failed(reason) => (ReplicaState::Failed(reason.clone()), 0, Bytes(0), None, ModelKind::Generate),
+            Phase::Retired => return, // it is as good as gone
         };
-        let (device, state, context_length, memory) = match &self.phase {
-            Phase::Loading => (no_device(), ReplicaState::Loading, 0, Bytes(0)),
-            Phase::Loaded { resident, .. } => (resident.device, ReplicaState::Loaded, resident.plan.context_length, resident.memory),
-            Phase::Failed(reason) => (no_device(), ReplicaState::Failed(reason.clone()), 0, Bytes(0)),
-        };
-        let model = self.args.profile.id.clone();
-        self.args.router.tell(RouterMsg::OwnReplica(ReplicaReport { model, device, state, context_length, memory, load, kind }));
+        let profile = &self.args.profile;
+        self.args.router.tell(RouterMsg::OwnReplica(ReplicaReport {
+            model: profile.id.clone(),
+            device: self.args.device,
+            state,
+            context_length,
+            memory,
+            load,
+            kind,
+            residency_priority: profile.residency_priority,
+            pinned: profile.pinned,
+            idle: self.idle_since.map(|since| now.saturating_duration_since(since)),
+            load_time,
+            progress: 0.0,
+        }));
     }
 
     fn inspect(&self) -> Inspection {
         let load = self.load();
         let (state, counts, n_cancelled, (available, remembered)) = match &self.phase {
-            Phase::Loading => ("loading".to_owned(), Counts::default(), 0, (0, 0)),
+            Phase::Loading { .. } => ("loading".to_owned(), Counts::default(), 0, (0, 0)),
+            Phase::Retired => ("going".to_owned(), Counts::default(), 0, (0, 0)),
             Phase::Failed(reason) => (format!("failed: {reason}"), Counts::default(), 0, (0, 0)),
             Phase::Loaded { batcher, .. } => ("loaded".to_owned(), batcher.counts(), batcher.n_cancelled, batcher.blocks()),
         };

@@ -4,13 +4,15 @@
 //! node ── gateway, tokens          what other nodes speak to
 //!      ├─ link, membership         who is there, and the links to them
 //!      ├─ evictor, router, streams memory, view, journals
+//!      ├─ catalogue                which models are listed, and which are here
 //!      ├─ device/…                 one per device, each with its OS thread
-//!      ├─ model/…                  one per replica
-//!      └─ http                     the listener
+//!      ├─ http                     the listener
+//!      └─ model/…                  one per replica: they come and go
 //! ```
 //! Supervised by nobody: when it stops, [`RunningNode::wait`] says why and the process exits.
 
 mod child;
+mod replica;
 mod restarts;
 mod running;
 mod tree;
@@ -19,19 +21,22 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use plexus_types::{ActorReport, DeviceId, ModelId, NodeId};
+use plexus_types::{ActorReport, DeviceId, ModelProfile, NodeId};
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SpawnErr, SupervisionEvent};
 use ractor_cluster::RactorMessage;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use self::child::Child;
+use self::replica::ReplicaKit;
 use self::restarts::{Plan, Restarts};
 pub use self::running::RunningNode;
 pub use self::tree::start;
 use crate::address::{Address, CallError};
 use crate::args::RestartBudget;
 use crate::device::DeviceMsg;
+use crate::evictor::EvictorMsg;
+use crate::evictor::core::Place;
 use crate::http_front::HttpFrontMsg;
 use crate::membership::MembershipMsg;
 use crate::model::{LocalModels, ModelMsg};
@@ -58,11 +63,20 @@ pub enum StartError {
     Root(String),
 }
 
+/// Which child: never used again.
+pub type SlotId = u64;
+
 /// What the root is told.
 #[derive(Debug, RactorMessage)]
 pub enum NodeMsg {
     /// Start this child again.
-    Start(usize),
+    Start(SlotId),
+    /// Start a replica. One that is there already stays.
+    Host(Box<ModelProfile>, DeviceId),
+    /// End a replica for good.
+    Dismiss(Place),
+    /// End the actor of this path, which is then started again: not counted as a failure.
+    Restart(String),
     /// How are all actors?
     Actors(RpcReplyPort<Vec<ActorReport>>),
     /// End this actor as a crash would. Answered with whether there is one.
@@ -81,6 +95,8 @@ pub struct NodeActorArgs {
     budget: RestartBudget,
     children: Vec<Slot>,
     addresses: Addresses,
+    /// What replicas need beside their profile and device.
+    replica: ReplicaKit,
     end: End,
 }
 
@@ -90,6 +106,7 @@ type End = Arc<Mutex<Option<String>>>;
 /// The addresses that the root tells of each other's restarts.
 #[derive(Debug, Clone)]
 struct Addresses {
+    evictor: Address<EvictorMsg>,
     router: Address<RouterMsg>,
     streams: Address<StreamsMsg>,
     membership: Address<MembershipMsg>,
@@ -103,7 +120,7 @@ struct Addresses {
 enum Role {
     Evictor,
     Device(DeviceId),
-    Model(ModelId),
+    Model(Place),
     Other,
 }
 
@@ -114,16 +131,23 @@ struct Slot {
     life: Option<ActorCell>,
     restarts: Restarts,
     last_error: Option<String>,
+    /// It ends on purpose, and is not started again.
+    dismissed: bool,
+    /// It ends on purpose, and is started again at once.
+    renewed: bool,
 }
 
 /// What the root holds.
 pub struct NodeState {
     args: NodeActorArgs,
+    /// In the order of their start.
+    children: BTreeMap<SlotId, Slot>,
+    next_slot: SlotId,
 }
 
 impl std::fmt::Debug for NodeActorArgs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NodeActorArgs").field("children", &self.children.len()).finish_non_exhaustive()
+        f.debug_struct("NodeActorArgs").finish_non_exhaustive()
     }
 }
 
@@ -140,18 +164,24 @@ impl Actor for NodeActor {
 
     async fn pre_start(&self, myself: ActorRef<NodeMsg>, mut args: NodeActorArgs) -> Result<NodeState, ActorProcessingErr> {
         args.address.attach(myself.clone());
-        for slot in &mut args.children {
+        let mut children = BTreeMap::new();
+        for (id, mut slot) in std::mem::take(&mut args.children).into_iter().enumerate() {
             let started = slot.child.start(myself.get_cell()).await;
             let life = started.map_err(|source| StartError::Actor { path: slot.path.clone(), source })?;
             slot.life = Some(life);
+            children.insert(id as SlotId, slot);
         }
-        Ok(NodeState { args })
+        let next_slot = children.len() as SlotId;
+        Ok(NodeState { args, children, next_slot })
     }
 
     async fn handle(&self, myself: ActorRef<NodeMsg>, message: NodeMsg, state: &mut NodeState) -> Result<(), ActorProcessingErr> {
         state.args.address.taken();
         match message {
-            NodeMsg::Start(i) => state.start_again(&myself, i).await,
+            NodeMsg::Start(id) => state.start_again(&myself, id).await,
+            NodeMsg::Host(profile, device) => state.on_host(&myself, *profile, device).await,
+            NodeMsg::Dismiss(place) => state.on_dismiss(&place),
+            NodeMsg::Restart(path) => state.on_restart(&path),
             NodeMsg::Actors(reply) => state.on_actors(reply),
             NodeMsg::Kill(path, reply) => drop(reply.send(state.on_kill(&path))),
             NodeMsg::Replaced(by) => {
@@ -182,23 +212,96 @@ impl Actor for NodeActor {
 impl NodeState {
     fn on_child_gone(&mut self, myself: &ActorRef<NodeMsg>, child: ActorId, why: String) {
         let is_it = |slot: &Slot| slot.life.as_ref().is_some_and(|life| life.get_id() == child);
-        let Some(i) = self.args.children.iter().position(is_it) else { return };
-        let slot = &mut self.args.children[i];
+        let Some(id) = self.children.iter().find(|(_, slot)| is_it(slot)).map(|(id, _)| *id) else { return };
+        let Some(slot) = self.children.get_mut(&id) else { return };
         slot.life = None;
         slot.child.detach(); // before anything else: from here on whoever speaks to it learns that it is gone
-        slot.last_error = Some(why.clone());
-        if let Role::Model(model) = &slot.role {
-            self.args.addresses.router.tell(RouterMsg::OwnReplicaGone(model.clone()));
+        if slot.dismissed {
+            return self.on_dismissed(id);
         }
-        match slot.restarts.on_end(&self.args.budget, Instant::now()) {
-            Plan::Restart { after } => {
+        if std::mem::take(&mut slot.renewed) {
+            return self.args.address.tell(NodeMsg::Start(id));
+        }
+        slot.last_error = Some(why.clone());
+        if let Role::Model((model, device)) = &slot.role {
+            self.args.addresses.router.tell(RouterMsg::OwnReplicaGone(model.clone(), *device));
+        }
+        self.plan_restart(myself, id, why);
+    }
+
+    fn plan_restart(&mut self, myself: &ActorRef<NodeMsg>, id: SlotId, why: String) {
+        let Some(slot) = self.children.get_mut(&id) else { return };
+        match (slot.restarts.on_end(&self.args.budget, Instant::now()), &slot.role) {
+            (Plan::Restart { after }, _) => {
                 warn!(actor = slot.path, why, restarts = slot.restarts.total(), "actor ended; starting it again");
-                self.args.address.tell_after(after, NodeMsg::Start(i));
+                self.args.address.tell_after(after, NodeMsg::Start(id));
             }
-            Plan::GiveUp => {
+            // A model that cannot be served is no reason to lose all others.
+            (Plan::GiveUp, Role::Model(_)) => {
+                error!(actor = slot.path, why, "the model ended too often; it is given up");
+                self.on_dismissed(id);
+            }
+            (Plan::GiveUp, _) => {
                 let why = format!("{} ended too often, last: {why}", slot.path);
                 self.give_up(myself, why);
             }
+        }
+    }
+
+    /// A replica is gone for good. Another for the same place may have been started already.
+    fn on_dismissed(&mut self, id: SlotId) {
+        let Some(slot) = self.children.remove(&id) else { return };
+        let Role::Model(place) = slot.role else { return };
+        if self.slot_of(&place).is_none() {
+            self.args.addresses.models.remove(&place.0, place.1);
+            self.args.addresses.evictor.tell(EvictorMsg::Dismissed(place.clone()));
+            self.args.addresses.router.tell(RouterMsg::OwnReplicaLeft(place.0, place.1));
+        }
+    }
+
+    fn slot_of(&mut self, place: &Place) -> Option<&mut Slot> {
+        self.children.values_mut().find(|slot| !slot.dismissed && slot.role == Role::Model(place.clone()))
+    }
+
+    async fn on_host(&mut self, myself: &ActorRef<NodeMsg>, profile: ModelProfile, device: DeviceId) {
+        let place = (profile.id.clone(), device);
+        if self.slot_of(&place).is_some() {
+            return;
+        }
+        let mut slot = self.args.replica.slot(profile, device);
+        match slot.child.start(myself.get_cell()).await {
+            Ok(life) => {
+                slot.life = Some(life);
+                self.children.insert(self.next_slot, slot);
+                self.next_slot += 1;
+            }
+            Err(error) => {
+                error!(actor = slot.path, %error, "the model's actor did not start");
+                self.args.addresses.evictor.tell(EvictorMsg::Dismissed(place));
+            }
+        }
+    }
+
+    fn on_dismiss(&mut self, place: &Place) {
+        let models = self.args.addresses.models.clone();
+        let Some((id, slot)) = self.children.iter_mut().find(|(_, slot)| !slot.dismissed && slot.role == Role::Model(place.clone())) else {
+            return self.args.addresses.evictor.tell(EvictorMsg::Dismissed(place.clone()));
+        };
+        slot.dismissed = true;
+        models.remove(&place.0, place.1);
+        let id = *id;
+        match &slot.life {
+            Some(life) => life.stop(Some("unloaded".into())),
+            None => self.on_dismissed(id), // it is between two lives
+        }
+    }
+
+    fn on_restart(&mut self, path: &str) {
+        if let Some(slot) = self.children.values_mut().find(|slot| slot.path == path)
+            && let Some(life) = &slot.life
+        {
+            slot.renewed = true;
+            life.stop(Some("renewed".into()));
         }
     }
 
@@ -208,8 +311,8 @@ impl NodeState {
         myself.stop(Some(why));
     }
 
-    async fn start_again(&mut self, myself: &ActorRef<NodeMsg>, i: usize) {
-        let slot = &mut self.args.children[i];
+    async fn start_again(&mut self, myself: &ActorRef<NodeMsg>, id: SlotId) {
+        let Some(slot) = self.children.get_mut(&id).filter(|slot| !slot.dismissed && slot.life.is_none()) else { return };
         match slot.child.start(myself.get_cell()).await {
             Ok(life) => {
                 info!(actor = slot.path, "actor started again");
@@ -220,13 +323,7 @@ impl NodeState {
             Err(error) => {
                 let why = format!("it did not start: {error}");
                 slot.last_error = Some(why.clone());
-                match slot.restarts.on_end(&self.args.budget, Instant::now()) {
-                    Plan::Restart { after } => self.args.address.tell_after(after, NodeMsg::Start(i)),
-                    Plan::GiveUp => {
-                        let why = format!("{}: {why}", slot.path);
-                        self.give_up(myself, why);
-                    }
-                }
+                self.plan_restart(myself, id, why);
             }
         }
     }
@@ -240,9 +337,9 @@ impl NodeState {
             waiting: self.args.address.waiting(),
             stalled: self.args.address.stalled(),
             last_error: None,
-            counters: BTreeMap::from([("children".to_owned(), self.args.children.len() as u64)]),
+            counters: BTreeMap::from([("children".to_owned(), self.children.len() as u64)]),
         };
-        let asked = self.args.children.iter().map(|slot| {
+        let asked = self.children.values().map(|slot| {
             let (path, restarts, last_error) = (slot.path.clone(), slot.restarts.total(), slot.last_error.clone());
             let child = Arc::clone(&slot.child);
             async move {
@@ -265,7 +362,7 @@ impl NodeState {
     }
 
     fn on_kill(&self, path: &str) -> bool {
-        match self.args.children.iter().find(|slot| slot.path == path).and_then(|slot| slot.life.as_ref()) {
+        match self.children.values().find(|slot| slot.path == path).and_then(|slot| slot.life.as_ref()) {
             Some(life) => {
                 life.kill();
                 true

@@ -1,17 +1,25 @@
 //! Holds the view of the cluster and says where each request goes.
 //!
-//! [`policy::route`] decides. What this node's devices and models tell of themselves goes into the view and, when it changed, to every peer.
+//! [`policy::route`] picks a replica. Where none is loaded, the model's home is asked for one: [`home::Home`] and [`place::place`] decide there.
+//! What this node's devices and models tell of themselves goes into the view and, when it changed, to every peer.
 //! Supervised by [`crate::node`]; supervises nobody. The view outlives a restart, so nothing is lost but the questions in the mailbox, which are
 //! asked again.
 
+pub mod catalogue;
+mod decisions;
+pub mod home;
+pub mod place;
 pub mod policy;
 pub mod view;
 
+use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
 use std::time::{Duration, SystemTime};
 
+use plexus_api::service::Place;
 use plexus_types::{
-    DeviceReport, EmbedInput, EmbedRequest, GenerateRequest, ModelId, NodeId, NodeState, NodeSummary, Prompt, ReplicaId, ReplicaReport,
-    RequestError, RequestId,
+    Catalogue, DeviceId, DeviceReport, EmbedInput, EmbedRequest, Explanation, FilesState, GenerateRequest, ModelId, NodeId, NodeState,
+    NodeSummary, Prompt, ReplicaId, ReplicaReport, ReplicaState, RequestError, RequestId,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
@@ -20,17 +28,34 @@ use rand::rngs::SmallRng;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use self::policy::{Decision, route};
+use self::decisions::Decisions;
+use self::home::{Home, home_of, spares};
+use self::place::{Unplaced, Want, place};
+use self::policy::{Decision, NoReplica, replicas_wanted, route};
 use self::view::SharedView;
 use crate::address::Address;
+use crate::evictor::EvictorMsg;
+use crate::evictor::plan::EvictionPolicy;
 use crate::inbound::{ClusterChange, PeerChange};
 use crate::inspect::Inspection;
-use crate::messages::Notice;
+use crate::messages::{Answer, Ensure, LoadOrder, Notice, Question};
 use crate::peers::{Peer, PeerError, Peers};
 use crate::streams::StreamsMsg;
 
 /// Changes of load alone are gathered for so long before the peers are told.
 const LOAD_DELAY: Duration = Duration::from_millis(100);
+/// How often loads under way, preloads and spare replicas are looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// A home, or a node that is told to load, answers from memory; one that does not is asked again.
+const ORDER_DEADLINE: Duration = Duration::from_secs(5);
+/// What the home said of a model is believed for so long before it is asked again.
+const ENSURED_FOR: Duration = Duration::from_millis(500);
+/// A refusal that only somebody can mend is believed for so long.
+const REFUSED_FOR: Duration = Duration::from_secs(2);
+/// What is refused for no longer than this passes by itself.
+const MAY_PASS: Duration = Duration::from_secs(10);
+/// Devices that are not open after so long are not waited for by models that are to be loaded at the start.
+const DEVICE_WAIT: Duration = Duration::from_secs(30);
 /// Bytes of text that make a token, to estimate the length of a prompt before it is encoded.
 const BYTES_PER_TOKEN: usize = 4;
 
@@ -45,6 +70,23 @@ pub struct RouterArgs {
     pub peers: Peers,
     /// Told which nodes are lost.
     pub streams: Address<StreamsMsg>,
+    /// Loads models on this node.
+    pub evictor: Address<EvictorMsg>,
+    /// Who goes for whom.
+    pub policy: EvictionPolicy,
+    /// Devices that this node was started with.
+    pub n_devices: usize,
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Routed {
+    /// To this replica.
+    To(ReplicaId),
+    /// Nowhere yet: the model is being loaded, or waits for room. The error is for those who cannot wait longer.
+    Wait(RequestError),
+    /// Nowhere.
+    Refused(RequestError),
 }
 
 /// A request to be routed.
@@ -92,7 +134,23 @@ pub enum RouterMsg {
         reply_to: Address<StreamsMsg>,
     },
     /// Where would this request go?
-    Pick(RouteRequest, RpcReplyPort<Result<Decision, RequestError>>),
+    Pick(RouteRequest, RpcReplyPort<Routed>),
+    /// See that a model is loaded: this node is its home.
+    Ensure(Ensure, RpcReplyPort<Result<Explanation, RequestError>>),
+    /// Load a model at a place that somebody names. Answered once it is begun, or refused.
+    LoadAt(ModelId, Place, RpcReplyPort<Result<Explanation, RequestError>>),
+    /// From a task: the home of a model has answered.
+    Ensured(ModelId, Result<Explanation, RequestError>),
+    /// From a task: a node that was told to load a model has answered.
+    Ordered(ModelId, Result<(), RequestError>),
+    /// Why is a model where it is, or not there? Answered as if somebody asked for it now.
+    ExplainModel(ModelId, RpcReplyPort<Option<Explanation>>),
+    /// Where did a request go, and why?
+    ExplainRequest(RequestId, RpcReplyPort<Option<Explanation>>),
+    /// Look at loads under way.
+    TickDue,
+    /// A peer that was congested is to have the catalogue.
+    CatalogueDue(NodeId),
     /// Gossip changed its mind.
     ClusterChange(ClusterChange),
     /// A link came or went.
@@ -102,7 +160,13 @@ pub enum RouterMsg {
     /// A replica of this node changed.
     OwnReplica(ReplicaReport),
     /// The actor of a replica of this node ended and will be started again.
-    OwnReplicaGone(ModelId),
+    OwnReplicaGone(ModelId, DeviceId),
+    /// A replica left this node.
+    OwnReplicaLeft(ModelId, DeviceId),
+    /// What this node lists, or has of it, changed.
+    OwnCatalogue(Catalogue),
+    /// A peer said what it lists.
+    Catalogue(NodeId, Catalogue),
     /// The memory of this node's devices changed.
     OwnDevices(Vec<DeviceReport>),
     /// This node takes no new requests from now on.
@@ -122,9 +186,25 @@ pub struct RouterActor;
 pub struct RouterState {
     args: RouterArgs,
     rng: SmallRng,
+    home: Home,
+    next_asker: home::Asker,
+    /// Those who wait for this node to have a model loaded somewhere.
+    askers: HashMap<home::Asker, RpcReplyPort<Result<Explanation, RequestError>>>,
+    /// What homes said of models that this node asked for.
+    ensured: HashMap<ModelId, Ensured>,
+    decisions: Decisions,
+    started: Instant,
     publish_waiting: bool,
     n_routed: u64,
     n_refused: u64,
+    n_cold: u64,
+}
+
+/// What is known of a model that its home was asked for.
+#[derive(Debug)]
+enum Ensured {
+    Asked,
+    Answered(Instant, Result<Explanation, RequestError>),
 }
 
 impl Actor for RouterActor {
@@ -134,7 +214,21 @@ impl Actor for RouterActor {
 
     async fn pre_start(&self, myself: ActorRef<RouterMsg>, args: RouterArgs) -> Result<RouterState, ActorProcessingErr> {
         args.address.attach(myself);
-        let mut state = RouterState { args, rng: SmallRng::from_os_rng(), publish_waiting: false, n_routed: 0, n_refused: 0 };
+        args.address.tell_after(TICK, RouterMsg::TickDue);
+        let mut state = RouterState {
+            home: Home::new(args.policy),
+            args,
+            rng: SmallRng::from_os_rng(),
+            next_asker: 0,
+            askers: HashMap::new(),
+            ensured: HashMap::new(),
+            decisions: Decisions::default(),
+            started: Instant::now(),
+            publish_waiting: false,
+            n_routed: 0,
+            n_refused: 0,
+            n_cold: 0,
+        };
         state.publish(); // a former life may have died before it did
         Ok(state)
     }
@@ -143,23 +237,42 @@ impl Actor for RouterActor {
         state.args.address.taken();
         match message {
             RouterMsg::Route { id, request, reply_to } => {
-                let result = state.on_route(&request).map(|decision| decision.replica);
-                reply_to.tell(StreamsMsg::Routed { id, result });
+                let (result, route) = state.on_route(id, &request);
+                reply_to.tell(StreamsMsg::Routed { id, result, route });
             }
-            RouterMsg::Pick(request, reply) => drop(reply.send(state.decide(&request))),
+            RouterMsg::Pick(request, reply) => {
+                drop(reply.send(state.pick(&request).map_or_else(|no| no, |decision| Routed::To(decision.replica))))
+            }
+            RouterMsg::Ensure(ensure, reply) => state.on_ensure(&ensure, reply),
+            RouterMsg::LoadAt(model, place, reply) => state.on_load_at(&model, &place, reply),
+            RouterMsg::Ensured(model, result) => state.on_ensured(model, result),
+            RouterMsg::Ordered(model, result) => state.on_ordered(&model, result),
+            RouterMsg::ExplainModel(model, reply) => drop(reply.send(state.explain(&model))),
+            RouterMsg::ExplainRequest(id, reply) => drop(reply.send(state.decisions.get(id, Instant::now()))),
+            RouterMsg::TickDue => state.on_tick(),
+            RouterMsg::CatalogueDue(node) => {
+                if let Some(peer) = state.args.peers.get(&node) {
+                    state.send_catalogue(&peer);
+                }
+            }
             RouterMsg::ClusterChange(change) => state.on_cluster_change(change),
             RouterMsg::PeerChange(change) => state.on_peer_change(&change),
-            RouterMsg::Summary(from, summary) => {
-                state.args.view.write().on_summary(&from, summary, Instant::now(), SystemTime::now());
-            }
+            RouterMsg::Summary(from, summary) => state.on_summary(&from, summary),
+            RouterMsg::Catalogue(from, catalogue) => state.args.view.write().on_catalogue(&from, catalogue, SystemTime::now()),
+            RouterMsg::OwnCatalogue(catalogue) => state.on_own_catalogue(catalogue),
             RouterMsg::OwnReplica(report) => state.on_own_replica(report),
-            RouterMsg::OwnReplicaGone(model) => {
-                state.args.view.write().on_own_replica_gone(&model);
+            RouterMsg::OwnReplicaGone(model, device) => {
+                state.args.view.write().on_own_replica_gone(&model, device);
+                state.publish();
+            }
+            RouterMsg::OwnReplicaLeft(model, device) => {
+                state.args.view.write().on_own_replica_left(&model, device);
                 state.publish();
             }
             RouterMsg::OwnDevices(devices) => {
                 state.args.view.write().on_own_devices(devices);
                 state.publish();
+                state.preload();
             }
             RouterMsg::Drain => {
                 state.args.view.write().on_draining();
@@ -176,25 +289,296 @@ impl Actor for RouterActor {
 }
 
 impl RouterState {
-    fn decide(&mut self, request: &RouteRequest) -> Result<Decision, RequestError> {
-        let view = self.args.view.read();
-        route(&view, &request.model, request.prompt_tokens, &request.tried, &mut self.rng)
+    fn pick(&mut self, request: &RouteRequest) -> Result<Decision, Routed> {
+        let (decision, wanted) = {
+            let view = self.args.view.read();
+            let decision = route(&view, &request.model, request.prompt_tokens, &request.tried, &mut self.rng);
+            let wanted = decision.is_ok().then(|| replicas_wanted(&view, &request.model)).flatten();
+            (decision, wanted)
+        };
+        if let Some(replicas) = wanted {
+            self.want(&request.model, replicas); // this request need not wait for it
+        }
+        match decision {
+            Ok(decision) => Ok(decision),
+            Err(NoReplica::Loading(error)) => Err(Routed::Wait(error)),
+            Err(NoReplica::Refused(error)) => Err(Routed::Refused(error)),
+            Err(NoReplica::Cold) => Err(self.on_cold(&request.model)),
+        }
     }
 
-    fn on_route(&mut self, request: &RouteRequest) -> Result<Decision, RequestError> {
-        let decision = self.decide(request);
-        match &decision {
+    /// Where a stream goes, and why, in a line for its client.
+    fn on_route(&mut self, id: RequestId, request: &RouteRequest) -> (Routed, String) {
+        match self.pick(request) {
             Ok(decision) => {
                 self.n_routed += 1;
                 self.args.view.write().on_sent(&decision.replica);
                 debug!(replica = %decision.replica, considered = decision.considered.len(), "routed");
+                let cold = self.ensured.remove(&request.model);
+                let replica = decision.replica.clone();
+                let loaded = match cold {
+                    Some(Ensured::Answered(_, Ok(explanation))) => Some(explanation),
+                    Some(Ensured::Answered(_, Err(_)) | Ensured::Asked) | None => None,
+                };
+                let route = self.decisions.on_routed(id, &request.model, decision, loaded, Instant::now());
+                (Routed::To(replica), route)
             }
-            Err(error) => {
-                self.n_refused += 1;
-                debug!(%error, "refused");
+            Err(wait) => {
+                if let Routed::Refused(error) = &wait {
+                    self.n_refused += 1;
+                    debug!(%error, "refused");
+                    self.decisions.on_refused(id, &request.model, error, Instant::now());
+                }
+                (wait, String::new())
             }
         }
-        decision
+    }
+
+    /// No replica is loaded: the model's home is asked for one, unless it was a moment ago.
+    fn on_cold(&mut self, model: &ModelId) -> Routed {
+        let now = Instant::now();
+        let wait = |message: String| Routed::Wait(RequestError::Unavailable { message, retry_after: Duration::from_secs(2) });
+        let believed = |at: Instant, time: Duration| now.saturating_duration_since(at) < time;
+        match self.ensured.get(model) {
+            Some(Ensured::Asked) => wait(format!("the model '{model}' is being looked for a place")),
+            Some(Ensured::Answered(at, Ok(explanation))) if believed(*at, ORDER_DEADLINE) => {
+                wait(format!("the model '{model}' is not loaded yet: {}", explanation.decision))
+            }
+            // Those that are in use may be idle by the next time.
+            Some(Ensured::Answered(at, Err(error))) if may_pass(error) && believed(*at, ENSURED_FOR) => Routed::Wait(error.clone()),
+            Some(Ensured::Answered(at, Err(error))) if !may_pass(error) && believed(*at, REFUSED_FOR) => Routed::Refused(error.clone()),
+            known => {
+                let error = match known {
+                    Some(Ensured::Answered(_, Err(error))) if may_pass(error) => Some(error.clone()),
+                    _ => None,
+                };
+                self.n_cold += u64::from(error.is_none());
+                self.want(model, 1);
+                error.map_or_else(|| wait(format!("the model '{model}' is being looked for a place")), Routed::Wait)
+            }
+        }
+    }
+
+    /// Asks the home of a model that it have so many replicas.
+    fn want(&mut self, model: &ModelId, replicas: u32) {
+        if matches!(self.ensured.get(model), Some(Ensured::Asked)) {
+            return;
+        }
+        if let Some(Ensured::Answered(at, _)) = self.ensured.get(model)
+            && replicas > 1
+            && at.elapsed() < ORDER_DEADLINE
+        {
+            return;
+        }
+        self.ensured.insert(model.clone(), Ensured::Asked);
+        let home = home_of(&self.args.view.read(), model);
+        let ensure = Ensure { model: model.clone(), replicas, by_hand: false };
+        if home == *self.args.peers.me() {
+            let asker = self.asker(None);
+            let effects = self.home.on_ensure(&self.args.view.read(), &ensure, asker, Instant::now());
+            return self.carry_out(model, effects);
+        }
+        let (address, peer, model) = (self.args.address.clone(), self.args.peers.get(&home), model.clone());
+        tokio::spawn(async move {
+            let lost = |why: String| {
+                let message = format!("the node '{}', which places the model, did not answer: {why}", home.name);
+                Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(1) })
+            };
+            let result = match peer {
+                None => lost("no link to it".into()),
+                Some(peer) => match peer.ask(Question::Ensure(ensure), ORDER_DEADLINE).await {
+                    Ok(Answer::Ensure(result)) => result,
+                    Ok(_) => lost("it said something else".into()),
+                    Err(error) => lost(error.to_string()),
+                },
+            };
+            address.tell(RouterMsg::Ensured(model, result));
+        });
+    }
+
+    fn asker(&mut self, reply: Option<RpcReplyPort<Result<Explanation, RequestError>>>) -> home::Asker {
+        self.next_asker += 1;
+        self.askers.extend(reply.map(|reply| (self.next_asker, reply)));
+        self.next_asker
+    }
+
+    fn on_ensure(&mut self, ensure: &Ensure, reply: RpcReplyPort<Result<Explanation, RequestError>>) {
+        let asker = self.asker(Some(reply));
+        let effects = self.home.on_ensure(&self.args.view.read(), ensure, asker, Instant::now());
+        self.carry_out(&ensure.model, effects);
+    }
+
+    /// Somebody names the place by hand: no home is asked.
+    fn on_load_at(&self, model: &ModelId, place: &Place, reply: RpcReplyPort<Result<Explanation, RequestError>>) {
+        let placed = {
+            let view = self.args.view.read();
+            let node = place.node.as_ref().and_then(|name| view.nodes().map(|node| node.id.clone()).find(|node| node.name == *name));
+            match (&place.node, node) {
+                (Some(name), None) => {
+                    let message = format!("there is no node '{name}'; GET /v1/cluster lists them");
+                    return drop(reply.send(Err(RequestError::invalid("node", message))));
+                }
+                (_, node) => {
+                    let want = Want { only_on: node.as_ref(), device: place.device, by_hand: true, ..Want::new(model) };
+                    self::place::place(&view, &want, &self.args.policy)
+                }
+            }
+        };
+        let (order, node, explanation) = match placed {
+            Ok(placement) => (Box::new(placement.order), placement.site.0, placement.explanation),
+            Err(unplaced) => return drop(reply.send(Err(unplaced.error))),
+        };
+        let begun = self.told_to_load(node, order);
+        tokio::spawn(async move { drop(reply.send(begun.await.map(|()| explanation))) });
+    }
+
+    fn on_ordered(&mut self, model: &ModelId, result: Result<(), RequestError>) {
+        if let Err(error) = &result {
+            info!(%model, %error, "a node does not load the model");
+        }
+        let effects = self.home.on_answer(&self.args.view.read(), model, result, Instant::now());
+        self.carry_out(model, effects);
+    }
+
+    fn carry_out(&mut self, model: &ModelId, effects: Vec<home::Effect>) {
+        for effect in effects {
+            match effect {
+                home::Effect::Order { node, order } => self.order(node, order),
+                home::Effect::Answer { asker, result } => {
+                    let result = result.map_err(|unplaced: Box<Unplaced>| unplaced.error);
+                    match self.askers.remove(&asker) {
+                        Some(reply) => drop(reply.send(result)),
+                        None => self.on_ensured(model.clone(), result), // this node itself
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells a node to load; then [`RouterMsg::Ordered`].
+    fn order(&self, node: NodeId, order: Box<LoadOrder>) {
+        let (address, model) = (self.args.address.clone(), order.profile.id.clone());
+        let begun = self.told_to_load(node, order);
+        tokio::spawn(async move { address.tell(RouterMsg::Ordered(model, begun.await)) });
+    }
+
+    /// Whether a node that is told to load has begun, or why not.
+    fn told_to_load(&self, node: NodeId, order: Box<LoadOrder>) -> impl Future<Output = Result<(), RequestError>> + Send + use<> {
+        info!(model = %order.profile.id, node = %node.name, device = %order.device, "the model is to be loaded");
+        let here = node == *self.args.peers.me();
+        let (evictor, peer) = (self.args.evictor.clone(), self.args.peers.get(&node));
+        async move {
+            let lost = |why: String| Err(RequestError::Unavailable { message: why, retry_after: Duration::from_secs(1) });
+            if here {
+                let begun = evictor.call(|reply| EvictorMsg::Load(order, reply), ORDER_DEADLINE).await;
+                return begun.unwrap_or_else(|error| lost(format!("the evictor did not answer: {error}")));
+            }
+            let Some(peer) = peer else { return lost("no link to the node".into()) };
+            match peer.ask(Question::Load(order), ORDER_DEADLINE).await {
+                Ok(Answer::Done(result)) => result,
+                Ok(_) => lost("the node said something else".into()),
+                Err(error) => lost(format!("the node did not answer: {error}")),
+            }
+        }
+    }
+
+    fn on_ensured(&mut self, model: ModelId, result: Result<Explanation, RequestError>) {
+        if let Err(error) = &result {
+            debug!(%model, %error, "not loaded");
+        }
+        let refused = result.as_ref().is_err_and(|error| !may_pass(error));
+        self.ensured.insert(model.clone(), Ensured::Answered(Instant::now(), result));
+        if refused {
+            self.args.streams.tell(StreamsMsg::ModelChanged(model));
+        }
+    }
+
+    /// What would be decided if somebody asked for the model now.
+    fn explain(&mut self, model: &ModelId) -> Option<Explanation> {
+        let view = self.args.view.read();
+        let model = view.resolve(model).clone();
+        match route(&view, &model, 1, &[], &mut self.rng) {
+            Ok(decision) => Some(decisions::explain(&model, &decision)),
+            Err(NoReplica::Refused(RequestError::ModelNotFound { .. })) => None,
+            Err(_) => Some(match place(&view, &Want::new(&model), &self.args.policy) {
+                Ok(placement) => placement.explanation,
+                Err(unplaced) => unplaced.explanation,
+            }),
+        }
+    }
+
+    fn on_tick(&mut self) {
+        self.args.address.tell_after(TICK, RouterMsg::TickDue);
+        self.home.on_tick(&self.args.view.read(), Instant::now());
+        let spares = spares(&self.args.view.read());
+        for spare in spares {
+            info!(replica = %spare, "a spare replica that nobody uses goes");
+            let (evictor, peer) = (self.args.evictor.clone(), self.args.peers.get(&spare.node));
+            let here = spare.node == *self.args.peers.me();
+            tokio::spawn(async move {
+                if here {
+                    let _stays = evictor.call(|reply| EvictorMsg::Unload(spare.model, Some(spare.device), reply), ORDER_DEADLINE).await;
+                } else if let Some(peer) = peer {
+                    let _stays = peer.ask(Question::Unload(spare.model, Some(spare.device)), ORDER_DEADLINE).await;
+                }
+            });
+        }
+        self.preload();
+    }
+
+    /// Loads on this node what it is to hold from its start, once its devices are open.
+    fn preload(&mut self) {
+        let orders: Vec<Box<LoadOrder>> = {
+            let view = self.args.view.read();
+            let devices_open = view.own().devices.len() >= self.args.n_devices || self.started.elapsed() > DEVICE_WAIT;
+            if !devices_open || view.own().draining {
+                return;
+            }
+            let me = view.me();
+            let entries =
+                view.own_catalogue().entries.iter().filter(|entry| entry.profile.preload && matches!(entry.files, FilesState::Present(_)));
+            let missing = entries.filter(|entry| !view.own().replicas.iter().any(|replica| replica.model == entry.profile.id));
+            let placed = missing.filter_map(|entry| {
+                let want = Want { may_displace: false, only_on: Some(me), ..Want::new(&entry.profile.id) };
+                place(&view, &want, &self.args.policy).ok()
+            });
+            placed.map(|placement| Box::new(placement.order)).collect()
+        };
+        for order in orders {
+            let evictor = self.args.evictor.clone();
+            tokio::spawn(async move {
+                let _shown_in_the_catalogue = evictor.call(|reply| EvictorMsg::Load(order, reply), ORDER_DEADLINE).await;
+            });
+        }
+    }
+
+    fn on_summary(&mut self, from: &NodeId, summary: NodeSummary) {
+        let loaded: BTreeSet<ModelId> = {
+            let view = self.args.view.read();
+            let changed = summary.replicas.iter().filter(|replica| replica.state == ReplicaState::Loaded);
+            changed.filter(|replica| !is_loaded(&view, from, replica)).map(|replica| replica.model.clone()).collect()
+        };
+        self.args.view.write().on_summary(from, summary, Instant::now(), SystemTime::now());
+        loaded.into_iter().for_each(|model| self.args.streams.tell(StreamsMsg::ModelChanged(model)));
+    }
+
+    fn on_own_catalogue(&mut self, catalogue: Catalogue) {
+        self.args.view.write().on_own_catalogue(catalogue, SystemTime::now());
+        for peer in self.args.peers.list() {
+            self.send_catalogue(&peer);
+        }
+        self.preload();
+    }
+
+    fn send_catalogue(&self, peer: &Peer) {
+        let catalogue = self.args.view.read().own_catalogue().clone();
+        if let Err(error) = peer.notify(Notice::Catalogue(catalogue)) {
+            debug!(node = %peer.id(), %error, "catalogue not sent");
+            if error == PeerError::Congested {
+                let (address, me) = (self.args.address.clone(), peer.id().clone());
+                address.tell_after(LOAD_DELAY, RouterMsg::CatalogueDue(me));
+            }
+        }
     }
 
     fn on_cluster_change(&mut self, change: ClusterChange) {
@@ -214,10 +598,11 @@ impl RouterState {
         match change {
             PeerChange::Up(id) => {
                 info!(node = %id, "linked");
-                if let Some(peer) = self.args.peers.get(id)
-                    && !self.send_summary(&peer)
-                {
-                    self.publish_later();
+                if let Some(peer) = self.args.peers.get(id) {
+                    self.send_catalogue(&peer);
+                    if !self.send_summary(&peer) {
+                        self.publish_later();
+                    }
                 }
             }
             PeerChange::Down { id, why } => {
@@ -229,11 +614,17 @@ impl RouterState {
     }
 
     fn on_own_replica(&mut self, report: ReplicaReport) {
+        let me = self.args.peers.me().clone();
+        let answers = report.state == ReplicaState::Loaded && !is_loaded(&self.args.view.read(), &me, &report);
+        let model = report.model.clone();
         let changed = self.args.view.write().on_own_replica(report, SystemTime::now());
         if changed {
             self.publish();
         } else {
             self.publish_later();
+        }
+        if answers {
+            self.args.streams.tell(StreamsMsg::ModelChanged(model));
         }
     }
 
@@ -268,9 +659,22 @@ impl RouterState {
             [
                 ("routed", self.n_routed),
                 ("refused", self.n_refused),
+                ("cold", self.n_cold),
+                ("orders", self.home.n_orders() as u64),
                 ("nodes_up", count(NodeState::Up)),
                 ("nodes_unreachable", count(NodeState::Unreachable)),
             ],
         )
     }
+}
+
+/// Did the view show this replica as loaded already?
+fn is_loaded(view: &view::ClusterView, node: &NodeId, replica: &ReplicaReport) -> bool {
+    view.candidates(&replica.model)
+        .any(|known| known.id.node == *node && known.id.device == replica.device && known.report.state == ReplicaState::Loaded)
+}
+
+/// Will it do to wait?
+fn may_pass(error: &RequestError) -> bool {
+    matches!(error, RequestError::Unavailable { retry_after, .. } if *retry_after <= MAY_PASS)
 }

@@ -8,7 +8,7 @@ pub mod core;
 
 use std::collections::HashMap;
 
-use plexus_types::{GenerateEvent, Journal, NodeId, ReplicaId, RequestError, RequestId};
+use plexus_types::{GenerateEvent, Journal, ModelId, NodeId, ReplicaId, RequestError, RequestId};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use tokio::sync::mpsc;
@@ -24,7 +24,7 @@ use crate::messages::{Attempt, Generate, Notice, StreamNotice};
 use crate::model::LocalModels;
 use crate::model::sink::Ingresses;
 use crate::peers::Peers;
-use crate::router::{RouteRequest, RouterMsg};
+use crate::router::{RouteRequest, Routed, RouterMsg};
 use crate::trace;
 
 /// How often deadlines are looked at. They are seconds long.
@@ -68,7 +68,9 @@ pub enum StreamsMsg {
         /// Which stream.
         id: RequestId,
         /// The replica, or why there is none.
-        result: Result<ReplicaId, RequestError>,
+        result: Routed,
+        /// Why there, in a line for the client.
+        route: String,
     },
     /// Replicas said something.
     Events {
@@ -88,6 +90,8 @@ pub enum StreamsMsg {
     ClientGone(RequestId),
     /// A node went away, or the link to it.
     NodeLost(NodeId),
+    /// A model was loaded, or cannot be: whoever waits for it asks again.
+    ModelChanged(ModelId),
     /// Time to look at the deadlines.
     ClockDue,
     /// How many streams are there?
@@ -138,11 +142,17 @@ impl Actor for StreamsActor {
         state.args.address.taken();
         match message {
             StreamsMsg::Open { id, journal, events, span } => state.on_open(id, *journal, events, span),
-            StreamsMsg::Routed { id, result } => state.apply(id, Event::Routed(result)),
+            StreamsMsg::Routed { id, result, route } => {
+                if let Some(stream) = state.streams.get_mut(&id) {
+                    stream.core.route = route;
+                }
+                state.apply(id, Event::Routed(result));
+            }
             StreamsMsg::Events { from, events } => state.on_events(&from, events),
             StreamsMsg::Consumed { id, tokens } => state.apply(id, Event::Consumed(tokens)),
             StreamsMsg::ClientGone(id) => state.on_client_gone(id),
             StreamsMsg::NodeLost(node) => state.on_node_lost(&node),
+            StreamsMsg::ModelChanged(model) => state.on_model_changed(&model),
             StreamsMsg::ClockDue => state.on_clock(),
             StreamsMsg::Count(reply) => drop(reply.send(state.streams.len())),
             StreamsMsg::Inspect(reply) => drop(reply.send(state.inspect())),
@@ -183,6 +193,14 @@ impl StreamsState {
         let ids: Vec<RequestId> = self.streams.keys().copied().collect();
         for id in ids {
             self.apply(id, Event::NodeLost(node.clone()));
+        }
+    }
+
+    fn on_model_changed(&mut self, model: &ModelId) {
+        let waits = |stream: &&Stream| stream.core.is_parked() && stream.core.journal.request.model == *model;
+        let ids: Vec<RequestId> = self.streams.values().filter(waits).map(|stream| stream.core.id).collect();
+        for id in ids {
+            self.apply(id, Event::Retry);
         }
     }
 
@@ -245,7 +263,7 @@ impl StreamsState {
                 if router.cast(RouterMsg::Route { id, request, reply_to: reply_to.clone() }).is_err() {
                     let message = "the router of this node is not running".to_owned();
                     let error = RequestError::Unavailable { message, retry_after: std::time::Duration::from_secs(1) };
-                    reply_to.tell(StreamsMsg::Routed { id, result: Err(error) });
+                    reply_to.tell(StreamsMsg::Routed { id, result: Routed::Refused(error), route: String::new() });
                 }
             });
         }
@@ -261,6 +279,7 @@ impl StreamsState {
             journal: stream.core.journal.clone(),
             credit_until,
             trace: trace::inject(&stream.span),
+            device: replica.device,
         };
         if let Err(why) = self.notify(&replica.node, Notice::Generate(Box::new(generate))) {
             self.apply(id, Event::NotSent(attempt, why));

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
-use plexus_actors::args::{DeviceSpec, HttpConfig, NodeArgs, RestartBudget, Sockets, StreamsConfig};
+use plexus_actors::args::{DeviceSpec, HttpConfig, Listing, NodeArgs, RestartBudget, Sockets, StreamsConfig};
+use plexus_actors::evictor::core::EvictionConfig;
 use plexus_actors::membership::NetTiming;
 use plexus_actors::node::{self, RunningNode};
 use plexus_actors::secret::ClusterSecret;
@@ -60,11 +61,20 @@ async fn node(script: Script, adjust: impl FnOnce(&mut NodeArgs)) -> RunningNode
         seeds: vec![],
         timing: NetTiming::default(),
         devices: vec![DeviceSpec { id: cpu(), open: Arc::new(open) }],
-        models: vec![ModelProfile { waiting_max: 8, preload: true, ..ModelProfile::new("pip".parse().unwrap(), ModelSource::Embedded) }],
+        catalogue: Listing {
+            models: vec![ModelProfile {
+                waiting_max: 8,
+                preload: true,
+                ..ModelProfile::new("pip".parse().unwrap(), ModelSource::Embedded)
+            }],
+            ..Listing::default()
+        },
+        eviction: EvictionConfig::default(),
         streams: StreamsConfig {
             accept_timeout: DEADLINE,
             first_token_timeout: DEADLINE,
             token_timeout: DEADLINE,
+            load_timeout: Duration::from_secs(300),
             attempts_max: 3,
             window_tokens: 64,
         },
@@ -177,8 +187,8 @@ async fn while_a_device_hangs_every_actor_still_answers_and_a_full_queue_refuses
     // CX-93
     let gate = Gate::default();
     let node = node(fault(FaultKind::Hang(gate.clone())), |args| {
-        args.models[0].running_max = 1;
-        args.models[0].waiting_max = 1;
+        args.catalogue.models[0].running_max = 1;
+        args.catalogue.models[0].waiting_max = 1;
     })
     .await;
     until(&node, "the model is loaded", |node| replica_state(node) == Some(ReplicaState::Loaded)).await;

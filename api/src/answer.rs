@@ -41,11 +41,18 @@ impl Order {
     }
 }
 
+/// Who serves a request, and why.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Served {
+    pub(crate) node: NodeName,
+    pub(crate) route: String,
+}
+
 /// What happens to an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum ChoiceEvent {
     /// The prompt of this choice has been read.
-    Started { choice: u32, prompt_tokens: u32, node: NodeName },
+    Started { choice: u32, prompt_tokens: u32, served: Served },
     /// More of it.
     Tokens { choice: u32, deltas: Vec<Delta>, logprobs: Vec<TokenLogprobs> },
     /// It is complete; if it was the last, so is the answer, and this is what all of it cost.
@@ -84,7 +91,9 @@ impl Choices {
     fn on_event(&mut self, at: usize, event: GenerateEvent) -> ChoiceEvent {
         let choice = at as u32;
         match event {
-            GenerateEvent::Started { prompt_tokens, node } => ChoiceEvent::Started { choice, prompt_tokens, node },
+            GenerateEvent::Started { prompt_tokens, node, route } => {
+                ChoiceEvent::Started { choice, prompt_tokens, served: Served { node, route } }
+            }
             GenerateEvent::Tokens { deltas, tokens, logprobs } => {
                 if !deltas.is_empty() && deltas.iter().all(|delta| matches!(delta, Delta::Reasoning(_))) {
                     self.cost.reasoning_tokens = self.cost.reasoning_tokens.saturating_add(tokens);
@@ -141,7 +150,7 @@ fn ended_early() -> RequestError {
 /// An answer in one piece.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Answer {
-    pub(crate) node: Option<NodeName>,
+    pub(crate) served: Option<Served>,
     pub(crate) choices: Vec<Choice>,
     pub(crate) cost: Cost,
 }
@@ -194,11 +203,11 @@ impl Choice {
 
 /// Waits for the whole answer.
 pub(crate) async fn collect(mut choices: Choices) -> Result<Answer, RequestError> {
-    let mut node = None;
+    let mut served = None;
     let mut answers = vec![Choice::default(); choices.generations.len()];
     while let Some(event) = choices.next().await {
         match event {
-            ChoiceEvent::Started { node: by, .. } => node = node.or(Some(by)),
+            ChoiceEvent::Started { served: by, .. } => served = served.or(Some(by)),
             ChoiceEvent::Tokens { choice, deltas, logprobs } => {
                 let answer = &mut answers[choice as usize];
                 deltas.into_iter().for_each(|delta| answer.push(delta));
@@ -207,7 +216,7 @@ pub(crate) async fn collect(mut choices: Choices) -> Result<Answer, RequestError
             ChoiceEvent::Finished { choice, reason, total } => {
                 answers[choice as usize].reason = Some(reason);
                 if let Some(cost) = total {
-                    return Ok(Answer { node, choices: answers, cost });
+                    return Ok(Answer { served, choices: answers, cost });
                 }
             }
             ChoiceEvent::Failed(error) => return Err(error),
@@ -238,7 +247,7 @@ mod tests {
     fn generation(text: &str, prompt_tokens: u32) -> Generation {
         let usage = Usage { prompt_tokens, cached_tokens: 1, completion_tokens: 2, ..Usage::default() };
         let events = [
-            GenerateEvent::Started { prompt_tokens, node: "n1".parse().unwrap() },
+            GenerateEvent::Started { prompt_tokens, node: "n1".parse().unwrap(), route: String::new() },
             GenerateEvent::Tokens { deltas: vec![Delta::Reasoning("hm".to_owned())], tokens: 1, logprobs: Vec::new() },
             GenerateEvent::Tokens { deltas: Delta::of_text(text.to_owned()), tokens: 1, logprobs: Vec::new() },
             GenerateEvent::Done { reason: FinishReason::Stop, usage },
@@ -269,8 +278,10 @@ mod tests {
     #[tokio::test]
     async fn no_choice_waits_for_another_and_one_that_fails_ends_all() {
         let silent = Generation::new(RequestId(1), stream::pending());
-        let broken =
-            Generation::new(RequestId(2), stream::iter([GenerateEvent::Started { prompt_tokens: 1, node: "n1".parse().unwrap() }]));
+        let broken = Generation::new(
+            RequestId(2),
+            stream::iter([GenerateEvent::Started { prompt_tokens: 1, node: "n1".parse().unwrap(), route: String::new() }]),
+        );
         let mut choices = Choices::new(vec![silent, broken], 2);
         assert!(matches!(choices.next().await, Some(ChoiceEvent::Started { choice: 1, .. })));
         assert!(matches!(choices.next().await, Some(ChoiceEvent::Failed(RequestError::Lost { .. }))));

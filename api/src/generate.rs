@@ -7,13 +7,13 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::join_all;
 use http::{HeaderValue, StatusCode};
-use plexus_types::{NodeName, RequestError, RequestId};
+use plexus_types::{RequestError, RequestId};
 use serde::Serialize;
 use tokio::time::timeout;
 use tracing::Span;
 
 use crate::Api;
-use crate::answer::{Answer, ChoiceEvent, Choices, Order, collect};
+use crate::answer::{Answer, ChoiceEvent, Choices, Order, Served, collect};
 use crate::constraint;
 use crate::dialect::Exchange;
 use crate::failure::Failure;
@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The header that names the node which serves a request.
 const NODE_HEADER: &str = "x-plexus-node";
+/// The header that says why it does.
+const ROUTE_HEADER: &str = "x-plexus-route";
 
 /// A dialect's spelling of one answer. Pure: events in, bytes out.
 pub(crate) trait Render: Send + Unpin + 'static {
@@ -70,26 +72,28 @@ async fn streamed<R: Render>(exchange: Exchange, mut choices: Choices, render: R
         Ok(event) => event,
         Err(_) => None,
     };
-    let node = match &first {
-        Some(ChoiceEvent::Started { node, .. }) => Some(node.clone()),
+    let served = match &first {
+        Some(ChoiceEvent::Started { served, .. }) => Some(served.clone()),
         _ => None,
     };
     let mut response = sse::response(sse::EventBody::new(choices, first, render));
     exchange.mark(&mut response);
-    mark_node(&mut response, node.as_ref());
+    mark_served(&mut response, served.as_ref());
     Ok(response)
 }
 
 async fn whole<R: Render>(exchange: Exchange, choices: Choices, render: &R) -> Result<Response, RequestError> {
     let answer = collect(choices).await?;
     let mut response = exchange.json(StatusCode::OK, &render.whole(&answer));
-    mark_node(&mut response, answer.node.as_ref());
+    mark_served(&mut response, answer.served.as_ref());
     Ok(response)
 }
 
-fn mark_node(response: &mut Response, node: Option<&NodeName>) {
-    if let Some(node) = node {
-        let name = HeaderValue::from_str(node.as_str()).expect("a node's name is a DNS label");
-        response.headers_mut().insert(NODE_HEADER, name);
+fn mark_served(response: &mut Response, served: Option<&Served>) {
+    let Some(Served { node, route }) = served else { return };
+    let name = HeaderValue::from_str(node.as_str()).expect("a node's name is a DNS label");
+    response.headers_mut().insert(NODE_HEADER, name);
+    if let Ok(route) = HeaderValue::from_str(route) {
+        response.headers_mut().insert(ROUTE_HEADER, route);
     }
 }

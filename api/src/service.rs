@@ -7,7 +7,8 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use futures::Stream;
 use plexus_types::{
-    ActorReport, ClusterReport, EmbedRequest, Embeddings, GenerateEvent, GenerateRequest, ModelReport, NodeName, RequestError, RequestId,
+    ActorReport, ClusterReport, DeviceId, EmbedRequest, Embeddings, Explanation, GenerateEvent, GenerateRequest, ModelId, ModelReport,
+    NodeName, RequestError, RequestId,
 };
 use serde::Serialize;
 
@@ -35,12 +36,55 @@ pub trait Inference: Send + Sync + 'static {
     /// Asks the actors of every reachable node for their state.
     async fn actors(&self) -> Vec<NodeActors>;
 
+    /// Loads a model, or begins to.
+    async fn load_model(&self, load: LoadModel) -> Result<LoadedModel, RequestError>;
+
+    /// Unloads a model from one place, or from everywhere. Says from where.
+    ///
+    /// Errors: it is nowhere, it is pinned, or it has requests.
+    async fn unload_model(&self, model: &ModelId, place: &Place) -> Result<Vec<String>, RequestError>;
+
+    /// Pins a model where it is loaded, or lets it go again. Says where.
+    async fn pin_model(&self, model: &ModelId, pinned: bool) -> Result<Vec<String>, RequestError>;
+
+    /// Why a model is where it is, or not there; or where a request went, and why. `None`: it is unknown, or too long ago.
+    async fn explain(&self, subject: &str) -> Option<Explanation>;
+
     /// Ends the named actor of this node, as a crash would, so that a test can watch it come back.
     /// `None`: test hooks are switched off. `Some(false)`: there is no such actor.
     async fn kill_actor(&self, path: &str) -> Option<bool>;
 
     /// What the node that answers is able to do now.
     async fn health(&self) -> Health;
+}
+
+/// A model to be loaded by hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadModel {
+    /// Which.
+    pub model: ModelId,
+    /// Where; wherever it does best if nothing is named.
+    pub place: Place,
+    /// Answer when it is loaded, rather than when the load has begun.
+    pub wait: bool,
+}
+
+/// A place in the cluster, as far as somebody names it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The node.
+    pub node: Option<NodeName>,
+    /// The device.
+    pub device: Option<DeviceId>,
+}
+
+/// What became of a load.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadedModel {
+    /// Does it answer already?
+    pub loaded: bool,
+    /// Where it goes, and why there.
+    pub explanation: Explanation,
 }
 
 /// The actors of one node, or why they could not be asked.

@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use plexus_actors::args::{DeviceSpec, HttpConfig, NodeArgs, OpenDevice, RestartBudget, Sockets, StreamsConfig};
+use plexus_actors::args::{DeviceSpec, HttpConfig, Listing, NodeArgs, OpenDevice, RestartBudget, Sockets, StreamsConfig};
+use plexus_actors::evictor::core::EvictionConfig;
 use plexus_actors::membership::NetTiming;
 use plexus_actors::secret::ClusterSecret;
 use plexus_api::{ApiConfig, VersionInfo};
@@ -99,11 +100,13 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
         seeds: options.seeds,
         timing: NetTiming::default(),
         devices: vec![DeviceSpec { id, open }],
-        models: options.model.map(profile).into_iter().collect(),
+        catalogue: Listing { models: options.model.map(profile).into_iter().collect(), ..Listing::default() },
+        eviction: EvictionConfig::default(),
         streams: StreamsConfig {
             accept_timeout: Duration::from_secs(2),
             first_token_timeout: Duration::from_secs(120),
             token_timeout: Duration::from_secs(30),
+            load_timeout: Duration::from_secs(300),
             attempts_max: 4,
             window_tokens: 1024,
         },

@@ -215,6 +215,16 @@ impl Codec {
         Ok(Self { tokenizer, vocabulary, grammars, template, format, bos, add_bos, vocab_size })
     }
 
+    /// Can the model be told of tools?
+    pub(crate) fn knows_tools(&self) -> bool {
+        self.template.as_ref().is_ok_and(ChatTemplate::knows_tools)
+    }
+
+    /// Does the model think before it answers?
+    pub(crate) fn thinks(&self) -> bool {
+        self.format.thinks()
+    }
+
     /// The prompt as token ids.
     ///
     /// A chat is rendered by the model's template, in whose output special tokens are recognised wherever they stand, as the

@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use plexus_types::{Bytes, DeviceKind, ModelKind, Sampling};
+use plexus_types::{Bytes, DeviceKind, Footprint, ModelFacts, ModelKind, Sampling};
 
 pub use config::{Activation, Family, FfnConfig, LayerConfig, ModelConfig, NormKind, NormPlacement, QkNorm, RopeConfig, RopePairs};
 pub use path::ModelPath;
@@ -220,6 +220,24 @@ impl ModelFiles {
     pub fn footprint(&self, kv: KvPlan) -> Bytes {
         let tokens = u64::from(kv.n_blocks) * u64::from(kv.block_len);
         Bytes(self.weights_bytes.0.saturating_add(self.kv_bytes_per_token.0.saturating_mul(tokens)))
+    }
+
+    /// What the files say that others want to know, as the model is to be held.
+    pub fn facts(&self) -> ModelFacts {
+        let on = |kind| {
+            let placed = self.clone().placed_on(kind);
+            let working = memory::working_bytes(&placed.config, placed.weights.small());
+            Footprint { weights: placed.weights_bytes, kv_per_token: placed.kv_bytes_per_token, working }
+        };
+        ModelFacts {
+            kind: self.kind(),
+            context_length: self.context_length(),
+            cpu: on(DeviceKind::Cpu),
+            cuda: on(DeviceKind::Cuda),
+            file_bytes: self.weights.file_bytes(),
+            tools: self.codec.knows_tools(),
+            reasoning: self.codec.thinks(),
+        }
     }
 
     pub(crate) fn weights(&self) -> &Weights {

@@ -14,12 +14,14 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use plexus_actors::args::{HttpConfig, NodeArgs, RestartBudget, Sockets, StreamsConfig};
+use plexus_actors::args::{HttpConfig, Listing, NodeArgs, RestartBudget, Sockets, StreamsConfig};
+use plexus_actors::evictor::core::EvictionConfig;
+use plexus_actors::evictor::plan::{EvictionPolicy, EvictionStrategy};
 use plexus_actors::membership::NetTiming;
 use plexus_api::ApiConfig;
-use plexus_types::{ModelProfile, NodeFacts, NodeId, NodeName};
+use plexus_types::{NodeFacts, NodeId, NodeName};
 
-use crate::config::{Config, ConfigError, ValidConfig};
+use crate::config::{Config, ConfigError, ModelSection, StrategyName, ValidConfig};
 use crate::{devices, telemetry, version};
 use home::Home;
 use name::{NameClaim, NameError};
@@ -159,7 +161,8 @@ impl Named {
             secret,
             sockets: Sockets { http: Arc::new(ports.http), link: Arc::new(ports.link), gossip: Arc::new(ports.gossip) },
             timing: timing(config),
-            models: if devices.is_empty() { Vec::new() } else { profiles(config) },
+            catalogue: listing(valid),
+            eviction: eviction(config),
             devices,
             streams: streams(config),
             http: http_config(config, [host.as_str(), claim.name.as_str()]),
@@ -179,9 +182,12 @@ impl Named {
     }
 }
 
-/// Milliseconds since 1970.
 fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    ms_since_1970(SystemTime::now())
+}
+
+fn ms_since_1970(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn timing(config: &Config) -> NetTiming {
@@ -196,19 +202,29 @@ fn timing(config: &Config) -> NetTiming {
     }
 }
 
-fn profiles(config: &Config) -> Vec<ModelProfile> {
-    let profile = |model: &crate::config::ModelSection| ModelProfile {
-        device: model.device,
-        context_length: model.context_length,
-        running_max: model.running_max,
-        waiting_max: model.waiting_max,
-        draft: model.draft.clone(),
-        prompt_lookup: model.prompt_lookup,
-        quant: model.quant,
-        preload: true,
-        ..ModelProfile::new(model.id.clone(), model.source.clone())
+/// What the files list, with the time of the newer one: of two nodes that contradict each other, the one with the newer file counts.
+fn listing(valid: &ValidConfig) -> Listing {
+    let config = valid.get();
+    let modified = |path: &std::path::Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    let newest = valid.files().filter_map(modified).max();
+    Listing {
+        modified_ms: newest.map_or(0, ms_since_1970),
+        models: config.models.iter().map(ModelSection::profile).collect(),
+        aliases: config.aliases.clone(),
+    }
+}
+
+fn eviction(config: &Config) -> EvictionConfig {
+    let section = &config.eviction;
+    let strategy = match section.strategy {
+        StrategyName::Lru => EvictionStrategy::Lru,
+        StrategyName::Priority => EvictionStrategy::Priority,
     };
-    config.models.iter().map(profile).collect()
+    EvictionConfig {
+        policy: EvictionPolicy { strategy, keep_warm: section.keep_warm },
+        idle_unload: Some(section.idle_unload).filter(|time| !time.is_zero()),
+        defrag_after_cycles: section.defrag_after_cycles,
+    }
 }
 
 fn streams(config: &Config) -> StreamsConfig {
@@ -217,6 +233,7 @@ fn streams(config: &Config) -> StreamsConfig {
         accept_timeout: streams.accept_timeout,
         first_token_timeout: streams.first_token_timeout,
         token_timeout: streams.token_timeout,
+        load_timeout: streams.load_timeout,
         attempts_max: streams.attempts_max,
         window_tokens: streams.window_tokens,
     }

@@ -16,11 +16,14 @@ use toml::Value;
 use error::BadValue;
 pub(crate) use error::ConfigError;
 pub(crate) use layers::{Origin, Override};
-pub(crate) use sections::{Config, LogFormat, ModelSection, TelemetrySection};
+pub(crate) use sections::{Config, LogFormat, ModelSection, StrategyName, TelemetrySection};
 pub(crate) use units::{CudaDevices, Fraction};
 pub(crate) use validate::clash;
 
 use layers::Layers;
+
+/// Lies beside `cluster.toml`, and lists models and aliases beside those of it.
+const MODELS_FILE: &str = "models.toml";
 
 /// Where a node's settings come from.
 #[derive(Debug, Default)]
@@ -41,6 +44,8 @@ pub(crate) struct ValidConfig {
     config: Config,
     layers: Layers,
     file: Option<PathBuf>,
+    /// The file beside it that lists models, if there is one.
+    models_file: Option<PathBuf>,
 }
 
 impl ValidConfig {
@@ -52,6 +57,11 @@ impl ValidConfig {
     /// The file that was read, if any.
     pub(crate) fn file(&self) -> Option<&Path> {
         self.file.as_deref()
+    }
+
+    /// Every file that was read.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        self.file.iter().chain(&self.models_file).map(PathBuf::as_path)
     }
 
     /// Where the value of `key` (`section.name`) came from.
@@ -77,11 +87,15 @@ pub(crate) fn load(sources: Sources) -> Result<ValidConfig, ConfigError> {
     if let Some(path) = &sources.file {
         layers.file(path)?;
     }
+    let models_file = sources.file.as_ref().map(|file| file.with_file_name(MODELS_FILE)).filter(|path| path.exists());
+    if let Some(path) = &models_file {
+        layers.models_file(path)?;
+    }
     layers.variables(sources.variables)?;
     layers.options(&sources.overrides)?;
     layers.models(&sources.models)?;
     let config = understand(&layers)?;
-    let valid = ValidConfig { config, layers, file: sources.file };
+    let valid = ValidConfig { config, layers, file: sources.file, models_file };
     validate::validate(&valid)?;
     Ok(valid)
 }

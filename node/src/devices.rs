@@ -6,7 +6,7 @@ use plexus_actors::args::{DeviceSpec, OpenDevice};
 use plexus_engine::embed::EmbeddingExecutor;
 use plexus_engine::executor::Executor;
 use plexus_engine::{CandleExecutor, CpuExecutor};
-use plexus_types::{DeviceId, DeviceKind};
+use plexus_types::{Bytes, DeviceId, DeviceKind};
 
 use crate::config::{ConfigError, CudaDevices, Fraction, ValidConfig};
 
@@ -43,7 +43,7 @@ pub(crate) fn find(valid: &ValidConfig) -> Result<Vec<DeviceSpec>, ConfigError> 
     }
     if section.cpu {
         let (id, share) = (DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, section.cpu_memory_share);
-        devices.push(DeviceSpec { id, open: host(id, share, n_threads(valid)?) });
+        devices.push(DeviceSpec { id, open: host(id, share, cpu_memory(valid)?, n_threads(valid)?) });
     }
     Ok(devices)
 }
@@ -62,9 +62,30 @@ fn n_threads(valid: &ValidConfig) -> Result<Option<usize>, ConfigError> {
     }
 }
 
-fn host(id: DeviceId, share: Fraction, n_threads: Option<usize>) -> OpenDevice {
+/// The memory that was asked for by number, if the host has it.
+fn cpu_memory(valid: &ValidConfig) -> Result<Option<Bytes>, ConfigError> {
+    let Some(asked) = valid.get().devices.cpu_memory else { return Ok(None) };
+    let total = match sysinfo::System::new() {
+        Ok(mut system) => {
+            system.refresh_memory();
+            Bytes(system.total_memory())
+        }
+        Err(_) => return Ok(Some(asked.0)), // the device itself finds out
+    };
+    if asked.0 > total || asked.0 == Bytes(0) {
+        let (value, problem) = (format!("\"{}\"", asked.0), format!("this machine has {total}"));
+        return Err(valid.refuse("devices.cpu_memory", value, problem, "write a size above zero that it has, or \"\" for the share"));
+    }
+    Ok(Some(asked.0))
+}
+
+fn host(id: DeviceId, share: Fraction, memory: Option<Bytes>, n_threads: Option<usize>) -> OpenDevice {
     Arc::new(move || {
         let decoders = CpuExecutor::open(id, share.get() as f32, n_threads)?;
+        let decoders = match memory {
+            Some(memory) => decoders.with_memory(memory),
+            None => decoders,
+        };
         Ok(Box::new(EmbeddingExecutor::on_host(decoders)) as Box<dyn Executor>)
     })
 }

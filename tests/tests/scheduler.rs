@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use plexus_actors::model::plan::BLOCK_LEN;
+use plexus_actors::evictor::plan::BLOCK_LEN;
 use plexus_actors::model::scheduler::{Limits, Scheduler};
 use plexus_actors::model::sequence::Sequence;
 use plexus_engine::batch::Batch;

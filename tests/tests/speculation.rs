@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use plexus_actors::model::plan::BLOCK_LEN;
+use plexus_actors::evictor::plan::BLOCK_LEN;
 use plexus_actors::model::scheduler::{Counts, Limits, Scheduler};
 use plexus_actors::model::sequence::Sequence;
 use plexus_engine::{CpuExecutor, DraftingExecutor, EngineError, KvPlan, ModelFiles, ModelPath, SamplerSettings, Slot};

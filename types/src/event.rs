@@ -131,6 +131,8 @@ pub enum GenerateEvent {
         prompt_tokens: u32,
         /// The node that serves it.
         node: NodeName,
+        /// Why there, in a line.
+        route: String,
     },
     /// More of the answer.
     Tokens {

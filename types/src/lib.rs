@@ -18,8 +18,8 @@ pub use event::{Delta, FinishReason, GenerateEvent, Journal, StreamEvent, Timing
 pub use ids::{DeviceId, DeviceKind, Generation, InvalidId, ModelId, NodeId, NodeName, ReplicaId, RequestId};
 pub use quantization::{InvalidQuantization, Quantization};
 pub use report::{
-    ActorReport, ClusterReport, DeviceReport, ModelLocation, ModelReport, NodeFacts, NodeReport, NodeState, NodeSummary, ReplicaLoad,
-    ReplicaReport, ReplicaState,
+    ActorReport, ClusterReport, ConsideredPlace, DeviceReport, Explanation, ModelLocation, ModelReport, ModelState, NodeFacts, NodeReport,
+    NodeState, NodeSummary, ReplicaLoad, ReplicaReport, ReplicaState,
 };
 pub use request::{Chat, Constraint, GenerateRequest, Message, Prompt, Role, Sampling, Tool, ToolCall, ToolChoice, TraceContext};
 pub use source::{HubSource, InvalidModelSource, ModelSource};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::units::seconds;
-use crate::{Bytes, DeviceId, ModelId, ModelKind, NodeId};
+use crate::{Bytes, Cost, DeviceId, Limits, ModelId, ModelKind, NodeId};
 
 /// What a node tells everybody by gossip: small, slow to change, and only a hint until its certificate confirms who it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +93,18 @@ pub struct ReplicaReport {
     pub load: ReplicaLoad,
     /// What it is for; [`ModelKind::Generate`] while unknown.
     pub kind: ModelKind,
+    /// Its class: a model may displace residents of its own class or below.
+    pub residency_priority: u32,
+    /// It goes by hand only.
+    pub pinned: bool,
+    /// How long nobody has used it, when this was said; absent while it has requests, or is not loaded.
+    #[serde(rename = "idle_s", with = "seconds::option")]
+    pub idle: Option<Duration>,
+    /// How long it took to load; absent until it is.
+    #[serde(rename = "load_s", with = "seconds::option")]
+    pub load_time: Option<Duration>,
+    /// How far its load is, from 0 to 1.
+    pub progress: f32,
 }
 
 /// How busy and how fast a replica is.
@@ -151,6 +163,8 @@ pub struct ClusterReport {
     pub cluster: String,
     /// Every node that is not gone, the answering one first, then by name.
     pub nodes: Vec<NodeReport>,
+    /// Where the catalogues of nodes contradict each other, and which counts.
+    pub conflicts: Vec<String>,
 }
 
 /// One actor of a node, asked in person.
@@ -193,12 +207,82 @@ pub struct ModelReport {
     pub id: ModelId,
     /// True if some replica answers.
     pub loaded: bool,
+    /// The best that any of its replicas can say.
+    pub state: ModelState,
     /// Tokens that its context holds; the tightest over its replicas (CX-29).
     pub context_length: u32,
     /// When it was first seen, seconds since 1970.
     pub created: u64,
     /// What it is for.
     pub kind: ModelKind,
+    /// Does it call tools?
+    pub tools: bool,
+    /// Does it think before it answers?
+    pub reasoning: bool,
+    /// What else it can do, in words of its owner.
+    pub capabilities: Vec<String>,
+    /// What its owner says of its limits.
+    pub limit: Limits,
+    /// What it costs.
+    pub cost: Cost,
+    /// The model that this is another name of.
+    pub alias_of: Option<ModelId>,
+    /// The nodes that can hold it.
+    pub feasible_on: Vec<String>,
     /// Its replicas.
     pub locations: Vec<ModelLocation>,
+}
+
+/// What a model of the merged catalogue is doing (CX-22).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelState {
+    /// Some replica answers.
+    Loaded,
+    /// It is being loaded; so far, from 0 to 1.
+    Loading(f32),
+    /// Its replica failed and is being brought back.
+    Recovering,
+    /// It is loaded when it is asked for.
+    Unloaded,
+    /// It could not be loaded; this is why.
+    Failed(String),
+}
+
+impl ModelState {
+    /// The state in one word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Loaded => "loaded",
+            Self::Loading(_) => "loading",
+            Self::Recovering => "recovering",
+            Self::Unloaded => "unloaded",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
+/// Why something went where it went.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The model.
+    pub model: ModelId,
+    /// What was decided, in a sentence.
+    pub decision: String,
+    /// Every place that was considered, the best first.
+    pub considered: Vec<ConsideredPlace>,
+    /// How long ago.
+    #[serde(rename = "age_s", with = "seconds")]
+    pub age: Duration,
+}
+
+/// A place in the eyes of whoever decided.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConsideredPlace {
+    /// `node/device`.
+    pub place: String,
+    /// What it would cost, or why not there.
+    pub verdict: String,
+    /// Was it chosen?
+    pub chosen: bool,
 }

@@ -1,8 +1,12 @@
 //! Who was promised which memory: exact sums per device, never a count of models.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use plexus_types::{Bytes, DeviceId, DeviceKind, DeviceReport, ModelId};
+use plexus_types::{Bytes, DeviceId, DeviceReport, ModelId};
+use tokio::time::Instant;
+
+use super::plan::Occupant;
 
 /// Memory of the devices of one node and what was promised of it.
 #[derive(Debug, Default)]
@@ -14,29 +18,38 @@ pub struct Ledger {
 struct Account {
     name: String,
     total: Bytes,
-    promised: BTreeMap<ModelId, (Lease, Bytes)>,
+    residents: BTreeMap<ModelId, Resident>,
 }
 
 /// One promise: told apart from an earlier one to the same model, so that what an earlier life of a model returns late is not the later one's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lease(pub u64);
 
-/// No device has room.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{needed} needed, {}", describe(.available))]
-pub struct NoRoom {
-    /// Memory that was asked for.
-    pub needed: Bytes,
-    /// What each device has left.
-    pub available: Vec<(DeviceId, Bytes)>,
+/// A model that was promised memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resident {
+    /// Which promise.
+    pub lease: Lease,
+    /// How much.
+    pub bytes: Bytes,
+    /// Its class.
+    pub class: u32,
+    /// It goes by hand only.
+    pub pinned: bool,
+    /// Since when nobody uses it; absent while it has requests, or is being loaded.
+    pub idle_since: Option<Instant>,
 }
 
-fn describe(available: &[(DeviceId, Bytes)]) -> String {
-    if available.is_empty() {
-        return "but no such device is open".to_owned();
-    }
-    let parts: Vec<String> = available.iter().map(|(device, free)| format!("{free} available on {device}")).collect();
-    parts.join(", ")
+/// A promise that was not made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{needed} needed, {available} available on {device}")]
+pub struct Exceeds {
+    /// Where.
+    pub device: DeviceId,
+    /// Memory that was asked for.
+    pub needed: Bytes,
+    /// What the device has left; none if it is not open.
+    pub available: Bytes,
 }
 
 impl Ledger {
@@ -47,46 +60,66 @@ impl Ledger {
         account.total = total;
     }
 
+    /// The devices that are open.
+    pub fn devices(&self) -> impl Iterator<Item = DeviceId> {
+        self.devices.keys().copied()
+    }
+
+    /// All memory of a device; absent if it is not open.
+    pub fn total(&self, id: DeviceId) -> Option<Bytes> {
+        self.devices.get(&id).map(|account| account.total)
+    }
+
     /// What a device has left.
     pub fn free(&self, id: DeviceId) -> Option<Bytes> {
         self.devices.get(&id).map(Account::free)
     }
 
-    /// Devices that a model may go to, the best first: GPUs before the CPU, then the one with most room.
-    pub fn choices(&self, wanted: Option<DeviceId>) -> Vec<(DeviceId, Bytes)> {
-        let mut choices: Vec<(DeviceId, Bytes)> = self
-            .devices
-            .iter()
-            .filter(|(id, _)| wanted.is_none_or(|wanted| wanted == **id))
-            .map(|(id, account)| (*id, account.free()))
-            .collect();
-        choices.sort_by_key(|(id, free)| (id.kind != DeviceKind::Cuda, std::cmp::Reverse(*free), *id));
-        choices
-    }
-
     /// Promises memory of one device to a model, in place of what it was promised there before.
     ///
-    /// Errors: [`NoRoom`]; the ledger is then as it was.
-    pub fn promise(&mut self, device: DeviceId, model: &ModelId, lease: Lease, needed: Bytes) -> Result<(), NoRoom> {
-        let no_room = |available| NoRoom { needed, available };
-        let account = self.devices.get_mut(&device).ok_or_else(|| no_room(Vec::new()))?;
-        let before = account.promised.remove(model);
-        let free = account.free();
-        if needed > free {
-            account.promised.extend(before.map(|promise| (model.clone(), promise)));
-            return Err(no_room(vec![(device, free)]));
+    /// Errors: [`Exceeds`]; the ledger is then as it was.
+    pub fn promise(&mut self, device: DeviceId, model: &ModelId, resident: Resident) -> Result<(), Exceeds> {
+        let needed = resident.bytes;
+        let account = self.devices.get_mut(&device).ok_or(Exceeds { device, needed, available: Bytes(0) })?;
+        let before = account.residents.remove(model);
+        let available = account.free();
+        if needed > available {
+            account.residents.extend(before.map(|resident| (model.clone(), resident)));
+            return Err(Exceeds { device, needed, available });
         }
-        account.promised.insert(model.clone(), (lease, needed));
+        account.residents.insert(model.clone(), resident);
         Ok(())
     }
 
-    /// Takes a promise back. One that was replaced since is left alone.
-    pub fn release(&mut self, device: DeviceId, model: &ModelId, lease: Lease) {
-        if let Some(account) = self.devices.get_mut(&device)
-            && account.promised.get(model).is_some_and(|(current, _)| *current == lease)
-        {
-            account.promised.remove(model);
+    /// Takes a promise back. One that was replaced since is left alone. True if there was one.
+    pub fn release(&mut self, device: DeviceId, model: &ModelId, lease: Lease) -> bool {
+        let Some(account) = self.devices.get_mut(&device) else { return false };
+        if account.residents.get(model).is_none_or(|resident| resident.lease != lease) {
+            return false;
         }
+        account.residents.remove(model).is_some()
+    }
+
+    /// A resident.
+    pub fn resident(&self, device: DeviceId, model: &ModelId) -> Option<&Resident> {
+        self.devices.get(&device)?.residents.get(model)
+    }
+
+    /// A resident, to note what changed.
+    pub fn resident_mut(&mut self, device: DeviceId, model: &ModelId) -> Option<&mut Resident> {
+        self.devices.get_mut(&device)?.residents.get_mut(model)
+    }
+
+    /// Every resident of every device.
+    pub fn residents(&self) -> impl Iterator<Item = (DeviceId, &ModelId, &Resident)> {
+        self.devices.iter().flat_map(|(id, account)| account.residents.iter().map(|(model, resident)| (*id, model, resident)))
+    }
+
+    /// The residents of a device as [`super::plan::plan_eviction`] sees them, but for `without`, who asks for itself.
+    pub fn occupants(&self, device: DeviceId, without: &ModelId, now: Instant) -> Vec<Occupant> {
+        let Some(account) = self.devices.get(&device) else { return Vec::new() };
+        let others = account.residents.iter().filter(|(model, _)| *model != without);
+        others.map(|(model, resident)| resident.occupant(model, now)).collect()
     }
 
     /// The devices, for the summary of the node.
@@ -101,9 +134,20 @@ impl Ledger {
     }
 }
 
+impl Resident {
+    /// How long nobody has used it; absent while somebody does.
+    pub fn idle(&self, now: Instant) -> Option<Duration> {
+        self.idle_since.map(|since| now.saturating_duration_since(since))
+    }
+
+    fn occupant(&self, model: &ModelId, now: Instant) -> Occupant {
+        Occupant { model: model.clone(), bytes: self.bytes, class: self.class, pinned: self.pinned, idle: self.idle(now) }
+    }
+}
+
 impl Account {
     fn used(&self) -> Bytes {
-        self.promised.values().map(|(_, bytes)| *bytes).sum()
+        self.residents.values().map(|resident| resident.bytes).sum()
     }
 
     fn free(&self) -> Bytes {
@@ -127,12 +171,16 @@ mod tests {
         ledger
     }
 
+    fn promised(lease: u64, bytes: u64) -> Resident {
+        Resident { lease: Lease(lease), bytes: Bytes(bytes), class: 100, pinned: false, idle_since: None }
+    }
+
     #[test]
-    fn a_load_that_cannot_fit_is_refused_with_needed_and_available_bytes() {
+    fn a_promise_beyond_the_device_is_refused_with_needed_and_available_bytes() {
         // CX-53
         let mut ledger = ledger(100 << 20);
-        ledger.promise(cpu(), &"a".parse().unwrap(), Lease(1), Bytes::mib(60)).unwrap();
-        let refused = ledger.promise(cpu(), &"b".parse().unwrap(), Lease(1), Bytes::mib(50)).unwrap_err();
+        ledger.promise(cpu(), &"a".parse().unwrap(), promised(1, 60 << 20)).unwrap();
+        let refused = ledger.promise(cpu(), &"b".parse().unwrap(), promised(2, 50 << 20)).unwrap_err();
         assert_eq!(refused.to_string(), "50.0 MiB needed, 40.0 MiB available on cpu-0");
         assert_eq!(ledger.free(cpu()), Some(Bytes::mib(40)), "a refusal promises nothing");
     }
@@ -141,10 +189,10 @@ mod tests {
     fn a_model_that_asks_again_replaces_its_former_promise() {
         let mut ledger = ledger(100);
         let model: ModelId = "a".parse().unwrap();
-        ledger.promise(cpu(), &model, Lease(1), Bytes(60)).unwrap();
-        ledger.promise(cpu(), &model, Lease(1), Bytes(80)).unwrap();
+        ledger.promise(cpu(), &model, promised(1, 60)).unwrap();
+        ledger.promise(cpu(), &model, promised(1, 80)).unwrap();
         assert_eq!(ledger.free(cpu()), Some(Bytes(20)));
-        assert!(ledger.promise(cpu(), &model, Lease(1), Bytes(101)).is_err());
+        assert!(ledger.promise(cpu(), &model, promised(1, 101)).is_err());
         assert_eq!(ledger.free(cpu()), Some(Bytes(20)), "the former promise holds");
     }
 
@@ -152,22 +200,12 @@ mod tests {
     fn what_an_earlier_life_returns_late_is_not_the_later_ones() {
         let mut ledger = ledger(100);
         let model: ModelId = "a".parse().unwrap();
-        ledger.promise(cpu(), &model, Lease(1), Bytes(60)).unwrap();
-        ledger.promise(cpu(), &model, Lease(2), Bytes(50)).unwrap();
-        ledger.release(cpu(), &model, Lease(1));
+        ledger.promise(cpu(), &model, promised(1, 60)).unwrap();
+        ledger.promise(cpu(), &model, promised(2, 50)).unwrap();
+        assert!(!ledger.release(cpu(), &model, Lease(1)));
         assert_eq!(ledger.free(cpu()), Some(Bytes(50)));
-        ledger.release(cpu(), &model, Lease(2));
+        assert!(ledger.release(cpu(), &model, Lease(2)));
         assert_eq!(ledger.free(cpu()), Some(Bytes(100)));
-    }
-
-    #[test]
-    fn gpus_are_chosen_before_the_cpu_and_the_roomier_first() {
-        let mut ledger = ledger(1000);
-        ledger.open("cuda-0".parse().unwrap(), "g".into(), Bytes(10));
-        ledger.open("cuda-1".parse().unwrap(), "g".into(), Bytes(20));
-        let order: Vec<String> = ledger.choices(None).iter().map(|(id, _)| id.to_string()).collect();
-        assert_eq!(order, ["cuda-1", "cuda-0", "cpu-0"]);
-        assert_eq!(ledger.choices(Some(cpu())).len(), 1);
     }
 
     proptest! {
@@ -176,7 +214,7 @@ mod tests {
             let mut ledger = ledger(100);
             for (model, bytes, release) in steps {
                 let model: ModelId = format!("m{model}").parse().unwrap();
-                if release { ledger.release(cpu(), &model, Lease(1)) } else { let _refused = ledger.promise(cpu(), &model, Lease(1), Bytes(bytes)); }
+                if release { ledger.release(cpu(), &model, Lease(1)); } else { let _refused = ledger.promise(cpu(), &model, promised(1, bytes)); }
                 let report = &ledger.report()[0];
                 prop_assert!(report.memory_used <= report.memory_total);
                 prop_assert_eq!(ledger.free(cpu()).unwrap() + report.memory_used, report.memory_total);

@@ -14,16 +14,16 @@ const PIECE_TOKENS: usize = 2048;
 
 /// A request that is under way, as long as this lives.
 #[derive(Debug)]
-pub(super) struct Place(Arc<AtomicU32>);
+pub(super) struct Seat(Arc<AtomicU32>);
 
-impl Place {
+impl Seat {
     pub(super) fn take(places: &Arc<AtomicU32>) -> Self {
         places.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(places))
     }
 }
 
-impl Drop for Place {
+impl Drop for Seat {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

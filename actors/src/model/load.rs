@@ -1,4 +1,4 @@
-//! How a model gets onto a device: files, room, promise, weights.
+//! How a model gets onto a device: files, room, weights.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,23 +8,24 @@ use plexus_engine::codec::Codec;
 use plexus_engine::draft::check_pair;
 use plexus_engine::executor::Slot;
 use plexus_engine::model::{ModelFiles, ModelPath};
-use plexus_types::{Bytes, DeviceId, DeviceKind, ModelId, ModelKind, ModelProfile, ModelSource, Sampling};
+use plexus_types::{Bytes, DeviceId, Footprint, ModelFacts, ModelKind, ModelProfile, ModelSource, Sampling};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::plan::{Needs, Plan, plan};
 use crate::address::{Address, CallError};
 use crate::device::{DeviceMsg, Placed, Reply, StepQueue, chain};
 use crate::evictor::EvictorMsg;
-use crate::evictor::ledger::{Lease, NoRoom};
+use crate::evictor::core::{Grant, Place, needs_of, no_room_error};
+use crate::evictor::ledger::Lease;
+use crate::evictor::plan::Plan;
 use crate::model::Devices;
 
 /// A device that is being opened is waited for so long.
 const DEVICE_WAIT: Duration = Duration::from_secs(30);
 /// How often it is looked for.
 const DEVICE_POLL: Duration = Duration::from_millis(20);
-/// The evictor answers from memory.
-const EVICTOR_DEADLINE: Duration = Duration::from_secs(5);
+/// Others may have to go first, one load after the other.
+const ROOM_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A model on a device. Dropping it frees the device's memory and the promise.
 #[derive(Debug)]
@@ -62,18 +63,17 @@ impl Drop for OnDevice {
     }
 }
 
-/// Returns the promise when dropped.
+/// Returns the promise when dropped, or no longer waits for it.
 #[derive(Debug)]
 struct Promised {
     evictor: Address<EvictorMsg>,
-    device: DeviceId,
-    model: ModelId,
+    place: Place,
     lease: Lease,
 }
 
 impl Drop for Promised {
     fn drop(&mut self) {
-        self.evictor.tell(EvictorMsg::Release { device: self.device, model: self.model.clone(), lease: self.lease });
+        self.evictor.tell(EvictorMsg::Release(self.place.clone(), self.lease));
     }
 }
 
@@ -94,111 +94,84 @@ impl From<CallError> for LoadError {
     }
 }
 
-/// Opens the model's files, finds a device with room, has it promised, and loads. Nothing is read beyond headers before the room is promised.
-pub async fn load(profile: &ModelProfile, devices: &Devices, evictor: &Address<EvictorMsg>) -> Result<Resident, LoadError> {
-    let files = open(&profile.source).await?;
-    let files = match profile.quant {
-        Some(quant) => files.quantized(quant).map_err(|error| LoadError::Refused(chain(&error)))?,
-        None => files,
-    };
-    let draft = match &profile.draft {
-        Some(source) => Some(open_draft(source, &files).await?),
-        None => None,
-    };
-    let made_for = files.context_length();
-    let needs = |device: DeviceKind| {
-        let files = files.clone().placed_on(device);
-        let draft = draft.clone().map(|draft| draft.placed_on(device));
-        let of_draft = |of: fn(&ModelFiles) -> Bytes| draft.as_ref().map_or(Bytes(0), of);
-        Needs {
-            weights: files.weights_bytes + of_draft(|draft| draft.weights_bytes),
-            kv_per_token: files.kv_bytes_per_token + of_draft(|draft| draft.kv_bytes_per_token),
-            context_length: profile.context_length.map_or(made_for, |wanted| wanted.min(made_for)),
-            running_max: profile.running_max,
-        }
-    };
-    let (device, plan, promise) = find_room(profile, &needs, devices, evictor).await?;
-    let files = files.placed_on(device.kind);
-    let draft = draft.map(|draft| draft.placed_on(device.kind));
-    let memory = files.footprint(plan.kv) + draft.as_ref().map_or(Bytes(0), |draft| draft.footprint(plan.kv));
-    let device_address = devices.get(device).ok_or_else(|| LoadError::Interrupted(format!("{device} is gone")))?;
-    let (codec, defaults, kind) = (files.codec.clone(), files.defaults.clone(), files.kind());
-    let Placed { slot, steps } = load_on(&device_address, files, draft, plan).await?;
-    let weights = OnDevice { device: device_address, slot };
-    let lease = promise.lease;
-    Ok(Resident { codec, kind, defaults, device, steps, plan, memory, lease, _weights: weights, _promise: promise })
+/// A model's files and those of its draft model, opened and checked: nothing but headers and vocabularies is read.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    files: ModelFiles,
+    draft: Option<ModelFiles>,
 }
 
-async fn open(source: &ModelSource) -> Result<ModelFiles, LoadError> {
+impl Opened {
+    /// What they say, both models together.
+    pub fn facts(&self) -> ModelFacts {
+        let mut facts = self.files.facts();
+        if let Some(draft) = self.draft.as_ref().map(ModelFiles::facts) {
+            let both = |a: Footprint, b: Footprint| Footprint {
+                weights: a.weights + b.weights,
+                kv_per_token: a.kv_per_token + b.kv_per_token,
+                working: a.working + b.working,
+            };
+            (facts.cpu, facts.cuda) = (both(facts.cpu, draft.cpu), both(facts.cuda, draft.cuda));
+            facts.file_bytes = facts.file_bytes + draft.file_bytes;
+        }
+        facts
+    }
+}
+
+/// Opens a model's files, as its profile wants them held. Blocks.
+///
+/// Errors: what is wrong with them, in words for their owner.
+pub fn open(profile: &ModelProfile) -> Result<Opened, String> {
+    let files = open_source(&profile.source)?;
+    let files = match profile.quant {
+        Some(quant) => files.quantized(quant).map_err(|error| chain(&error))?,
+        None => files,
+    };
+    let open_draft = |source: &ModelSource| {
+        let draft = open_source(source)?;
+        check_pair(&files, &draft).map_err(|error| chain(&error))?;
+        Ok(draft)
+    };
+    let named = |source: &ModelSource, why: String| format!("draft = \"{source}\": {why}; choose another, or leave draft out");
+    let draft = profile.draft.as_ref().map(|source| open_draft(source).map_err(|why| named(source, why))).transpose()?;
+    Ok(Opened { files, draft })
+}
+
+fn open_source(source: &ModelSource) -> Result<ModelFiles, String> {
     let path = match source {
         ModelSource::Embedded => ModelPath::Embedded,
         ModelSource::Path(path) => ModelPath::Path(path.clone()),
-        ModelSource::Hub(hub) => return Err(LoadError::Refused(format!("hf:{hub} has not been fetched"))),
+        ModelSource::Hub(hub) => return Err(format!("hf:{hub} has not been fetched")),
     };
-    tokio::task::spawn_blocking(move || ModelFiles::open(&path))
-        .await
-        .map_err(|_| LoadError::Refused("reading its files panicked".into()))?
-        .map_err(|error| LoadError::Refused(chain(&error)))
+    ModelFiles::open(&path).map_err(|error| chain(&error))
 }
 
-/// Errors: the draft model cannot be opened, or not speak for the model.
-async fn open_draft(source: &ModelSource, files: &ModelFiles) -> Result<ModelFiles, LoadError> {
-    let named = |why: String| LoadError::Refused(format!("draft = \"{source}\": {why}; choose another, or leave draft out"));
-    let draft = open(source).await.map_err(|error| match error {
-        LoadError::Refused(why) => named(why),
-        LoadError::Interrupted(_) => error,
-    })?;
-    check_pair(files, &draft).map_err(|error| named(chain(&error)))?;
-    Ok(draft)
-}
-
-async fn find_room(
+/// Opens the model's files, asks for room on the device, and loads. Nothing is read beyond headers before the room is promised.
+pub async fn load(
     profile: &ModelProfile,
-    needs: &(dyn Fn(DeviceKind) -> Needs + Sync),
+    device: DeviceId,
     devices: &Devices,
     evictor: &Address<EvictorMsg>,
-) -> Result<(DeviceId, Plan, Promised), LoadError> {
+) -> Result<Resident, LoadError> {
     static NEXT_LEASE: AtomicU64 = AtomicU64::new(1);
-    let mut least = Bytes(0);
-    let choices = choices(profile.device, devices, evictor).await?;
-    for (device, free) in &choices {
-        let needs = needs(device.kind);
-        let plan = match plan(&needs, *free) {
-            Ok(plan) => plan,
-            Err(needed) => {
-                least = needed;
-                continue;
-            }
-        };
-        let tokens = u64::from(plan.kv.n_blocks) * u64::from(plan.kv.block_len);
-        let needed = Bytes(needs.weights.0 + tokens * needs.kv_per_token.0);
-        let (model, lease) = (profile.id.clone(), Lease(NEXT_LEASE.fetch_add(1, Ordering::Relaxed)));
-        let question = |reply| EvictorMsg::Promise { device: *device, model: model.clone(), lease, needed, reply };
-        if evictor.call(question, EVICTOR_DEADLINE).await?.is_ok() {
-            return Ok((*device, plan, Promised { evictor: evictor.clone(), device: *device, model, lease }));
-        }
-    }
-    let refusal = NoRoom { needed: least, available: choices };
-    Err(LoadError::Refused(format!("{refusal}; free memory, give it a larger share, or choose a smaller model or context_length")))
-}
-
-/// The devices that the model may go to, once all are open: a GPU takes longer than the CPU, and is the better place. One that does not open
-/// in time is left out.
-async fn choices(wanted: Option<DeviceId>, devices: &Devices, evictor: &Address<EvictorMsg>) -> Result<Vec<(DeviceId, Bytes)>, LoadError> {
-    let n_expected = if wanted.is_some() { 1 } else { devices.len() };
-    let deadline = Instant::now() + DEVICE_WAIT;
-    loop {
-        let choices = evictor.call(|reply| EvictorMsg::Choices(wanted, reply), EVICTOR_DEADLINE).await?;
-        let late = Instant::now() > deadline;
-        if choices.len() >= n_expected || (late && !choices.is_empty()) {
-            return Ok(choices);
-        }
-        if late {
-            let device = wanted.map_or_else(|| "no device".to_owned(), |device| format!("the device {device}"));
-            return Err(LoadError::Refused(format!("{device} opened within {DEVICE_WAIT:?}")));
-        }
-        tokio::time::sleep(DEVICE_POLL).await;
-    }
+    let wanted = profile.clone();
+    let opened = tokio::task::spawn_blocking(move || open(&wanted).map(|opened| (opened.facts(), opened)));
+    let opened = opened.await.map_err(|_| LoadError::Refused("reading its files panicked".into()))?;
+    let (facts, Opened { files, draft }) = opened.map_err(LoadError::Refused)?;
+    let place = (profile.id.clone(), device);
+    let lease = Lease(NEXT_LEASE.fetch_add(1, Ordering::Relaxed));
+    let promise = Promised { evictor: evictor.clone(), place: place.clone(), lease };
+    let needs = needs_of(profile, &facts, device);
+    let grant = evictor.call(|reply| EvictorMsg::Room { place, lease, needs, reply }, ROOM_DEADLINE).await?;
+    let Grant { plan, bytes } =
+        grant.map_err(|no_room| LoadError::Refused(no_room_error(&profile.id, device, &no_room, false).to_string()))?;
+    let device_address = devices.get(device).ok_or_else(|| LoadError::Refused(format!("this node has no {device}")))?;
+    let (codec, defaults, kind) = (files.codec.clone(), files.defaults.clone(), files.kind());
+    let files = files.placed_on(device.kind);
+    let draft = draft.map(|draft| draft.placed_on(device.kind));
+    let Placed { slot, steps } = load_on(&device_address, files, draft, plan).await?;
+    let weights = OnDevice { device: device_address, slot };
+    Ok(Resident { codec, kind, defaults, device, steps, plan, memory: bytes, lease, _weights: weights, _promise: promise })
 }
 
 async fn load_on(device: &Address<DeviceMsg>, files: ModelFiles, draft: Option<ModelFiles>, plan: Plan) -> Result<Placed, LoadError> {

@@ -7,11 +7,13 @@ use plexus_types::DeviceId;
 use ractor::Actor;
 
 use super::child::{Ask, Child, Kind};
+use super::replica::ReplicaKit;
 use super::restarts::Restarts;
 use super::running::RunningNode;
 use super::{Addresses, End, NodeActor, NodeActorArgs, NodeMsg, Role, Slot, StartError};
 use crate::address::Address;
 use crate::args::NodeArgs;
+use crate::catalogue::{CatalogueActor, CatalogueArgs, CatalogueMsg};
 use crate::device::{self, DeviceActor, DeviceArgs, DeviceMsg};
 use crate::dispatch::Dispatch;
 use crate::evictor::{EvictorActor, EvictorArgs, EvictorMsg};
@@ -22,7 +24,7 @@ use crate::inference::ClusterInference;
 use crate::link::{LinkActor, LinkArgs, LinkMsg};
 use crate::membership::{KnownNodes, MembershipActor, MembershipArgs, MembershipMsg};
 use crate::model::sink::Ingresses;
-use crate::model::{Devices, LocalModels, ModelActor, ModelArgs, ModelMsg};
+use crate::model::{Devices, LocalModels};
 use crate::peers::Peers;
 use crate::router::view::{ClusterView, SharedView};
 use crate::router::{RouterActor, RouterArgs, RouterMsg};
@@ -42,6 +44,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         node: node.clone(),
         link: link.clone(),
         router: router.clone(),
+        evictor: evictor.clone(),
         streams: streams.clone(),
         models: models.clone(),
         ingresses: ingresses.clone(),
@@ -100,7 +103,13 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         Kind {
             actor: || EvictorActor,
             address: evictor.clone(),
-            args: EvictorArgs { address: evictor.clone(), router: router.clone() },
+            args: EvictorArgs {
+                address: evictor.clone(),
+                config: args.eviction,
+                node: node.clone(),
+                router: router.clone(),
+                models: models.clone(),
+            },
             ask: Ask::Message(EvictorMsg::Inspect),
         },
     );
@@ -110,7 +119,15 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         Kind {
             actor: || RouterActor,
             address: router.clone(),
-            args: RouterArgs { address: router.clone(), view: view.clone(), peers: peers.clone(), streams: streams.clone() },
+            args: RouterArgs {
+                address: router.clone(),
+                view: view.clone(),
+                peers: peers.clone(),
+                streams: streams.clone(),
+                evictor: evictor.clone(),
+                policy: args.eviction.policy,
+                n_devices: args.devices.len(),
+            },
             ask: Ask::Message(RouterMsg::Inspect),
         },
     );
@@ -147,31 +164,22 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
             },
         );
     }
-    for profile in args.models {
-        let address: Address<ModelMsg> = Address::new();
-        models.insert(profile.id.clone(), address.clone());
-        children.add(
-            &format!("model/{}", profile.id),
-            Role::Model(profile.id.clone()),
-            Kind {
-                actor: || ModelActor,
-                address: address.clone(),
-                args: ModelArgs {
-                    address,
-                    profile,
-                    devices: Devices::new(devices.clone()),
-                    evictor: evictor.clone(),
-                    router: router.clone(),
-                    ingresses: ingresses.clone(),
-                },
-                ask: Ask::Message(ModelMsg::Inspect),
-            },
-        );
-    }
+    let catalogue = Address::new();
+    children.add(
+        "catalogue",
+        Role::Other,
+        Kind {
+            actor: || CatalogueActor,
+            address: catalogue.clone(),
+            args: CatalogueArgs { address: catalogue, listing: args.catalogue, router: router.clone() },
+            ask: Ask::Message(CatalogueMsg::Inspect),
+        },
+    );
     let inference = Arc::new(ClusterInference {
         node: node.clone(),
         streams: streams.clone(),
         router: router.clone(),
+        evictor: evictor.clone(),
         view: view.clone(),
         models: models.clone(),
         peers: peers.clone(),
@@ -213,9 +221,22 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
     );
 
     let end = End::default();
-    let addresses = Addresses { router, streams, membership, http, devices: devices.into_values().collect(), models };
-    let root_args =
-        NodeActorArgs { address: node, budget: args.restarts, children: children.0, addresses: addresses.clone(), end: Arc::clone(&end) };
+    let replica = ReplicaKit {
+        devices: Devices::new(devices.clone()),
+        models: models.clone(),
+        evictor: evictor.clone(),
+        router: router.clone(),
+        ingresses,
+    };
+    let addresses = Addresses { evictor, router, streams, membership, http, devices: devices.into_values().collect(), models };
+    let root_args = NodeActorArgs {
+        address: node,
+        budget: args.restarts,
+        children: children.0,
+        addresses: addresses.clone(),
+        replica,
+        end: Arc::clone(&end),
+    };
     let (root, task) = Actor::spawn(None, NodeActor, root_args).await.map_err(|error| StartError::Root(error.to_string()))?;
     Ok(RunningNode { root, task, addresses, view, peers, inference, end, drain_timeout: args.drain_timeout })
 }
@@ -230,6 +251,15 @@ impl Children {
     }
 
     fn add_path(&mut self, path: String, role: Role, child: impl Child + 'static) {
-        self.0.push(Slot { path, role, child: Arc::new(child), life: None, restarts: Restarts::default(), last_error: None });
+        self.0.push(Slot {
+            path,
+            role,
+            child: Arc::new(child),
+            life: None,
+            restarts: Restarts::default(),
+            last_error: None,
+            dismissed: false,
+            renewed: false,
+        });
     }
 }

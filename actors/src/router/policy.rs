@@ -20,6 +20,9 @@ const RETRY_SOON: Duration = Duration::from_secs(2);
 /// When to ask again for a model that no node could load: not before somebody has mended something.
 const RETRY_LATE: Duration = Duration::from_secs(60);
 const NOT_LOADED: &str = "it could not be loaded";
+const LOADING: &str = "it is being loaded";
+const RECOVERING: &str = "it is being brought back after a failure";
+const TRIED: &str = "it has failed this request";
 
 /// Where a request goes, and why.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,10 +42,21 @@ pub struct Considered {
     pub verdict: Result<Duration, &'static str>,
 }
 
+/// No replica can be sent to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum NoReplica {
+    /// None is loaded, but the catalogue has the model: it is to be loaded.
+    Cold,
+    /// One is being loaded; this is said to those who will not wait.
+    Loading(RequestError),
+    /// The request is refused.
+    Refused(RequestError),
+}
+
 /// Chooses a replica for a request: of two drawn at random among those that can serve it, the one with the shorter expected time to the
 /// first token (Mitzenmacher 2001, "the power of two choices"). Replicas in `tried` have failed this request and are left out.
 ///
-/// `prompt_tokens` is an estimate. Errors: [`RequestError::ModelNotFound`] if no node tells of the model;
+/// `prompt_tokens` is an estimate. Refused are: [`RequestError::ModelNotFound`] if no node tells of the model;
 /// [`RequestError::Unavailable`] if some do, or did before their link was lost, but none can serve it now.
 pub fn route(
     view: &ClusterView,
@@ -50,7 +64,7 @@ pub fn route(
     prompt_tokens: u32,
     tried: &[ReplicaId],
     rng: &mut impl Rng,
-) -> Result<Decision, RequestError> {
+) -> Result<Decision, NoReplica> {
     let considered: Vec<Considered> = view
         .candidates(model)
         .map(|candidate| Considered { verdict: verdict(&candidate, prompt_tokens, tried), replica: candidate.id })
@@ -58,11 +72,30 @@ pub fn route(
     let able: Vec<(&ReplicaId, Duration)> =
         considered.iter().filter_map(|one| one.verdict.as_ref().ok().map(|wait| (&one.replica, *wait))).collect();
     if able.is_empty() {
-        return Err(refusal(view, model, &considered));
+        return Err(without_replica(view, model, &considered));
     }
     let drawn = index::sample(rng, able.len(), able.len().min(2));
     let (best, _) = drawn.iter().map(|i| able[i]).min_by_key(|(_, wait)| *wait).expect("at least one was drawn");
     Ok(Decision { replica: best.clone(), considered })
+}
+
+/// Would a request wait longer for a place at the best replica than another replica takes to load? The number of replicas that are wanted then.
+pub fn replicas_wanted(view: &ClusterView, model: &ModelId) -> Option<u32> {
+    let replicas_max = view.catalogue().models.get(model)?.profile.replicas_max;
+    let mut n_replicas = 0;
+    let (mut least_wait_s, mut load_s) = (f64::INFINITY, None::<f64>);
+    for candidate in view.candidates(model).filter(|one| one.node == NodeState::Up) {
+        match candidate.report.state {
+            ReplicaState::Loaded => {
+                n_replicas += 1;
+                least_wait_s = least_wait_s.min(place_wait_s(&candidate));
+            }
+            ReplicaState::Loading | ReplicaState::Recovering => return None, // help is on its way
+            ReplicaState::Failed(_) => {}
+        }
+        load_s = load_s.into_iter().chain(candidate.report.load_time.map(|time| time.as_secs_f64())).reduce(f64::max);
+    }
+    (n_replicas < replicas_max && least_wait_s.is_finite() && least_wait_s > load_s?).then_some(n_replicas + 1)
 }
 
 fn verdict(candidate: &Candidate<'_>, prompt_tokens: u32, tried: &[ReplicaId]) -> Result<Duration, &'static str> {
@@ -73,45 +106,61 @@ fn verdict(candidate: &Candidate<'_>, prompt_tokens: u32, tried: &[ReplicaId]) -
     }
     match &candidate.report.state {
         ReplicaState::Loaded => {}
-        ReplicaState::Loading => return Err("it is being loaded"),
-        ReplicaState::Recovering => return Err("it is being brought back after a failure"),
+        ReplicaState::Loading => return Err(LOADING),
+        ReplicaState::Recovering => return Err(RECOVERING),
         ReplicaState::Failed(_) => return Err(NOT_LOADED),
     }
     if tried.contains(&candidate.id) {
-        return Err("it has failed this request");
+        return Err(TRIED);
     }
     Ok(expected_first_token(candidate, prompt_tokens))
+}
+
+/// Until one of those ahead has ended, and its place is free.
+fn place_wait_s(candidate: &Candidate<'_>) -> f64 {
+    let load = &candidate.report.load;
+    let ahead = load.waiting + (load.running + candidate.sent + 1).saturating_sub(load.running_max);
+    f64::from(ahead) * TYPICAL_ANSWER_TOKENS / measured(load.decode_tokens_per_s, ASSUMED_DECODE)
+}
+
+fn measured(speed: f32, assumed: f64) -> f64 {
+    if speed > 0.0 { f64::from(speed) } else { assumed }
 }
 
 /// Waiting for a place, then reading the prompt beside what runs, plus the hop.
 fn expected_first_token(candidate: &Candidate<'_>, prompt_tokens: u32) -> Duration {
     let load = &candidate.report.load;
-    let measured = |speed: f32, assumed: f64| if speed > 0.0 { f64::from(speed) } else { assumed };
     let busy = load.running + candidate.sent;
-    // How many must end before there is a place for one more.
-    let ahead = load.waiting + (busy + 1).saturating_sub(load.running_max);
-    let place_s = f64::from(ahead) * TYPICAL_ANSWER_TOKENS / measured(load.decode_tokens_per_s, ASSUMED_DECODE);
     let prompt_s = f64::from(prompt_tokens.max(1)) / measured(load.prefill_tokens_per_s, ASSUMED_PREFILL) * f64::from(1 + busy);
     let hop_s = if candidate.local { 0.0 } else { HOP_S };
-    Duration::from_secs_f64(place_s + prompt_s + hop_s)
+    Duration::from_secs_f64(place_wait_s(candidate) + prompt_s + hop_s)
 }
 
-fn refusal(view: &ClusterView, model: &ModelId, considered: &[Considered]) -> RequestError {
-    if considered.is_empty() && view.is_out_of_reach(model) {
-        let message = format!("the model '{model}' cannot be served now (its node cannot be reached)");
-        return RequestError::Unavailable { message, retry_after: RETRY_SOON };
-    }
-    if considered.is_empty() {
-        return RequestError::model_not_found(model);
+fn without_replica(view: &ClusterView, model: &ModelId, considered: &[Considered]) -> NoReplica {
+    let listed = view.catalogue().models.contains_key(model);
+    if considered.is_empty() && !listed {
+        if view.is_out_of_reach(model) {
+            let message = format!("the model '{model}' cannot be served now (its node cannot be reached)");
+            return NoReplica::Refused(RequestError::Unavailable { message, retry_after: RETRY_SOON });
+        }
+        return NoReplica::Refused(RequestError::model_not_found(model));
     }
     let reasons: Vec<String> = considered
         .iter()
         .filter_map(|one| one.verdict.as_ref().err().map(|why| format!("{} on {}: {why}", one.replica.device, one.replica.node.name)))
         .collect();
     let hopeless = considered.iter().all(|one| one.verdict == Err(NOT_LOADED));
-    RequestError::Unavailable {
+    let error = RequestError::Unavailable {
         message: format!("the model '{model}' cannot be served now ({})", reasons.join("; ")),
         retry_after: if hopeless { RETRY_LATE } else { RETRY_SOON },
+    };
+    let is = |why| considered.iter().any(|one| one.verdict == Err(why));
+    if is(LOADING) {
+        NoReplica::Loading(error)
+    } else if listed && !is(RECOVERING) && !is(TRIED) {
+        NoReplica::Cold
+    } else {
+        NoReplica::Refused(error)
     }
 }
 
@@ -147,14 +196,14 @@ mod tests {
         view
     }
 
-    fn go(view: &ClusterView, tried: &[ReplicaId]) -> Result<Decision, RequestError> {
+    fn go(view: &ClusterView, tried: &[ReplicaId]) -> Result<Decision, NoReplica> {
         route(view, &model(), 10, tried, &mut StdRng::seed_from_u64(7))
     }
 
     #[test]
     fn a_model_that_nobody_has_does_not_exist() {
         // CX-40 (4)
-        assert!(matches!(go(&view(None, &[]), &[]), Err(RequestError::ModelNotFound { .. })));
+        assert!(matches!(go(&view(None, &[]), &[]), Err(NoReplica::Refused(RequestError::ModelNotFound { .. }))));
     }
 
     #[test]
@@ -162,9 +211,9 @@ mod tests {
         // CX-48
         let mut view = view(None, &[("b", replica("pip", ReplicaState::Loaded))]);
         view.on_peer_change(&PeerChange::Down { id: facts("b").id, why: "cut".into() }, Instant::now());
-        assert!(matches!(go(&view, &[]), Err(RequestError::Unavailable { .. })));
+        assert!(matches!(go(&view, &[]), Err(NoReplica::Refused(RequestError::Unavailable { .. }))));
         view.on_cluster_change(ClusterChange::Gone(facts("b").id));
-        assert!(matches!(go(&view, &[]), Err(RequestError::ModelNotFound { .. })));
+        assert!(matches!(go(&view, &[]), Err(NoReplica::Refused(RequestError::ModelNotFound { .. }))));
     }
 
     #[test]
@@ -197,16 +246,18 @@ mod tests {
         let first = go(&view, &[]).unwrap().replica;
         let second = go(&view, std::slice::from_ref(&first)).unwrap().replica;
         assert_ne!(first, second);
-        assert!(matches!(go(&view, &[first, second]), Err(RequestError::Unavailable { .. })));
+        assert!(matches!(go(&view, &[first, second]), Err(NoReplica::Refused(RequestError::Unavailable { .. }))));
     }
 
     #[test]
     fn a_model_that_is_loading_or_recovering_is_refused_with_the_reason_and_a_time() {
         // CX-48
         for (state, word) in [(ReplicaState::Loading, "being loaded"), (ReplicaState::Recovering, "brought back")] {
-            let Err(RequestError::Unavailable { message, retry_after }) = go(&view(Some(replica("pip", state)), &[]), &[]) else {
-                panic!("not refused")
+            let refused = match go(&view(Some(replica("pip", state)), &[]), &[]) {
+                Err(NoReplica::Loading(error) | NoReplica::Refused(error)) => error,
+                other => panic!("not refused: {other:?}"),
             };
+            let RequestError::Unavailable { message, retry_after } = refused else { panic!("{refused}") };
             assert!(message.contains(word) && retry_after > Duration::ZERO, "{message}");
         }
     }

@@ -5,10 +5,13 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
 
 use plexus_types::{
-    ClusterReport, DeviceReport, ModelId, ModelLocation, ModelReport, NodeFacts, NodeId, NodeReport, NodeState, NodeSummary, ReplicaId,
-    ReplicaReport, ReplicaState,
+    Catalogue, ClusterReport, Cost, DeviceId, DeviceReport, FilesState, Limits, ModelId, ModelKind, ModelLocation, ModelReport, ModelState,
+    NodeFacts, NodeId, NodeReport, NodeState, NodeSummary, ReplicaId, ReplicaReport, ReplicaState,
 };
 use tokio::time::Instant;
+
+use super::catalogue::{MergedCatalogue, MergedModel, merge};
+use super::place::feasible_on;
 
 use crate::inbound::{ClusterChange, PeerChange};
 
@@ -24,6 +27,10 @@ pub struct ClusterView {
     sent: BTreeMap<ReplicaId, u32>,
     /// When each model was first seen, seconds since 1970.
     first_seen: BTreeMap<ModelId, u64>,
+    /// What this node lists.
+    own_catalogue: Catalogue,
+    /// What all nodes list, as one.
+    catalogue: MergedCatalogue,
 }
 
 #[derive(Debug, Default)]
@@ -32,9 +39,21 @@ struct Other {
     linked: bool,
     round_trip: Option<Duration>,
     summary: NodeSummary,
+    catalogue: Catalogue,
     /// The models that it held when its link was lost; empty once it has said anew what it holds.
     lost: Vec<ModelId>,
     heard: Option<Instant>,
+}
+
+/// A node that can be told to load, or the reason why not.
+#[derive(Debug, Clone, Copy)]
+pub struct NodeInView<'a> {
+    /// Which node.
+    pub id: &'a NodeId,
+    /// May anything go there?
+    pub state: NodeState,
+    /// Its devices and replicas.
+    pub summary: &'a NodeSummary,
 }
 
 /// A replica that requests may be sent to, or the reason why not.
@@ -55,7 +74,16 @@ pub struct Candidate<'a> {
 impl ClusterView {
     /// A view in which this node is alone.
     pub fn new(cluster: String, me: NodeFacts) -> Self {
-        Self { cluster, me, own: NodeSummary::default(), others: BTreeMap::new(), sent: BTreeMap::new(), first_seen: BTreeMap::new() }
+        Self {
+            cluster,
+            me,
+            own: NodeSummary::default(),
+            others: BTreeMap::new(),
+            sent: BTreeMap::new(),
+            first_seen: BTreeMap::new(),
+            own_catalogue: Catalogue::default(),
+            catalogue: MergedCatalogue::default(),
+        }
     }
 
     /// The node whose view this is.
@@ -66,6 +94,70 @@ impl ClusterView {
     /// What this node holds.
     pub fn own(&self) -> &NodeSummary {
         &self.own
+    }
+
+    /// What this node lists.
+    pub fn own_catalogue(&self) -> &Catalogue {
+        &self.own_catalogue
+    }
+
+    /// What all nodes list, as one.
+    pub fn catalogue(&self) -> &MergedCatalogue {
+        &self.catalogue
+    }
+
+    /// The model that a name stands for: itself, unless it is an alias (CX-27).
+    pub fn resolve<'a>(&'a self, name: &'a ModelId) -> &'a ModelId {
+        if self.catalogue.models.contains_key(name) {
+            return name;
+        }
+        self.catalogue.aliases.get(name).unwrap_or(name)
+    }
+
+    /// What this node lists, or has of it, changed.
+    pub fn on_own_catalogue(&mut self, mut catalogue: Catalogue, wall: SystemTime) {
+        catalogue.revision = self.own_catalogue.revision + 1;
+        self.note_models(catalogue.entries.iter().map(|entry| entry.profile.id.clone()), wall);
+        self.own_catalogue = catalogue;
+        self.merge();
+    }
+
+    /// A peer said what it lists. Older revisions are ignored, as is a peer without a link.
+    pub fn on_catalogue(&mut self, from: &NodeId, catalogue: Catalogue, wall: SystemTime) {
+        let Some(other) = self.others.get_mut(from).filter(|other| other.linked) else { return };
+        if catalogue.revision <= other.catalogue.revision {
+            return;
+        }
+        let models: Vec<ModelId> = catalogue.entries.iter().map(|entry| entry.profile.id.clone()).collect();
+        other.catalogue = catalogue;
+        self.note_models(models, wall);
+        self.merge();
+    }
+
+    fn merge(&mut self) {
+        let others = self.others.iter().map(|(id, other)| (id, &other.catalogue));
+        self.catalogue = merge(std::iter::once((&self.me.id, &self.own_catalogue)).chain(others));
+    }
+
+    /// Every node that is not gone, this one first.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeInView<'_>> {
+        let own = NodeInView { id: &self.me.id, state: self.own_state(), summary: &self.own };
+        let others = self.others.iter().map(|(id, other)| NodeInView { id, state: other.state(), summary: &other.summary });
+        std::iter::once(own).chain(others)
+    }
+
+    /// Can anything be sent to this node?
+    pub fn is_up(&self, node: &NodeId) -> bool {
+        *node == self.me.id || self.others.get(node).is_some_and(|other| other.state() == NodeState::Up)
+    }
+
+    /// What a device of a node holds.
+    pub fn replicas_on<'a>(&'a self, node: NodeInView<'a>, device: DeviceId) -> impl Iterator<Item = Candidate<'a>> {
+        node.summary.replicas.iter().filter(move |report| report.device == device).map(move |report| self.candidate(node, report))
+    }
+
+    fn own_state(&self) -> NodeState {
+        if self.own.draining { NodeState::Draining } else { NodeState::Up }
     }
 
     /// Gossip changed its mind.
@@ -97,6 +189,7 @@ impl ClusterView {
                 let Some(other) = self.others.get_mut(id) else { return };
                 other.linked = false;
                 other.round_trip = None;
+                other.catalogue.revision = 0; // what it lists is known still; a link that comes back brings it anew
                 // What it held is unknown from here on; a link that comes back brings a summary.
                 let summary = std::mem::take(&mut other.summary);
                 other.lost.extend(summary.replicas.into_iter().map(|replica| replica.model));
@@ -114,6 +207,7 @@ impl ClusterView {
             return;
         }
         other.summary = summary;
+        sort(&mut other.summary.replicas);
         other.lost.clear();
         other.heard = Some(now);
         self.sent.retain(|replica, _| replica.node != *from);
@@ -126,26 +220,34 @@ impl ClusterView {
         self.own.revision += 1;
         self.note_models([report.model.clone()], wall);
         let me = self.me.id.clone();
-        self.sent.retain(|replica, _| replica.node != me || replica.model != report.model);
-        match self.own.replicas.iter_mut().find(|known| known.model == report.model) {
+        self.sent.retain(|replica, _| replica.node != me || replica.model != report.model || replica.device != report.device);
+        match self.own.replicas.iter_mut().find(|known| known.model == report.model && known.device == report.device) {
             Some(known) => {
-                let changed = known.state != report.state || known.device != report.device || known.memory != report.memory;
+                let changed = known.state != report.state || known.memory != report.memory || known.idle.is_some() != report.idle.is_some();
                 *known = report;
                 changed
             }
             None => {
                 self.own.replicas.push(report);
+                sort(&mut self.own.replicas);
                 true
             }
         }
     }
 
     /// The actor of a replica of this node ended and will be started again.
-    pub fn on_own_replica_gone(&mut self, model: &ModelId) {
-        if let Some(known) = self.own.replicas.iter_mut().find(|known| known.model == *model) {
+    pub fn on_own_replica_gone(&mut self, model: &ModelId, device: DeviceId) {
+        if let Some(known) = self.own.replicas.iter_mut().find(|known| known.model == *model && known.device == device) {
             self.own.revision += 1;
             known.state = ReplicaState::Recovering;
+            known.idle = None;
         }
+    }
+
+    /// A replica left this node.
+    pub fn on_own_replica_left(&mut self, model: &ModelId, device: DeviceId) {
+        self.own.revision += 1;
+        self.own.replicas.retain(|known| known.model != *model || known.device != device);
     }
 
     /// The memory of this node's devices changed.
@@ -168,6 +270,7 @@ impl ClusterView {
     fn forget(&mut self, id: &NodeId) {
         self.others.remove(id);
         self.sent.retain(|replica, _| replica.node != *id);
+        self.merge();
     }
 
     fn note_models(&mut self, models: impl IntoIterator<Item = ModelId>, wall: SystemTime) {
@@ -178,8 +281,9 @@ impl ClusterView {
     }
 
     /// Every replica of `model` that some node tells of.
-    pub fn candidates<'a>(&'a self, model: &'a ModelId) -> impl Iterator<Item = Candidate<'a>> {
-        self.replicas().filter(move |candidate| candidate.report.model == *model)
+    pub fn candidates<'a>(&'a self, model: &ModelId) -> impl Iterator<Item = Candidate<'a>> {
+        let found = self.nodes().flat_map(|node| of_model(&node.summary.replicas, model).iter().map(move |report| (node, report)));
+        found.map(|(node, report)| self.candidate(node, report))
     }
 
     /// Did a node hold `model` that is not gone, but cannot be reached or has not said since what it holds?
@@ -188,38 +292,39 @@ impl ClusterView {
     }
 
     fn replicas(&self) -> impl Iterator<Item = Candidate<'_>> {
-        let own_state = if self.own.draining { NodeState::Draining } else { NodeState::Up };
-        let own = self.own.replicas.iter().map(move |report| (&self.me.id, report, true, own_state));
-        let others =
-            self.others.iter().flat_map(|(id, other)| other.summary.replicas.iter().map(move |report| (id, report, false, other.state())));
-        own.chain(others).map(|(node, report, local, state)| {
-            let id = ReplicaId { node: node.clone(), device: report.device, model: report.model.clone() };
-            let sent = self.sent.get(&id).copied().unwrap_or(0);
-            Candidate { id, report, sent, local, node: state }
-        })
+        let all = self.nodes().flat_map(|node| node.summary.replicas.iter().map(move |report| (node, report)));
+        all.map(|(node, report)| self.candidate(node, report))
     }
 
-    /// The merged catalogue, by id (CX-20, CX-21).
+    fn candidate<'a>(&'a self, node: NodeInView<'a>, report: &'a ReplicaReport) -> Candidate<'a> {
+        let id = ReplicaId { node: node.id.clone(), device: report.device, model: report.model.clone() };
+        let sent = self.sent.get(&id).copied().unwrap_or(0);
+        Candidate { id, report, sent, local: *node.id == self.me.id, node: node.state }
+    }
+
+    /// Every model that some node holds or can hold, by id (CX-20, CX-21).
     pub fn models(&self) -> Vec<ModelReport> {
         let mut models: BTreeMap<ModelId, ModelReport> = BTreeMap::new();
+        let mut tightest: BTreeMap<ModelId, u32> = BTreeMap::new();
+        for (id, merged) in &self.catalogue.models {
+            models.insert(id.clone(), self.listed(id, merged));
+        }
         for candidate in self.replicas() {
             let report = candidate.report;
-            let model = models.entry(report.model.clone()).or_insert_with(|| ModelReport {
-                id: report.model.clone(),
-                loaded: false,
-                context_length: 0,
-                created: self.first_seen.get(&report.model).copied().unwrap_or(0),
-                kind: report.kind,
-                locations: Vec::new(),
-            });
+            let model = models.entry(report.model.clone()).or_insert_with(|| self.unlisted(&report.model, report.kind));
+            if report.context_length > 0 {
+                // CX-29: the tightest context of all replicas, so that a request that fits one fits all.
+                let tightest = tightest.entry(report.model.clone()).or_insert(report.context_length);
+                *tightest = report.context_length.min(*tightest);
+                model.context_length = *tightest;
+            }
             if report.state == ReplicaState::Loaded {
                 (model.loaded, model.kind) = (true, report.kind);
             }
-            // CX-29: the tightest context of all replicas, so that a request that fits one fits all.
-            model.context_length = match (model.context_length, report.context_length) {
-                (0, length) | (length, 0) => length,
-                (a, b) => a.min(b),
-            };
+            let state = state_of(report);
+            if rank(&state) > rank(&model.state) {
+                model.state = state;
+            }
             model.locations.push(ModelLocation {
                 node: candidate.id.node.name.to_string(),
                 device: report.device,
@@ -227,14 +332,68 @@ impl ClusterView {
                 memory: report.memory,
             });
         }
+        // What no node can hold is hidden (CX-21), unless it has something to say for itself.
+        models.retain(|_, model| {
+            !model.locations.is_empty() || !model.feasible_on.is_empty() || matches!(model.state, ModelState::Failed(_))
+        });
+        for (alias, target) in &self.catalogue.aliases {
+            if let Some(model) = models.get(target).cloned().filter(|_| !models.contains_key(alias)) {
+                models.insert(alias.clone(), ModelReport { id: alias.clone(), alias_of: Some(target.clone()), ..model });
+            }
+        }
         models.into_values().collect()
+    }
+
+    fn unlisted(&self, id: &ModelId, kind: ModelKind) -> ModelReport {
+        ModelReport {
+            id: id.clone(),
+            loaded: false,
+            state: ModelState::Unloaded,
+            context_length: 0,
+            created: self.first_seen.get(id).copied().unwrap_or(0),
+            kind,
+            tools: false,
+            reasoning: false,
+            capabilities: Vec::new(),
+            limit: Limits::default(),
+            cost: Cost::default(),
+            alias_of: None,
+            feasible_on: Vec::new(),
+            locations: Vec::new(),
+        }
+    }
+
+    fn listed(&self, id: &ModelId, merged: &MergedModel) -> ModelReport {
+        let facts = merged.facts.as_ref();
+        let kind = facts.map_or(ModelKind::Generate, |facts| facts.kind);
+        let made_for = facts.map_or(0, |facts| facts.context_length);
+        let refused = merged.on.values().find_map(|entry| match &entry.files {
+            FilesState::Refused(why) => Some(why.clone()),
+            _ => None,
+        });
+        let feasible_on = feasible_on(self, merged);
+        let state = match refused {
+            Some(why) if feasible_on.is_empty() => ModelState::Failed(why),
+            Some(_) | None => ModelState::Unloaded,
+        };
+        ModelReport {
+            state,
+            context_length: merged.profile.context_length.map_or(made_for, |wanted| wanted.min(made_for)),
+            tools: facts.is_some_and(|facts| facts.tools),
+            reasoning: facts.is_some_and(|facts| facts.reasoning),
+            capabilities: merged.profile.capabilities.clone(),
+            limit: merged.profile.limit,
+            cost: merged.profile.cost,
+            feasible_on,
+            ..self.unlisted(id, kind)
+        }
     }
 
     /// Everything, for people: this node first, then the others by name.
     pub fn report(&self, now: Instant) -> ClusterReport {
         let me = NodeReport {
             facts: self.me.clone(),
-            state: if self.own.draining { NodeState::Draining } else { NodeState::Up },
+            state: self.own_state(),
             this_node: true,
             age: Duration::ZERO,
             round_trip: None,
@@ -250,12 +409,44 @@ impl ClusterView {
                 summary: other.summary.clone(),
             })
         });
-        ClusterReport { cluster: self.cluster.clone(), nodes: std::iter::once(me).chain(others).collect() }
+        let nodes = std::iter::once(me).chain(others).collect();
+        ClusterReport { cluster: self.cluster.clone(), nodes, conflicts: self.catalogue.conflicts.clone() }
     }
 
     /// Nodes that requests may be sent to, this one included.
     pub fn n_up(&self) -> usize {
         1 + self.others.values().filter(|other| other.state() == NodeState::Up).count()
+    }
+}
+
+/// By model, so that those of one are found without looking at all.
+fn sort(replicas: &mut [ReplicaReport]) {
+    replicas.sort_by(|a, b| (&a.model, a.device).cmp(&(&b.model, b.device)));
+}
+
+fn of_model<'a>(sorted: &'a [ReplicaReport], model: &ModelId) -> &'a [ReplicaReport] {
+    let from = sorted.partition_point(|report| report.model < *model);
+    let until = from + sorted[from..].partition_point(|report| report.model == *model);
+    &sorted[from..until]
+}
+
+fn state_of(report: &ReplicaReport) -> ModelState {
+    match &report.state {
+        ReplicaState::Loaded => ModelState::Loaded,
+        ReplicaState::Loading => ModelState::Loading(report.progress),
+        ReplicaState::Recovering => ModelState::Recovering,
+        ReplicaState::Failed(why) => ModelState::Failed(why.clone()),
+    }
+}
+
+/// The best that any replica can say counts; one that failed says more than none.
+fn rank(state: &ModelState) -> u8 {
+    match state {
+        ModelState::Loaded => 4,
+        ModelState::Loading(_) => 3,
+        ModelState::Recovering => 2,
+        ModelState::Failed(_) => 1,
+        ModelState::Unloaded => 0,
     }
 }
 
@@ -310,6 +501,11 @@ pub(crate) mod tests {
             memory: Bytes::mib(3),
             load: ReplicaLoad { running_max: 8, waiting_max: 64, ..ReplicaLoad::default() },
             kind: ModelKind::Generate,
+            residency_priority: 100,
+            pinned: false,
+            idle: Some(Duration::ZERO),
+            load_time: None,
+            progress: 0.0,
         }
     }
 

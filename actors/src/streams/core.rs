@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::args::StreamsConfig;
 use crate::messages::Attempt;
+use crate::router::Routed;
 
 /// How long a stream waits for a replica when none can serve it for the moment: an actor, a device or a process that is restarted takes less.
 pub const RECOVERY_MAX: Duration = Duration::from_secs(10);
@@ -28,7 +29,7 @@ pub const RECOVERY_POLL: Duration = Duration::from_millis(250);
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The router answered.
-    Routed(Result<ReplicaId, RequestError>),
+    Routed(Routed),
     /// A replica said something, in this attempt.
     Replica(Attempt, StreamEvent),
     /// A node went away, or the link to it.
@@ -37,6 +38,8 @@ pub enum Event {
     NotSent(Attempt, String),
     /// The client took tokens.
     Consumed(u32),
+    /// What it waits for may be there now.
+    Retry,
     /// Time passed.
     Clock,
 }
@@ -86,6 +89,8 @@ pub struct StreamCore {
     pub journal: Journal,
     /// Replicas that have failed this request.
     pub tried: Vec<ReplicaId>,
+    /// Why the router chose the replica, in a line for the client.
+    pub route: String,
     phase: Phase,
     attempt: Attempt,
     started: bool,
@@ -99,6 +104,8 @@ pub struct StreamCore {
     n_failed: u32,
     /// When the wait for a replica to come back is over; absent while none is waited for.
     recover_by: Option<Instant>,
+    /// When the wait for the model to be loaded is over; absent while it is not waited for.
+    load_by: Option<Instant>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -135,6 +142,7 @@ impl StreamCore {
             id,
             journal,
             tried: Vec::new(),
+            route: String::new(),
             phase: Phase::Routing,
             attempt: Attempt(0),
             started: false,
@@ -144,7 +152,13 @@ impl StreamCore {
             last_error: None,
             n_failed: 0,
             recover_by: None,
+            load_by: None,
         }
+    }
+
+    /// Does it wait for a replica?
+    pub fn is_parked(&self) -> bool {
+        matches!(self.phase, Phase::Parked { .. })
     }
 
     /// The replica that has the stream now, and how far it has come.
@@ -179,15 +193,17 @@ impl StreamCore {
     /// Decides.
     pub fn on_event(&mut self, event: Event, config: &StreamsConfig, now: Instant) -> Vec<Effect> {
         match event {
-            Event::Routed(Ok(replica)) if self.phase == Phase::Routing => self.send_to(replica, config, now),
-            Event::Routed(Err(error)) if self.phase == Phase::Routing => self.no_replica(error, now),
+            Event::Routed(Routed::To(replica)) if self.phase == Phase::Routing => self.send_to(replica, config, now),
+            Event::Routed(Routed::Wait(error)) if self.phase == Phase::Routing => self.wait_for_load(error, config, now),
+            Event::Routed(Routed::Refused(error)) if self.phase == Phase::Routing => self.no_replica(error, now),
             Event::Replica(attempt, event) if attempt == self.attempt => self.on_replica(event, config, now),
             Event::NotSent(attempt, why) if attempt == self.attempt => self.next_replica(RequestError::Lost { message: why }, config),
             Event::NodeLost(node) if self.is_with(&node) => self
                 .next_replica(RequestError::Lost { message: format!("the node '{}' that served the request is gone", node.name) }, config),
             Event::Consumed(tokens) => self.on_consumed(tokens, config),
+            Event::Retry if self.is_parked() => self.ask_again(),
             Event::Clock => self.on_clock(config, now),
-            Event::Routed(_) | Event::Replica(..) | Event::NotSent(..) | Event::NodeLost(_) => Vec::new(), // of a former attempt
+            Event::Routed(_) | Event::Replica(..) | Event::NotSent(..) | Event::NodeLost(_) | Event::Retry => Vec::new(), // of a former attempt
         }
     }
 
@@ -222,6 +238,22 @@ impl StreamCore {
         }
         let error = self.last_error.take().unwrap_or(error);
         self.fail(error)
+    }
+
+    /// The model is being loaded, or waits for room.
+    fn wait_for_load(&mut self, error: RequestError, config: &StreamsConfig, now: Instant) -> Vec<Effect> {
+        if now >= *self.load_by.get_or_insert(now + config.load_timeout) {
+            return self.fail(error);
+        }
+        self.phase = Phase::Parked { until: now + RECOVERY_POLL };
+        Vec::new()
+    }
+
+    fn ask_again(&mut self) -> Vec<Effect> {
+        // Whoever failed before may be a new life of itself by now.
+        self.tried.clear();
+        self.phase = Phase::Routing;
+        vec![Effect::AskRouter]
     }
 
     fn fail(&mut self, error: RequestError) -> Vec<Effect> {
@@ -259,7 +291,7 @@ impl StreamCore {
                     return Vec::new();
                 }
                 let prompt_tokens = self.journal.prompt_ids.len() as u32;
-                vec![Effect::Deliver(GenerateEvent::Started { prompt_tokens, node })]
+                vec![Effect::Deliver(GenerateEvent::Started { prompt_tokens, node, route: self.route.clone() })]
             }
             StreamEvent::Tokens { .. } | StreamEvent::Done { .. } if !self.started => {
                 let message = "the replica's acceptance was lost on the way".to_owned();
@@ -290,6 +322,7 @@ impl StreamCore {
     fn on_tokens(&mut self, ids: Vec<u32>, deltas: Vec<Delta>, logprobs: Vec<TokenLogprobs>, config: &StreamsConfig) -> Vec<Effect> {
         // Progress: what went wrong before counts no more, so that a long stream survives any number of losses.
         self.recover_by = None;
+        self.load_by = None;
         self.n_failed = 0;
         self.textless_tokens += ids.len() as u32;
         self.journal.sampled_ids.extend(ids);
@@ -333,10 +366,7 @@ impl StreamCore {
         if let Phase::Parked { until } = self.phase
             && now >= until
         {
-            // Whoever failed before may be a new life of itself by now.
-            self.tried.clear();
-            self.phase = Phase::Routing;
-            return vec![Effect::AskRouter];
+            return self.ask_again();
         }
         let Phase::With { replica, stage, until } = &mut self.phase else { return Vec::new() };
         if *stage != Stage::Sent && self.unread_tokens >= (config.window_tokens / 2).max(1) {

@@ -41,7 +41,7 @@ fn request() -> GenerateRequest {
 fn a_frame_has_a_fixed_envelope() {
     let envelope = Envelope { pass: 1, position: 2, clock_ms: 0x0304 };
     let bytes = frame(envelope, b"abc");
-    assert_eq!(hex(&bytes), "02010000000000000002000000000000000403000000000000616263");
+    assert_eq!(hex(&bytes), "03010000000000000002000000000000000403000000000000616263");
     assert_eq!(bytes.len() as u64, frame_len(3));
     assert_eq!(open_frame(&bytes), Ok((envelope, &b"abc"[..])));
     assert_eq!(open_frame(&bytes[..20]), Err(WireError::Short(20)));
@@ -97,12 +97,17 @@ fn every_notice_has_its_bytes() {
             memory: Bytes(2),
             load: ReplicaLoad { running_max: 4, ..ReplicaLoad::default() },
             kind: ModelKind::Generate,
+            residency_priority: 100,
+            pinned: true,
+            idle: Some(Duration::from_secs(2)),
+            load_time: None,
+            progress: 0.5,
         }],
     };
     assert_eq!(device.kind, DeviceKind::Cpu);
     golden(
         &Notice::Summary(summary),
-        "0001000105 6370752d30 0163 04 02 01 016d 05 6370752d30 01 08 02 00 04 00 00 00000000 00000000 00".replace(' ', "").as_str(),
+        "0001000105 6370752d30 0163 04 02 01 016d 05 6370752d30 01 08 02 00 04 00 00 00000000 00000000 00 64 01 010000000000000040 00 0000003f".replace(' ', "").as_str(),
     );
     let journal = Journal { request: Arc::new(request()), seed: 7, prompt_ids: vec![1, 300], sampled_ids: vec![] };
     let generate = Generate {
@@ -112,10 +117,13 @@ fn every_notice_has_its_bytes() {
         journal,
         credit_until: 64,
         trace: TraceContext::default(),
+        device: "cpu-0".parse().expect("a device id"),
     };
     golden(
         &Notice::Generate(Box::new(generate)),
-        "010501016d016d01026869010000003f00000000000000010700000001fb2c010101780000 0702 01fb2c01 00 40 0000".replace(' ', "").as_str(),
+        "010501016d016d01026869010000003f00000000000000010700000001fb2c010101780000 0702 01fb2c01 00 40 0000 056370752d30"
+            .replace(' ', "")
+            .as_str(),
     );
     golden(&Notice::Cancel { request: RequestId(5), attempt: Attempt(1) }, "020501");
     golden(&Notice::Credit { request: RequestId(5), attempt: Attempt(1), until: 9 }, "03050109");

@@ -49,6 +49,9 @@ impl Inbound for Rest {
                 Answer::CountTokens(Ok(text.len() as u32))
             }
             Question::Embed(request) => Answer::Embed(Err(plexus_types::RequestError::model_not_found(&request.model))),
+            Question::Ensure(_) | Question::Load(_) | Question::Unload(..) | Question::Pin(..) | Question::Explain(_) => {
+                Answer::Done(Ok(()))
+            }
             Question::Ping | Question::Actors => Answer::Actors(match self.size.load(Ordering::Relaxed) {
                 0 => Vec::new(),
                 size => vec![ActorReport {

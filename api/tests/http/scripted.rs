@@ -12,12 +12,12 @@ use futures::StreamExt;
 use futures::stream;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
-use plexus_api::service::{Generation, Health, HealthStatus, Inference, NodeActors};
+use plexus_api::service::{Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place};
 use plexus_api::{ApiConfig, VersionInfo, router};
 use plexus_types::{
-    ActorReport, Bytes, Chat, ClusterReport, Delta, DeviceReport, EmbedRequest, Embeddings, FinishReason, GenerateEvent, GenerateRequest,
-    ModelKind, ModelLocation, ModelReport, NodeFacts, NodeReport, NodeState, NodeSummary, Prompt, ReplicaState, RequestError, RequestId,
-    Timing, TokenLogprob, TokenLogprobs, Usage,
+    ActorReport, Bytes, Chat, ClusterReport, ConsideredPlace, Cost, Delta, DeviceReport, EmbedRequest, Embeddings, Explanation,
+    FinishReason, GenerateEvent, GenerateRequest, Limits, ModelId, ModelKind, ModelLocation, ModelReport, ModelState, NodeFacts,
+    NodeReport, NodeState, NodeSummary, Prompt, ReplicaState, RequestError, RequestId, Timing, TokenLogprob, TokenLogprobs, Usage,
 };
 use tower::ServiceExt;
 
@@ -90,7 +90,7 @@ impl Scripted {
 
 /// The first event of a good generation.
 pub(crate) fn started() -> GenerateEvent {
-    GenerateEvent::Started { prompt_tokens: 12, node: "n1".parse().unwrap() }
+    GenerateEvent::Started { prompt_tokens: 12, node: "n1".parse().unwrap(), route: "it goes to n1/cpu-0 of 1".to_owned() }
 }
 
 pub(crate) fn text(text: &str) -> GenerateEvent {
@@ -206,6 +206,18 @@ impl Inference for Scripted {
             context_length: 32_768,
             created: 1_760_000_000,
             kind: if id == "shelf" { ModelKind::Embed } else { ModelKind::Generate },
+            state: match &locations[..] {
+                [] => ModelState::Unloaded,
+                [one] => ModelState::Failed(format!("{:?}", one.state)),
+                _ => ModelState::Loaded,
+            },
+            tools: id.starts_with("Qwen"),
+            reasoning: id.starts_with("Qwen"),
+            capabilities: Vec::new(),
+            limit: Limits { output: Some(1024), ..Limits::default() },
+            cost: Cost { input: Some(0.0), ..Cost::default() },
+            alias_of: None,
+            feasible_on: vec!["n1".to_owned(), "n2".to_owned()],
             locations,
         };
         vec![
@@ -234,7 +246,7 @@ impl Inference for Scripted {
         };
         let summary = NodeSummary { revision: 3, draining: false, devices: vec![device], replicas: vec![] };
         let node = NodeReport { facts, state: NodeState::Up, this_node: true, age: Duration::ZERO, round_trip: None, summary };
-        ClusterReport { cluster: "home".to_owned(), nodes: vec![node] }
+        ClusterReport { cluster: "home".to_owned(), nodes: vec![node], conflicts: Vec::new() }
     }
 
     async fn actors(&self) -> Vec<NodeActors> {
@@ -251,6 +263,33 @@ impl Inference for Scripted {
             NodeActors { node: "n1".parse().unwrap(), actors: vec![actor], error: None },
             NodeActors { node: "n2".parse().unwrap(), actors: vec![], error: Some("no answer in time".to_owned()) },
         ]
+    }
+
+    async fn load_model(&self, load: LoadModel) -> Result<LoadedModel, RequestError> {
+        let model = load.model.clone();
+        if model.as_str() != "shelf" {
+            return Err(RequestError::model_not_found(&model));
+        }
+        let considered = ConsideredPlace { place: "n1/cpu-0".to_owned(), verdict: "fits, 1.00 GiB free".to_owned(), chosen: true };
+        let decision = "it is loaded on n1/cpu-0".to_owned();
+        let explanation = Explanation { model, decision, considered: vec![considered], age: Duration::ZERO };
+        Ok(LoadedModel { loaded: load.wait, explanation })
+    }
+
+    async fn unload_model(&self, model: &ModelId, place: &Place) -> Result<Vec<String>, RequestError> {
+        match (model.as_str(), &place.node) {
+            ("shelf", None) => Ok(vec!["n1/cpu-0".to_owned()]),
+            _ => Err(RequestError::invalid("model", format!("the model '{model}' is not loaded there"))),
+        }
+    }
+
+    async fn pin_model(&self, model: &ModelId, pinned: bool) -> Result<Vec<String>, RequestError> {
+        if pinned { self.unload_model(model, &Place::default()).await } else { Ok(Vec::new()) }
+    }
+
+    async fn explain(&self, subject: &str) -> Option<Explanation> {
+        let load = LoadModel { model: subject.parse().ok()?, place: Place::default(), wait: true };
+        self.load_model(load).await.ok().map(|loaded| loaded.explanation)
     }
 
     async fn kill_actor(&self, path: &str) -> Option<bool> {

@@ -79,6 +79,11 @@ impl ChatTemplate {
         Ok(template)
     }
 
+    /// Can it tell the model of tools?
+    pub(super) fn knows_tools(&self) -> bool {
+        self.knows_tools
+    }
+
     /// Does the template that serves requests with tools write them into the prompt? One that cannot render the question is believed.
     fn shows_tools(&self) -> bool {
         const NAME: &str = "get_the_weather_of_a_city";

@@ -59,6 +59,13 @@ impl CpuExecutor {
         })
     }
 
+    /// The same, with so much memory for models instead of a share.
+    #[must_use]
+    pub fn with_memory(mut self, memory: Bytes) -> Self {
+        self.description.memory_total = memory;
+        self
+    }
+
     /// Runs a step and gives the logits that draws would be made from, in order of the draws. For tests and for measuring.
     pub fn logits(&mut self, slot: Slot, batch: &Batch) -> Result<Vec<Vec<f32>>, EngineError> {
         let (logits, vocab_size, n_rows) = self.compute(slot, batch)?;

@@ -4,7 +4,7 @@ use plexus_kernels::attention::{KvElement, KvPool};
 use plexus_kernels::{Format, Matrix};
 use plexus_types::{Bytes, DeviceKind};
 
-use super::config::ModelConfig;
+use super::config::{FfnConfig, LayerConfig, ModelConfig};
 use super::weights::Weights;
 
 /// As what the CPU executor keeps keys and values: exactly for small models, else in half the memory.
@@ -36,4 +36,26 @@ pub(super) fn kv_bytes_per_token(config: &ModelConfig, small: bool, device: Devi
         DeviceKind::Cuda => 2 * 4 * config.kv_heads * config.head_dim,
     };
     Bytes(config.layers.len() as u64 * per_layer as u64)
+}
+
+/// Tokens of the largest step that is usual, and of a piece of it that goes through a layer at a time.
+const STEP_TOKENS: u64 = 512;
+const PIECE_TOKENS: u64 = 256;
+/// Sequences that are drawn for in a step.
+const STEP_ROWS: u64 = 16;
+/// What a token of the vocabulary takes, its text and its place among the merges together; measured on vocabularies of 32,000 to 262,000.
+const VOCABULARY_ENTRY: u64 = 96;
+
+/// What steps of the model work in, and its vocabulary: an estimate from above for usual steps.
+pub(super) fn working_bytes(config: &ModelConfig, small: bool) -> Bytes {
+    let width = |layer: &LayerConfig| match &layer.ffn {
+        FfnConfig::Dense { width } => *width,
+        FfnConfig::Experts { width, n_active, shared, .. } => width * n_active + shared.unwrap_or(0),
+    };
+    let inner = config.layers.iter().map(width).max().unwrap_or(0) as u64;
+    let attention = ((config.heads * 2 + config.kv_heads * 2) * config.head_dim) as u64;
+    let (hidden, vocabulary) = (config.hidden as u64, config.vocab_size as u64);
+    let tokens = if small { PIECE_TOKENS } else { STEP_TOKENS };
+    let numbers = tokens * 2 * hidden + PIECE_TOKENS * (attention.max(2 * inner) + hidden.max(inner)) + STEP_ROWS * vocabulary;
+    Bytes(4 * numbers + VOCABULARY_ENTRY * vocabulary)
 }

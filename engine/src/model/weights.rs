@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use plexus_kernels::Format;
 use plexus_kernels::format::{dequantize, quantize};
-use plexus_types::Quantization;
+use plexus_types::{Bytes, Quantization};
 
 use super::config::ModelConfig;
 use super::quantization::held_as;
@@ -147,6 +147,11 @@ impl Weights {
     /// The format in which a device is to hold a tensor; none if there is no such tensor.
     pub(crate) fn held(&self, name: &str) -> Option<Format> {
         self.tensors.get(name).map(|entry| self.held_as(name, entry))
+    }
+
+    /// Bytes of all files.
+    pub(super) fn file_bytes(&self) -> Bytes {
+        Bytes(self.files.iter().map(|file| file.len() as u64).sum())
     }
 
     fn held_as(&self, name: &str, entry: &TensorEntry) -> Format {

@@ -52,7 +52,7 @@ async fn serve(booted: Booted) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::listen()?;
     let name = args.facts.id.name.clone();
     let joins = !args.seeds.is_empty();
-    let models: Vec<String> = args.models.iter().map(|model| model.id.to_string()).collect();
+    let models: Vec<String> = args.catalogue.models.iter().map(|model| model.id.to_string()).collect();
     let metrics_at = metrics.as_ref().and_then(|listener| listener.local_addr().ok());
     if let Some(listener) = metrics {
         telemetry::metrics::serve(listener, telemetry::metrics::record()?)?;

@@ -62,12 +62,7 @@ impl Layers {
 
     /// The same, with the file's text at hand.
     pub(crate) fn file_text(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
-        let table: Table = toml::from_str(text).map_err(|error| {
-            let line = error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-            // Only the message: the whole error quotes the line, and the line may hold the secret.
-            ConfigError::Syntax { path: path.to_owned(), line, problem: error.message().to_owned() }
-        })?;
-        for (section, value) in table {
+        for (section, value) in parse(path, text)? {
             match value {
                 Value::Table(keys) => {
                     for (name, value) in keys {
@@ -77,6 +72,39 @@ impl Layers {
                 other => {
                     self.origins.insert(section.clone(), Origin::File(path.to_owned()));
                     self.table.insert(section, other);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the models and aliases of a file that has nothing else, beside those that are there.
+    pub(crate) fn models_file(&mut self, path: &Path) -> Result<(), ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let origin = Origin::File(path.to_owned());
+        for (section, value) in parse(path, &text)? {
+            match (section.as_str(), value) {
+                ("models", Value::Array(models)) => {
+                    let known = self.table.entry("models").or_insert_with(|| Value::Array(Vec::new()));
+                    if let Value::Array(known) = known {
+                        known.extend(models); // anything but a list is refused when the table is read
+                    }
+                    self.origins.insert(section, origin.clone());
+                }
+                ("aliases", Value::Table(aliases)) => {
+                    for (alias, target) in aliases {
+                        self.set("aliases", &alias, target, origin.clone());
+                    }
+                }
+                (_, value) => {
+                    return Err(BadValue {
+                        key: section,
+                        value: value.to_string(),
+                        origin,
+                        problem: "this file lists models and aliases only".to_owned(),
+                        remedy: "move it to cluster.toml".to_owned(),
+                    }
+                    .into());
                 }
             }
         }
@@ -121,7 +149,11 @@ impl Layers {
                 }
                 .into());
             };
-            let entry = Table::from_iter([("id".to_owned(), Value::from(id)), ("source".to_owned(), Value::from(source))]);
+            let entry = Table::from_iter([
+                ("id".to_owned(), Value::from(id)),
+                ("source".to_owned(), Value::from(source)),
+                ("preload".to_owned(), Value::from(true)),
+            ]);
             if let Value::Array(list) = list {
                 list.push(Value::Table(entry)); // anything but a list is refused when the table is read
             }
@@ -173,6 +205,14 @@ impl Layers {
         self.set(key.section, key.name, value, origin);
         Ok(())
     }
+}
+
+fn parse(path: &Path, text: &str) -> Result<Table, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let line = error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+        // Only the message: the whole error quotes the line, and the line may hold the secret.
+        ConfigError::Syntax { path: path.to_owned(), line, problem: error.message().to_owned() }
+    })
 }
 
 /// The variable that was probably meant: the one with the fewest letters changed.

@@ -1,11 +1,11 @@
 //! The sections of `cluster.toml`, each with its defaults. What a key means is said once, in `cluster.toml` itself.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use plexus_types::{Bytes, DeviceId, ModelId, NodeName};
-use plexus_types::{ModelSource, Quantization};
+use plexus_types::{Bytes, Cost, DeviceId, Limits, ModelId, ModelProfile, ModelSource, NodeName, Quantization};
 use serde::Deserialize;
 
 use super::units::{ByteSize, CudaDevices, Fraction, unset_if_empty, unset_if_zero};
@@ -22,6 +22,8 @@ pub(crate) struct Config {
     pub(crate) link: LinkSection,
     pub(crate) devices: DevicesSection,
     pub(crate) models: Vec<ModelSection>,
+    pub(crate) aliases: BTreeMap<ModelId, ModelId>,
+    pub(crate) eviction: EvictionSection,
     pub(crate) streams: StreamsSection,
     pub(crate) supervision: SupervisionSection,
     pub(crate) shutdown: ShutdownSection,
@@ -40,6 +42,8 @@ impl Default for Config {
             link: LinkSection::default(),
             devices: DevicesSection::default(),
             models: vec![ModelSection::pip()],
+            aliases: BTreeMap::new(),
+            eviction: EvictionSection::default(),
             streams: StreamsSection::default(),
             supervision: SupervisionSection::default(),
             shutdown: ShutdownSection::default(),
@@ -193,6 +197,8 @@ impl Default for LinkSection {
 pub(crate) struct DevicesSection {
     pub(crate) cpu: bool,
     pub(crate) cpu_memory_share: Fraction,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub(crate) cpu_memory: Option<ByteSize>,
     #[serde(deserialize_with = "unset_if_zero")]
     pub(crate) cpu_threads: Option<u32>,
     pub(crate) cuda: CudaDevices,
@@ -202,11 +208,44 @@ pub(crate) struct DevicesSection {
 impl Default for DevicesSection {
     fn default() -> Self {
         let share = |share| Fraction::new(share).expect("a share between 0 and 1");
-        Self { cpu: true, cpu_memory_share: share(0.7), cpu_threads: None, cuda: CudaDevices::Auto, cuda_memory_share: share(0.9) }
+        Self {
+            cpu: true,
+            cpu_memory_share: share(0.7),
+            cpu_memory: None,
+            cpu_threads: None,
+            cuda: CudaDevices::Auto,
+            cuda_memory_share: share(0.9),
+        }
     }
 }
 
-/// A model to load at the start.
+/// How models go when room is needed.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct EvictionSection {
+    pub(crate) strategy: StrategyName,
+    #[serde(with = "humantime_serde")]
+    pub(crate) keep_warm: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(crate) idle_unload: Duration,
+    pub(crate) defrag_after_cycles: u32,
+}
+
+impl Default for EvictionSection {
+    fn default() -> Self {
+        Self { strategy: StrategyName::Lru, keep_warm: Duration::ZERO, idle_unload: Duration::ZERO, defrag_after_cycles: 50 }
+    }
+}
+
+/// Who goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum StrategyName {
+    Lru,
+    Priority,
+}
+
+/// A model that can be served.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ModelSection {
@@ -226,14 +265,70 @@ pub(crate) struct ModelSection {
     pub(crate) prompt_lookup: bool,
     #[serde(default, deserialize_with = "unset_if_empty")]
     pub(crate) quant: Option<Quantization>,
+    #[serde(default)]
+    pub(crate) preload: bool,
+    #[serde(default, deserialize_with = "unset_if_empty")]
+    pub(crate) memory: Option<ByteSize>,
+    #[serde(default = "min_devices")]
+    pub(crate) min_devices: u32,
+    #[serde(default, deserialize_with = "unset_if_empty")]
+    pub(crate) min_device_memory: Option<ByteSize>,
+    #[serde(default)]
+    pub(crate) pinned_on: Vec<NodeName>,
+    #[serde(default)]
+    pub(crate) pinned: bool,
+    #[serde(default = "residency_priority")]
+    pub(crate) residency_priority: u32,
+    #[serde(default = "replicas_max")]
+    pub(crate) replicas_max: u32,
+    #[serde(default)]
+    pub(crate) limit: LimitSection,
+    #[serde(default)]
+    pub(crate) cost: CostSection,
+    #[serde(default)]
+    pub(crate) capabilities: Vec<String>,
+}
+
+/// What clients are told of a model's limits; 0 or absent: what follows from its files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LimitSection {
+    #[serde(deserialize_with = "unset_if_zero")]
+    pub(crate) context: Option<u32>,
+    #[serde(deserialize_with = "unset_if_zero")]
+    pub(crate) input: Option<u32>,
+    #[serde(deserialize_with = "unset_if_zero")]
+    pub(crate) output: Option<u32>,
+}
+
+/// Dollars per million tokens: absent is unknown, zero is free.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CostSection {
+    pub(crate) input: Option<f64>,
+    pub(crate) output: Option<f64>,
+    pub(crate) cache_read: Option<f64>,
+    pub(crate) cache_write: Option<f64>,
 }
 
 fn running_max() -> u32 {
-    8
+    ModelProfile::DEFAULT_RUNNING_MAX
 }
 
 fn waiting_max() -> u32 {
-    64
+    ModelProfile::DEFAULT_WAITING_MAX
+}
+
+fn min_devices() -> u32 {
+    1
+}
+
+fn residency_priority() -> u32 {
+    ModelProfile::DEFAULT_PRIORITY
+}
+
+fn replicas_max() -> u32 {
+    ModelProfile::DEFAULT_REPLICAS_MAX
 }
 
 fn prompt_lookup() -> bool {
@@ -253,6 +348,49 @@ impl ModelSection {
             draft: None,
             prompt_lookup: prompt_lookup(),
             quant: None,
+            preload: true,
+            memory: None,
+            min_devices: min_devices(),
+            min_device_memory: None,
+            pinned_on: Vec::new(),
+            pinned: false,
+            residency_priority: residency_priority(),
+            replicas_max: replicas_max(),
+            limit: LimitSection::default(),
+            cost: CostSection::default(),
+            capabilities: Vec::new(),
+        }
+    }
+
+    /// The entry as the actors know it.
+    pub(crate) fn profile(&self) -> ModelProfile {
+        let bytes = |size: Option<ByteSize>| size.map(|size| size.0);
+        ModelProfile {
+            id: self.id.clone(),
+            source: self.source.clone(),
+            quant: self.quant,
+            draft: self.draft.clone(),
+            prompt_lookup: self.prompt_lookup,
+            context_length: self.context_length,
+            running_max: self.running_max,
+            waiting_max: self.waiting_max,
+            preload: self.preload,
+            memory: bytes(self.memory),
+            device: self.device,
+            min_devices: self.min_devices,
+            min_device_memory: bytes(self.min_device_memory),
+            pinned_on: self.pinned_on.clone(),
+            pinned: self.pinned,
+            residency_priority: self.residency_priority,
+            replicas_max: self.replicas_max,
+            limit: Limits { context: self.limit.context, input: self.limit.input, output: self.limit.output },
+            cost: Cost {
+                input: self.cost.input,
+                output: self.cost.output,
+                cache_read: self.cost.cache_read,
+                cache_write: self.cost.cache_write,
+            },
+            capabilities: self.capabilities.clone(),
         }
     }
 }
@@ -267,6 +405,8 @@ pub(crate) struct StreamsSection {
     pub(crate) first_token_timeout: Duration,
     #[serde(with = "humantime_serde")]
     pub(crate) token_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(crate) load_timeout: Duration,
     pub(crate) attempts_max: u32,
     pub(crate) window_tokens: u32,
 }
@@ -277,6 +417,7 @@ impl Default for StreamsSection {
             accept_timeout: Duration::from_secs(2),
             first_token_timeout: Duration::from_secs(120),
             token_timeout: Duration::from_secs(30),
+            load_timeout: Duration::from_secs(300),
             attempts_max: 4,
             window_tokens: 1024,
         }

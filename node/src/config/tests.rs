@@ -9,7 +9,7 @@ fn from_text(text: &str) -> Result<ValidConfig, ConfigError> {
     let mut layers = Layers::default();
     layers.file_text(Path::new("test.toml"), text)?;
     let config = understand(&layers)?;
-    let valid = ValidConfig { config, layers, file: None };
+    let valid = ValidConfig { config, layers, file: None, models_file: None };
     validate::validate(&valid)?;
     Ok(valid)
 }
@@ -41,7 +41,7 @@ fn the_cluster_toml_of_the_repository_says_the_defaults() {
 fn the_cluster_toml_of_the_repository_lists_every_key_and_each_is_known() {
     let table: toml::Table = toml::from_str(CLUSTER_TOML).unwrap();
     let mut listed = Vec::new();
-    for (section, keys) in table.iter().filter(|(section, _)| *section != "models") {
+    for (section, keys) in table.iter().filter(|(section, _)| !matches!(section.as_str(), "models" | "aliases")) {
         listed.extend(keys.as_table().unwrap().keys().map(|name| format!("{section}.{name}")));
     }
     let mut known: Vec<String> = KEYS.iter().map(keys::Key::path).collect();

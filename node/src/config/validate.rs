@@ -47,6 +47,7 @@ fn quantities(valid: &ValidConfig) -> Result<(), ConfigError> {
         ("streams.accept_timeout", streams.accept_timeout),
         ("streams.first_token_timeout", streams.first_token_timeout),
         ("streams.token_timeout", streams.token_timeout),
+        ("streams.load_timeout", streams.load_timeout),
         ("supervision.within", supervision.within),
     ];
     for (key, duration) in durations {
@@ -166,14 +167,25 @@ fn models(valid: &ValidConfig) -> Result<(), ConfigError> {
     let mut seen = BTreeSet::new();
     for (i, model) in config.models.iter().enumerate() {
         let key = |name: &str| format!("models[{i}].{name}");
-        if !seen.insert((&model.id, model.device)) {
+        if !seen.insert(&model.id) {
             let id = format!("\"{}\"", model.id);
-            return Err(valid.refuse(
-                &key("id"),
-                id,
-                "another entry has this id on the same device",
-                "give each model its own id, or each entry another device",
-            ));
+            return Err(valid.refuse(&key("id"), id, "another entry has this id", "give each model its own id"));
+        }
+        for (name, count) in [("min_devices", model.min_devices), ("replicas_max", model.replicas_max)] {
+            if count == 0 {
+                return Err(valid.refuse(&key(name), 0, "no node could ever hold it", "write at least 1"));
+            }
+        }
+        for (name, price) in [
+            ("input", model.cost.input),
+            ("output", model.cost.output),
+            ("cache_read", model.cost.cache_read),
+            ("cache_write", model.cost.cache_write),
+        ] {
+            if let Some(price) = price.filter(|price| !(price.is_finite() && *price >= 0.0)) {
+                let remedy = "write dollars per million tokens: 0 if it is free, and nothing if it is unknown";
+                return Err(valid.refuse(&key(&format!("cost.{name}")), price, "it is no price", remedy));
+            }
         }
         if model.running_max == 0 {
             return Err(valid.refuse(&key("running_max"), 0, "nothing could ever be answered", "write at least 1"));
@@ -191,6 +203,16 @@ fn models(valid: &ValidConfig) -> Result<(), ConfigError> {
             let device = model.device.map(|device| format!("\"{device}\"")).unwrap_or_default();
             let remedy = "name a device that [devices] allows, or leave it out";
             return Err(valid.refuse(&key("device"), device, "[devices] has no such device", remedy));
+        }
+    }
+    for (alias, target) in &config.aliases {
+        let key = format!("aliases.\"{alias}\"");
+        if seen.contains(alias) {
+            return Err(valid.refuse(&key, format!("\"{target}\""), "a model has this very id", "choose another alias"));
+        }
+        if config.aliases.contains_key(target) {
+            let remedy = "name the model itself";
+            return Err(valid.refuse(&key, format!("\"{target}\""), "it is an alias as well", remedy));
         }
     }
     Ok(())

@@ -12,7 +12,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::Parser;
-use plexus_actors::args::{DeviceSpec, HttpConfig, NodeArgs, OpenDevice, RestartBudget, Sockets, StreamsConfig};
+use plexus_actors::args::{DeviceSpec, HttpConfig, Listing, NodeArgs, OpenDevice, RestartBudget, Sockets, StreamsConfig};
+use plexus_actors::evictor::core::EvictionConfig;
 use plexus_actors::membership::NetTiming;
 use plexus_actors::secret::ClusterSecret;
 use plexus_api::{ApiConfig, VersionInfo};
@@ -126,11 +127,13 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
         seeds: options.seeds,
         timing: NetTiming::default(),
         devices: vec![DeviceSpec { id: device, open }],
-        models: if options.no_models { Vec::new() } else { vec![model] },
+        catalogue: Listing { models: if options.no_models { Vec::new() } else { vec![model] }, ..Listing::default() },
+        eviction: EvictionConfig::default(),
         streams: StreamsConfig {
             accept_timeout: Duration::from_secs(2),
             first_token_timeout: Duration::from_secs(120),
             token_timeout: Duration::from_secs(30),
+            load_timeout: Duration::from_secs(300),
             attempts_max: 4,
             window_tokens: options.window_tokens,
         },

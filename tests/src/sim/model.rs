@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use plexus_actors::model::plan::BLOCK_LEN;
+use plexus_actors::evictor::plan::BLOCK_LEN;
 use plexus_actors::model::sequence::Sequence;
 use plexus_engine::batch::{Batch, BatchOutput, BlockCopy, BlockId};
 use plexus_engine::codec::Codec;

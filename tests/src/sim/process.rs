@@ -3,11 +3,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use plexus_actors::evictor::ledger::{Lease, Ledger};
+use plexus_actors::evictor::ledger::{Lease, Ledger, Resident};
 use plexus_actors::inbound::{ClusterChange, PeerChange};
 use plexus_actors::link::core::Event as LinkEvent;
 use plexus_actors::messages::{Notice, StreamNotice};
-use plexus_actors::router::policy::route;
+use plexus_actors::router::Routed;
+use plexus_actors::router::policy::{NoReplica, route};
 use plexus_actors::router::view::ClusterView;
 use plexus_actors::streams::core::Event as StreamEvent;
 use plexus_actors::wire;
@@ -225,7 +226,7 @@ impl Process {
                 }
             }
             Mail::OwnReplicaGone(model) => {
-                self.view.on_own_replica_gone(&model);
+                self.view.on_own_replica_gone(&model, DEVICE.parse().expect("a device id"));
                 self.publish(world);
             }
             Mail::OwnDevices(devices) => {
@@ -298,13 +299,19 @@ impl Process {
     }
 
     fn on_route(&mut self, id: RequestId, model: &ModelId, tried: &[ReplicaId], world: &mut World) {
-        let result = route(&self.view, model, 8, tried, &mut self.rng).map(|decision| decision.replica);
+        let result = match route(&self.view, model, 8, tried, &mut self.rng) {
+            Ok(decision) => Routed::To(decision.replica),
+            Err(NoReplica::Loading(error)) => Routed::Wait(error),
+            Err(NoReplica::Refused(error)) => Routed::Refused(error),
+            Err(NoReplica::Cold) => return world.violate(format!("{} lists no model, and takes {model} for one", self.facts.id)),
+        };
         match &result {
-            Ok(replica) => {
+            Routed::To(replica) => {
                 self.view.on_sent(replica);
                 world.line(format_args!("{} sends {:04x} to {replica}", self.facts.id, id.0 as u16));
             }
-            Err(error) => world.line(format_args!("{} refuses {:04x}: {error}", self.facts.id, id.0 as u16)),
+            Routed::Wait(error) => world.line(format_args!("{} lets {:04x} wait: {error}", self.facts.id, id.0 as u16)),
+            Routed::Refused(error) => world.line(format_args!("{} refuses {:04x}: {error}", self.facts.id, id.0 as u16)),
         }
         self.tell(Mail::Stream(id, Box::new(StreamEvent::Routed(result))), world);
     }
@@ -405,6 +412,7 @@ impl Process {
             Notice::Credit { request, attempt, until } => {
                 self.with_replica(None, world, |replica, _| replica.on_credit(&(from.clone(), request, attempt), until));
             }
+            Notice::Catalogue(_) => {} // the model is not listed: its holders have it from the start
             Notice::Summary(_) | Notice::Forget => {} // the streams of the simulator die with their node only
         }
     }
@@ -449,7 +457,8 @@ impl Process {
         self.n_leases += 1;
         let lease = Lease(self.n_leases);
         let (device, model) = (DEVICE.parse().expect("a device id"), MODEL.parse().expect("a model id"));
-        if let Err(error) = self.ledger.promise(device, &model, lease, MODEL_MEMORY) {
+        let resident = Resident { lease, bytes: MODEL_MEMORY, class: 100, pinned: false, idle_since: None };
+        if let Err(error) = self.ledger.promise(device, &model, resident) {
             return world.violate(format!("the model does not fit {}: {error}", self.facts.id));
         }
         self.tell(Mail::OwnDevices(self.ledger.report()), world);

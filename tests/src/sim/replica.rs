@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use plexus_actors::evictor::ledger::Lease;
+use plexus_actors::evictor::plan::BLOCK_LEN;
 use plexus_actors::messages::{Attempt, Generate, StreamNotice};
-use plexus_actors::model::plan::BLOCK_LEN;
 use plexus_actors::model::scheduler::{Counts, Limits, Scheduler};
 use plexus_actors::model::sequence::{Progress, Sequence};
 use plexus_engine::batch::BatchOutput;
@@ -212,6 +212,11 @@ impl Replica {
             memory,
             load,
             kind: ModelKind::Generate,
+            residency_priority: 100,
+            pinned: false,
+            idle: (counts.1 + counts.2 == 0 && self.loaded).then_some(Duration::ZERO),
+            load_time: None,
+            progress: 0.0,
         })
     }
 

@@ -176,6 +176,7 @@ impl Streams {
             journal: stream.core.journal.clone(),
             credit_until,
             trace: TraceContext::default(),
+            device: replica.device,
         };
         if let Err(why) = self.notify(&replica.node, Notice::Generate(Box::new(generate)), post) {
             self.apply(id, Event::NotSent(attempt, why), post);

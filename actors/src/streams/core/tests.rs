@@ -12,6 +12,7 @@ fn config() -> StreamsConfig {
         accept_timeout: Duration::from_secs(2),
         first_token_timeout: Duration::from_secs(60),
         token_timeout: Duration::from_secs(10),
+        load_timeout: Duration::from_secs(10),
         attempts_max: 3,
         window_tokens: 8,
     }
@@ -41,7 +42,7 @@ fn tokens(index: u32, ids: &[u32], text: &str) -> StreamEvent {
 /// A stream that "a" has accepted, in attempt 1.
 fn accepted(now: Instant) -> StreamCore {
     let mut stream = stream();
-    stream.on_event(Event::Routed(Ok(on("a"))), &config(), now);
+    stream.on_event(Event::Routed(Routed::To(on("a"))), &config(), now);
     stream.on_event(Event::Replica(Attempt(1), StreamEvent::Accepted { prompt_ids: vec![1, 2, 3] }), &config(), now);
     stream
 }
@@ -56,7 +57,7 @@ fn a_replica_that_dies_before_the_first_token_is_replaced_and_the_client_hears_n
     let mut stream = accepted(now);
     let effects = stream.on_event(Event::NodeLost(on("a").node), &config(), now);
     assert_eq!(effects, [Effect::Cancel { replica: on("a"), attempt: Attempt(1) }, Effect::AskRouter]);
-    let effects = stream.on_event(Event::Routed(Ok(on("b"))), &config(), now);
+    let effects = stream.on_event(Event::Routed(Routed::To(on("b"))), &config(), now);
     assert_eq!(effects, [Effect::Send { replica: on("b"), attempt: Attempt(2), credit_until: 8 }]);
     let effects = stream.on_event(Event::Replica(Attempt(2), StreamEvent::Accepted { prompt_ids: vec![1, 2, 3] }), &config(), now);
     assert_eq!(effects, [], "the client has been told of the start already");
@@ -66,7 +67,7 @@ fn a_replica_that_dies_before_the_first_token_is_replaced_and_the_client_hears_n
 fn a_replica_that_never_accepts_is_given_up_after_the_deadline() {
     let now = Instant::now();
     let mut stream = stream();
-    stream.on_event(Event::Routed(Ok(on("a"))), &config(), now);
+    stream.on_event(Event::Routed(Routed::To(on("a"))), &config(), now);
     assert_eq!(stream.on_event(Event::Clock, &config(), now + Duration::from_secs(1)), []);
     let effects = stream.on_event(Event::Clock, &config(), now + Duration::from_secs(2));
     assert_eq!(effects, [Effect::Cancel { replica: on("a"), attempt: Attempt(1) }, Effect::AskRouter]);
@@ -76,14 +77,14 @@ fn a_replica_that_never_accepts_is_given_up_after_the_deadline() {
 fn a_refusal_that_every_replica_would_repeat_ends_the_stream() {
     let now = Instant::now();
     let mut stream = stream();
-    stream.on_event(Event::Routed(Ok(on("a"))), &config(), now);
+    stream.on_event(Event::Routed(Routed::To(on("a"))), &config(), now);
     let error = RequestError::ContextLength { prompt_tokens: 9, max_tokens: 5 };
     let effects = stream.on_event(Event::Replica(Attempt(1), StreamEvent::Failed(error.clone())), &config(), now);
     assert_eq!(effects[1..], [Effect::Deliver(GenerateEvent::Failed(error)), Effect::End]);
 }
 
 fn none_now() -> Event {
-    Event::Routed(Err(RequestError::Unavailable { message: "none".into(), retry_after: Duration::from_secs(1) }))
+    Event::Routed(Routed::Refused(RequestError::Unavailable { message: "none".into(), retry_after: Duration::from_secs(1) }))
 }
 
 #[test]
@@ -96,7 +97,7 @@ fn a_replica_that_comes_back_soon_is_waited_for_and_asked_again() {
     now += RECOVERY_POLL;
     assert_eq!(stream.on_event(Event::Clock, &config(), now), [Effect::AskRouter]);
     assert_eq!(stream.tried, [], "its next life has not failed");
-    let effects = stream.on_event(Event::Routed(Ok(on("a"))), &config(), now);
+    let effects = stream.on_event(Event::Routed(Routed::To(on("a"))), &config(), now);
     assert_eq!(effects, [Effect::Send { replica: on("a"), attempt: Attempt(2), credit_until: 8 }]);
 }
 
@@ -133,7 +134,7 @@ fn attempts_are_bounded() {
     let now = Instant::now();
     let mut stream = stream();
     for (i, name) in ["a", "b", "c"].iter().enumerate() {
-        stream.on_event(Event::Routed(Ok(on(name))), &config(), now);
+        stream.on_event(Event::Routed(Routed::To(on(name))), &config(), now);
         let effects = stream.on_event(Event::Replica(Attempt(i as u32 + 1), StreamEvent::Failed(lost())), &config(), now);
         assert_eq!(effects.contains(&Effect::AskRouter), i < 2);
     }
@@ -144,7 +145,7 @@ fn a_stream_that_makes_progress_survives_any_number_of_losses() {
     let now = Instant::now();
     let mut stream = stream();
     for i in 0..10 {
-        stream.on_event(Event::Routed(Ok(on("a"))), &config(), now);
+        stream.on_event(Event::Routed(Routed::To(on("a"))), &config(), now);
         stream.on_event(Event::Replica(Attempt(i + 1), StreamEvent::Accepted { prompt_ids: vec![1] }), &config(), now);
         stream.on_event(Event::Replica(Attempt(i + 1), tokens(i, &[7], "x")), &config(), now);
         let effects = stream.on_event(Event::Replica(Attempt(i + 1), StreamEvent::Failed(lost())), &config(), now);
@@ -157,7 +158,7 @@ fn what_a_former_attempt_still_says_is_ignored() {
     let now = Instant::now();
     let mut stream = accepted(now);
     stream.on_event(Event::NodeLost(on("a").node), &config(), now);
-    stream.on_event(Event::Routed(Ok(on("b"))), &config(), now);
+    stream.on_event(Event::Routed(Routed::To(on("b"))), &config(), now);
     assert_eq!(stream.on_event(Event::Replica(Attempt(1), tokens(0, &[5], "late")), &config(), now), []);
     assert!(stream.journal.sampled_ids.is_empty());
 }
@@ -168,7 +169,7 @@ fn after_the_first_token_the_journal_goes_on_elsewhere_from_the_next_index() {
     let mut stream = accepted(now);
     stream.on_event(Event::Replica(Attempt(1), tokens(0, &[5, 6], "ab")), &config(), now);
     stream.on_event(Event::NodeLost(on("a").node), &config(), now);
-    stream.on_event(Event::Routed(Ok(on("b"))), &config(), now);
+    stream.on_event(Event::Routed(Routed::To(on("b"))), &config(), now);
     assert_eq!(stream.journal.sampled_ids, [5, 6]);
     let effects = stream.on_event(Event::Replica(Attempt(2), tokens(2, &[7], "c")), &config(), now);
     assert_eq!(
@@ -193,7 +194,7 @@ fn tokens_or_an_end_before_the_acceptance_are_a_gap_so_that_the_client_always_he
     let done = StreamEvent::Done { last_index: 0, reason: FinishReason::Stop, usage: Usage::default() };
     for event in [tokens(0, &[5], "a"), done] {
         let mut stream = stream();
-        stream.on_event(Event::Routed(Ok(on("a"))), &config(), now);
+        stream.on_event(Event::Routed(Routed::To(on("a"))), &config(), now);
         let effects = stream.on_event(Event::Replica(Attempt(1), event), &config(), now);
         assert_eq!(effects, [Effect::Cancel { replica: on("a"), attempt: Attempt(1) }, Effect::AskRouter]);
     }
@@ -225,7 +226,7 @@ fn a_replica_that_continues_for_a_slow_client_is_not_blamed_for_its_silence() {
     let mut stream = accepted(now);
     stream.on_event(Event::Replica(Attempt(1), tokens(0, &[1, 2, 3, 4, 5, 6, 7, 8], "abcdefgh")), &config(), now);
     stream.on_event(Event::NodeLost(on("a").node), &config(), now);
-    let effects = stream.on_event(Event::Routed(Ok(on("b"))), &config(), now);
+    let effects = stream.on_event(Event::Routed(Routed::To(on("b"))), &config(), now);
     assert_eq!(effects, [Effect::Send { replica: on("b"), attempt: Attempt(2), credit_until: 8 }], "it has no credit");
     stream.on_event(Event::Replica(Attempt(2), StreamEvent::Accepted { prompt_ids: vec![1, 2, 3] }), &config(), now);
     assert_eq!(stream.on_event(Event::Clock, &config(), now + Duration::from_secs(100)), []);
@@ -236,7 +237,7 @@ fn a_stream_whose_model_went_with_its_only_replica_waits_for_both_to_come_back()
     let now = Instant::now();
     let mut stream = accepted(now);
     stream.on_event(Event::NodeLost(on("a").node), &config(), now);
-    let unknown = || Event::Routed(Err(RequestError::model_not_found(&"pip".parse().unwrap())));
+    let unknown = || Event::Routed(Routed::Refused(RequestError::model_not_found(&"pip".parse().unwrap())));
     assert_eq!(stream.on_event(unknown(), &config(), now), []);
     assert_eq!(stream.on_event(Event::Clock, &config(), now + RECOVERY_POLL), [Effect::AskRouter]);
     let effects = stream.on_event(unknown(), &config(), now + RECOVERY_MAX);
@@ -275,7 +276,7 @@ proptest! {
             let attempt = stream.attempt();
             let letter = |index: u32| char::from(b'a' + (index % 26) as u8).to_string();
             let event = match what {
-                0 => Event::Routed(Ok(on(names[arg as usize]))),
+                0 => Event::Routed(Routed::To(on(names[arg as usize]))),
                 1 => Event::Replica(attempt, StreamEvent::Accepted { prompt_ids: vec![1] }),
                 2 | 3 => Event::Replica(attempt, tokens(at, &[at], &letter(at))),
                 4 => Event::Replica(Attempt(attempt.0.saturating_sub(1)), tokens(at, &[99], "!")),

@@ -1,0 +1,483 @@
+//! What the evictor decides: who gets memory of a device, who goes for it, and when. A plain struct that does no I/O.
+//!
+//! ```text
+//! Room ──fits──────────────────────────────> Granted
+//!   └──victims──> Retire ──agreed──> Released ┘        (one load at a time makes room on a device; the others queue)
+//!                    └──in use──> planned anew ──nobody left──> Refused
+//! ```
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use plexus_types::{Bytes, DeviceId, DeviceReport, ModelFacts, ModelId, ModelProfile, RequestError};
+use tokio::time::Instant;
+
+use super::ledger::{Lease, Ledger, Resident};
+use super::plan::{EvictionPolicy, Needs, NoRoom, Plan, Room, plan, plan_eviction};
+
+/// A replica that could not be loaded is shown so long, and not loaded again meanwhile unless by hand.
+pub const FAILED_KEPT: Duration = Duration::from_secs(60);
+
+/// How models go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EvictionConfig {
+    /// Who goes first, and who stays.
+    pub policy: EvictionPolicy,
+    /// A model that nobody has used for so long goes, whether room is needed or not; absent: it stays.
+    pub idle_unload: Option<Duration>,
+    /// A device is opened anew after so many models have gone from it, once nothing runs there; 0: never (CX-03).
+    pub defrag_after_cycles: u32,
+}
+
+/// Which question an answer belongs to; chosen by the shell.
+pub type Asker = u64;
+
+/// Where a replica is.
+pub type Place = (ModelId, DeviceId);
+
+/// Memory granted to a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grant {
+    /// Its KV pool and context.
+    pub plan: Plan,
+    /// All that it takes.
+    pub bytes: Bytes,
+}
+
+/// What happens to the memory of a node.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A device was opened.
+    DeviceUp {
+        /// Which.
+        id: DeviceId,
+        /// What its maker calls it.
+        name: String,
+        /// Memory that models may use.
+        total: Bytes,
+    },
+    /// A model is to be brought onto a device.
+    Load {
+        /// Which, and how.
+        profile: Box<ModelProfile>,
+        /// Where to.
+        device: DeviceId,
+        /// What its files say, if somebody knows.
+        facts: Option<ModelFacts>,
+        /// Who hears whether it is begun.
+        asker: Asker,
+    },
+    /// A replica that is being loaded asks for its memory.
+    Room {
+        /// Which.
+        place: Place,
+        /// By which promise it will hold it.
+        lease: Lease,
+        /// What it takes.
+        needs: Needs,
+        /// Who hears what it gets.
+        asker: Asker,
+    },
+    /// A replica answers.
+    Loaded(Place),
+    /// A replica could not be loaded.
+    Failed(Place),
+    /// A replica got its first request, or ended its last.
+    Used {
+        /// Which.
+        place: Place,
+        /// Has it requests?
+        busy: bool,
+    },
+    /// A resident replica says what it holds, to an evictor that was restarted.
+    Holds {
+        /// Which.
+        place: Place,
+        /// How it is served.
+        profile: Box<ModelProfile>,
+        /// By which promise.
+        lease: Lease,
+        /// How much.
+        bytes: Bytes,
+        /// Has it requests?
+        busy: bool,
+    },
+    /// A replica was asked to go: it takes nothing new from now on, or it has requests.
+    Retired {
+        /// Which.
+        place: Place,
+        /// Does it go?
+        agreed: bool,
+    },
+    /// A replica no longer needs what it was promised.
+    Released {
+        /// Which.
+        place: Place,
+        /// Which promise.
+        lease: Lease,
+    },
+    /// A replica is no longer on this node, and no other life of it will be.
+    Dismissed(Place),
+    /// Unload by hand, from one device or from all.
+    Unload {
+        /// Which model.
+        model: ModelId,
+        /// From where; absent: from everywhere on this node.
+        device: Option<DeviceId>,
+        /// Who hears whether it goes.
+        asker: Asker,
+    },
+    /// Pin a model, or let it go again.
+    Pin {
+        /// Which model.
+        model: ModelId,
+        /// Pinned?
+        pinned: bool,
+        /// Who hears whether it is here.
+        asker: Asker,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Start a replica, which loads itself.
+    Host {
+        /// How it is served.
+        profile: Box<ModelProfile>,
+        /// Where.
+        device: DeviceId,
+    },
+    /// Ask a replica to go, if it has no requests; then [`Event::Retired`].
+    Retire(Place),
+    /// End a replica.
+    Dismiss(Place),
+    /// A load got its memory, or not.
+    Granted {
+        /// Who asked.
+        asker: Asker,
+        /// What it gets.
+        grant: Result<Grant, NoRoom>,
+    },
+    /// An order was begun, or refused.
+    Answer {
+        /// Who asked.
+        asker: Asker,
+        /// Why not.
+        result: Result<(), RequestError>,
+    },
+    /// Open a device anew.
+    RestartDevice(DeviceId),
+    /// Tell the router of the devices.
+    Publish(Vec<DeviceReport>),
+}
+
+/// The evictor's state.
+#[derive(Debug, Default)]
+pub struct EvictorCore {
+    config: EvictionConfig,
+    ledger: Ledger,
+    hosted: BTreeMap<Place, Hosted>,
+    queues: BTreeMap<DeviceId, VecDeque<Waiting>>,
+    /// Models that have gone from a device since it was opened.
+    cycles: BTreeMap<DeviceId, u32>,
+    unloads: Vec<(Place, Asker)>,
+    /// Models that went for others, or for nobody's use.
+    pub n_evicted: u64,
+    /// Loads that found no room.
+    pub n_refused: u64,
+}
+
+#[derive(Debug)]
+struct Hosted {
+    profile: Box<ModelProfile>,
+    pinned: bool,
+    failed_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    place: Place,
+    lease: Lease,
+    needs: Needs,
+    asker: Asker,
+    /// Those that were asked to go and have not gone yet.
+    victims: Vec<Place>,
+}
+
+impl EvictorCore {
+    /// Knows of no device yet.
+    pub fn new(config: EvictionConfig) -> Self {
+        Self { config, ..Self::default() }
+    }
+
+    /// Who was promised what.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Decides.
+    pub fn on_event(&mut self, event: Event, now: Instant) -> Vec<Effect> {
+        let mut out = Vec::new();
+        match event {
+            Event::DeviceUp { id, name, total } => {
+                self.ledger.open(id, name, total);
+                self.cycles.insert(id, 0);
+                self.publish(&mut out);
+                self.advance(id, now, &mut out);
+            }
+            Event::Load { profile, device, facts, asker } => {
+                let result = self.on_load(profile, device, facts.as_ref(), now, &mut out);
+                out.push(Effect::Answer { asker, result });
+            }
+            Event::Room { place, lease, needs, asker } => {
+                let device = place.1;
+                self.queues.entry(device).or_default().push_back(Waiting { place, lease, needs, asker, victims: Vec::new() });
+                self.advance(device, now, &mut out);
+            }
+            Event::Loaded(place) => self.note(&place, |resident| resident.idle_since = Some(now)),
+            Event::Failed(place) => {
+                if let Some(hosted) = self.hosted.get_mut(&place) {
+                    hosted.failed_at = Some(now);
+                }
+            }
+            Event::Used { place, busy } => self.note(&place, |resident| resident.idle_since = (!busy).then_some(now)),
+            Event::Holds { place, profile, lease, bytes, busy } => {
+                let (class, pinned) = (profile.residency_priority, profile.pinned);
+                self.hosted.entry(place.clone()).or_insert(Hosted { profile, pinned, failed_at: None });
+                let resident = Resident { lease, bytes, class, pinned, idle_since: (!busy).then_some(now) };
+                // A device that has not said yet how large it is will; what is resident is so in any case.
+                if self.ledger.promise(place.1, &place.0, resident).is_ok() {
+                    self.publish(&mut out);
+                }
+            }
+            Event::Retired { place, agreed: true } => {
+                self.n_evicted += 1;
+                out.push(Effect::Dismiss(place));
+            }
+            Event::Retired { place, agreed: false } => self.on_stays(&place, now, &mut out),
+            Event::Released { place, lease } => self.on_released(&place, lease, now, &mut out),
+            Event::Dismissed(place) => self.on_dismissed(&place, now, &mut out),
+            Event::Unload { model, device, asker } => self.on_unload(&model, device, asker, &mut out),
+            Event::Pin { model, pinned, asker } => {
+                let result = self.on_pin(&model, pinned);
+                out.push(Effect::Answer { asker, result });
+            }
+            Event::Tick => self.on_tick(now, &mut out),
+        }
+        out
+    }
+
+    fn on_load(
+        &mut self,
+        profile: Box<ModelProfile>,
+        device: DeviceId,
+        facts: Option<&ModelFacts>,
+        now: Instant,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), RequestError> {
+        let place = (profile.id.clone(), device);
+        if self.hosted.get(&place).is_some_and(|hosted| hosted.failed_at.is_none()) {
+            return Ok(());
+        }
+        let Some(total) = self.ledger.total(device) else {
+            let message = format!("{device} of this node is not open; `plexus cluster status` lists the devices");
+            return Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(2) });
+        };
+        if let Some(facts) = facts {
+            let needs = needs_of(&profile, facts, device);
+            let occupants = self.ledger.occupants(device, &profile.id, now);
+            plan_eviction(total, &occupants, &needs, profile.residency_priority, &self.config.policy).map_err(|no_room| {
+                self.n_refused += 1;
+                no_room_error(&profile.id, device, &no_room, no_room.may_pass(total))
+            })?;
+        }
+        if self.hosted.remove(&place).is_some() {
+            out.push(Effect::Dismiss(place.clone())); // the one that failed
+        }
+        let pinned = profile.pinned;
+        self.hosted.insert(place, Hosted { profile: profile.clone(), pinned, failed_at: None });
+        out.push(Effect::Host { profile, device });
+        Ok(())
+    }
+
+    /// Serves those that wait for room on a device, in order, as far as it goes.
+    fn advance(&mut self, device: DeviceId, now: Instant, out: &mut Vec<Effect>) {
+        let Some(total) = self.ledger.total(device) else { return };
+        loop {
+            let Some(head) = self.queues.get_mut(&device).and_then(VecDeque::front_mut) else { return };
+            if !head.victims.is_empty() {
+                return;
+            }
+            let hosted = self.hosted.get(&head.place);
+            let class = hosted.map_or(ModelProfile::DEFAULT_PRIORITY, |hosted| hosted.profile.residency_priority);
+            let pinned = hosted.is_some_and(|hosted| hosted.pinned);
+            let occupants = self.ledger.occupants(device, &head.place.0, now);
+            let grant = match plan_eviction(total, &occupants, &head.needs, class, &self.config.policy) {
+                Ok(Room { victims, .. }) if !victims.is_empty() => {
+                    head.victims = victims.into_iter().map(|model| (model, device)).collect();
+                    out.extend(head.victims.iter().cloned().map(Effect::Retire));
+                    return;
+                }
+                Ok(Room { free, .. }) => {
+                    let (model, lease) = (head.place.0.clone(), head.lease);
+                    let fit = plan(&head.needs, free);
+                    let no_room = |needed, available| NoRoom { needed, available, stays: Vec::new() };
+                    fit.map_err(|needed| no_room(needed, free)).and_then(|plan| {
+                        let bytes = head.needs.bytes(&plan);
+                        let resident = Resident { lease, bytes, class, pinned, idle_since: None };
+                        let promised = self.ledger.promise(device, &model, resident);
+                        promised.map_err(|exceeds| no_room(exceeds.needed, exceeds.available))?;
+                        Ok(Grant { plan, bytes })
+                    })
+                }
+                Err(no_room) => Err(no_room),
+            };
+            self.n_refused += u64::from(grant.is_err());
+            let head = self.queues.get_mut(&device).and_then(VecDeque::pop_front).expect("it was looked at");
+            out.push(Effect::Granted { asker: head.asker, grant });
+            self.publish(out);
+        }
+    }
+
+    /// A victim has requests: it is in use, and the plan is made anew without it.
+    fn on_stays(&mut self, place: &Place, now: Instant, out: &mut Vec<Effect>) {
+        self.note(place, |resident| resident.idle_since = None);
+        for (unloading, asker) in self.take_unloads(place) {
+            let result = Err(RequestError::Unavailable {
+                message: format!("the model '{}' has requests on {}; unload it when they have ended", unloading.0, unloading.1),
+                retry_after: Duration::from_secs(1),
+            });
+            out.push(Effect::Answer { asker, result });
+        }
+        self.forget_victim(place, now, out);
+    }
+
+    fn forget_victim(&mut self, place: &Place, now: Instant, out: &mut Vec<Effect>) {
+        for waiting in self.queues.get_mut(&place.1).into_iter().flatten() {
+            waiting.victims.retain(|victim| victim != place);
+        }
+        self.advance(place.1, now, out);
+    }
+
+    fn on_released(&mut self, place: &Place, lease: Lease, now: Instant, out: &mut Vec<Effect>) {
+        if self.ledger.release(place.1, &place.0, lease) {
+            *self.cycles.entry(place.1).or_default() += 1;
+            self.publish(out);
+        }
+        // A replica that ended before it got its memory waits no more.
+        self.queues.entry(place.1).or_default().retain(|waiting| waiting.lease != lease);
+        self.forget_victim(place, now, out);
+    }
+
+    /// What it was promised it returns by itself, before or after this.
+    fn on_dismissed(&mut self, place: &Place, now: Instant, out: &mut Vec<Effect>) {
+        self.hosted.remove(place);
+        for (_, asker) in self.take_unloads(place) {
+            out.push(Effect::Answer { asker, result: Ok(()) });
+        }
+        if self.ledger.resident(place.1, &place.0).is_none() {
+            self.forget_victim(place, now, out);
+        }
+    }
+
+    fn on_unload(&mut self, model: &ModelId, device: Option<DeviceId>, asker: Asker, out: &mut Vec<Effect>) {
+        let here: Vec<Place> =
+            self.hosted.keys().filter(|place| place.0 == *model && device.is_none_or(|device| device == place.1)).cloned().collect();
+        let Some(place) = here.first().cloned() else {
+            let message = format!("the model '{model}' is not on this node");
+            return out.push(Effect::Answer { asker, result: Err(RequestError::invalid("model", message)) });
+        };
+        if self.hosted[&place].pinned {
+            let message = format!("the model '{model}' is pinned on {}; unpin it first", place.1);
+            return out.push(Effect::Answer { asker, result: Err(RequestError::invalid("model", message)) });
+        }
+        self.unloads.push((place.clone(), asker));
+        if self.hosted[&place].failed_at.is_some() {
+            return out.push(Effect::Dismiss(place));
+        }
+        out.push(Effect::Retire(place));
+    }
+
+    fn on_pin(&mut self, model: &ModelId, pinned: bool) -> Result<(), RequestError> {
+        let places: Vec<Place> = self.hosted.keys().filter(|place| place.0 == *model).cloned().collect();
+        if places.is_empty() {
+            return Err(RequestError::invalid("model", format!("the model '{model}' is not on this node; load it first")));
+        }
+        for place in places {
+            if let Some(hosted) = self.hosted.get_mut(&place) {
+                hosted.pinned = pinned;
+            }
+            self.note(&place, |resident| resident.pinned = pinned);
+        }
+        Ok(())
+    }
+
+    fn on_tick(&mut self, now: Instant, out: &mut Vec<Effect>) {
+        let expired = |at: &Instant| now.saturating_duration_since(*at) >= FAILED_KEPT;
+        let failed: Vec<Place> = self
+            .hosted
+            .iter()
+            .filter(|(_, hosted)| hosted.failed_at.as_ref().is_some_and(expired))
+            .map(|(place, _)| place.clone())
+            .collect();
+        out.extend(failed.into_iter().map(Effect::Dismiss));
+        if let Some(time_to_live) = self.config.idle_unload {
+            let tired = |resident: &Resident| !resident.pinned && resident.idle(now).is_some_and(|idle| idle >= time_to_live);
+            let places = self.ledger.residents().filter(|(.., resident)| tired(resident));
+            out.extend(places.map(|(device, model, _)| Effect::Retire((model.clone(), device))));
+        }
+        for (device, n_gone) in &mut self.cycles {
+            let due = self.config.defrag_after_cycles > 0 && *n_gone >= self.config.defrag_after_cycles;
+            let at_rest = self.ledger.residents().filter(|(at, ..)| at == device).all(|(.., resident)| resident.idle_since.is_some());
+            if due && at_rest && self.queues.get(device).is_none_or(VecDeque::is_empty) {
+                *n_gone = 0;
+                out.push(Effect::RestartDevice(*device));
+            }
+        }
+    }
+
+    fn take_unloads(&mut self, place: &Place) -> Vec<(Place, Asker)> {
+        let (taken, left) = std::mem::take(&mut self.unloads).into_iter().partition(|(unloading, _)| unloading == place);
+        self.unloads = left;
+        taken
+    }
+
+    fn note(&mut self, place: &Place, change: impl FnOnce(&mut Resident)) {
+        if let Some(resident) = self.ledger.resident_mut(place.1, &place.0) {
+            change(resident);
+        }
+    }
+
+    fn publish(&self, out: &mut Vec<Effect>) {
+        out.push(Effect::Publish(self.ledger.report()));
+    }
+}
+
+/// What a model takes on a device, by what its files say.
+pub fn needs_of(profile: &ModelProfile, facts: &ModelFacts, device: DeviceId) -> Needs {
+    Needs {
+        footprint: facts.footprint(device.kind),
+        context_length: profile.context_length.map_or(facts.context_length, |wanted| wanted.min(facts.context_length)),
+        context_wanted: profile.context_length.is_some(),
+        running_max: profile.running_max,
+    }
+}
+
+/// No room, in words for whoever asked (CX-53).
+pub fn no_room_error(model: &ModelId, device: DeviceId, no_room: &NoRoom, may_pass: bool) -> RequestError {
+    let remedy = if may_pass {
+        "it is loaded once they are idle"
+    } else {
+        "free memory, give the device a larger share, or choose a smaller model or context_length"
+    };
+    RequestError::Unavailable {
+        message: format!("the model '{model}' does not fit {device}: {no_room}; {remedy}"),
+        retry_after: Duration::from_secs(if may_pass { 1 } else { 60 }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,53 @@
+//! Makes the children that are not there from the start: replicas.
+
+use std::sync::Arc;
+
+use plexus_types::{DeviceId, ModelProfile};
+
+use super::child::{Ask, Kind};
+use super::restarts::Restarts;
+use super::{Role, Slot};
+use crate::address::Address;
+use crate::evictor::EvictorMsg;
+use crate::model::sink::Ingresses;
+use crate::model::{Devices, LocalModels, ModelActor, ModelArgs, ModelMsg};
+use crate::router::RouterMsg;
+
+/// What replicas need beside their profile and device.
+#[derive(Debug, Clone)]
+pub(super) struct ReplicaKit {
+    pub(super) devices: Devices,
+    pub(super) models: LocalModels,
+    pub(super) evictor: Address<EvictorMsg>,
+    pub(super) router: Address<RouterMsg>,
+    pub(super) ingresses: Ingresses,
+}
+
+impl ReplicaKit {
+    /// A replica that is not started yet. From here on it is found under its model and device.
+    pub(super) fn slot(&self, profile: ModelProfile, device: DeviceId) -> Slot {
+        let address: Address<ModelMsg> = Address::new();
+        self.models.insert(profile.id.clone(), device, address.clone());
+        let place = (profile.id.clone(), device);
+        let args = ModelArgs {
+            address: address.clone(),
+            profile,
+            device,
+            devices: self.devices.clone(),
+            evictor: self.evictor.clone(),
+            router: self.router.clone(),
+            ingresses: self.ingresses.clone(),
+        };
+        let child = Kind { actor: || ModelActor, address, args, ask: Ask::Message(ModelMsg::Inspect) };
+        Slot {
+            path: format!("node/model/{}@{}", place.0, place.1),
+            role: Role::Model(place),
+            child: Arc::new(child),
+            life: None,
+            restarts: Restarts::default(),
+            last_error: None,
+            dismissed: false,
+            renewed: false,
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The catalogues of all nodes as one: pure.
+
+use std::collections::BTreeMap;
+
+use plexus_types::{Catalogue, CatalogueEntry, FilesState, ModelFacts, ModelId, ModelProfile, NodeId, NodeName};
+
+/// What the cluster lists, as one node sees it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MergedCatalogue {
+    /// By id.
+    pub models: BTreeMap<ModelId, MergedModel>,
+    /// Further names.
+    pub aliases: BTreeMap<ModelId, ModelId>,
+    /// Contradictions, and what counts, each in a sentence.
+    pub conflicts: Vec<String>,
+}
+
+/// A model that some node lists, or has found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MergedModel {
+    /// How it is to be served.
+    pub profile: ModelProfile,
+    /// What its files say, if some node has them.
+    pub facts: Option<ModelFacts>,
+    /// The nodes that list it, with the files that each has.
+    pub on: BTreeMap<NodeId, CatalogueEntry>,
+}
+
+impl MergedModel {
+    /// Its files on a node.
+    pub fn files(&self, node: &NodeId) -> &FilesState {
+        self.on.get(node).map_or(&FilesState::Absent, |entry| &entry.files)
+    }
+
+    /// The nodes that have its files.
+    pub fn holders(&self) -> impl Iterator<Item = &NodeId> {
+        self.on.iter().filter(|(_, entry)| matches!(entry.files, FilesState::Present(_))).map(|(node, _)| node)
+    }
+}
+
+/// Listed before found, the newer file, the greater text.
+type Rank = (bool, u64, String);
+
+/// Merges what nodes list. Of two entries for one id the one in the newer file counts, and one that is listed before one that was only found;
+/// of two files of one time, the entry that is greater as text, so that all nodes agree.
+pub fn merge<'a>(catalogues: impl Iterator<Item = (&'a NodeId, &'a Catalogue)>) -> MergedCatalogue {
+    let mut merged = MergedCatalogue::default();
+    let mut ranks: BTreeMap<ModelId, (Rank, NodeName)> = BTreeMap::new();
+    let mut alias_ranks: BTreeMap<ModelId, (u64, NodeName)> = BTreeMap::new();
+    for (node, catalogue) in catalogues {
+        for entry in &catalogue.entries {
+            let id = &entry.profile.id;
+            let rank = (!entry.found, catalogue.modified_ms, format!("{:?}", entry.profile));
+            let model = merged.models.entry(id.clone()).or_insert_with(|| MergedModel {
+                profile: entry.profile.clone(),
+                facts: None,
+                on: BTreeMap::new(),
+            });
+            if let FilesState::Present(facts) = &entry.files {
+                model.facts.get_or_insert_with(|| facts.clone());
+            }
+            model.on.insert(node.clone(), entry.clone());
+            if let Some((known, from)) = ranks.get(id) {
+                let (winner, loser) = if rank > *known { (&node.name, from) } else { (from, &node.name) };
+                // Files that were only found lie where they lie.
+                if known.0 && rank.0 && known.2 != rank.2 {
+                    merged.conflicts.push(format!(
+                        "the model '{id}' is listed differently on '{winner}' and '{loser}': '{winner}' counts, its file is newer"
+                    ));
+                }
+                if rank <= *known {
+                    continue;
+                }
+                model.profile = entry.profile.clone();
+            }
+            ranks.insert(id.clone(), (rank, node.name.clone()));
+        }
+        for (alias, target) in &catalogue.aliases {
+            let newer = alias_ranks.get(alias).is_none_or(|known| (catalogue.modified_ms, &node.name) > (known.0, &known.1));
+            if let Some(known) = merged.aliases.get(alias).filter(|known| *known != target) {
+                let counts = if newer { target } else { known };
+                merged
+                    .conflicts
+                    .push(format!("the alias '{alias}' stands for '{known}' and for '{target}': '{counts}' counts, its file is newer"));
+            }
+            if newer {
+                alias_ranks.insert(alias.clone(), (catalogue.modified_ms, node.name.clone()));
+                merged.aliases.insert(alias.clone(), target.clone());
+            }
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str) -> NodeId {
+        format!("{name}#1").parse().unwrap()
+    }
+
+    fn listing(modified_ms: u64, id: &str, priority: u32, found: bool) -> Catalogue {
+        let profile =
+            ModelProfile { residency_priority: priority, ..ModelProfile::new(id.parse().unwrap(), "embedded:pip".parse().unwrap()) };
+        let entries = vec![CatalogueEntry { profile, found, files: FilesState::Absent }];
+        Catalogue { modified_ms, entries, ..Catalogue::default() }
+    }
+
+    fn merged(catalogues: &[(&str, Catalogue)]) -> MergedCatalogue {
+        let named: Vec<(NodeId, &Catalogue)> = catalogues.iter().map(|(name, catalogue)| (node(name), catalogue)).collect();
+        merge(named.iter().map(|(node, catalogue)| (node, *catalogue)))
+    }
+
+    #[test]
+    fn different_catalogues_merge() {
+        let merged = merged(&[("a", listing(1, "x", 100, false)), ("b", listing(2, "y", 100, false))]);
+        assert_eq!(merged.models.keys().map(ToString::to_string).collect::<Vec<_>>(), ["x", "y"]);
+        assert!(merged.conflicts.is_empty());
+    }
+
+    #[test]
+    fn of_two_entries_the_one_in_the_newer_file_counts_and_the_conflict_is_told() {
+        for order in [["a", "b"], ["b", "a"]] {
+            let times = |name: &str| if name == "a" { listing(1, "x", 5, false) } else { listing(2, "x", 7, false) };
+            let merged = merged(&order.map(|name| (name, times(name))));
+            assert_eq!(merged.models[&"x".parse().unwrap()].profile.residency_priority, 7);
+            assert_eq!(merged.conflicts.len(), 1, "{:?}", merged.conflicts);
+            assert!(merged.conflicts[0].contains("'b' counts"), "{}", merged.conflicts[0]);
+        }
+    }
+
+    #[test]
+    fn the_same_entry_everywhere_and_what_was_only_found_are_no_conflicts() {
+        let same = merged(&[("a", listing(1, "x", 5, false)), ("b", listing(2, "x", 5, false))]);
+        assert!(same.conflicts.is_empty());
+        let found = merged(&[("a", listing(1, "x", 5, false)), ("b", listing(2, "x", 100, true))]);
+        assert!(found.conflicts.is_empty());
+        assert_eq!(found.models[&"x".parse().unwrap()].profile.residency_priority, 5, "what is listed counts before what was found");
+    }
+
+    #[test]
+    fn an_alias_with_two_meanings_is_told_and_the_newer_file_counts() {
+        // CX-27
+        let with_alias = |modified_ms, target: &str| {
+            let aliases = BTreeMap::from([("small".parse().unwrap(), target.parse().unwrap())]);
+            Catalogue { modified_ms, aliases, ..Catalogue::default() }
+        };
+        let merged = merged(&[("a", with_alias(9, "new")), ("b", with_alias(2, "old"))]);
+        assert_eq!(merged.aliases[&"small".parse().unwrap()].as_str(), "new");
+        assert_eq!(merged.conflicts.len(), 1);
+    }
+}

@@ -1,0 +1,196 @@
+//! One load at a time for each model: decided by the model's home. A plain struct that does no I/O.
+//!
+//! The home of a model is the living node with the greatest hash of (model, node), so that all nodes that see each other agree without asking
+//! (rendezvous hashing: Thaler and Ravishankar 1998). Concurrent first requests at different nodes meet there and cause one load (CX-42). Under
+//! a partition each side has a home of its own and may load: harmless, and mended by eviction.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use plexus_types::{Explanation, ModelId, NodeId, NodeState, ReplicaId, ReplicaState, RequestError};
+use tokio::time::Instant;
+
+use super::place::{Site, Unplaced, Want, place};
+use super::view::ClusterView;
+use crate::evictor::plan::EvictionPolicy;
+use crate::messages::{Ensure, LoadOrder};
+
+/// An order that was begun shows in the view within this, or was lost.
+const ORDER_SHOWS: Duration = Duration::from_secs(5);
+/// A replica beyond the first that nobody has used for so long goes.
+const SPARE_IDLE: Duration = Duration::from_secs(60);
+
+/// Which question an answer belongs to; chosen by the shell.
+pub type Asker = u64;
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Tell a node to load a model; then [`Home::on_answer`].
+    Order {
+        /// Which node.
+        node: NodeId,
+        /// What.
+        order: Box<LoadOrder>,
+    },
+    /// Answer somebody who wants a model.
+    Answer {
+        /// Whom.
+        asker: Asker,
+        /// Where it is being loaded, or why nowhere.
+        result: Result<Explanation, Box<Unplaced>>,
+    },
+}
+
+/// Loads that this node has decided.
+#[derive(Debug, Default)]
+pub struct Home {
+    policy: EvictionPolicy,
+    orders: BTreeMap<ModelId, Order>,
+}
+
+#[derive(Debug)]
+struct Order {
+    site: Site,
+    explanation: Explanation,
+    wanted: Wanted,
+    /// When the node said that it has begun.
+    begun: Option<Instant>,
+}
+
+/// What is wanted of a load, and by whom.
+#[derive(Debug)]
+struct Wanted {
+    /// Places that have refused it.
+    refused: Vec<(Site, String)>,
+    may_displace: bool,
+    by_hand: bool,
+    askers: Vec<Asker>,
+}
+
+/// The node that decides where a model is loaded.
+pub fn home_of(view: &ClusterView, model: &ModelId) -> NodeId {
+    let weight = |node: &NodeId| hash(format!("{model} {node}").as_bytes());
+    let able = view.nodes().filter(|node| node.state == NodeState::Up).map(|node| node.id);
+    able.max_by_key(|node| (weight(node), (*node).clone())).unwrap_or(view.me()).clone()
+}
+
+impl Home {
+    /// Nothing has been ordered yet.
+    pub fn new(policy: EvictionPolicy) -> Self {
+        Self { policy, orders: BTreeMap::new() }
+    }
+
+    /// Somebody wants a model to have so many replicas.
+    pub fn on_ensure(&mut self, view: &ClusterView, ensure: &Ensure, asker: Asker, now: Instant) -> Vec<Effect> {
+        let Ensure { model, replicas, by_hand } = ensure;
+        if let Some(order) = self.orders.get_mut(model) {
+            match order.begun {
+                None => {
+                    order.wanted.askers.push(asker);
+                    return Vec::new();
+                }
+                Some(begun) if !shows(view, model, &order.site) && now.saturating_duration_since(begun) < ORDER_SHOWS => {
+                    return vec![Effect::Answer { asker, result: Ok(order.explanation.clone()) }];
+                }
+                Some(_) => drop(self.orders.remove(model)),
+            }
+        }
+        let there: Vec<String> =
+            view.candidates(model).filter(|one| is_replica(&one.report.state, one.node)).map(|one| one.id.to_string()).collect();
+        if there.len() >= *replicas as usize {
+            let decision = format!("it is loaded, or being loaded, on {}", there.join(", "));
+            let explanation = Explanation { model: model.clone(), decision, considered: Vec::new(), age: Duration::ZERO };
+            return vec![Effect::Answer { asker, result: Ok(explanation) }];
+        }
+        // A replica beyond the first takes room that is there, and nobody's.
+        let order = Wanted { refused: Vec::new(), may_displace: *replicas <= 1, by_hand: *by_hand, askers: vec![asker] };
+        self.order(view, model, order)
+    }
+
+    /// The node that was told to load a model says that it has begun, or why not.
+    pub fn on_answer(&mut self, view: &ClusterView, model: &ModelId, result: Result<(), RequestError>, now: Instant) -> Vec<Effect> {
+        let Some(mut order) = self.orders.remove(model) else { return Vec::new() };
+        match result {
+            Ok(()) => {
+                let answer = |asker| Effect::Answer { asker, result: Ok(order.explanation.clone()) };
+                let effects = std::mem::take(&mut order.wanted.askers).into_iter().map(answer).collect();
+                order.begun = Some(now);
+                self.orders.insert(model.clone(), order);
+                effects
+            }
+            Err(error) => {
+                let mut wanted = order.wanted;
+                wanted.refused.push((order.site, error.to_string()));
+                self.order(view, model, wanted)
+            }
+        }
+    }
+
+    fn order(&mut self, view: &ClusterView, model: &ModelId, wanted: Wanted) -> Vec<Effect> {
+        let ordered: Vec<(Site, ModelId)> = self.orders.iter().map(|(model, order)| (order.site.clone(), model.clone())).collect();
+        let Wanted { refused, may_displace, by_hand, .. } = &wanted;
+        let want = Want { refused, ordered: &ordered, may_displace: *may_displace, by_hand: *by_hand, ..Want::new(model) };
+        match place(view, &want, &self.policy) {
+            Ok(placement) => {
+                let effect = Effect::Order { node: placement.site.0.clone(), order: Box::new(placement.order) };
+                let order = Order { site: placement.site, explanation: placement.explanation, wanted, begun: None };
+                self.orders.insert(model.clone(), order);
+                vec![effect]
+            }
+            Err(unplaced) => wanted.askers.into_iter().map(|asker| Effect::Answer { asker, result: Err(unplaced.clone()) }).collect(),
+        }
+    }
+
+    /// Orders that were begun and show in the view are forgotten, and those that were lost.
+    pub fn on_tick(&mut self, view: &ClusterView, now: Instant) {
+        let open = |model: &ModelId, order: &Order| {
+            order.begun.is_none_or(|begun| !shows(view, model, &order.site) && now.saturating_duration_since(begun) < ORDER_SHOWS)
+        };
+        self.orders.retain(|model, order| open(model, order));
+    }
+
+    /// Orders under way.
+    pub fn n_orders(&self) -> usize {
+        self.orders.len()
+    }
+}
+
+/// Replicas beyond the first, of models whose home is here, that nobody uses any more.
+pub fn spares(view: &ClusterView) -> Vec<ReplicaId> {
+    let mut spares = Vec::new();
+    for (model, merged) in &view.catalogue().models {
+        if merged.profile.preload || home_of(view, model) != *view.me() {
+            continue;
+        }
+        let loaded = view.candidates(model).filter(|one| one.report.state == ReplicaState::Loaded && one.node == NodeState::Up);
+        let mut loaded: Vec<_> = loaded.collect();
+        if loaded.len() < 2 {
+            continue;
+        }
+        loaded.sort_by_key(|one| std::cmp::Reverse(one.report.idle));
+        let longest = &loaded[0];
+        if longest.sent == 0 && !longest.report.pinned && longest.report.idle.is_some_and(|idle| idle >= SPARE_IDLE) {
+            spares.push(longest.id.clone());
+        }
+    }
+    spares
+}
+
+fn is_replica(state: &ReplicaState, node: NodeState) -> bool {
+    node == NodeState::Up && matches!(state, ReplicaState::Loading | ReplicaState::Loaded | ReplicaState::Recovering)
+}
+
+fn shows(view: &ClusterView, model: &ModelId, (node, device): &Site) -> bool {
+    view.candidates(model).any(|one| one.id.node == *node && one.id.device == *device)
+}
+
+/// FNV-1a with a last mixing: the same in every build, and spread over all bits.
+fn hash(bytes: &[u8]) -> u64 {
+    let sum = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    let mixed = (sum ^ (sum >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ (mixed >> 29)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,300 @@
+//! Where a model is loaded: a pure function of the view.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use plexus_types::{
+    Bytes, ConsideredPlace, DeviceId, DeviceKind, DeviceReport, Explanation, FilesState, Footprint, ModelFacts, ModelId, ModelKind,
+    ModelProfile, ModelSource, NodeId, NodeState, ReplicaState, RequestError,
+};
+
+use super::catalogue::MergedModel;
+use super::view::{Candidate, ClusterView, NodeInView};
+use crate::evictor::core::needs_of;
+use crate::evictor::plan::{EvictionPolicy, Needs, Occupant, plan_eviction};
+use crate::messages::LoadOrder;
+
+/// When to ask again for a model that there is no room for until others are idle.
+const RETRY_SOON: Duration = Duration::from_secs(1);
+/// When to ask again for a model that cannot be loaded before somebody has mended something.
+const RETRY_LATE: Duration = Duration::from_secs(60);
+
+/// A device of a node.
+pub type Site = (NodeId, DeviceId);
+
+/// What is wanted.
+#[derive(Debug, Clone, Copy)]
+pub struct Want<'a> {
+    /// The model.
+    pub model: &'a ModelId,
+    /// Places that have refused it.
+    pub refused: &'a [(Site, String)],
+    /// Memory that was ordered elsewhere and does not show in the view yet.
+    pub ordered: &'a [(Site, ModelId)],
+    /// May others go for it?
+    pub may_displace: bool,
+    /// Only on this node, if one is named.
+    pub only_on: Option<&'a NodeId>,
+    /// Only on this device, if one is named.
+    pub device: Option<DeviceId>,
+    /// Somebody asks by hand: also where it could not be loaded before.
+    pub by_hand: bool,
+}
+
+impl<'a> Want<'a> {
+    /// A model, wherever it does best.
+    pub fn new(model: &'a ModelId) -> Self {
+        Self { model, refused: &[], ordered: &[], may_displace: true, only_on: None, device: None, by_hand: false }
+    }
+}
+
+/// Where a model is to be loaded, and why there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Placement {
+    /// The node and the device.
+    pub site: Site,
+    /// What the node is told.
+    pub order: LoadOrder,
+    /// Who is expected to go for it.
+    pub victims: Vec<ModelId>,
+    /// Why there.
+    pub explanation: Explanation,
+}
+
+/// A model that cannot be loaded now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unplaced {
+    /// What the client is told.
+    pub error: RequestError,
+    /// May it pass by itself, when models that are in use no longer are?
+    pub may_pass: bool,
+    /// Why nowhere.
+    pub explanation: Explanation,
+}
+
+/// A place in comparison with others: the least is the best.
+type Rank = (bool, bool, bool, u64, Reverse<Bytes>, Site);
+
+/// Chooses the device for a model (CX-24, CX-25): where it fits before where others would have to go, GPUs before processors, a node that has
+/// the files before one that must fetch them, then whoever loses least by it, then the one with most room.
+pub fn place(view: &ClusterView, want: &Want<'_>, policy: &EvictionPolicy) -> Result<Placement, Box<Unplaced>> {
+    let Some(model) = view.catalogue().models.get(want.model) else {
+        return Err(Box::new(unplaced(want.model, Vec::new(), false)));
+    };
+    let mut fits: Vec<(Rank, Vec<ModelId>)> = Vec::new();
+    let mut refused: Vec<(Site, NotHere)> = Vec::new();
+    for node in view.nodes().filter(|node| want.only_on.is_none_or(|only| only == node.id)) {
+        for device in node.summary.devices.iter().filter(|device| want.device.is_none_or(|only| only == device.id)) {
+            let site = (node.id.clone(), device.id);
+            match consider(view, model, want, &node, device, policy) {
+                Ok(rank) => fits.push(rank),
+                Err(why) => refused.push((site, why)),
+            }
+        }
+    }
+    fits.sort();
+    let may_pass = refused.iter().any(|(_, why)| why.may_pass);
+    let mut considered: Vec<ConsideredPlace> =
+        fits.iter().enumerate().map(|(i, (rank, victims))| describe(rank, victims, i == 0)).collect();
+    considered.extend(refused.into_iter().map(|(site, why)| ConsideredPlace { place: place_name(&site), verdict: why.why, chosen: false }));
+    let Some(((.., site), victims)) = fits.into_iter().next() else {
+        return Err(Box::new(unplaced(want.model, considered, may_pass)));
+    };
+    let order = LoadOrder { profile: profile_on(model, &site.0), device: site.1, facts: facts_on(model, &site.0).cloned() };
+    let decision = match &victims[..] {
+        [] => format!("it is loaded on {}", place_name(&site)),
+        victims => format!("it is loaded on {}, for which {} goes", place_name(&site), names(victims)),
+    };
+    let explanation = Explanation { model: want.model.clone(), decision, considered, age: Duration::ZERO };
+    Ok(Placement { site, order, victims, explanation })
+}
+
+struct NotHere {
+    why: String,
+    may_pass: bool,
+}
+
+impl NotHere {
+    fn never(why: impl Into<String>) -> Self {
+        Self { why: why.into(), may_pass: false }
+    }
+}
+
+fn consider(
+    view: &ClusterView,
+    model: &MergedModel,
+    want: &Want<'_>,
+    node: &NodeInView<'_>,
+    device: &DeviceReport,
+    policy: &EvictionPolicy,
+) -> Result<(Rank, Vec<ModelId>), NotHere> {
+    let site = (node.id.clone(), device.id);
+    match node.state {
+        NodeState::Up => {}
+        NodeState::Draining => return Err(NotHere::never("its node is stopping")),
+        NodeState::Unreachable => return Err(NotHere::never("its node cannot be reached")),
+    }
+    feasible(view, model, node, device).map_err(NotHere::never)?;
+    if let Some((_, why)) = want.refused.iter().find(|(refused, _)| *refused == site) {
+        return Err(NotHere::never(why.clone()));
+    }
+    let mut here = node.summary.replicas.iter().filter(|replica| replica.model == *want.model);
+    if let Some(replica) = here.find(|replica| replica.device == device.id)
+        && !(want.by_hand && matches!(replica.state, ReplicaState::Failed(_)))
+    {
+        return Err(match &replica.state {
+            ReplicaState::Failed(why) => NotHere::never(format!("it could not be loaded: {why}")),
+            ReplicaState::Loading | ReplicaState::Loaded | ReplicaState::Recovering => NotHere::never("it is there already"),
+        });
+    }
+    let total = device.memory_total;
+    let Some(needs) = needs(model, node.id, device.id) else {
+        // Nobody knows how large it is before it was fetched: the node itself finds out.
+        let local = has_files(model, node.id);
+        return Ok((
+            (false, device.id.kind != DeviceKind::Cuda, !local, 0, Reverse(total.saturating_sub(device.memory_used)), site),
+            Vec::new(),
+        ));
+    };
+    let mut occupants: Vec<Occupant> = view.replicas_on(*node, device.id).map(|candidate| occupant(view, &candidate, device)).collect();
+    let ordered = want.ordered.iter().filter(|(at, id)| *at == site && occupants.iter().all(|known| known.model != *id));
+    occupants.extend(ordered.map(|(_, id)| loading(view, id, node.id, device)).collect::<Vec<_>>());
+    let room = plan_eviction(total, &occupants, &needs, model.profile.residency_priority, policy)
+        .map_err(|no_room| NotHere { why: no_room.to_string(), may_pass: no_room.may_pass(total) })?;
+    if !room.victims.is_empty() && !want.may_displace {
+        return Err(NotHere::never(format!("{} would have to go", names(&room.victims))));
+    }
+    let lost = |victim: &ModelId| occupants.iter().find(|occupant| occupant.model == *victim).map_or(0, |occupant| occupant.bytes.0);
+    let cost = room.victims.iter().map(lost).sum();
+    let local = has_files(model, node.id);
+    Ok(((!room.victims.is_empty(), device.id.kind != DeviceKind::Cuda, !local, cost, Reverse(room.free), site), room.victims))
+}
+
+/// May a device hold a model at all, whatever else it holds?
+fn feasible(view: &ClusterView, model: &MergedModel, node: &NodeInView<'_>, device: &DeviceReport) -> Result<(), String> {
+    let ModelProfile { pinned_on, device: wanted, min_devices, min_device_memory, source, .. } = &model.profile;
+    if !pinned_on.is_empty() && !pinned_on.contains(&node.id.name) {
+        return Err("pinned_on names other nodes".into());
+    }
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != device.id) {
+        return Err(format!("its device is {wanted}"));
+    }
+    let least = min_device_memory.unwrap_or(Bytes(0));
+    let n_large = node.summary.devices.iter().filter(|device| device.memory_total >= least).count();
+    if device.memory_total < least || n_large < *min_devices as usize {
+        return Err(format!("it wants {min_devices} devices of {least}"));
+    }
+    match model.files(node.id) {
+        FilesState::Refused(why) => return Err(why.clone()),
+        FilesState::Absent if matches!(source, ModelSource::Path(_)) && !model.holders().any(|holder| view.is_up(holder)) => {
+            return Err("its files are not there, nor on any node that can be reached".into());
+        }
+        FilesState::Unknown | FilesState::Absent | FilesState::Fetching { .. } | FilesState::Present(_) => {}
+    }
+    if let Some(needs) = needs(model, node.id, device.id).filter(|needs| needs.least() > device.memory_total) {
+        return Err(format!("{} needed, {} in all", needs.least(), device.memory_total));
+    }
+    Ok(())
+}
+
+/// The nodes that can hold a model (CX-20, CX-21).
+pub fn feasible_on(view: &ClusterView, model: &MergedModel) -> Vec<String> {
+    let able = |node: &NodeInView<'_>| node.summary.devices.iter().any(|device| feasible(view, model, node, device).is_ok());
+    view.nodes().filter(|node| node.state == NodeState::Up && able(node)).map(|node| node.id.name.to_string()).collect()
+}
+
+/// What a node says of a model's files, or else any other node.
+fn facts_on<'a>(model: &'a MergedModel, node: &NodeId) -> Option<&'a ModelFacts> {
+    match model.files(node) {
+        FilesState::Present(facts) => Some(facts),
+        FilesState::Unknown | FilesState::Absent | FilesState::Fetching { .. } | FilesState::Refused(_) => model.facts.as_ref(),
+    }
+}
+
+fn has_files(model: &MergedModel, node: &NodeId) -> bool {
+    model.profile.source == ModelSource::Embedded || matches!(model.files(node), FilesState::Present(_))
+}
+
+/// The profile by which a node is to serve: what was found on it lies where it lies.
+fn profile_on(model: &MergedModel, node: &NodeId) -> ModelProfile {
+    let source = match model.on.get(node) {
+        Some(entry) if matches!(entry.files, FilesState::Present(_)) => entry.profile.source.clone(),
+        Some(_) | None => model.profile.source.clone(),
+    };
+    ModelProfile { source, ..model.profile.clone() }
+}
+
+/// What a model takes on a device, as far as anybody knows.
+fn needs(model: &MergedModel, node: &NodeId, device: DeviceId) -> Option<Needs> {
+    if let Some(facts) = facts_on(model, node) {
+        return Some(needs_of(&model.profile, facts, device));
+    }
+    let footprint = Footprint { weights: model.profile.memory?, ..Footprint::default() };
+    let told = ModelFacts {
+        kind: ModelKind::Generate,
+        context_length: u32::MAX,
+        cpu: footprint,
+        cuda: footprint,
+        file_bytes: Bytes(0),
+        tools: false,
+        reasoning: false,
+    };
+    Some(needs_of(&model.profile, &told, device))
+}
+
+fn occupant(view: &ClusterView, candidate: &Candidate<'_>, device: &DeviceReport) -> Occupant {
+    let report = candidate.report;
+    if report.memory == Bytes(0) {
+        return loading(view, &report.model, &candidate.id.node, device);
+    }
+    let resting = report.load.running + report.load.waiting + candidate.sent == 0;
+    Occupant {
+        model: report.model.clone(),
+        bytes: report.memory,
+        class: report.residency_priority,
+        pinned: report.pinned,
+        idle: report.idle.filter(|_| resting),
+    }
+}
+
+/// A model that is being loaded and has not been promised its memory yet.
+fn loading(view: &ClusterView, id: &ModelId, node: &NodeId, device: &DeviceReport) -> Occupant {
+    let needs = view.catalogue().models.get(id).and_then(|model| needs(model, node, device.id));
+    let bytes = needs.map_or(Bytes(0), |needs| needs.goal(device.memory_total));
+    Occupant { model: id.clone(), bytes, class: u32::MAX, pinned: false, idle: None }
+}
+
+fn describe((_, _, fetches, _, Reverse(free), site): &Rank, victims: &[ModelId], chosen: bool) -> ConsideredPlace {
+    let mut verdict = match victims {
+        [] => format!("fits, {free} free"),
+        victims => format!("fits once {} goes", names(victims)),
+    };
+    if *fetches {
+        verdict += ", fetches the files first";
+    }
+    ConsideredPlace { place: place_name(site), verdict, chosen }
+}
+
+fn unplaced(model: &ModelId, considered: Vec<ConsideredPlace>, may_pass: bool) -> Unplaced {
+    let reasons: Vec<String> = considered.iter().map(|place| format!("{}: {}", place.place, place.verdict)).collect();
+    let reasons = if reasons.is_empty() { "no device is open".to_owned() } else { reasons.join("; ") };
+    let message = format!("the model '{model}' cannot be loaded now ({reasons})");
+    let decision = if may_pass { "it waits for room" } else { "it cannot be loaded" }.to_owned();
+    Unplaced {
+        error: RequestError::Unavailable { message, retry_after: if may_pass { RETRY_SOON } else { RETRY_LATE } },
+        may_pass,
+        explanation: Explanation { model: model.clone(), decision, considered, age: Duration::ZERO },
+    }
+}
+
+fn names(models: &[ModelId]) -> String {
+    models.iter().map(|model| format!("'{model}'")).collect::<Vec<_>>().join(", ")
+}
+
+/// `node/device`
+pub fn place_name((node, device): &Site) -> String {
+    format!("{}/{device}", node.name)
+}
+
+#[cfg(test)]
+mod tests;
