@@ -5,6 +5,7 @@
 pub mod binary;
 pub mod client;
 pub mod lab;
+pub mod placement;
 pub mod ports;
 pub mod process;
 pub mod sim;
