@@ -187,8 +187,8 @@ widest! {
         beyond.fill(f32::NEG_INFINITY);
         let (groups, rest) = covered.as_chunks_mut::<BITS>();
         for (logits, word) in groups.iter_mut().zip(mask) {
-            for bit in 0..BITS {
-                logits[bit] = if word >> bit & 1 == 1 { logits[bit] } else { f32::NEG_INFINITY };
+            for (bit, logit) in logits.iter_mut().enumerate() {
+                *logit = if word >> bit & 1 == 1 { *logit } else { f32::NEG_INFINITY };
             }
         }
         for (bit, logit) in rest.iter_mut().enumerate() {

@@ -190,17 +190,18 @@ fn rows_of_tile<S: Simd, const BF16: bool, const M: usize>(
         factors[m] = weigh::<S, BF16>(task.attention, &mut scores[m][..n_groups], visible, &mut scratch.rows[row + m], &mut weights[m]);
     }
     let out = &mut scratch.out[row * padded..][..M * padded];
+    let passed: [(&[u32], &[u32]); GROUPS] = std::array::from_fn(|i| (values[i], next[i]));
     let columns = padded / LANES;
     let mut column = 0;
     while column < columns {
         if S::WIDE && M <= SOME_ROWS && columns - column >= 4 {
-            gather::<S, BF16, M, 4>(&weights, &values[..n_groups], &next[..n_groups], per_group, padded, column, &factors, out);
+            gather::<S, BF16, M, 4>(&weights, &passed[..n_groups], per_group, padded, column, &factors, out);
             column += 4;
         } else if columns - column >= 2 {
-            gather::<S, BF16, M, 2>(&weights, &values[..n_groups], &next[..n_groups], per_group, padded, column, &factors, out);
+            gather::<S, BF16, M, 2>(&weights, &passed[..n_groups], per_group, padded, column, &factors, out);
             column += 2;
         } else {
-            gather::<S, BF16, M, 1>(&weights, &values[..n_groups], &next[..n_groups], per_group, padded, column, &factors, out);
+            gather::<S, BF16, M, 1>(&weights, &passed[..n_groups], per_group, padded, column, &factors, out);
             column += 1;
         }
     }
@@ -286,12 +287,12 @@ fn weigh<S: Simd, const BF16: bool>(
     factor[0]
 }
 
-/// Adds the weighted values of the groups to N vectors of M rows of `out`. Meanwhile the same part of `next` is fetched.
+/// Adds the weighted values of the groups to N vectors of M rows of `out`. `passed` are each group's values and as many words, of which the same part is
+/// fetched meanwhile.
 #[inline(always)]
 fn gather<S: Simd, const BF16: bool, const M: usize, const N: usize>(
     weights: &[[u32; TILE]; M],
-    values: &[&[u32]],
-    next: &[&[u32]],
+    passed: &[(&[u32], &[u32])],
     per_group: usize,
     padded: usize,
     column: usize,
@@ -305,7 +306,7 @@ fn gather<S: Simd, const BF16: bool, const M: usize, const N: usize>(
             sums[m][n] = S::mul(S::load(&out[column + n]), S::splat(factors[m]));
         }
     }
-    for (group, (values, next)) in values.iter().zip(next).enumerate() {
+    for (group, (values, next)) in passed.iter().enumerate() {
         for (step, (row, next)) in values.chunks_exact(padded).zip(next.chunks_exact(padded)).enumerate() {
             next.as_chunks::<LANES>().0[column..column + N].iter().for_each(S::fetch);
             let row = &row.as_chunks::<LANES>().0[column..column + N];
