@@ -66,7 +66,7 @@ impl Attention {
         assert!(self.heads.is_multiple_of(pool.kv_heads()), "{} heads cannot share {}", self.heads, pool.kv_heads());
         let group = self.heads / pool.kv_heads();
         let per_task = (TASK_ROWS / group).max(1);
-        let (mut n_tasks, mut free) = (0, 0);
+        let (mut n_parts, mut free) = (0, 0);
         for span in spans {
             let n_blocks = span.first_position.saturating_add(span.len).div_ceil(pool.block_len());
             // Each token belongs to one span: two would be computed by two threads, into one place.
@@ -74,23 +74,23 @@ impl Attention {
             assert!(span.len <= n_tokens - span.start && n_blocks <= span.blocks.len(), "a span reaches beyond its tokens or blocks");
             free = span.start + span.len;
             assert!(span.blocks.iter().all(|block| (*block as usize) < pool.n_blocks()), "a block lies beyond the pool");
-            n_tasks += span.len.div_ceil(per_task) * pool.kv_heads();
+            n_parts += span.len.div_ceil(per_task);
         }
         thread_local! {
             /// Kept from step to step: some tens of KiB a thread.
             static SCRATCH: RefCell<Scratch> = RefCell::default();
         }
         let out = SharedMut(out.as_mut_ptr());
-        team.run(n_tasks, &|index| {
-            let (mut span, mut left) = (0, index);
-            while left >= spans[span].len.div_ceil(per_task) * pool.kv_heads() {
-                left -= spans[span].len.div_ceil(per_task) * pool.kv_heads();
+        // Head by head: threads, each of which begins with neighbouring tasks, get equal shares. Within a head the last tokens come first: they see
+        // most, and prompts come last in a step, so that no long task is the last to end.
+        team.run(n_parts * pool.kv_heads(), &|index| {
+            let (kv_head, mut part) = (index / n_parts, n_parts - 1 - index % n_parts);
+            let mut span = 0;
+            while part >= spans[span].len.div_ceil(per_task) {
+                part -= spans[span].len.div_ceil(per_task);
                 span += 1;
             }
-            let (part, kv_head) = (left / pool.kv_heads(), left % pool.kv_heads());
             let span = &spans[span];
-            // The last tokens see most and come first.
-            let part = span.len.div_ceil(per_task) - 1 - part;
             let first = part * per_task;
             let task = Task { attention: self, pool, span, q, out, group, kv_head, first, len: per_task.min(span.len - first) };
             SCRATCH.with_borrow_mut(|scratch| match pool.element() {

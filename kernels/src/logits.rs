@@ -178,6 +178,25 @@ fn any_above(group: &[f32], threshold: f32) -> bool {
     any
 }
 
+widest! {
+    /// Makes the tokens impossible whose bit is not set in `mask`, 32 to a word from the lowest id and the lowest bit on. Those beyond it are.
+    allow_only(logits: &mut [f32], mask: &[u32]) -> () {
+        const BITS: usize = u32::BITS as usize;
+        let covered = logits.len().min(mask.len() * BITS);
+        let (covered, beyond) = logits.split_at_mut(covered);
+        beyond.fill(f32::NEG_INFINITY);
+        let (groups, rest) = covered.as_chunks_mut::<BITS>();
+        for (logits, word) in groups.iter_mut().zip(mask) {
+            for (bit, logit) in logits.iter_mut().enumerate() {
+                *logit = if word >> bit & 1 == 1 { *logit } else { f32::NEG_INFINITY };
+            }
+        }
+        for (bit, logit) in rest.iter_mut().enumerate() {
+            *logit = if mask[groups.len()] >> bit & 1 == 1 { *logit } else { f32::NEG_INFINITY };
+        }
+    }
+}
+
 /// How logits become weights: `exp((logit - max) / temperature)`, the likeliest token having [`ONE`].
 ///
 /// Weights are whole numbers, so their sums, as f64, are exact and the same in whichever order they are taken.

@@ -147,6 +147,9 @@ pub(crate) trait Simd: Copy {
     fn with_sign(a: Self::V, sign: Self::V) -> Self::V;
     /// Adds to each of `sums` the product of two bfloat16 numbers in `a` with those in a word of `b`.
     fn dot_bf16(sums: Self::V, a: u32, b: &[u32; LANES]) -> Self::V;
+    /// Asks for words that are read soon, where the processor can be asked.
+    #[inline(always)]
+    fn fetch(_: &[u32; LANES]) {}
     /// Rounds to bfloat16, ties to even.
     fn store_bf16(v: Self::V, out: &mut [u16; LANES]);
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::Device;
+use plexus_kernels::Team;
 use plexus_types::{Bytes, DeviceId, DeviceKind};
 
 use super::cache::KvCache;
@@ -25,6 +26,8 @@ pub struct CandleExecutor {
     models: HashMap<Slot, Resident>,
     /// Where small models are computed: candle's own operations would wake other threads for the least of work.
     single: rayon::ThreadPool,
+    /// Draws: this thread alone.
+    alone: Team,
 }
 
 /// A model on the device.
@@ -53,7 +56,8 @@ impl CandleExecutor {
         let memory_total = Bytes((memory as f64 * f64::from(memory_share.clamp(0.0, 1.0))) as u64);
         let single = rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| format!("{id}-small")).build();
         let single = single.map_err(|error| EngineError::Device { device: id, reason: error.to_string() })?;
-        Ok(Self { description: DeviceDescription { id, name, memory_total }, device, models: HashMap::new(), single })
+        let alone = Team::new(1).map_err(|error| EngineError::Device { device: id, reason: error.to_string() })?;
+        Ok(Self { description: DeviceDescription { id, name, memory_total }, device, models: HashMap::new(), single, alone })
     }
 
     /// The device, as candle knows it.
@@ -107,7 +111,7 @@ impl Executor for CandleExecutor {
 
     fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError> {
         let mut logits = self.logits(slot, batch)?;
-        draw_all(batch, &mut logits.iter_mut().map(Vec::as_mut_slice))
+        draw_all(&self.alone, batch, &mut logits.iter_mut().map(Vec::as_mut_slice))
     }
 
     fn embed(&mut self, slot: Slot, inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {

@@ -42,6 +42,14 @@ struct Resident {
     pooling: Option<Pooling>,
 }
 
+/// What a step gave, and who computed it.
+struct Computed<'a> {
+    team: &'a Team,
+    vocab_size: usize,
+    /// `[n_rows, vocab_size]`, of the wanted rows.
+    logits: &'a mut [f32],
+}
+
 impl CpuExecutor {
     /// Opens the device. Models may use `memory_share` of the host's memory, more than 0 and at most 1, and `n_threads` threads, the caller's
     /// included; absent: as many as there are cores for this process.
@@ -68,24 +76,23 @@ impl CpuExecutor {
 
     /// Runs a step and gives the logits that draws would be made from, in order of the draws. For tests and for measuring.
     pub fn logits(&mut self, slot: Slot, batch: &Batch) -> Result<Vec<Vec<f32>>, EngineError> {
-        let (logits, vocab_size, n_rows) = self.compute(slot, batch)?;
-        Ok(logits.chunks_exact(vocab_size).take(n_rows).map(<[f32]>::to_vec).collect())
+        let Computed { logits, vocab_size, .. } = self.compute(slot, batch)?;
+        Ok(logits.chunks_exact(vocab_size).map(<[f32]>::to_vec).collect())
     }
 
-    /// The logits of the wanted rows, the size of the vocabulary, and how many rows are wanted.
-    fn compute(&mut self, slot: Slot, batch: &Batch) -> Result<(&mut [f32], usize, usize), EngineError> {
+    fn compute(&mut self, slot: Slot, batch: &Batch) -> Result<Computed<'_>, EngineError> {
         let model = self.models.get_mut(&slot).ok_or_else(|| EngineError::shape("the slot holds no model"))?;
         let vocab_size = model.decoder.config.vocab_size;
         let layout = Layout::new(batch, vocab_size, model.plan)?;
         for copy in &batch.copies {
             model.pools.iter_mut().for_each(|pool| pool.copy(copy.from.0, copy.to.0));
         }
-        if batch.tokens.is_empty() {
-            return Ok((&mut [], vocab_size, 0));
-        }
         let team = if model.small { &self.single } else { &self.team };
+        if batch.tokens.is_empty() {
+            return Ok(Computed { team, vocab_size, logits: &mut [] });
+        }
         let logits = model.decoder.forward(team, batch, &layout, &layout.rows, &mut model.pools, &mut model.buffers);
-        Ok((logits, vocab_size, layout.rows.len()))
+        Ok(Computed { team, vocab_size, logits })
     }
 }
 
@@ -114,8 +121,8 @@ impl Executor for CpuExecutor {
     }
 
     fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError> {
-        let (logits, vocab_size, _) = self.compute(slot, batch)?;
-        draw_all(batch, &mut logits.chunks_exact_mut(vocab_size))
+        let Computed { team, vocab_size, logits } = self.compute(slot, batch)?;
+        draw_all(team, batch, &mut logits.chunks_exact_mut(vocab_size))
     }
 
     fn embed(&mut self, slot: Slot, inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {

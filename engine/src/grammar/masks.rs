@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use llguidance::toktrie::SimpleVob;
+use plexus_kernels::logits;
 
 /// A mask that takes longer than this holds up all who share its step; its sequence is given up.
 const WAIT_MAX: Duration = Duration::from_secs(5);
@@ -75,22 +76,7 @@ impl Drop for Promise {
 
 /// Makes the tokens that a mask does not allow impossible. `row`: `[vocab_size]` logits.
 pub(crate) fn apply(mask: &SimpleVob, row: &mut [f32]) {
-    const BITS: usize = u32::BITS as usize;
-    let words = mask.as_slice();
-    let covered = row.len().min(words.len() * BITS);
-    let (row, beyond) = row.split_at_mut(covered);
-    beyond.fill(f32::NEG_INFINITY);
-    for (logits, word) in row.chunks_mut(BITS).zip(words) {
-        match *word {
-            0 => logits.fill(f32::NEG_INFINITY),
-            u32::MAX => {}
-            word => {
-                for (bit, logit) in logits.iter_mut().enumerate() {
-                    *logit = if word >> bit & 1 == 1 { *logit } else { f32::NEG_INFINITY };
-                }
-            }
-        }
-    }
+    logits::allow_only(row, mask.as_slice());
 }
 
 #[cfg(test)]

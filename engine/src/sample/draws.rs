@@ -1,6 +1,7 @@
 //! The draws of a step: one for each sequence that asks, more where guesses are right.
 
 use llguidance::toktrie::SimpleVob;
+use plexus_kernels::Team;
 
 use super::adjust::{adjust, forbid};
 use super::logprobs::DrawLogprobs;
@@ -9,30 +10,56 @@ use crate::batch::{Batch, BatchOutput, Draw};
 use crate::error::EngineError;
 use crate::grammar;
 
-/// Draws all that `batch` asks for. `rows` gives the logits of [`crate::layout::Layout::rows`], in order, `[vocab_size]` each; they are changed
-/// in place.
+/// Draws all that `batch` asks for, sequences side by side. `rows` gives the logits of [`crate::layout::Layout::rows`], in order, `[vocab_size]`
+/// each; they are changed in place.
 ///
 /// After the first wrong guess of a sequence the rows that depend on it are passed over.
-pub(crate) fn draw_all(batch: &Batch, rows: &mut dyn Iterator<Item = &mut [f32]>) -> Result<BatchOutput, EngineError> {
-    let mut output = BatchOutput::default();
+pub(crate) fn draw_all(team: &Team, batch: &Batch, rows: &mut dyn Iterator<Item = &mut [f32]>) -> Result<BatchOutput, EngineError> {
+    let mut asked = Vec::with_capacity(batch.draws.len());
     for (sequence, draw) in batch.draws.iter().enumerate() {
-        let mut drawn = Drawn::default();
-        if let Some(draw) = draw {
-            let end = batch.seq_starts[sequence + 1] as usize;
-            let guesses = &batch.tokens[end - draw.n_guesses as usize..end];
-            let rows: Vec<&mut [f32]> = rows.take(guesses.len() + 1).collect();
-            if rows.len() <= guesses.len() {
-                return Err(EngineError::shape("there are fewer logits than draws"));
-            }
-            match draw.masks.as_ref().map(|masks| masks.wait()).transpose() {
-                Ok(masks) => drawn = draw_sequence(draw, guesses, rows, masks.as_deref())?,
-                Err(reason) => output.refused.push((sequence, reason)),
-            }
+        let Some(draw) = draw else { continue };
+        let end = batch.seq_starts[sequence + 1] as usize;
+        let guesses = &batch.tokens[end - draw.n_guesses as usize..end];
+        let rows: Vec<&mut [f32]> = rows.take(guesses.len() + 1).collect();
+        if rows.len() <= guesses.len() {
+            return Err(EngineError::shape("there are fewer logits than draws"));
         }
-        output.sampled.push(drawn.ids);
-        output.logprobs.push(drawn.logprobs);
+        asked.push(Asked { sequence, draw, guesses, rows, outcome: Ok(Outcome::Drawn(Drawn::default())) });
+    }
+    team.run_chunks(&mut asked, 1, &|_, asked| asked.iter_mut().for_each(Asked::draw));
+    let mut output =
+        BatchOutput { sampled: vec![vec![]; batch.draws.len()], logprobs: vec![vec![]; batch.draws.len()], ..BatchOutput::default() };
+    for Asked { sequence, outcome, .. } in asked {
+        match outcome? {
+            Outcome::Drawn(drawn) => (output.sampled[sequence], output.logprobs[sequence]) = (drawn.ids, drawn.logprobs),
+            Outcome::Refused(reason) => output.refused.push((sequence, reason)),
+        }
     }
     Ok(output)
+}
+
+/// A sequence that is drawn for.
+struct Asked<'a> {
+    sequence: usize,
+    draw: &'a Draw,
+    guesses: &'a [u32],
+    rows: Vec<&'a mut [f32]>,
+    outcome: Result<Outcome, EngineError>,
+}
+
+enum Outcome {
+    Drawn(Drawn),
+    /// Its grammar does not say which tokens it allows.
+    Refused(String),
+}
+
+impl Asked<'_> {
+    fn draw(&mut self) {
+        self.outcome = match self.draw.masks.as_ref().map(|masks| masks.wait()).transpose() {
+            Ok(masks) => draw_sequence(self.draw, self.guesses, std::mem::take(&mut self.rows), masks.as_deref()).map(Outcome::Drawn),
+            Err(reason) => Ok(Outcome::Refused(reason)),
+        };
+    }
 }
 
 /// What was drawn for a sequence.

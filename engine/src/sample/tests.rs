@@ -1,5 +1,6 @@
 //! Each step by itself, and the fast ways against the plain one.
 
+use plexus_kernels::Team;
 use plexus_kernels::logits::{ONE, Scale, likelier_first};
 use plexus_types::Sampling;
 use proptest::prelude::*;
@@ -171,7 +172,24 @@ fn draw_once(row: &[f32], draw: Draw, guesses: &[u32]) -> crate::batch::BatchOut
     let tokens: Vec<u32> = [&[0], guesses].concat();
     batch.push(&tokens, 4, &[BlockId(0)], Some(Draw { n_guesses: guesses.len() as u32, ..draw }));
     let mut rows = vec![row.to_vec(); tokens.len()];
-    draw_all(&batch, &mut rows.iter_mut().map(Vec::as_mut_slice)).unwrap()
+    draw_all(&Team::new(2).unwrap(), &batch, &mut rows.iter_mut().map(Vec::as_mut_slice)).unwrap()
+}
+
+#[test]
+fn sequences_that_are_drawn_side_by_side_get_what_each_gets_alone() {
+    let row = |i: u32| -> Vec<f32> { (0..1000).map(|id| ((id * 37 + i * 11) % 101) as f32 * 0.05).collect() };
+    let settings = Arc::new(settings());
+    let draw = |i: u32| Draw::new(settings.clone(), 5 + i);
+    let mut batch = Batch::default();
+    let mut rows = vec![];
+    for i in 0..9 {
+        let asks = i % 3 != 1; // a part of a prompt, after which nothing is drawn
+        batch.push(&[0], 4, &[BlockId(i)], asks.then(|| draw(i)));
+        rows.extend(asks.then(|| row(i)));
+    }
+    let together = draw_all(&Team::new(3).unwrap(), &batch, &mut rows.iter_mut().map(Vec::as_mut_slice)).unwrap();
+    let alone = |i: u32| if i % 3 == 1 { vec![] } else { draw_once(&row(i), draw(i), &[]).sampled[0].clone() };
+    assert_eq!(together.sampled, (0..9).map(alone).collect::<Vec<_>>());
 }
 
 #[test]

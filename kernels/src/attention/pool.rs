@@ -42,8 +42,8 @@ pub struct KvPool {
     padded: usize,
     n_blocks: usize,
     block_len: usize,
-    keys: Vec<u32>,
-    values: Vec<u32>,
+    keys: Words,
+    values: Words,
 }
 
 impl KvPool {
@@ -64,7 +64,7 @@ impl KvPool {
         assert!(block_len.is_multiple_of(LANES), "blocks of {block_len} positions are no whole groups of {LANES}");
         let padded = head_dim.next_multiple_of(LANES);
         let words = kv_heads * n_blocks * block_len * padded / element.per_word();
-        Self { element, kv_heads, head_dim, padded, n_blocks, block_len, keys: vec![0; words], values: vec![0; words] }
+        Self { element, kv_heads, head_dim, padded, n_blocks, block_len, keys: Words::zeros(words), values: Words::zeros(words) }
     }
 
     /// What it keeps.
@@ -94,7 +94,7 @@ impl KvPool {
 
     /// Memory held.
     pub fn bytes(&self) -> usize {
-        4 * (self.keys.len() + self.values.len())
+        4 * (self.keys.len + self.values.len)
     }
 
     /// Width of a head as it is kept.
@@ -115,7 +115,7 @@ impl KvPool {
     pub(super) fn group(&self, kv_head: usize, group: usize) -> (&[u32], &[u32]) {
         let start = kv_head * self.head_words() + group * self.group_words();
         let words = start..start + self.group_words();
-        (&self.keys[words.clone()], &self.values[words])
+        (&self.keys.get()[words.clone()], &self.values.get()[words])
     }
 
     /// Writes `k` and `v`, `[n_tokens, kv_heads * head_dim]` each, to `slots [n_tokens]`: slot `block * block_len + i` is position `i` of a block.
@@ -144,11 +144,11 @@ impl KvPool {
             }
         };
         if k.len() < PARALLEL_NUMBERS {
-            self.keys.chunks_exact_mut(head_words).enumerate().for_each(|(head, words)| key(head, words));
-            self.values.chunks_exact_mut(head_words).enumerate().for_each(|(head, words)| value(head, words));
+            self.keys.get_mut().chunks_exact_mut(head_words).enumerate().for_each(|(head, words)| key(head, words));
+            self.values.get_mut().chunks_exact_mut(head_words).enumerate().for_each(|(head, words)| value(head, words));
         } else {
-            team.run_chunks(&mut self.keys, head_words, &key);
-            team.run_chunks(&mut self.values, head_words, &value);
+            team.run_chunks(self.keys.get_mut(), head_words, &key);
+            team.run_chunks(self.values.get_mut(), head_words, &value);
         }
     }
 
@@ -160,10 +160,35 @@ impl KvPool {
         assert!((from.max(to) as usize) < self.n_blocks, "a block lies beyond the pool of {}", self.n_blocks);
         let block_words = self.block_len / LANES * self.group_words();
         let head_words = self.head_words();
-        for words in self.keys.chunks_exact_mut(head_words).chain(self.values.chunks_exact_mut(head_words)) {
+        for words in self.keys.get_mut().chunks_exact_mut(head_words).chain(self.values.get_mut().chunks_exact_mut(head_words)) {
             let from = from as usize * block_words;
             words.copy_within(from..from + block_words, to as usize * block_words);
         }
+    }
+}
+
+/// Words that begin on a cache line's boundary: a vector that lies across two lines takes twice as long to load. What was never written takes no
+/// memory yet.
+#[derive(Debug)]
+struct Words {
+    data: Vec<u32>,
+    start: usize,
+    len: usize,
+}
+
+impl Words {
+    fn zeros(len: usize) -> Self {
+        let data = vec![0; len + LANES];
+        let start = data.as_ptr().align_offset(LANES * size_of::<u32>()).min(LANES);
+        Self { data, start, len }
+    }
+
+    fn get(&self) -> &[u32] {
+        &self.data[self.start..][..self.len]
+    }
+
+    fn get_mut(&mut self) -> &mut [u32] {
+        &mut self.data[self.start..][..self.len]
     }
 }
 

@@ -55,6 +55,11 @@ impl Task<'_> {
         end.saturating_sub(self.attention.window.map_or(end, |window| window as usize))..end
     }
 
+    /// Keys and values of the groups from position `tile` on; beyond the position `last - 1` those of its group again.
+    fn groups_at(&self, tile: usize, last: usize) -> [(&[u32], &[u32]); GROUPS] {
+        std::array::from_fn(|i| self.group_at((tile + i * LANES).min(last - 1)))
+    }
+
     /// Keys and values of the group that holds `position`.
     fn group_at(&self, position: usize) -> (&[u32], &[u32]) {
         let len = self.pool.block_len();
@@ -89,11 +94,8 @@ fn attend<S: Simd, const BF16: bool>(task: &Task<'_>, scratch: &mut Scratch) {
     }
     let last = task.sees(n_rows - 1).end;
     for tile in (task.sees(0).start / TILE..last.div_ceil(TILE)).map(|tile| tile * TILE) {
-        let empty: (&[u32], &[u32]) = (&[], &[]);
-        let mut groups = [empty; GROUPS];
-        for (i, group) in groups.iter_mut().enumerate().take((last - tile).div_ceil(LANES)) {
-            *group = task.group_at(tile + i * LANES);
-        }
+        let groups = task.groups_at(tile, last);
+        let next = task.groups_at(tile + TILE, last).map(|(keys, _)| keys);
         let mut row = 0;
         while row < n_rows {
             let at_once = match n_rows - row {
@@ -104,10 +106,10 @@ fn attend<S: Simd, const BF16: bool>(task: &Task<'_>, scratch: &mut Scratch) {
             let sees = task.sees(row).start..task.sees(row + at_once - 1).end;
             if sees.start < tile + TILE && sees.end > tile {
                 match at_once {
-                    MANY_ROWS => rows_of_tile::<S, BF16, MANY_ROWS>(task, scratch, row, tile, &groups),
-                    SOME_ROWS => rows_of_tile::<S, BF16, SOME_ROWS>(task, scratch, row, tile, &groups),
-                    2 => rows_of_tile::<S, BF16, 2>(task, scratch, row, tile, &groups),
-                    _ => rows_of_tile::<S, BF16, 1>(task, scratch, row, tile, &groups),
+                    MANY_ROWS => rows_of_tile::<S, BF16, MANY_ROWS>(task, scratch, row, tile, &groups, &next),
+                    SOME_ROWS => rows_of_tile::<S, BF16, SOME_ROWS>(task, scratch, row, tile, &groups, &next),
+                    2 => rows_of_tile::<S, BF16, 2>(task, scratch, row, tile, &groups, &next),
+                    _ => rows_of_tile::<S, BF16, 1>(task, scratch, row, tile, &groups, &next),
                 }
             }
             row += at_once;
@@ -148,7 +150,8 @@ fn pack<S: Simd, const BF16: bool>(v: S::V, out: &mut [u32]) {
     }
 }
 
-/// Rows `row..row + M` meet the positions from `tile` on.
+/// Rows `row..row + M` meet the positions from `tile` on. `next` are the keys that come after them: each is asked for while something else is computed,
+/// for the processor itself does not look beyond a page, and a group's keys are one.
 #[inline(always)]
 fn rows_of_tile<S: Simd, const BF16: bool, const M: usize>(
     task: &Task<'_>,
@@ -156,6 +159,7 @@ fn rows_of_tile<S: Simd, const BF16: bool, const M: usize>(
     row: usize,
     tile: usize,
     groups: &[(&[u32], &[u32]); GROUPS],
+    next: &[&[u32]; GROUPS],
 ) {
     let padded = task.pool.padded();
     let (steps, per_group) = if BF16 { (padded / 2, LANES / 2) } else { (padded, LANES) };
@@ -164,18 +168,19 @@ fn rows_of_tile<S: Simd, const BF16: bool, const M: usize>(
     let q: [&[u32]; M] = std::array::from_fn(|m| &scratch.q[(row + m) * steps..][..steps]);
     let mut scores = [[[0.0; LANES]; GROUPS]; M];
     let keys = groups.map(|(keys, _)| keys);
+    let values = groups.map(|(_, values)| values);
     match n_groups {
-        4 if S::WIDE && M <= SOME_ROWS => score::<S, BF16, M, 4>(q, [keys[0], keys[1], keys[2], keys[3]], 0, &mut scores),
+        4 if S::WIDE && M <= SOME_ROWS => score::<S, BF16, M, 4>(q, [keys[0], keys[1], keys[2], keys[3]], values, 0, &mut scores),
         4 => {
-            score::<S, BF16, M, 2>(q, [keys[0], keys[1]], 0, &mut scores);
-            score::<S, BF16, M, 2>(q, [keys[2], keys[3]], 2, &mut scores);
+            score::<S, BF16, M, 2>(q, [keys[0], keys[1]], [values[0], values[1]], 0, &mut scores);
+            score::<S, BF16, M, 2>(q, [keys[2], keys[3]], [values[2], values[3]], 2, &mut scores);
         }
         3 => {
-            score::<S, BF16, M, 2>(q, [keys[0], keys[1]], 0, &mut scores);
-            score::<S, BF16, M, 1>(q, [keys[2]], 2, &mut scores);
+            score::<S, BF16, M, 2>(q, [keys[0], keys[1]], [values[0], values[1]], 0, &mut scores);
+            score::<S, BF16, M, 1>(q, [keys[2]], [values[2]], 2, &mut scores);
         }
-        2 => score::<S, BF16, M, 2>(q, [keys[0], keys[1]], 0, &mut scores),
-        _ => score::<S, BF16, M, 1>(q, [keys[0]], 0, &mut scores),
+        2 => score::<S, BF16, M, 2>(q, [keys[0], keys[1]], [values[0], values[1]], 0, &mut scores),
+        _ => score::<S, BF16, M, 1>(q, [keys[0]], [values[0]], 0, &mut scores),
     }
     let mut weights = [[0u32; TILE]; M];
     let mut factors = [1.0; M];
@@ -185,18 +190,18 @@ fn rows_of_tile<S: Simd, const BF16: bool, const M: usize>(
         factors[m] = weigh::<S, BF16>(task.attention, &mut scores[m][..n_groups], visible, &mut scratch.rows[row + m], &mut weights[m]);
     }
     let out = &mut scratch.out[row * padded..][..M * padded];
-    let values = groups.map(|(_, values)| values);
+    let passed: [(&[u32], &[u32]); GROUPS] = std::array::from_fn(|i| (values[i], next[i]));
     let columns = padded / LANES;
     let mut column = 0;
     while column < columns {
         if S::WIDE && M <= SOME_ROWS && columns - column >= 4 {
-            gather::<S, BF16, M, 4>(&weights, &values[..n_groups], per_group, padded, column, &factors, out);
+            gather::<S, BF16, M, 4>(&weights, &passed[..n_groups], per_group, padded, column, &factors, out);
             column += 4;
         } else if columns - column >= 2 {
-            gather::<S, BF16, M, 2>(&weights, &values[..n_groups], per_group, padded, column, &factors, out);
+            gather::<S, BF16, M, 2>(&weights, &passed[..n_groups], per_group, padded, column, &factors, out);
             column += 2;
         } else {
-            gather::<S, BF16, M, 1>(&weights, &values[..n_groups], per_group, padded, column, &factors, out);
+            gather::<S, BF16, M, 1>(&weights, &passed[..n_groups], per_group, padded, column, &factors, out);
             column += 1;
         }
     }
@@ -208,19 +213,21 @@ fn dot<S: Simd, const BF16: bool>(sums: S::V, a: u32, b: &[u32; LANES]) -> S::V 
     if BF16 { S::dot_bf16(sums, a, b) } else { S::fma(S::splat(f32::from_bits(a)), S::load(&b.map(f32::from_bits)), sums) }
 }
 
-/// The products of M queries with the keys of N groups.
+/// The products of M queries with the keys of N groups. Meanwhile `next`, as many words, is fetched.
 #[inline(always)]
 fn score<S: Simd, const BF16: bool, const M: usize, const N: usize>(
     q: [&[u32]; M],
     keys: [&[u32]; N],
+    next: [&[u32]; N],
     first: usize,
     scores: &mut [[[f32; LANES]; GROUPS]; M],
 ) {
     let mut sums = [[S::splat(0.0); N]; M];
-    let keys = keys.map(|keys| keys.as_chunks::<LANES>().0);
+    let [keys, next] = [keys, next].map(|keys| keys.map(|keys| keys.as_chunks::<LANES>().0));
     let steps = q[0].len();
-    assert!(q.iter().all(|q| q.len() == steps) && keys.iter().all(|keys| keys.len() == steps));
+    assert!(q.iter().all(|q| q.len() == steps) && keys.iter().chain(&next).all(|keys| keys.len() == steps));
     for step in 0..steps {
+        next.iter().for_each(|next| S::fetch(&next[step]));
         for m in 0..M {
             for n in 0..N {
                 sums[m][n] = dot::<S, BF16>(sums[m][n], q[m][step], &keys[n][step]);
@@ -271,17 +278,21 @@ fn weigh<S: Simd, const BF16: bool>(
         sums = S::add(sums, weight);
         pack::<S, BF16>(weight, weights);
     }
-    let mut factor = [0.0; LANES];
-    S::store(S::exp(S::splat(row.0 - largest)), &mut factor);
+    // Mostly nothing larger has come, and `e^0` is 1.
+    let mut factor = [1.0; LANES];
+    if largest > row.0 {
+        S::store(S::exp(S::splat(row.0 - largest)), &mut factor);
+    }
     *row = (largest, row.1 * factor[0] + S::sum(sums));
     factor[0]
 }
 
-/// Adds the weighted values of the groups to N vectors of M rows of `out`.
+/// Adds the weighted values of the groups to N vectors of M rows of `out`. `passed` are each group's values and as many words, of which the same part is
+/// fetched meanwhile.
 #[inline(always)]
 fn gather<S: Simd, const BF16: bool, const M: usize, const N: usize>(
     weights: &[[u32; TILE]; M],
-    values: &[&[u32]],
+    passed: &[(&[u32], &[u32])],
     per_group: usize,
     padded: usize,
     column: usize,
@@ -295,8 +306,9 @@ fn gather<S: Simd, const BF16: bool, const M: usize, const N: usize>(
             sums[m][n] = S::mul(S::load(&out[column + n]), S::splat(factors[m]));
         }
     }
-    for (group, values) in values.iter().enumerate() {
-        for (step, row) in values.chunks_exact(padded).enumerate() {
+    for (group, (values, next)) in passed.iter().enumerate() {
+        for (step, (row, next)) in values.chunks_exact(padded).zip(next.chunks_exact(padded)).enumerate() {
+            next.as_chunks::<LANES>().0[column..column + N].iter().for_each(S::fetch);
             let row = &row.as_chunks::<LANES>().0[column..column + N];
             for m in 0..M {
                 let weight = weights[m][group * per_group + step];

@@ -50,6 +50,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         fn where_at_least(a: __m512, limit: __m512, value: __m512) -> __m512 {
             _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, limit), value)
         }
+        fn fetch(words: &[u32; LANES]) { _mm_prefetch::<_MM_HINT_T1>(words.as_ptr().cast()) }
         fn with_sign(a: __m512, sign: __m512) -> __m512 {
             _mm512_or_ps(_mm512_andnot_ps(_mm512_set1_ps(-0.0), a), _mm512_and_ps(_mm512_set1_ps(-0.0), sign))
         }
@@ -125,6 +126,7 @@ impl Simd for Avx2 {
             let keep = |i: usize| _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a[i], limit[i]), value[i]);
             [keep(0), keep(1)]
         }}
+        fn fetch(words: &[u32; LANES]) { _mm_prefetch::<_MM_HINT_T1>(words.as_ptr().cast()) }
         fn with_sign(a: Two, sign: Two) -> Two {{
             let zero = _mm256_set1_ps(-0.0);
             let join = |i: usize| _mm256_or_ps(_mm256_andnot_ps(zero, a[i]), _mm256_and_ps(zero, sign[i]));

@@ -20,6 +20,8 @@ const PROMPT_SHARE_MIN: f32 = 0.1;
 
 /// Rows up to which a step that generates costs about as much as with one, while that is not measured: weights are read once for all.
 const ROWS_UNKNOWN: u32 = 8;
+/// Where guesses do not pay, one of so many steps may have one, to see whether they do by now. Beside eight streams a row more takes a sixth of a step.
+const GUESS_PERIOD: u32 = 16;
 /// Most rows of a step in which something is guessed.
 const ROWS_MAX: u32 = 16;
 
@@ -56,6 +58,8 @@ pub struct Speeds {
     guess: f32,
     /// How often a guess is right whose predecessors were.
     right: Rightness,
+    /// Steps in which nothing but generating happened, guesses or not.
+    n_decodes: u32,
     draft: DraftSpeed,
 }
 
@@ -114,6 +118,7 @@ impl Speeds {
             self.draft.on_other_step();
             return;
         }
+        self.n_decodes = self.n_decodes.wrapping_add(1);
         blend(&mut self.decode, did.n_sampled as f32 / seconds);
         self.right.on_guesses(did.n_right, did.n_judged);
         let added = (plain > 0.0).then(|| seconds / plain - 1.0);
@@ -147,9 +152,10 @@ impl Speeds {
         if self.guess == 0.0 {
             return left_of(ROWS_UNKNOWN);
         }
-        // One always may, or a cost once measured would never be measured again.
+        // Now and then one may, or a cost once measured would never be measured again.
+        let least = u32::from(self.n_decodes.is_multiple_of(GUESS_PERIOD));
         let each = best_length(self.guess * n_generating as f32, self.right.share(), ROWS_MAX);
-        (each * n_generating as u32).max(1).min(left_of(ROWS_MAX))
+        (each * n_generating as u32).max(least).min(left_of(ROWS_MAX))
     }
 
     /// How many prompt tokens a step may have in which `n_generating` sequences generate: `max` if none does; else so many that the step takes
@@ -190,7 +196,7 @@ mod tests {
         cheap.on_step(guessed(7), Duration::from_millis(107));
         assert_eq!([1, 10, 20].map(|n| cheap.guesses(n)), [15, 6, 0]);
         speeds.on_step(guessed(7), Duration::from_millis(800));
-        assert_eq!([1, 10, 20].map(|n| speeds.guesses(n)), [1, 1, 0]);
+        assert_eq!([1, 10, 20].map(|n| speeds.guesses(n)), [0, 0, 0]);
         (0..50).for_each(|_| speeds.on_step(guessed(1), Duration::from_millis(101)));
         assert!(speeds.guesses(1) > 10, "a cost that was measured wrongly is measured again");
     }
@@ -230,7 +236,12 @@ mod tests {
         let mut speeds = Speeds::default();
         speeds.on_step(decoded(1), Duration::from_millis(100));
         speeds.on_step(Did { n_guessed: 4, n_right: 0, n_judged: 60, ..decoded(1) }, Duration::from_millis(140));
-        assert_eq!(speeds.guesses(1), 1);
+        let seen = (0..10 * GUESS_PERIOD).map(|_| {
+            let n = speeds.guesses(1);
+            speeds.on_step(decoded(1), Duration::from_millis(100));
+            n
+        });
+        assert_eq!(seen.sum::<u32>(), 10, "one now and then");
     }
 
     #[test]
