@@ -195,7 +195,7 @@ async fn while_a_device_hangs_every_actor_still_answers_and_a_full_queue_refuses
     let first = ask(&node, 20).await;
     until_counter(&node, "node/device/cpu-0", "steps", 3).await;
     let second = ask(&node, 1).await;
-    until_counter(&node, "node/model/pip", "waiting", 1).await;
+    until_counter(&node, "node/model/pip@cpu-0", "waiting", 1).await;
     let (_, end) = answer(ask(&node, 1).await).await;
     let GenerateEvent::Failed(RequestError::Overloaded { retry_after, .. }) = end else { panic!("{end:?}") };
     assert!(retry_after >= Duration::from_secs(1));
@@ -214,8 +214,8 @@ async fn a_client_that_leaves_frees_its_sequence() {
         generation.next().await.unwrap();
     }
     drop(generation);
-    until_counter(&node, "node/model/pip", "cancelled", 1).await;
-    until_counter(&node, "node/model/pip", "running", 0).await; // once the step under way has ended
+    until_counter(&node, "node/model/pip@cpu-0", "cancelled", 1).await;
+    until_counter(&node, "node/model/pip@cpu-0", "running", 0).await; // once the step under way has ended
     assert_eq!(counter(&node, "node/streams", "streams").await, 0);
 }
 
@@ -226,7 +226,7 @@ async fn streams_that_are_lost_with_their_actor_free_their_sequences_even_withou
     until_counter(&node, "node/device/cpu-0", "steps", 64).await;
     assert_eq!(node.inference().kill_actor("node/streams").await, Some(true));
     until_counter(&node, "node/streams", "restarts", 1).await;
-    until_counter(&node, "node/model/pip", "running", 0).await;
+    until_counter(&node, "node/model/pip@cpu-0", "running", 0).await;
     assert!(matches!(answer(stuck).await.1, GenerateEvent::Failed(RequestError::Lost { .. })));
 }
 
@@ -246,10 +246,15 @@ async fn a_slow_client_holds_up_its_own_stream_and_gets_every_token_once() {
 async fn a_model_that_does_not_fit_is_refused_with_needed_and_available_bytes() {
     // CX-53
     let node = node(Script { memory_total: Bytes(1 << 20), ..Script::default() }, |_| {}).await;
-    until(&node, "the load is refused", |node| matches!(replica_state(node), Some(ReplicaState::Failed(_)))).await;
-    let Some(ReplicaState::Failed(reason)) = replica_state(&node) else { panic!() };
-    assert!(reason.contains("needed") && reason.contains("1.00 MiB available on cpu-0"), "{reason}");
-    assert!(matches!(answer(ask(&node, 1).await).await.1, GenerateEvent::Failed(RequestError::Unavailable { .. })));
+    until(&node, "the device is open", |node| !node.view().read().own().devices.is_empty()).await;
+    until(&node, "the files are known", |node| node.view().read().catalogue().models.values().any(|model| model.facts.is_some())).await;
+    let GenerateEvent::Failed(RequestError::Unavailable { message, .. }) = answer(ask(&node, 1).await).await.1 else {
+        panic!("not refused")
+    };
+    assert!(message.contains("cpu-0") && message.contains("needed") && message.contains("1.00 MiB"), "{message}");
+    assert_eq!(replica_state(&node), None, "nothing was loaded");
+    let warnings = node.inference().cluster().await.conflicts;
+    assert!(warnings.iter().any(|warning| warning.contains("'pip'") && warning.contains("needed")), "{warnings:?}");
 }
 
 #[tokio::test]
@@ -265,7 +270,7 @@ async fn every_actor_that_is_killed_comes_back_and_the_node_serves_again() {
     let node = loaded(Script::default()).await;
     let paths: Vec<String> =
         node.inference().actors().await[0].actors.iter().map(|actor| actor.path.clone()).filter(|path| path != "node").collect();
-    assert_eq!(paths.len(), 10);
+    assert_eq!(paths.len(), 11);
     for path in paths {
         let before = counter(&node, &path, "restarts").await;
         assert_eq!(node.inference().kill_actor(&path).await, Some(true), "{path}");
@@ -284,7 +289,7 @@ async fn a_node_that_stops_lets_running_streams_end() {
     // CX-51
     let node = loaded(Script { step_time: Duration::from_millis(1), ..Script::default() }).await;
     let running = tokio::spawn(answer(ask(&node, 100).await));
-    until_counter(&node, "node/model/pip", "running", 1).await;
+    until_counter(&node, "node/model/pip@cpu-0", "running", 1).await;
     assert_eq!(node.drain().await, 0);
     assert!(matches!(running.await.unwrap().1, GenerateEvent::Done { .. }));
 }
@@ -293,7 +298,7 @@ async fn a_node_that_stops_lets_running_streams_end() {
 async fn a_stream_that_outlasts_the_drain_is_broken_off_with_an_error() {
     let node = loaded(Script { step_time: Duration::from_millis(20), ..Script::default() }).await;
     let running = tokio::spawn(answer(ask(&node, 400).await));
-    until_counter(&node, "node/model/pip", "running", 1).await;
+    until_counter(&node, "node/model/pip@cpu-0", "running", 1).await;
     assert!(node.drain().await > 0);
     assert!(matches!(running.await.unwrap().1, GenerateEvent::Failed(RequestError::Lost { .. })));
 }

@@ -92,10 +92,34 @@ async fn a_client_that_leaves_frees_its_place() {
 /// `serving` alone holds pip and answers slowly; `ingress` passes requests on to it.
 async fn slow_pair(home: &Home) -> (Node, Node) {
     let serving = home.scripted("serving").arg("--step-time", "40ms").start().await;
-    let ingress = home.scripted("ingress").flag("--no-models").seed(serving.addresses().gossip).start().await;
+    let ingress = home.scripted("ingress").flag("--no-models").flag("--no-device").seed(serving.addresses().gossip).start().await;
     plexus_tests::view::whole(&[&serving, &ingress]).await;
     ingress.offers("pip").await;
     (serving, ingress)
+}
+
+#[tokio::test]
+async fn a_stream_whose_node_is_killed_goes_on_where_the_model_is_loaded_for_it() {
+    let _alone = alone().await;
+    let home = Home::new();
+    let undisturbed = home.scripted("whole").arg("--step-time", "1ms").start().await;
+    undisturbed.is_healthy().await;
+    let whole = undisturbed.client().ask_streaming("pip", "go").await.chat().await.text;
+    let home = Home::new();
+    let mut serving = home.scripted("serving").arg("--step-time", "40ms").start().await;
+    let ingress = home.scripted("ingress").flag("--no-models").seed(serving.addresses().gossip).start().await;
+    plexus_tests::view::whole(&[&serving, &ingress]).await;
+    ingress.offers("pip").await;
+    let mut stream = ingress.client().ask_streaming("pip", "go").await;
+    let mut text = String::new();
+    for _ in 0..3 {
+        let event = stream.next().await.unwrap().unwrap().json();
+        text += event["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
+    }
+    serving.kill().await;
+    let rest = tokio::time::timeout(plexus_tests::DEADLINE, stream.chat()).await.expect("the stream ends");
+    assert!(rest.done && rest.error.is_none(), "{rest:?}");
+    assert_eq!(text + &rest.text, whole, "no token is lost and none repeated");
 }
 
 #[tokio::test]

@@ -192,7 +192,7 @@ fn feasible(view: &ClusterView, model: &MergedModel, node: &NodeInView<'_>, devi
         FilesState::Unknown | FilesState::Absent | FilesState::Fetching { .. } | FilesState::Present(_) => {}
     }
     if let Some(needs) = needs(model, node.id, device.id).filter(|needs| needs.least() > device.memory_total) {
-        return Err(format!("{} needed, {} in all", needs.least(), device.memory_total));
+        return Err(format!("{} needed, and it has {} in all", needs.least(), device.memory_total));
     }
     Ok(())
 }
@@ -201,6 +201,21 @@ fn feasible(view: &ClusterView, model: &MergedModel, node: &NodeInView<'_>, devi
 pub fn feasible_on(view: &ClusterView, model: &MergedModel) -> Vec<String> {
     let able = |node: &NodeInView<'_>| node.summary.devices.iter().any(|device| feasible(view, model, node, device).is_ok());
     view.nodes().filter(|node| node.state == NodeState::Up && able(node)).map(|node| node.id.name.to_string()).collect()
+}
+
+/// Why a model that is listed can be held by no node, in a sentence; nothing if it can, or if that is not known yet.
+pub fn nowhere(view: &ClusterView, model: &MergedModel) -> Option<String> {
+    if model.on.values().any(|entry| entry.files == FilesState::Unknown) || view.own().devices.is_empty() {
+        return None;
+    }
+    let mut reasons = Vec::new();
+    for node in view.nodes().filter(|node| node.state == NodeState::Up) {
+        for device in &node.summary.devices {
+            let why = feasible(view, model, &node, device).err()?;
+            reasons.push(format!("{}/{}: {why}", node.id.name, device.id));
+        }
+    }
+    (!reasons.is_empty()).then(|| format!("the model '{}' is listed, and no node can hold it ({})", model.profile.id, reasons.join("; ")))
 }
 
 /// What a node says of a model's files, or else any other node.

@@ -11,7 +11,7 @@ use plexus_types::{
 use tokio::time::Instant;
 
 use super::catalogue::{MergedCatalogue, MergedModel, merge};
-use super::place::feasible_on;
+use super::place::{feasible_on, nowhere};
 
 use crate::inbound::{ClusterChange, PeerChange};
 
@@ -410,7 +410,9 @@ impl ClusterView {
             })
         });
         let nodes = std::iter::once(me).chain(others).collect();
-        ClusterReport { cluster: self.cluster.clone(), nodes, conflicts: self.catalogue.conflicts.clone() }
+        let mut conflicts = self.catalogue.conflicts.clone();
+        conflicts.extend(self.catalogue.models.values().filter_map(|model| nowhere(self, model)));
+        ClusterReport { cluster: self.cluster.clone(), nodes, conflicts }
     }
 
     /// Nodes that requests may be sent to, this one included.

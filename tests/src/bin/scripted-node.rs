@@ -52,9 +52,12 @@ struct Options {
     /// The model that it serves, as ID=SOURCE: its tokenizer, template and context are real, only its tokens come from the script.
     #[arg(long, default_value = "pip=embedded:pip", value_parser = parse_model)]
     model: (ModelId, ModelSource),
-    /// Serves no model: the node only passes requests on.
+    /// Lists no model.
     #[arg(long)]
     no_models: bool,
+    /// Has no device: the node only passes requests on.
+    #[arg(long)]
+    no_device: bool,
     /// Tokens that a sequence gains in a step.
     #[arg(long, default_value_t = 1)]
     tokens_per_step: usize,
@@ -126,7 +129,7 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
         sockets,
         seeds: options.seeds,
         timing: NetTiming::default(),
-        devices: vec![DeviceSpec { id: device, open }],
+        devices: if options.no_device { Vec::new() } else { vec![DeviceSpec { id: device, open }] },
         catalogue: Listing { models: if options.no_models { Vec::new() } else { vec![model] }, ..Listing::default() },
         eviction: EvictionConfig::default(),
         streams: StreamsConfig {
