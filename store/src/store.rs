@@ -1,0 +1,187 @@
+//! The store of a node.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use futures::future::BoxFuture;
+use plexus_types::{HubSource, ModelId, ModelSource, NodeName};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+use crate::cache::CachedRepo;
+use crate::config::StoreConfig;
+use crate::error::FetchError;
+use crate::found::found_in_caches;
+use crate::local::{LocalModel, model_at, model_of};
+use crate::manifest::{HashCache, Manifest};
+use crate::progress::{AbortOnDrop, Fetch, Flight, Progress};
+
+/// A connection to another node's store, encrypted and authenticated by whoever made it.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// How other nodes' stores are reached.
+pub trait Connect: Send + Sync + 'static {
+    /// Opens a connection to a node's store and makes sure that it is that node. Must end by itself within some seconds.
+    fn connect<'a>(&'a self, peer: &'a NodeName) -> BoxFuture<'a, io::Result<Box<dyn Io>>>;
+}
+
+/// Where a model's files are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Located {
+    /// In the binary.
+    Embedded,
+    /// Here, for the engine to open: a folder, or a `.gguf` file.
+    Here(PathBuf),
+    /// Not on this node, or not all of them.
+    Absent,
+}
+
+/// The store of a node. Cheap to clone; all clones are one store.
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) config: StoreConfig,
+    pub(crate) connect: Arc<dyn Connect>,
+    pub(crate) hashes: HashCache,
+    /// Fetches under way.
+    flights: Mutex<HashMap<ModelSource, (watch::Receiver<Flight>, Weak<AbortOnDrop>)>>,
+    /// Paths that other nodes may ask for.
+    shared: Mutex<BTreeSet<ModelSource>>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("config", &self.inner.config).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// A store. Touches neither disk nor network yet.
+    pub fn new(mut config: StoreConfig, connect: Arc<dyn Connect>) -> Self {
+        if config.hub_caches.is_empty() {
+            config.hub_caches.push(config.folder.join("hub"));
+        }
+        while config.endpoint.ends_with('/') {
+            config.endpoint.pop();
+        }
+        let hashes = HashCache::new(config.folder.join("hashes"));
+        let inner = Inner { config, connect, hashes, flights: Mutex::default(), shared: Mutex::default() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Where a model's files are, if all of them are on this node.
+    ///
+    /// A path is taken as it is, if there is something. A revision of a hub's repository stands for what it stood for when it was last fetched: the
+    /// hub is not asked. Looks at a few files: quick, but not for an async thread.
+    pub fn locate(&self, source: &ModelSource) -> Located {
+        match source {
+            ModelSource::Embedded => Located::Embedded,
+            ModelSource::Path(path) if path.exists() => Located::Here(path.clone()),
+            _ => self.inner.model(source).map_or(Located::Absent, |model| Located::Here(model.entry)),
+        }
+    }
+
+    /// Brings a model's files here, from the nodes in `peers` if one of them has them or is getting them, else from the hub.
+    ///
+    /// Returns at once. A second call for the same source joins the first, whatever its `peers`. Done at once if the files are here already.
+    /// A `peers` that gives nothing is no error for a source of a hub. Must be called within a tokio runtime.
+    pub fn fetch(&self, source: &ModelSource, peers: &[NodeName]) -> Fetch {
+        let mut flights = self.inner.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((watch, task)) = flights.get(source)
+            && let Some(task) = task.upgrade()
+        {
+            return Fetch { watch: watch.clone(), task };
+        }
+        let (sender, watch) = watch::channel(Flight { progress: Progress::START, outcome: None });
+        let (inner, task_source, peers) = (Arc::clone(&self.inner), source.clone(), peers.to_vec());
+        let task = tokio::spawn(async move {
+            let outcome = inner.bring(&task_source, &peers, &sender).await.map_err(Arc::new);
+            inner.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&task_source);
+            sender.send_modify(|flight| flight.outcome = Some(outcome));
+        });
+        let task = Arc::new(AbortOnDrop(task.abort_handle()));
+        flights.insert(source.clone(), (watch.clone(), Arc::downgrade(&task)));
+        Fetch { watch, task }
+    }
+
+    /// Fetches under way.
+    pub fn fetching(&self) -> Vec<(ModelSource, Progress)> {
+        let flights = self.inner.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        let living = flights.iter().filter(|(_, (_, task))| task.strong_count() > 0);
+        living.map(|(source, (watch, _))| (source.clone(), watch.borrow().progress.clone())).collect()
+    }
+
+    /// Lets other nodes ask for these, beside what the caches of the hub hold. Only for models at a path does it make a difference: no other path
+    /// is ever read for another node. Replaces what was said before.
+    pub fn share(&self, sources: impl IntoIterator<Item = ModelSource>) {
+        *self.inner.shared.lock().unwrap_or_else(PoisonError::into_inner) = sources.into_iter().collect();
+    }
+
+    /// Models in the caches of the hub, listed or not. Reads the disk: not for an async thread.
+    pub fn cached(&self) -> Vec<(ModelId, ModelSource)> {
+        found_in_caches(&self.inner.config.hub_caches)
+    }
+}
+
+impl Inner {
+    /// The model, if all of its files are on this node.
+    pub(crate) fn model(&self, source: &ModelSource) -> Option<LocalModel> {
+        let here = match source {
+            ModelSource::Embedded => None,
+            ModelSource::Path(path) => model_at(path, None).ok(),
+            ModelSource::Hub(hub) => self.in_caches(hub),
+        };
+        here.or_else(|| self.from_peers(source))
+    }
+
+    fn in_caches(&self, hub: &HubSource) -> Option<LocalModel> {
+        self.config.hub_caches.iter().find_map(|cache| CachedRepo::new(cache, &hub.repo).model(hub))
+    }
+
+    /// A model that came whole from other nodes.
+    fn from_peers(&self, source: &ModelSource) -> Option<LocalModel> {
+        let folder = self.kept(source);
+        let text = std::fs::read(folder.join("manifest.json")).ok()?;
+        let manifest: Manifest = serde_json::from_slice(&text).ok()?;
+        manifest.check().ok()?;
+        model_of(&folder.join("files"), manifest.files.into_iter().map(|file| file.name).collect()).ok()
+    }
+
+    /// Where a model is kept that comes from other nodes.
+    pub(crate) fn kept(&self, source: &ModelSource) -> PathBuf {
+        self.config.folder.join("models").join(key(source))
+    }
+
+    /// May other nodes ask for it?
+    pub(crate) fn is_shared(&self, source: &ModelSource) -> bool {
+        match source {
+            ModelSource::Embedded => false,
+            ModelSource::Hub(_) => true,
+            ModelSource::Path(_) => self.shared.lock().unwrap_or_else(PoisonError::into_inner).contains(source),
+        }
+    }
+
+    async fn bring(&self, source: &ModelSource, _peers: &[NodeName], _progress: &watch::Sender<Flight>) -> Result<PathBuf, FetchError> {
+        match source {
+            ModelSource::Embedded => Err(FetchError::Embedded),
+            ModelSource::Path(path) => Err(FetchError::NoSuchPath { path: path.clone() }),
+            ModelSource::Hub(hub) => Err(FetchError::Offline { repo: hub.repo.clone() }),
+        }
+    }
+}
+
+/// A name for a source's folder: its end for people, and a hash so that no two share one.
+pub(crate) fn key(source: &ModelSource) -> String {
+    let text = source.to_string();
+    let readable: String = text.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') { c } else { '-' }).collect();
+    let readable = readable.trim_start_matches(['.', '-']);
+    let start = readable.len().saturating_sub(80);
+    format!("{}-{}", &readable[start..], &blake3::hash(text.as_bytes()).to_hex()[..16])
+}
