@@ -24,11 +24,14 @@ mod config;
 mod disk;
 mod error;
 mod found;
+mod hub;
 mod local;
 mod manifest;
 mod names;
+mod peers;
 mod progress;
 mod select;
+mod serve;
 mod store;
 
 pub use config::{DEFAULT_ENDPOINT, StoreConfig, Token};

@@ -17,8 +17,8 @@ use crate::names::is_plain;
 /// Bytes of a chunk; the last of a file may be shorter. Large enough that asking for it costs nothing beside sending it, small enough that little
 /// is lost with it, and that several nodes share even a small model.
 pub const CHUNK_LEN: u64 = 8 << 20;
-/// Most files of a manifest that is believed.
-const FILES_MAX: usize = 10_000;
+/// Most files of a manifest that is believed: all are open at a time. The largest models have less than two hundred.
+const FILES_MAX: usize = 500;
 /// How much of a file is read at a time: it stays in the processor's cache until it is hashed.
 const READ_LEN: usize = 512 << 10;
 

@@ -76,8 +76,36 @@ fn is_quant(part: &str) -> bool {
     matches!(part.as_str(), "F16" | "F32" | "BF16" | "FP16" | "FP32") || ["Q", "IQ", "TQ", "MXFP", "NVFP"].into_iter().any(digit_after)
 }
 
+/// Writes what an address cannot hold as `%` and two digits.
+pub(crate) fn encoded(text: &str, keep_slashes: bool) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') || (keep_slashes && byte == b'/') {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+/// The opposite. `None` for what [`encoded`] never writes.
+pub(crate) fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut parts = text.split('%');
+    bytes.extend_from_slice(parts.next()?.as_bytes());
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(bytes).ok()
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -96,6 +124,18 @@ mod tests {
         }
         for name in ["mmproj-F16.gguf", "x-mmproj-model-f16.gguf", "imatrix.gguf", "a.bin", ".gguf", "gguf"] {
             assert_eq!(GgufName::parse(name), None, "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn addresses_are_read_as_they_are_written(text in "\\PC{0,40}") {
+            prop_assert_eq!(decoded(&encoded(&text, false)), Some(text));
+        }
+
+        #[test]
+        fn no_address_is_too_odd_to_be_read(text in "[%0-9a-gü]{0,12}") {
+            let _read = decoded(&text);
         }
     }
 

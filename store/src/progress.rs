@@ -44,6 +44,32 @@ pub(crate) struct Flight {
     pub(crate) outcome: Option<Result<PathBuf, Arc<FetchError>>>,
 }
 
+/// What a fetch writes its progress to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Meter<'a>(pub(crate) &'a watch::Sender<Flight>);
+
+impl Meter<'_> {
+    /// So much is to come, from there; nothing is here yet.
+    pub(crate) fn begin(&self, total: Bytes, from: Origin) {
+        self.set(Progress { done: Bytes(0), total, from });
+    }
+
+    pub(crate) fn set(&self, progress: Progress) {
+        self.0.send_modify(|flight| flight.progress = progress);
+    }
+
+    pub(crate) fn add(&self, n_bytes: u64) {
+        if n_bytes > 0 {
+            self.0.send_modify(|flight| flight.progress.done = flight.progress.done + Bytes(n_bytes));
+        }
+    }
+
+    /// Bytes that were counted turned out not to be here.
+    pub(crate) fn take_back(&self, n_bytes: u64) {
+        self.0.send_modify(|flight| flight.progress.done = flight.progress.done.saturating_sub(Bytes(n_bytes)));
+    }
+}
+
 /// Ends the task when the last handle goes.
 #[derive(Debug)]
 pub(crate) struct AbortOnDrop(pub(crate) AbortHandle);
@@ -58,7 +84,7 @@ impl Drop for AbortOnDrop {
 #[derive(Debug, Clone)]
 pub struct Fetch {
     pub(crate) watch: watch::Receiver<Flight>,
-    pub(crate) task: Arc<AbortOnDrop>,
+    pub(crate) _task: Arc<AbortOnDrop>,
 }
 
 impl Fetch {

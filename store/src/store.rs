@@ -7,17 +7,22 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use futures::future::BoxFuture;
-use plexus_types::{HubSource, ModelId, ModelSource, NodeName};
+use plexus_types::{Bytes, HubSource, ModelId, ModelSource, NodeName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
+use tracing::warn;
 
 use crate::cache::CachedRepo;
 use crate::config::StoreConfig;
+use crate::disk::blocking;
 use crate::error::FetchError;
 use crate::found::found_in_caches;
+use crate::hub;
 use crate::local::{LocalModel, model_at, model_of};
 use crate::manifest::{HashCache, Manifest};
-use crate::progress::{AbortOnDrop, Fetch, Flight, Progress};
+use crate::peers;
+use crate::progress::{AbortOnDrop, Fetch, Flight, Meter, Progress};
+use crate::serve::Served;
 
 /// A connection to another node's store, encrypted and authenticated by whoever made it.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -50,6 +55,7 @@ pub(crate) struct Inner {
     pub(crate) config: StoreConfig,
     pub(crate) connect: Arc<dyn Connect>,
     pub(crate) hashes: HashCache,
+    pub(crate) served: Served,
     /// Fetches under way.
     flights: Mutex<HashMap<ModelSource, (watch::Receiver<Flight>, Weak<AbortOnDrop>)>>,
     /// Paths that other nodes may ask for.
@@ -72,7 +78,7 @@ impl Store {
             config.endpoint.pop();
         }
         let hashes = HashCache::new(config.folder.join("hashes"));
-        let inner = Inner { config, connect, hashes, flights: Mutex::default(), shared: Mutex::default() };
+        let inner = Inner { config, connect, hashes, served: Served::default(), flights: Mutex::default(), shared: Mutex::default() };
         Self { inner: Arc::new(inner) }
     }
 
@@ -97,7 +103,7 @@ impl Store {
         if let Some((watch, task)) = flights.get(source)
             && let Some(task) = task.upgrade()
         {
-            return Fetch { watch: watch.clone(), task };
+            return Fetch { watch: watch.clone(), _task: task };
         }
         let (sender, watch) = watch::channel(Flight { progress: Progress::START, outcome: None });
         let (inner, task_source, peers) = (Arc::clone(&self.inner), source.clone(), peers.to_vec());
@@ -108,7 +114,7 @@ impl Store {
         });
         let task = Arc::new(AbortOnDrop(task.abort_handle()));
         flights.insert(source.clone(), (watch.clone(), Arc::downgrade(&task)));
-        Fetch { watch, task }
+        Fetch { watch, _task: task }
     }
 
     /// Fetches under way.
@@ -116,6 +122,22 @@ impl Store {
         let flights = self.inner.flights.lock().unwrap_or_else(PoisonError::into_inner);
         let living = flights.iter().filter(|(_, (_, task))| task.strong_count() > 0);
         living.map(|(source, (watch, _))| (source.clone(), watch.borrow().progress.clone())).collect()
+    }
+
+    /// Bytes of the files of a model, for a decision before it is fetched. Asks the hub if it is not here.
+    pub async fn size(&self, source: &ModelSource) -> Result<Bytes, FetchError> {
+        let (inner, looked_for) = (Arc::clone(&self.inner), source.clone());
+        let here = blocking(move || {
+            let Some(model) = inner.model(&looked_for) else { return Ok(None) };
+            let size = |(_, path): &(String, PathBuf)| Ok(Bytes(path.metadata().map_err(FetchError::io(path))?.len()));
+            model.files.iter().map(size).sum::<Result<Bytes, FetchError>>().map(Some)
+        });
+        match (here.await?, source) {
+            (Some(size), _) => Ok(size),
+            (None, ModelSource::Hub(source)) => hub::size(&self.inner.config, source).await,
+            (None, ModelSource::Path(path)) => Err(FetchError::NoSuchPath { path: path.clone() }),
+            (None, ModelSource::Embedded) => Err(FetchError::Embedded),
+        }
     }
 
     /// Lets other nodes ask for these, beside what the caches of the hub hold. Only for models at a path does it make a difference: no other path
@@ -168,11 +190,40 @@ impl Inner {
         }
     }
 
-    async fn bring(&self, source: &ModelSource, _peers: &[NodeName], _progress: &watch::Sender<Flight>) -> Result<PathBuf, FetchError> {
-        match source {
-            ModelSource::Embedded => Err(FetchError::Embedded),
-            ModelSource::Path(path) => Err(FetchError::NoSuchPath { path: path.clone() }),
-            ModelSource::Hub(hub) => Err(FetchError::Offline { repo: hub.repo.clone() }),
+    /// How far a fetch is.
+    pub(crate) fn progress_of(&self, source: &ModelSource) -> Option<Progress> {
+        let flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        let (watch, task) = flights.get(source)?;
+        (task.strong_count() > 0).then(|| watch.borrow().progress.clone())
+    }
+
+    async fn bring(
+        self: &Arc<Self>,
+        source: &ModelSource,
+        nodes: &[NodeName],
+        flight: &watch::Sender<Flight>,
+    ) -> Result<PathBuf, FetchError> {
+        let (inner, looked_for) = (Arc::clone(self), source.clone());
+        if let Some(model) = blocking(move || Ok(inner.model(&looked_for))).await? {
+            return Ok(model.entry);
+        }
+        let unserved = match nodes {
+            [] => None,
+            nodes => match peers::fetch(self, source, nodes, flight).await {
+                Err(error @ FetchError::Peers { .. }) => Some(error),
+                other => return other,
+            },
+        };
+        match (source, unserved) {
+            (ModelSource::Hub(source), unserved) => {
+                if let Some(unserved) = unserved {
+                    warn!(model = %source, error = %unserved, "no other node gave a model, so the hub is asked");
+                }
+                hub::fetch(&self.config, source, &Meter(flight)).await
+            }
+            (_, Some(unserved)) => Err(unserved),
+            (ModelSource::Path(path), None) => Err(FetchError::NoSuchPath { path: path.clone() }),
+            (ModelSource::Embedded, None) => Err(FetchError::Embedded),
         }
     }
 }
