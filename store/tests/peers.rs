@@ -110,29 +110,6 @@ fn content(len: usize, seed: u64) -> Vec<u8> {
     (0..len.div_ceil(8)).flat_map(next).take(len).collect()
 }
 
-/// A model that lies at a path of a node, which shares it.
-fn lay(node: &Node, names: &[(&str, Vec<u8>)]) -> ModelSource {
-    let folder = node.folder.path().join("models");
-    fs::create_dir_all(&folder).unwrap();
-    for (name, bytes) in names {
-        fs::write(folder.join(name), bytes).unwrap();
-    }
-    let source = ModelSource::Path(folder.join(names[0].0));
-    node.store.share([source.clone()]);
-    source
-}
-
-/// The same model at the same path of another node, as a shared folder or the same configuration makes it.
-fn share_too(node: &Node, source: &ModelSource) {
-    node.store.share([source.clone()]);
-}
-
-/// A path that is here as soon as it is on this machine; other nodes must not see it, so it is moved away.
-fn hidden(source: &ModelSource) -> (ModelSource, PathBuf) {
-    let ModelSource::Path(path) = source else { panic!("a path") };
-    (source.clone(), path.clone())
-}
-
 fn snapshot_of(node: &Node, org_name: &str, files: &[(&str, &[u8])]) {
     let repo = node.folder.path().join("store/hub").join(format!("models--{}", org_name.replace('/', "--")));
     let commit = "0123456789abcdef0123456789abcdef01234567";
@@ -176,25 +153,21 @@ async fn a_model_goes_from_node_to_node() {
 }
 
 #[tokio::test]
-async fn all_parts_of_a_split_file_at_a_path_come() {
+async fn all_parts_of_a_split_file_come_and_no_other() {
     let net = Net::default();
     let (a, b) = (net.node("a", |_| {}).await, net.node("b", |_| {}).await);
-    let parts = [("m-00001-of-00002.gguf", content(10_000_000, 2)), ("m-00002-of-00002.gguf", vec![]), ("other.gguf", content(10, 3))];
-    let (wanted, path) = hidden(&lay(&a, &parts));
-    // On this one machine, b would see the files of a: so a's are asked for by a name that b does not have.
-    let elsewhere = ModelSource::Path(path.with_file_name("gone-00001-of-00002.gguf"));
-    let refused = fetch(&b, &elsewhere, &[&a]).await.unwrap_err();
-    assert_eq!(refused.to_string(), "no other node gave the model: a: it is not shared");
-    a.store.share([]);
-    let hide = path.parent().unwrap().with_file_name("moved");
-    fs::rename(path.parent().unwrap(), &hide).unwrap();
-    let refused = fetch(&b, &wanted, &[]).await.unwrap_err();
-    assert!(matches!(&*refused, FetchError::NoSuchPath { .. }), "{refused}");
-    let moved = ModelSource::Path(hide.join("m-00001-of-00002.gguf"));
-    share_too(&a, &moved);
-    assert_eq!(b.store.locate(&wanted), Located::Absent);
-    // It is here already, as far as b can see.
-    assert_eq!(fetch(&b, &moved, &[&a]).await.unwrap(), hide.join("m-00001-of-00002.gguf"));
+    let first = content(10_000_000, 2);
+    let files: [(&str, &[u8]); 3] =
+        [("Q/m-Q8_0-00001-of-00002.gguf", &first), ("Q/m-Q8_0-00002-of-00002.gguf", b""), ("m-Q4_0.gguf", b"4")];
+    snapshot_of(&a, "org/name", &files);
+    let path = fetch(&b, &source("hf:org/name:Q8_0"), &[&a]).await.unwrap();
+    assert!(path.ends_with(files[0].0) && fs::read(&path).unwrap() == first);
+    assert_eq!(fs::read(path.with_file_name("m-Q8_0-00002-of-00002.gguf")).unwrap(), b"");
+    assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 2);
+    let error = fetch(&b, &source("file:/nowhere/m.gguf"), &[&a]).await.unwrap_err();
+    assert_eq!(error.to_string(), "no other node gave the model: a: it is not shared");
+    let error = fetch(&b, &source("file:/nowhere/m.gguf"), &[]).await.unwrap_err();
+    assert_eq!(error.to_string(), "/nowhere/m.gguf is not on this node; put it there, or let a node that has it join the cluster");
 }
 
 /// Three nodes of which two have a model of five chunks in the cache of the hub.
@@ -303,23 +276,21 @@ async fn a_node_that_is_downloading_is_waited_for() {
         assert!(inside.changed().await);
     }
     assert_eq!(inside.progress().total, Bytes(3 << 20));
-    drop(outside);
     mirror.fail(Faults::default());
-    let outside = a.store.fetch(&wanted, &[]);
     let (there, here) = tokio::join!(outside.done(), inside.done());
-    assert!(fs::read(there.unwrap()).unwrap() == bytes);
-    // If b asked while a was between its two downloads, b was told that a has nothing, and nobody else had it.
-    match here {
-        Ok(path) => assert!(fs::read(path).unwrap() == bytes),
-        Err(error) => assert!(error.to_string().contains("cannot be reached"), "{error}"),
+    for path in [there, here] {
+        assert!(fs::read(path.unwrap()).unwrap() == bytes);
     }
+    assert_eq!(mirror.bytes_sent(), bytes.len() as u64);
 }
 
 #[tokio::test]
 async fn nothing_but_models_that_are_shared_can_be_asked_for() {
     let net = Net::default();
     let a = net.node("a", |_| {}).await;
-    let model = lay(&a, &[("m.gguf", b"abc".to_vec())]);
+    let path = a.folder.path().join("m.gguf");
+    fs::write(&path, b"abc").unwrap();
+    a.store.share([ModelSource::Path(path.clone())]);
     fs::write(a.folder.path().join("secret.gguf"), b"s").unwrap();
     let at = net.addresses.lock().unwrap()[&a.name];
     let ask = async |path: &str| {
@@ -328,10 +299,9 @@ async fn nothing_but_models_that_are_shared_can_be_asked_for() {
         (answer.status().as_u16(), answer.text().await.unwrap())
     };
     let encoded = |path: &Path| format!("/store/manifest?source=file%3A{}", path.display().to_string().replace('/', "%2F"));
-    let ModelSource::Path(path) = &model else { panic!() };
     let chunk = format!("/store/chunk/{}", plexus_store::ChunkHash::of(b"abc"));
     assert_eq!(ask(&chunk).await.0, 404, "before its manifest was asked for");
-    let (status, text) = ask(&encoded(path)).await;
+    let (status, text) = ask(&encoded(&path)).await;
     let manifest: Manifest = serde_json::from_str(&text).unwrap();
     assert_eq!((status, manifest.total(), manifest.check()), (200, Bytes(3), Ok(())));
     assert_eq!(ask(&chunk).await, (200, "abc".to_owned()));

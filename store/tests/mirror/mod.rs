@@ -1,9 +1,9 @@
 //! A mirror on loopback that speaks the hub's API, and fails as it is told.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use aws_lc_rs::digest;
 use axum::Router;
@@ -22,7 +22,7 @@ pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 pub(crate) struct Faults {
     /// Every answer with a file's bytes ends in a cut connection after so many bytes, for so many answers.
     pub(crate) cut: Option<(usize, usize)>,
-    /// No file's bytes beyond so many in all are sent; the connection stays open.
+    /// No file's bytes beyond so many in all are sent while this is set; the connection stays open.
     pub(crate) stall_after: Option<u64>,
     /// Files are shorter than the listing says by so many bytes.
     pub(crate) shorter_by: usize,
@@ -221,21 +221,22 @@ fn file(mirror: &Mirror, bytes: Bytes, headers: &HeaderMap) -> Response {
         }
         _ => None,
     };
-    let (stall_after, seen) = (faults.stall_after, Arc::clone(&mirror.seen));
+    drop(faults);
+    let (faults, seen) = (Arc::clone(&mirror.faults), Arc::clone(&mirror.seen));
     let mut response = Response::builder().status(status).header(header::CONTENT_LENGTH, part.len());
     if let Some((from, to)) = range {
         response = response.header(header::CONTENT_RANGE, format!("bytes {from}-{to}/{size}"));
     }
     let pieces: Vec<Bytes> = part.chunks(64 << 10).map(|piece| part.slice_ref(piece)).collect();
     let body = stream::unfold((pieces.into_iter(), 0), move |(mut pieces, sent)| {
-        let seen = Arc::clone(&seen);
+        let (faults, seen) = (Arc::clone(&faults), Arc::clone(&seen));
         async move {
             let piece = pieces.next()?;
             if cut.is_some_and(|after| sent >= after) {
                 return Some((Err(std::io::Error::other("cut")), (pieces, sent)));
             }
-            if stall_after.is_some_and(|after| seen.bytes.load(Ordering::SeqCst) >= after) {
-                std::future::pending::<Infallible>().await;
+            while faults.lock().unwrap().stall_after.is_some_and(|after| seen.bytes.load(Ordering::SeqCst) >= after) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
             let sent = sent + piece.len();
             seen.bytes.fetch_add(piece.len() as u64, Ordering::SeqCst);
