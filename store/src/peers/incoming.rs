@@ -5,7 +5,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use bytes::Bytes;
 use plexus_types::Bytes as Amount;
 
 use crate::disk;
@@ -99,18 +98,13 @@ impl Incoming {
         self.lock().is.iter().enumerate().filter(|(_, whole)| !**whole).map(|(index, _)| index).collect()
     }
 
-    /// Writes bytes of a chunk at their place. They do not count before [`Incoming::set_whole`].
-    pub(super) fn write(&self, index: usize, mut at: u64, bytes: &[Bytes]) -> Result<(), FetchError> {
+    /// Writes bytes of a chunk, from its byte `at` on. They do not count before [`Incoming::set_whole`].
+    pub(super) fn write(&self, index: usize, at: u64, bytes: &[u8]) -> Result<(), FetchError> {
         let piece = self.pieces[index];
-        for bytes in bytes {
-            let written = disk::write_at(&self.files[piece.file], bytes, piece.at + at);
-            written.map_err(|error| {
-                let path = self.folder.join("files").join(&self.manifest.files[piece.file].name);
-                disk::write_error(&path, (self.manifest.total() - self.here()).0)(error)
-            })?;
-            at += bytes.len() as u64;
-        }
-        Ok(())
+        disk::write_at(&self.files[piece.file], bytes, piece.at + at).map_err(|error| {
+            let path = self.folder.join("files").join(&self.manifest.files[piece.file].name);
+            disk::write_error(&path, (self.manifest.total() - self.here()).0)(error)
+        })
     }
 
     /// Notes that a chunk is here and was checked.

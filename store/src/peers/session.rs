@@ -1,17 +1,15 @@
 //! One connection to another node's store.
+//!
+//! What is asked is HTTP, but it is read here and not by an HTTP library: bytes go from the connection into one of two buffers that are used
+//! again and again, and from there to the disk and the hash. A library hands out buffers of its own; making and freeing them cost a tenth of
+//! the processor's time of a whole fetch.
 
-use std::io;
-use std::pin::Pin;
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Incoming as Body;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use plexus_types::{ModelSource, NodeName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -24,12 +22,16 @@ use crate::store::{Connect, Io};
 
 /// Until an answer begins. The other node may have to read first.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
-/// Until more of an answer comes.
-const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// Until a buffer is full, or a manifest is there.
+const FILL_MAX: Duration = Duration::from_secs(30);
+/// Longest head of an answer, in bytes. Ours have two hundred.
+const HEAD_MAX: usize = 8 << 10;
+/// Most header lines of it.
+const HEADERS_MAX: usize = 32;
 /// Longest manifest that is read, in bytes: that of a model of some terabytes.
-const MANIFEST_MAX: usize = 64 << 20;
-/// How much is gathered before it is written and hashed.
-const WRITE_LEN: usize = 512 << 10;
+const MANIFEST_MAX: u64 = 64 << 20;
+/// How much is read before it is hashed and written: it is still in the processor's cache then.
+const BUFFER_LEN: usize = 512 << 10;
 
 /// What a node says of a model.
 #[derive(Debug)]
@@ -51,149 +53,153 @@ pub(super) enum NoChunk {
     Here(FetchError),
 }
 
-/// A connection. It works only while one of its futures is polled, in one task with what reads from it.
+/// A connection.
 pub(super) struct Session {
-    requests: http1::SendRequest<Empty<Bytes>>,
-    connection: Pin<Box<http1::Connection<TokioIo<Box<dyn Io>>, Empty<Bytes>>>>,
+    io: Box<dyn Io>,
+    /// What was read behind the head of an answer.
+    ahead: Vec<u8>,
+    /// Buffers that are not in use.
+    spare: Vec<Vec<u8>>,
+}
+
+/// The head of an answer.
+struct Head {
+    status: u16,
+    /// Bytes that follow.
+    len: u64,
 }
 
 impl Session {
     pub(super) async fn open(connect: &dyn Connect, peer: &NodeName) -> Result<Self, String> {
         let io = connect.connect(peer).await.map_err(|error| format!("it cannot be reached: {error}"))?;
-        let (requests, connection) = http1::handshake(TokioIo::new(io)).await.map_err(|error| error.to_string())?;
-        Ok(Self { requests, connection: Box::pin(connection) })
+        Ok(Self { io, ahead: Vec::new(), spare: Vec::new() })
     }
 
     /// Asks what a model's files are.
     pub(super) async fn manifest(&mut self, source: &ModelSource) -> Result<Answer, String> {
-        let path = format!("/store/manifest?source={}", encoded(&source.to_string(), false));
-        let asked = async |requests: &mut http1::SendRequest<_>| {
-            let response = get(requests, &path).await?;
-            let status = response.status();
-            let body = timeout(ANSWER_MAX, Limited::new(response.into_body(), MANIFEST_MAX).collect()).await;
-            let body = body.map_err(|_elapsed| "its answer does not end".to_owned())?.map_err(|error| error.to_string())?.to_bytes();
-            let wrong = |error: serde_json::Error| format!("its answer is not understood: {error}");
-            match status {
-                StatusCode::OK => {
-                    let manifest: Manifest = serde_json::from_slice(&body).map_err(wrong)?;
-                    manifest.check().map_err(|problem| format!("its manifest is wrong: {problem}"))?;
-                    if manifest.source != *source {
-                        return Err(format!("its manifest is of {}", manifest.source));
-                    }
-                    Ok(Answer::Manifest(manifest))
+        let head = self.get(&format!("/store/manifest?source={}", encoded(&source.to_string(), false))).await?;
+        if head.len > MANIFEST_MAX {
+            return Err(format!("its answer has {} bytes", head.len));
+        }
+        let mut body = Vec::new();
+        self.fill(&mut body, head.len as usize).await?;
+        let wrong = |error: serde_json::Error| format!("its answer is not understood: {error}");
+        match head.status {
+            200 => {
+                let manifest: Manifest = serde_json::from_slice(&body).map_err(wrong)?;
+                manifest.check().map_err(|problem| format!("its manifest is wrong: {problem}"))?;
+                if manifest.source != *source {
+                    return Err(format!("its manifest is of {}", manifest.source));
                 }
-                StatusCode::ACCEPTED => Ok(Answer::Soon(serde_json::from_slice(&body).map_err(wrong)?)),
-                _ => Err(String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned()),
+                Ok(Answer::Manifest(manifest))
             }
-        };
-        tokio::select! {
-            answer = asked(&mut self.requests) => answer,
-            ended = &mut self.connection => Err(lost(ended)),
+            202 => Ok(Answer::Soon(serde_json::from_slice(&body).map_err(wrong)?)),
+            _ => Err(String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned()),
         }
     }
 
     /// Fetches a chunk and writes it at its place. It is whole when this succeeds.
     pub(super) async fn chunk(&mut self, incoming: &Arc<Incoming>, index: usize) -> Result<(), NoChunk> {
-        tokio::select! {
-            done = take_chunk(&mut self.requests, incoming, index) => done,
-            ended = &mut self.connection => Err(NoChunk::Lost(lost(ended))),
+        let piece = incoming.piece(index);
+        let head = self.get(&format!("/store/chunk/{}", piece.hash)).await.map_err(NoChunk::Lost)?;
+        match head.status {
+            200 if head.len == piece.len => {}
+            200 => return Err(NoChunk::Wrong(format!("its chunk has {} bytes where {} were asked for", head.len, piece.len))),
+            404 => {
+                let mut body = Vec::new();
+                self.fill(&mut body, head.len.min(HEAD_MAX as u64) as usize).await.map_err(NoChunk::Lost)?;
+                return Err(NoChunk::Unknown);
+            }
+            status => return Err(NoChunk::Wrong(format!("it answered a chunk with status {status}"))),
         }
+        let mut writer = Writer::Idle(Box::default());
+        let mut at = 0;
+        while at < piece.len {
+            let mut buffer = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(BUFFER_LEN));
+            self.fill(&mut buffer, (piece.len - at).min(BUFFER_LEN as u64) as usize).await.map_err(NoChunk::Lost)?;
+            let (hasher, written) = writer.rest().await.map_err(NoChunk::Here)?;
+            self.spare.extend(written);
+            let n_bytes = buffer.len() as u64;
+            writer = Writer::start(Arc::clone(incoming), index, at, buffer, hasher);
+            at += n_bytes;
+        }
+        let (hasher, written) = writer.rest().await.map_err(NoChunk::Here)?;
+        self.spare.extend(written);
+        if ChunkHash::finish(&hasher) != piece.hash {
+            return Err(NoChunk::Wrong("it sent a chunk that does not have its hash".to_owned()));
+        }
+        incoming.set_whole(index).map_err(NoChunk::Here)
     }
-}
 
-fn lost(ended: hyper::Result<()>) -> String {
-    ended.err().map_or_else(|| "it closed the connection".to_owned(), |error| format!("the connection ended: {error}"))
-}
-
-async fn get(requests: &mut http1::SendRequest<Empty<Bytes>>, path: &str) -> Result<hyper::Response<Body>, String> {
-    let request = Request::get(path).header(header::HOST, "store").body(Empty::new()).map_err(|error| error.to_string())?;
-    let answered = async {
-        requests.ready().await?;
-        requests.send_request(request).await
-    };
-    timeout(ANSWER_MAX, answered).await.map_err(|_elapsed| "it does not answer".to_owned())?.map_err(|error| error.to_string())
-}
-
-async fn take_chunk(requests: &mut http1::SendRequest<Empty<Bytes>>, incoming: &Arc<Incoming>, index: usize) -> Result<(), NoChunk> {
-    let piece = incoming.piece(index);
-    let response = get(requests, &format!("/store/chunk/{}", piece.hash)).await.map_err(NoChunk::Lost)?;
-    match response.status() {
-        StatusCode::OK => {}
-        StatusCode::NOT_FOUND => return Err(NoChunk::Unknown),
-        status => return Err(NoChunk::Wrong(format!("it answered a chunk with status {status}"))),
-    }
-    let mut body = response.into_body();
-    let mut writer = Writer::new(Arc::clone(incoming), index);
-    let mut left = piece.len;
-    while left > 0 {
-        let frame = timeout(SILENCE_MAX, body.frame()).await.map_err(|_elapsed| NoChunk::Lost("it stopped in the middle".to_owned()))?;
-        let frame = match frame {
-            Some(Ok(frame)) => frame,
-            Some(Err(error)) => return Err(NoChunk::Lost(error.to_string())),
-            None => return Err(NoChunk::Wrong(format!("its chunk ended {left} bytes early"))),
+    /// Sends a request and reads the head of its answer.
+    async fn get(&mut self, path: &str) -> Result<Head, String> {
+        let exchange = async {
+            let request = format!("GET {path} HTTP/1.1\r\nhost: store\r\n\r\n");
+            self.io.write_all(request.as_bytes()).await?;
+            self.io.flush().await?;
+            loop {
+                if let Some(end) = self.ahead.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                    let rest = self.ahead.split_off(end + 4);
+                    return Ok(mem::replace(&mut self.ahead, rest));
+                }
+                let left = HEAD_MAX.saturating_sub(self.ahead.len()) as u64;
+                if (&mut self.io).take(left).read_buf(&mut self.ahead).await? == 0 {
+                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                }
+            }
         };
-        let Ok(bytes) = frame.into_data() else { continue };
-        let longer = || NoChunk::Wrong("its chunk is too long".to_owned());
-        left = left.checked_sub(bytes.len() as u64).ok_or_else(longer)?;
-        writer.take(bytes).await.map_err(NoChunk::Here)?;
+        let head: std::io::Result<Vec<u8>> = timeout(ANSWER_MAX, exchange).await.map_err(|_elapsed| "it does not answer".to_owned())?;
+        let head = head.map_err(|error| format!("the connection ended: {error}"))?;
+        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut parsed = httparse::Response::new(&mut headers);
+        parsed.parse(&head).map_err(|error| format!("its answer is not HTTP: {error}"))?;
+        let len = parsed.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+        let len = len.and_then(|header| std::str::from_utf8(header.value).ok()?.parse().ok());
+        let (status, len) = parsed.code.zip(len).ok_or("its answer has no length")?;
+        Ok(Head { status, len })
     }
-    if writer.finish().await.map_err(NoChunk::Here)? != piece.hash {
-        return Err(NoChunk::Wrong("it sent a chunk that does not have its hash".to_owned()));
+
+    /// Reads so many bytes into an empty buffer.
+    async fn fill(&mut self, buffer: &mut Vec<u8>, len: usize) -> Result<(), String> {
+        buffer.clear();
+        buffer.extend(self.ahead.drain(..self.ahead.len().min(len)));
+        let reading = async {
+            while buffer.len() < len {
+                let left = (len - buffer.len()) as u64;
+                if (&mut self.io).take(left).read_buf(buffer).await? == 0 {
+                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            Ok(())
+        };
+        let read: std::io::Result<()> = timeout(FILL_MAX, reading).await.map_err(|_elapsed| "it stopped in the middle".to_owned())?;
+        read.map_err(|error| format!("the connection ended: {error}"))
     }
-    // Reads the end of the body, so that the connection is free for the next.
-    while let Ok(Some(_)) = timeout(SILENCE_MAX, body.frame()).await {}
-    incoming.set_whole(index).map_err(NoChunk::Here)
 }
 
-/// Writes and hashes a chunk where blocking is allowed, while the next bytes come. No bytes are copied on the way.
-struct Writer {
-    incoming: Arc<Incoming>,
-    index: usize,
-    gathered: Vec<Bytes>,
-    n_gathered: usize,
-    written: u64,
-    hasher: Option<blake3::Hasher>,
-    running: Option<JoinHandle<Result<blake3::Hasher, FetchError>>>,
+/// Hashes and writes a chunk where blocking is allowed, while the next bytes come.
+enum Writer {
+    Idle(Box<blake3::Hasher>),
+    Busy(JoinHandle<Result<(Box<blake3::Hasher>, Vec<u8>), FetchError>>),
 }
 
 impl Writer {
-    fn new(incoming: Arc<Incoming>, index: usize) -> Self {
-        let hasher = Some(blake3::Hasher::new());
-        Self { incoming, index, gathered: Vec::new(), n_gathered: 0, written: 0, hasher, running: None }
+    fn start(incoming: Arc<Incoming>, index: usize, at: u64, buffer: Vec<u8>, mut hasher: Box<blake3::Hasher>) -> Self {
+        Self::Busy(tokio::task::spawn_blocking(move || {
+            hasher.update(&buffer);
+            incoming.write(index, at, &buffer)?;
+            Ok((hasher, buffer))
+        }))
     }
 
-    async fn take(&mut self, bytes: Bytes) -> Result<(), FetchError> {
-        self.n_gathered += bytes.len();
-        self.gathered.push(bytes);
-        if self.n_gathered >= WRITE_LEN { self.start().await } else { Ok(()) }
-    }
-
-    async fn start(&mut self) -> Result<(), FetchError> {
-        let mut hasher = self.rest().await?;
-        let (incoming, index, at) = (Arc::clone(&self.incoming), self.index, self.written);
-        let gathered = std::mem::take(&mut self.gathered);
-        self.written += std::mem::take(&mut self.n_gathered) as u64;
-        self.running = Some(tokio::task::spawn_blocking(move || {
-            for bytes in &gathered {
-                hasher.update(bytes);
+    /// Waits for what is being written, and gives its buffer back.
+    async fn rest(self) -> Result<(Box<blake3::Hasher>, Option<Vec<u8>>), FetchError> {
+        match self {
+            Self::Idle(hasher) => Ok((hasher, None)),
+            Self::Busy(running) => {
+                let (hasher, buffer) = running.await.unwrap_or_else(|error| Err(FetchError::Lost(error.to_string())))?;
+                Ok((hasher, Some(buffer)))
             }
-            incoming.write(index, at, &gathered)?;
-            Ok(hasher)
-        }));
-        Ok(())
-    }
-
-    /// Waits for what is being written.
-    async fn rest(&mut self) -> Result<blake3::Hasher, FetchError> {
-        match (self.running.take(), self.hasher.take()) {
-            (Some(running), _) => running.await.unwrap_or_else(|error| Err(FetchError::Lost(error.to_string()))),
-            (None, Some(hasher)) => Ok(hasher),
-            (None, None) => Err(FetchError::Lost(io::Error::other("a chunk was written after an error").to_string())),
         }
-    }
-
-    async fn finish(mut self) -> Result<ChunkHash, FetchError> {
-        self.start().await?;
-        Ok(ChunkHash::finish(&self.rest().await?))
     }
 }
