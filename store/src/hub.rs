@@ -87,10 +87,10 @@ async fn make_room(repo: &CachedRepo, blobs: &BTreeMap<&str, &RemoteFile>) -> Re
 
 /// Gives the blobs their names, and last of all the revision its commit: until then nobody looks at them.
 fn publish(repo: &CachedRepo, source: &HubSource, commit: &str, files: &[RemoteFile]) -> Result<PathBuf, FetchError> {
-    // Without `config.json`, or without the first part, nothing counts as a model.
-    let first_last = files.iter().skip(1).chain(files.first());
-    let (opens, rest): (Vec<&RemoteFile>, Vec<&RemoteFile>) = first_last.partition(|file| file.name == "config.json");
-    for file in rest.into_iter().chain(opens) {
+    // Last comes what the rest does not count without: `config.json`, or the first part of a GGUF file.
+    let opened = files.iter().position(|file| file.name == "config.json").unwrap_or(0);
+    let (before, after) = files.split_at(opened);
+    for file in after.iter().skip(1).chain(before).chain(after.first()) {
         repo.link(commit, &file.name, file.etag.as_str())?;
     }
     let snapshot: &Path = &repo.snapshot(commit);

@@ -184,8 +184,8 @@ impl Inner {
         let Some(place) = place else { return text(StatusCode::NOT_FOUND, "no manifest that was asked for has it") };
         let permit = Arc::clone(&self.served.reads).acquire_owned().await.expect("the semaphore is never closed");
         let len = place.len;
-        // One piece is sent while the next is read.
-        let (sender, mut pieces) = mpsc::channel(1);
+        // One piece is sent while the next are read.
+        let (sender, mut pieces) = mpsc::channel(2);
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
             let read = || -> io::Result<()> {

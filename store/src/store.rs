@@ -34,6 +34,9 @@ pub trait Connect: Send + Sync + 'static {
     fn connect<'a>(&'a self, peer: &'a NodeName) -> BoxFuture<'a, io::Result<Box<dyn Io>>>;
 }
 
+/// A fetch under way, which does not live on for being listed.
+type Watched = (watch::Receiver<Flight>, Weak<AbortOnDrop>);
+
 /// Where a model's files are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Located {
@@ -57,7 +60,7 @@ pub(crate) struct Inner {
     pub(crate) hashes: HashCache,
     pub(crate) served: Served,
     /// Fetches under way.
-    flights: Mutex<HashMap<ModelSource, (watch::Receiver<Flight>, Weak<AbortOnDrop>)>>,
+    flights: Mutex<HashMap<ModelSource, Watched>>,
     /// Paths that other nodes may ask for.
     shared: Mutex<BTreeSet<ModelSource>>,
 }
@@ -89,8 +92,7 @@ impl Store {
     pub fn locate(&self, source: &ModelSource) -> Located {
         match source {
             ModelSource::Embedded => Located::Embedded,
-            ModelSource::Path(path) if path.exists() => Located::Here(path.clone()),
-            _ => self.inner.model(source).map_or(Located::Absent, |model| Located::Here(model.entry)),
+            source => self.inner.entry(source).map_or(Located::Absent, Located::Here),
         }
     }
 
@@ -153,6 +155,14 @@ impl Store {
 }
 
 impl Inner {
+    /// What an engine opens, if it is on this node. A path is taken as it is.
+    fn entry(&self, source: &ModelSource) -> Option<PathBuf> {
+        match source {
+            ModelSource::Path(path) if path.exists() => Some(path.clone()),
+            source => self.model(source).map(|model| model.entry),
+        }
+    }
+
     /// The model, if all of its files are on this node.
     pub(crate) fn model(&self, source: &ModelSource) -> Option<LocalModel> {
         let here = match source {
@@ -160,7 +170,7 @@ impl Inner {
             ModelSource::Path(path) => model_at(path, None).ok(),
             ModelSource::Hub(hub) => self.in_caches(hub),
         };
-        here.or_else(|| self.from_peers(source))
+        here.or_else(|| self.of_peers(source))
     }
 
     fn in_caches(&self, hub: &HubSource) -> Option<LocalModel> {
@@ -168,7 +178,7 @@ impl Inner {
     }
 
     /// A model that came whole from other nodes.
-    fn from_peers(&self, source: &ModelSource) -> Option<LocalModel> {
+    fn of_peers(&self, source: &ModelSource) -> Option<LocalModel> {
         let folder = self.kept(source);
         let text = std::fs::read(folder.join("manifest.json")).ok()?;
         let manifest: Manifest = serde_json::from_slice(&text).ok()?;
@@ -204,8 +214,8 @@ impl Inner {
         flight: &watch::Sender<Flight>,
     ) -> Result<PathBuf, FetchError> {
         let (inner, looked_for) = (Arc::clone(self), source.clone());
-        if let Some(model) = blocking(move || Ok(inner.model(&looked_for))).await? {
-            return Ok(model.entry);
+        if let Some(here) = blocking(move || Ok(inner.entry(&looked_for))).await? {
+            return Ok(here);
         }
         let unserved = match nodes {
             [] => None,

@@ -1,4 +1,5 @@
 //! What lies in model folders.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
 use std::os::unix::fs::symlink;

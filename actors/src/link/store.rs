@@ -27,7 +27,7 @@ const CONNECTIONS_MAX: usize = 64;
 /// How long the other end may take nothing: it may have a slow disk, where a link's end may not.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// What is read from a socket at a time. By itself TLS reads four times for each of its records, of which one holds 16 KiB.
-const READ_LEN: usize = 256 << 10;
+const READ_LEN: usize = 128 << 10;
 
 /// The store of this node, for those who come to the links' port. Clones share the limit on connections.
 #[derive(Debug, Clone)]
@@ -61,11 +61,14 @@ pub struct StoreLinks {
     inner: Arc<Inner>,
 }
 
+/// Where a node takes links.
+type Facts = dyn Fn(&NodeName) -> Option<NodeFacts> + Send + Sync;
+
 struct Inner {
     secret: ClusterSecret,
     me: NodeName,
     timing: NetTiming,
-    facts: Box<dyn Fn(&NodeName) -> Option<NodeFacts> + Send + Sync>,
+    facts: Box<Facts>,
     tls: OnceLock<Tls>,
 }
 

@@ -177,10 +177,13 @@ impl Session {
     }
 }
 
+/// The hash so far, and the buffer to use again.
+type Written = Result<(Box<blake3::Hasher>, Vec<u8>), FetchError>;
+
 /// Hashes and writes a chunk where blocking is allowed, while the next bytes come.
 enum Writer {
     Idle(Box<blake3::Hasher>),
-    Busy(JoinHandle<Result<(Box<blake3::Hasher>, Vec<u8>), FetchError>>),
+    Busy(JoinHandle<Written>),
 }
 
 impl Writer {
