@@ -93,6 +93,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
                 peers: peers.clone(),
                 known: known.clone(),
                 inbound: inbound.clone(),
+                store: None,
             },
             ask: Ask::Message(LinkMsg::Inspect),
         },

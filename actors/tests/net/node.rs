@@ -196,6 +196,7 @@ impl TestNode {
                 known,
                 peers: peers.clone(),
                 inbound: inbound.clone(),
+                store: None,
             },
             gateway: GatewayArgs { address: Address::new(), peers: peers.clone(), inbound: inbound.clone(), traffic: Traffic::default() },
             tokens: TokenSinkArgs { address: Address::new(), peers: peers.clone(), inbound, traffic: Traffic::default() },
