@@ -66,6 +66,8 @@ pub enum EvictorMsg {
         /// What it gets.
         reply: RpcReplyPort<Result<Grant, NoRoom>>,
     },
+    /// All memory of a device; none if it is not open.
+    Total(DeviceId, RpcReplyPort<Option<Bytes>>),
     /// A replica answers.
     Loaded(Place),
     /// A replica could not be loaded.
@@ -152,6 +154,10 @@ impl Actor for EvictorActor {
             EvictorMsg::TickDue => {
                 state.args.address.tell_after(TICK, EvictorMsg::TickDue);
                 Event::Tick
+            }
+            EvictorMsg::Total(device, reply) => {
+                let _asker_left = reply.send(state.core.ledger().total(device));
+                return Ok(());
             }
             EvictorMsg::Inspect(reply) => {
                 let _asker_left = reply.send(state.inspect());

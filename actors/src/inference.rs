@@ -11,7 +11,7 @@ use futures::future::join_all;
 use plexus_api::service::{Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place};
 use plexus_types::{
     ActorReport, ClusterReport, DeviceId, EmbedRequest, Embeddings, Explanation, GenerateEvent, GenerateRequest, Journal, ModelId,
-    ModelReport, ReplicaId, ReplicaState, RequestError, RequestId, Retry,
+    ModelReport, NodeName, ReplicaId, ReplicaState, RequestError, RequestId, Retry,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -19,6 +19,7 @@ use tracing::Span;
 
 use crate::address::Address;
 use crate::args::StreamsConfig;
+use crate::catalogue::CatalogueMsg;
 use crate::evictor::EvictorMsg;
 use crate::messages::{Answer, Ensure, Question};
 use crate::metrics::RequestMeter;
@@ -34,6 +35,8 @@ use crate::streams::StreamsMsg;
 const ACTOR_DEADLINE: Duration = Duration::from_secs(2);
 /// Asking all actors of another node, each of which may be slow.
 const PEER_DEADLINE: Duration = Duration::from_secs(3);
+/// Fetching a large model over a slow line.
+pub(crate) const PULL_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 /// Loads are begun, and replicas asked to go.
 const ORDER_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a model that is being loaded is looked for.
@@ -58,6 +61,8 @@ pub struct ClusterInference {
     pub router: Address<RouterMsg>,
     /// The memory of this node.
     pub evictor: Address<EvictorMsg>,
+    /// The files of this node.
+    pub catalogue: Address<CatalogueMsg>,
     /// The view of this node.
     pub view: SharedView,
     /// The models of this node.
@@ -294,6 +299,25 @@ impl Inference for ClusterInference {
                 return Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(60) });
             }
             tokio::time::sleep(LOAD_POLL).await;
+        }
+    }
+
+    async fn pull_model(&self, model: &ModelId, node: Option<&NodeName>) -> Result<(), RequestError> {
+        let model = self.resolve(model);
+        match node.filter(|node| **node != self.peers.me().name) {
+            None => {
+                let pulled = self.catalogue.call(|reply| CatalogueMsg::Pull(model, reply), PULL_DEADLINE).await;
+                pulled.map_err(|error| internal(&format!("the catalogue did not answer: {error}")))?
+            }
+            Some(node) => {
+                let peer = self.peers.list().into_iter().find(|peer| peer.id().name == *node);
+                let no_node = || RequestError::invalid("node", format!("there is no link to a node '{node}'; GET /v1/cluster lists them"));
+                match peer.ok_or_else(no_node)?.ask(Question::Pull(model), PULL_DEADLINE).await {
+                    Ok(Answer::Done(result)) => result,
+                    Ok(_) => Err(internal("the node said something else")),
+                    Err(error) => Err(internal(&format!("the node '{node}' did not answer: {error}"))),
+                }
+            }
         }
     }
 

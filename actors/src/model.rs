@@ -38,12 +38,14 @@ use self::running::Batcher;
 use self::scheduler::Counts;
 use self::sink::{Ingresses, Sink};
 use crate::address::Address;
+use crate::catalogue::CatalogueMsg;
 use crate::device::{DeviceError, DeviceMsg, Reply};
 use crate::evictor::EvictorMsg;
 use crate::evictor::core::Place;
 use crate::inspect::Inspection;
 use crate::messages::{Attempt, Generate, Notice};
 use crate::router::RouterMsg;
+use crate::shelf::Shelf;
 use crate::trace;
 
 /// Tokens that an answer has when nothing better is known, to say when a place becomes free.
@@ -161,6 +163,10 @@ pub struct ModelArgs {
     pub router: Address<RouterMsg>,
     /// Where events go.
     pub ingresses: Ingresses,
+    /// Where its files are.
+    pub shelf: Shelf,
+    /// Told when files came.
+    pub catalogue: Address<CatalogueMsg>,
 }
 
 /// Whose try at a request.
@@ -183,6 +189,8 @@ pub enum ModelMsg {
     Encoded(SequenceKey, Result<Prepared, RequestError>),
     /// From the device: a step ended.
     Stepped(Result<BatchOutput, DeviceError>),
+    /// From the loader: how much of the files is here, from 0 to 1.
+    Fetched(f32),
     /// From the loader.
     LoadEnded(Box<Result<Resident, LoadError>>),
     /// The device was restarted: what was on it is gone.
@@ -224,6 +232,8 @@ pub struct ModelState {
 enum Phase {
     Loading {
         since: Instant,
+        /// How much of the files is here, from 0 to 1.
+        progress: f32,
     },
     Loaded {
         resident: Box<Resident>,
@@ -254,12 +264,12 @@ impl Actor for ModelActor {
         args.address.attach(myself.clone());
         let (life, loader) = (myself.get_id(), args.clone());
         tokio::spawn(async move {
-            let result = load::load(&loader.profile, loader.device, &loader.devices, &loader.evictor).await;
+            let result = load::load(&loader, life).await;
             loader.address.tell_life(life, ModelMsg::LoadEnded(Box::new(result)));
         });
         let mut state = ModelState {
             args,
-            phase: Phase::Loading { since: Instant::now() },
+            phase: Phase::Loading { since: Instant::now(), progress: 0.0 },
             encoding: HashMap::new(),
             embedding: Arc::default(),
             n_refused: 0,
@@ -281,6 +291,7 @@ impl Actor for ModelActor {
             ModelMsg::Embed(request, reply) => state.on_embed(*request, reply),
             ModelMsg::Encoded(key, prompt) => state.on_encoded(&key, prompt),
             ModelMsg::Stepped(output) => state.on_stepped(output)?,
+            ModelMsg::Fetched(share) => state.on_fetched(share),
             ModelMsg::LoadEnded(result) => state.on_load_ended(*result)?,
             ModelMsg::DeviceLost(device) => state.on_device_lost(device)?,
             ModelMsg::Embedded => state.report(),
@@ -294,6 +305,14 @@ impl Actor for ModelActor {
 }
 
 impl ModelState {
+    fn on_fetched(&mut self, share: f32) {
+        if let Phase::Loading { progress, .. } = &mut self.phase {
+            *progress = share;
+            self.reported = None;
+            self.report();
+        }
+    }
+
     fn on_load_ended(&mut self, result: Result<Resident, LoadError>) -> Result<(), ActorProcessingErr> {
         match result {
             Ok(resident) => {
@@ -301,7 +320,7 @@ impl ModelState {
                     context_length = resident.plan.context_length, "model loaded");
                 let batcher = Box::new(Batcher::new(&self.args.profile, &resident));
                 let load_time = match self.phase {
-                    Phase::Loading { since } => since.elapsed(),
+                    Phase::Loading { since, .. } => since.elapsed(),
                     Phase::Loaded { .. } | Phase::Failed(_) | Phase::Retired => return Ok(()), // it was told to go meanwhile
                 };
                 self.phase = Phase::Loaded { resident: Box::new(resident), batcher, load_time };
@@ -556,7 +575,11 @@ impl ModelState {
             pinned: profile.pinned,
             idle: self.idle_since.map(|since| now.saturating_duration_since(since)),
             load_time,
-            progress: 0.0,
+            progress: match self.phase {
+                Phase::Loading { progress, .. } => progress,
+                Phase::Loaded { .. } => 1.0,
+                Phase::Failed(_) | Phase::Retired => 0.0,
+            },
         }));
     }
 

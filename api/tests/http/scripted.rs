@@ -276,6 +276,14 @@ impl Inference for Scripted {
         Ok(LoadedModel { loaded: load.wait, explanation })
     }
 
+    async fn pull_model(&self, model: &ModelId, node: Option<&NodeName>) -> Result<(), RequestError> {
+        match node {
+            Some(node) => Err(RequestError::invalid("node", format!("there is no link to a node '{node}'"))),
+            None if model.as_str() == "shelf" => Ok(()),
+            None => Err(RequestError::model_not_found(model)),
+        }
+    }
+
     async fn unload_model(&self, model: &ModelId, place: &Place) -> Result<Vec<String>, RequestError> {
         match (model.as_str(), &place.node) {
             ("shelf", None) => Ok(vec!["n1/cpu-0".to_owned()]),
