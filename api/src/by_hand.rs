@@ -196,7 +196,7 @@ struct Pinned<'a> {
     on: &'a [String],
 }
 
-/// `POST /v1/models/pin`: the model goes by hand only, wherever it is loaded.
+/// `POST /v1/models/pin`: wherever the model is loaded, it stays until it is unpinned.
 pub(crate) async fn pin(State(api): State<Shared>, Extension(exchange): Extension<Exchange>, request: Request) -> Response {
     set_pinned(&api, exchange, request, true).await
 }

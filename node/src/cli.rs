@@ -149,7 +149,7 @@ pub(crate) enum ModelsCommand {
     Load(LoadArgs),
     /// Unload a model from one place, or from everywhere; requests load it again.
     Unload(UnloadArgs),
-    /// Pin a model where it is loaded: it then goes by hand only.
+    /// Pin a model where it is loaded: it then stays until it is unpinned.
     Pin(PinArgs),
     /// Let a model go again when others need its room.
     Unpin(PinArgs),

@@ -253,7 +253,7 @@ fn models_are_loaded_unloaded_and_pinned_by_hand_each_told_in_a_sentence() {
         ),
         ("load m --no-wait", r#"m is being loaded: /v1/models/load {"model_id":"m","wait":false} (fits, 2.00 GiB free); `plexus models`"#),
         ("unload m --node n2", "m is unloaded from n1/cpu-0, n2"),
-        ("pin m", "m is pinned on /v1/models/pin: it goes by hand only"),
+        ("pin m", "m is pinned on /v1/models/pin: it stays until it is unpinned"),
         ("unpin m", "m is no longer pinned on /v1/models/unpin: it goes when others need the room"),
     ] {
         let arguments: Vec<&str> = ["models"].into_iter().chain(arguments.split(' ')).chain(["--node", url.as_str()]).collect();

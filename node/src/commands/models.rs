@@ -65,7 +65,7 @@ async fn unload(args: &UnloadArgs) -> anyhow::Result<()> {
 async fn pin(args: &PinArgs, pinned: bool) -> anyhow::Result<()> {
     let on = connect(&args.node).await?.pin(&Order::anywhere(&args.model), pinned).await?;
     let means = if pinned { "pinned" } else { "no longer pinned" };
-    let then = if pinned { "it goes by hand only" } else { "it goes when others need the room" };
+    let then = if pinned { "it stays until it is unpinned" } else { "it goes when others need the room" };
     Ok(line(harmless(&format!("{} is {means} on {}: {then}", args.model, on.join(", "))))?)
 }
 
