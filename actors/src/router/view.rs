@@ -358,6 +358,7 @@ impl ClusterView {
             limit: Limits::default(),
             cost: Cost::default(),
             alias_of: None,
+            quant: None,
             feasible_on: Vec::new(),
             locations: Vec::new(),
         }
@@ -384,6 +385,7 @@ impl ClusterView {
             capabilities: merged.profile.capabilities.clone(),
             limit: merged.profile.limit,
             cost: merged.profile.cost,
+            quant: merged.profile.quant,
             feasible_on,
             ..self.unlisted(id, kind)
         }
