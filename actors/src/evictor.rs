@@ -202,6 +202,11 @@ impl EvictorState {
                     let _asker_left = reply.send(result);
                 }
             }
+            Effect::Pinned(place, pinned) => {
+                if let Some(model) = self.args.models.get(&place.0, place.1) {
+                    model.tell(ModelMsg::Pinned(pinned));
+                }
+            }
             Effect::RestartDevice(device) => {
                 info!(%device, "opened anew, after so many loads and unloads");
                 self.args.node.tell(NodeMsg::Restart(crate::device::path(device)));

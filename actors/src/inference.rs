@@ -11,7 +11,7 @@ use futures::future::join_all;
 use plexus_api::service::{Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place};
 use plexus_types::{
     ActorReport, ClusterReport, DeviceId, EmbedRequest, Embeddings, Explanation, GenerateEvent, GenerateRequest, Journal, ModelId,
-    ModelReport, NodeName, ReplicaId, ReplicaState, RequestError, RequestId, Retry,
+    ModelReport, ModelState, NodeName, ReplicaId, ReplicaState, RequestError, RequestId, Retry,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -360,10 +360,13 @@ impl Inference for ClusterInference {
         let models = view.models();
         let models_loaded = models.iter().filter(|model| model.loaded).count();
         let loading = models.iter().flat_map(|model| &model.locations).any(|location| location.state == ReplicaState::Loading);
+        let loading = loading || view.is_preloading();
+        let loadable = models.iter().any(|model| model.state == ModelState::Unloaded);
         let status = match (view.own().draining, models_loaded) {
             (true, _) => HealthStatus::Draining,
             (false, 1..) => HealthStatus::Ok,
             (false, 0) if loading => HealthStatus::Loading,
+            (false, 0) if loadable => HealthStatus::Ok,
             (false, 0) => HealthStatus::Unavailable,
         };
         Health { status, node: view.me().name.clone(), nodes_up: view.n_up(), models_loaded, streams }

@@ -197,6 +197,8 @@ pub enum ModelMsg {
     DeviceLost(DeviceId),
     /// From a task: a request to embed texts ended.
     Embedded,
+    /// You are pinned, or no longer.
+    Pinned(bool),
     /// Go, if you have no requests: take nothing new from now on. Answered with whether you do.
     Retire(RpcReplyPort<bool>),
     /// An ingress is gone, or the link to it: nobody takes what it asked for, and nobody would cancel it or give it credit.
@@ -295,6 +297,11 @@ impl Actor for ModelActor {
             ModelMsg::LoadEnded(result) => state.on_load_ended(*result)?,
             ModelMsg::DeviceLost(device) => state.on_device_lost(device)?,
             ModelMsg::Embedded => state.report(),
+            ModelMsg::Pinned(pinned) => {
+                state.args.profile.pinned = pinned;
+                state.reported = None;
+                state.report();
+            }
             ModelMsg::Retire(reply) => drop(reply.send(state.on_retire())),
             ModelMsg::IngressLost(ingress) => state.on_ingress_lost(&ingress),
             ModelMsg::Announce => state.announce(),

@@ -16,7 +16,7 @@ use plexus_api::service::{Generation, Health, HealthStatus, Inference, LoadModel
 use plexus_api::{ApiConfig, VersionInfo, router};
 use plexus_types::{
     ActorReport, Bytes, Chat, ClusterReport, ConsideredPlace, Cost, Delta, DeviceReport, EmbedRequest, Embeddings, Explanation,
-    FinishReason, GenerateEvent, GenerateRequest, Limits, ModelId, ModelKind, ModelLocation, ModelReport, ModelState, NodeFacts,
+    FinishReason, GenerateEvent, GenerateRequest, Limits, ModelId, ModelKind, ModelLocation, ModelReport, ModelState, NodeFacts, NodeName,
     NodeReport, NodeState, NodeSummary, Prompt, Quantization, ReplicaState, RequestError, RequestId, Timing, TokenLogprob, TokenLogprobs,
     Usage,
 };
