@@ -1,6 +1,6 @@
 //! A model's files: found on this node, downloaded from a hub, or taken from the other nodes of the cluster.
 //!
-//! [`Store::locate`] says whether a model is here, [`Store::fetch`] gets it here, [`Store::serve`] gives it to another node, and [`found`] lists
+//! [`Store::locate`] says whether a model is here, [`Store::fetch`] gets it here, [`Store::serve`] gives it to another node, and [`found()`] lists
 //! what lies in a folder. Nothing incomplete is ever seen as a model: bytes are written beside, checked against the hash that they were
 //! announced with, made durable, and only then given their name.
 //!

@@ -47,6 +47,9 @@ const READS_AT_ONCE: usize = 16;
 /// How much of a chunk is read at a time: it is still in the processor's cache when it is encrypted.
 const READ_LEN: u64 = 256 << 10;
 
+/// Most buffers that are kept: so many are in use when all reads run.
+const BUFFERS_MAX: usize = READS_AT_ONCE * 2;
+
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// The body of status 202: ask again, it is on its way.
@@ -64,11 +67,47 @@ pub(crate) struct Served {
     /// Manifests that are being made.
     preparing: Mutex<HashMap<ModelSource, Preparing>>,
     reads: Arc<Semaphore>,
+    buffers: Buffers,
 }
 
 impl Default for Served {
     fn default() -> Self {
-        Self { chunks: Mutex::default(), preparing: Mutex::default(), reads: Arc::new(Semaphore::new(READS_AT_ONCE)) }
+        let reads = Arc::new(Semaphore::new(READS_AT_ONCE));
+        Self { chunks: Mutex::default(), preparing: Mutex::default(), reads, buffers: Buffers::default() }
+    }
+}
+
+/// Buffers that were sent and can be used again. Fresh memory for each costs half as much as to encrypt what is in it.
+#[derive(Debug, Clone, Default)]
+struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Buffers {
+    fn take(&self) -> Lent {
+        let buffer = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Lent { buffer: buffer.unwrap_or_else(|| Vec::with_capacity(READ_LEN as usize)), home: self.clone() }
+    }
+}
+
+/// A buffer that goes back when nobody reads it any more.
+struct Lent {
+    buffer: Vec<u8>,
+    home: Buffers,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        let mut home = self.home.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if home.len() < BUFFERS_MAX {
+            home.push(buffer);
+        }
     }
 }
 
@@ -183,7 +222,7 @@ impl Inner {
         let place = self.served.chunks.lock().unwrap_or_else(PoisonError::into_inner).get(&hash).cloned();
         let Some(place) = place else { return text(StatusCode::NOT_FOUND, "no manifest that was asked for has it") };
         let permit = Arc::clone(&self.served.reads).acquire_owned().await.expect("the semaphore is never closed");
-        let len = place.len;
+        let (len, buffers) = (place.len, self.served.buffers.clone());
         // One piece is sent while the next are read.
         let (sender, mut pieces) = mpsc::channel(2);
         tokio::task::spawn_blocking(move || {
@@ -194,13 +233,13 @@ impl Inner {
                 let mut left = place.len;
                 while left > 0 {
                     let wanted = left.min(READ_LEN);
-                    let mut piece = Vec::with_capacity(wanted as usize);
-                    (&file).take(wanted).read_to_end(&mut piece)?;
-                    if piece.len() as u64 != wanted {
+                    let mut piece = buffers.take();
+                    (&file).take(wanted).read_to_end(&mut piece.buffer)?;
+                    if piece.buffer.len() as u64 != wanted {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
                     left -= wanted;
-                    if sender.blocking_send(Ok(Frame::data(piece.into()))).is_err() {
+                    if sender.blocking_send(Ok(Frame::data(Bytes::from_owner(piece)))).is_err() {
                         return Ok(()); // the other node is gone
                     }
                 }
