@@ -276,7 +276,7 @@ fn occupant(view: &ClusterView, candidate: &Candidate<'_>, device: &DeviceReport
 fn loading(view: &ClusterView, id: &ModelId, node: &NodeId, device: &DeviceReport) -> Occupant {
     let needs = view.catalogue().models.get(id).and_then(|model| needs(model, node, device.id));
     let bytes = needs.map_or(Bytes(0), |needs| needs.goal(device.memory_total));
-    Occupant { model: id.clone(), bytes, class: u32::MAX, pinned: false, idle: None }
+    Occupant { model: id.clone(), bytes, class: 0, pinned: false, idle: None }
 }
 
 fn describe((_, _, fetches, _, Reverse(free), site): &Rank, victims: &[ModelId], chosen: bool) -> ConsideredPlace {

@@ -1,1 +1,232 @@
+use plexus_types::{Footprint, ModelKind, ModelSource};
 
+use super::super::plan::EvictionStrategy;
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+fn cpu() -> DeviceId {
+    "cpu-0".parse().unwrap()
+}
+
+fn place(model: &str) -> Place {
+    (model.parse().unwrap(), cpu())
+}
+
+fn profile(model: &str) -> Box<ModelProfile> {
+    Box::new(ModelProfile::new(model.parse().unwrap(), ModelSource::Embedded))
+}
+
+fn facts(mib: u64) -> ModelFacts {
+    let footprint = Footprint { weights: Bytes::mib(mib), ..Footprint::default() };
+    ModelFacts {
+        kind: ModelKind::Generate,
+        context_length: 512,
+        cpu: footprint,
+        cuda: footprint,
+        file_bytes: Bytes::mib(mib),
+        tools: false,
+        reasoning: false,
+    }
+}
+
+/// An evictor with one device of 100 MiB, and a clock.
+struct Bench {
+    core: EvictorCore,
+    now: Instant,
+    leases: u64,
+}
+
+impl Bench {
+    fn new(config: EvictionConfig) -> Self {
+        let mut bench = Self { core: EvictorCore::new(config), now: Instant::now(), leases: 0 };
+        bench.tell(Event::DeviceUp { id: cpu(), name: "test".into(), total: Bytes::mib(100) });
+        bench
+    }
+
+    fn tell(&mut self, event: Event) -> Vec<Effect> {
+        let effects = self.core.on_event(event, self.now);
+        let used: u64 = self.core.ledger().residents().map(|(.., resident)| resident.bytes.0).sum();
+        assert!(used <= 100 * MIB, "{used} bytes are promised of {}", 100 * MIB);
+        effects
+    }
+
+    fn order(&mut self, profile: Box<ModelProfile>, mib: u64) -> Vec<Effect> {
+        self.tell(Event::Load { profile, device: cpu(), facts: Some(facts(mib)), asker: 7 })
+    }
+
+    fn room(&mut self, model: &str, mib: u64) -> (Lease, Vec<Effect>) {
+        self.leases += 1;
+        let lease = Lease(self.leases);
+        let needs = needs_of(&profile(model), &facts(mib), cpu());
+        let effects = self.tell(Event::Room { place: place(model), lease, needs, asker: self.leases });
+        (lease, effects)
+    }
+
+    /// Loads a model for which there is room, and lets it rest.
+    fn load(&mut self, profile: Box<ModelProfile>, mib: u64) -> Lease {
+        let model = profile.id.to_string();
+        assert!(answers(&self.order(profile, mib)).iter().all(|(_, result)| result.is_ok()));
+        let (lease, effects) = self.room(&model, mib);
+        assert_eq!(grants(&effects).len(), 1, "{effects:?}");
+        self.tell(Event::Loaded(place(&model)));
+        self.now += Duration::from_secs(1);
+        lease
+    }
+}
+
+fn grants(effects: &[Effect]) -> Vec<(Asker, bool)> {
+    effects
+        .iter()
+        .filter_map(|effect| if let Effect::Granted { asker, grant } = effect { Some((*asker, grant.is_ok())) } else { None })
+        .collect()
+}
+
+fn answers(effects: &[Effect]) -> Vec<(Asker, Result<(), RequestError>)> {
+    effects
+        .iter()
+        .filter_map(|effect| if let Effect::Answer { asker, result } = effect { Some((*asker, result.clone())) } else { None })
+        .collect()
+}
+
+fn retired(effects: &[Effect]) -> Vec<Place> {
+    effects.iter().filter_map(|effect| if let Effect::Retire(place) = effect { Some(place.clone()) } else { None }).collect()
+}
+
+#[test]
+fn room_is_granted_once_the_victim_has_given_its_memory_back() {
+    // CX-43
+    let mut bench = Bench::new(EvictionConfig::default());
+    let lease = bench.load(profile("old"), 80);
+    bench.order(profile("new"), 50);
+    let (_, effects) = bench.room("new", 50);
+    assert_eq!((retired(&effects), grants(&effects)), (vec![place("old")], vec![]));
+    assert_eq!(bench.tell(Event::Retired { place: place("old"), agreed: true }), [Effect::Dismiss(place("old"))]);
+    let effects = bench.tell(Event::Released { place: place("old"), lease });
+    assert_eq!(grants(&effects), [(2, true)]);
+}
+
+#[test]
+fn a_victim_that_has_got_a_request_meanwhile_stays_and_another_goes() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    bench.load(profile("older"), 45);
+    bench.load(profile("newer"), 45);
+    let (_, effects) = bench.room("third", 50);
+    assert_eq!(retired(&effects), [place("older")]);
+    let effects = bench.tell(Event::Retired { place: place("older"), agreed: false });
+    assert_eq!(retired(&effects), [place("newer")]);
+    let effects = bench.tell(Event::Retired { place: place("newer"), agreed: false });
+    assert_eq!(grants(&effects), [(3, false)], "nobody is left who may go");
+}
+
+#[test]
+fn loads_that_wait_for_room_are_served_in_order_and_never_choose_the_same_victim() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    let old = bench.load(profile("old"), 90);
+    let (_, first) = bench.room("first", 50);
+    let (_, second) = bench.room("second", 40);
+    assert_eq!((retired(&first), retired(&second)), (vec![place("old")], vec![]));
+    let effects = bench.tell(Event::Released { place: place("old"), lease: old });
+    assert_eq!(grants(&effects), [(2, true), (3, true)]);
+}
+
+#[test]
+fn a_load_that_is_given_up_while_it_waits_no_longer_holds_up_the_next() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    bench.load(profile("old"), 90);
+    let (lease, _) = bench.room("gone", 50);
+    let (_, _) = bench.room("next", 5);
+    let effects = bench.tell(Event::Released { place: place("gone"), lease });
+    assert_eq!(grants(&effects), [(3, true)]);
+}
+
+#[test]
+fn an_order_that_cannot_fit_is_refused_before_anything_starts() {
+    // CX-53
+    let mut bench = Bench::new(EvictionConfig::default());
+    let effects = bench.order(profile("huge"), 200);
+    let [(7, Err(RequestError::Unavailable { message, retry_after }))] = &answers(&effects)[..] else { panic!("{effects:?}") };
+    assert!(message.contains("200 MiB needed, 100 MiB available") && *retry_after >= Duration::from_secs(60), "{message}");
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Host { .. })));
+}
+
+#[test]
+fn a_model_that_is_there_is_not_loaded_twice_and_one_that_failed_is_loaded_anew() {
+    // CX-42
+    let mut bench = Bench::new(EvictionConfig::default());
+    let hosts = |effects: &[Effect]| effects.iter().filter(|effect| matches!(effect, Effect::Host { .. })).count();
+    assert_eq!(hosts(&bench.order(profile("a"), 10)), 1);
+    assert_eq!(hosts(&bench.order(profile("a"), 10)), 0, "it is being loaded");
+    bench.tell(Event::Failed(place("a")));
+    let effects = bench.order(profile("a"), 10);
+    assert!(effects.contains(&Effect::Dismiss(place("a"))) && hosts(&effects) == 1, "{effects:?}");
+}
+
+#[test]
+fn pinned_models_stay_and_go_by_hand_only_when_they_are_unpinned() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    bench.load(profile("kept"), 80);
+    let effects = bench.tell(Event::Pin { model: "kept".parse().unwrap(), pinned: true, asker: 1 });
+    assert!(effects.contains(&Effect::Pinned(place("kept"), true)));
+    assert_eq!(grants(&bench.room("other", 50).1), [(2, false)]);
+    let unload = |bench: &mut Bench| bench.tell(Event::Unload { model: "kept".parse().unwrap(), device: None, asker: 9 });
+    assert!(matches!(&answers(&unload(&mut bench))[..], [(9, Err(RequestError::Invalid { .. }))]));
+    bench.tell(Event::Pin { model: "kept".parse().unwrap(), pinned: false, asker: 1 });
+    assert_eq!(retired(&unload(&mut bench)), [place("kept")]);
+    bench.tell(Event::Retired { place: place("kept"), agreed: true });
+    assert_eq!(answers(&bench.tell(Event::Dismissed(place("kept")))), [(9, Ok(()))]);
+}
+
+#[test]
+fn what_nobody_uses_for_its_time_to_live_goes() {
+    let config = EvictionConfig { idle_unload: Some(Duration::from_secs(10)), ..EvictionConfig::default() };
+    let mut bench = Bench::new(config);
+    bench.load(profile("busy"), 10);
+    bench.load(profile("idle"), 10);
+    bench.tell(Event::Used { place: place("busy"), busy: true });
+    bench.now += Duration::from_secs(8);
+    assert_eq!(retired(&bench.tell(Event::Tick)), []);
+    bench.now += Duration::from_secs(2);
+    assert_eq!(retired(&bench.tell(Event::Tick)), [place("idle")]);
+}
+
+#[test]
+fn a_device_is_opened_anew_after_so_many_models_have_gone_once_nothing_runs() {
+    // CX-03
+    let mut bench = Bench::new(EvictionConfig { defrag_after_cycles: 2, ..EvictionConfig::default() });
+    for model in ["a", "b"] {
+        let lease = bench.load(profile(model), 10);
+        bench.tell(Event::Released { place: place(model), lease });
+    }
+    bench.load(profile("c"), 10);
+    bench.tell(Event::Used { place: place("c"), busy: true });
+    let restarts = |effects: Vec<Effect>| effects.iter().filter(|effect| matches!(effect, Effect::RestartDevice(_))).count();
+    assert_eq!(restarts(bench.tell(Event::Tick)), 0, "something runs");
+    bench.tell(Event::Used { place: place("c"), busy: false });
+    assert_eq!(restarts(bench.tell(Event::Tick)), 1);
+    assert_eq!(restarts(bench.tell(Event::Tick)), 0, "it is counted anew");
+}
+
+#[test]
+fn a_class_above_is_never_displaced_and_by_priority_the_lowest_goes() {
+    // CX-02, CX-26
+    let class = |model: &str, residency_priority| Box::new(ModelProfile { residency_priority, ..*profile(model) });
+    let policy = EvictionPolicy { strategy: EvictionStrategy::Priority, ..EvictionPolicy::default() };
+    let mut bench = Bench::new(EvictionConfig { policy, ..EvictionConfig::default() });
+    bench.load(class("high", 200), 45);
+    bench.load(class("low", 50), 45);
+    bench.order(class("new", 100), 50);
+    assert_eq!(retired(&bench.room("new", 50).1), [place("low")]);
+    let refused = bench.order(class("larger", 100), 99);
+    assert!(matches!(&answers(&refused)[..], [(7, Err(RequestError::Unavailable { .. }))]), "the higher class stays: {refused:?}");
+}
+
+#[test]
+fn an_evictor_that_was_restarted_learns_what_is_held() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    let holds = |busy| Event::Holds { place: place("a"), profile: profile("a"), lease: Lease(3), bytes: Bytes::mib(60), busy };
+    bench.tell(holds(true));
+    assert_eq!(grants(&bench.room("b", 50).1), [(1, false)], "it is in use");
+    bench.tell(Event::Used { place: place("a"), busy: false });
+    assert_eq!(retired(&bench.room("b", 50).1), [place("a")]);
+}
