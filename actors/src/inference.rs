@@ -37,6 +37,8 @@ const ACTOR_DEADLINE: Duration = Duration::from_secs(2);
 const PEER_DEADLINE: Duration = Duration::from_secs(3);
 /// Fetching a large model over a slow line.
 pub(crate) const PULL_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+/// A failure that was there before a load was asked for shows no longer than this.
+const FORMER_FAILURE: Duration = Duration::from_secs(1);
 /// Loads are begun, and replicas asked to go.
 const ORDER_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a model that is being loaded is looked for.
@@ -287,14 +289,18 @@ impl Inference for ClusterInference {
             asked.map_err(|error| internal(&format!("the router did not answer: {error}")))?
         };
         let explanation = asked?;
-        let until = Instant::now() + if wait { self.config.load_timeout } else { Duration::ZERO };
+        let asked_at = Instant::now();
+        let until = asked_at + if wait { self.config.load_timeout } else { Duration::ZERO };
+        let mut begun = false;
         loop {
             let states = self.states(&model, &place);
+            // What is shown at first may be a former failure.
+            begun |= states.contains(&ReplicaState::Loading) || asked_at.elapsed() > FORMER_FAILURE;
             if states.contains(&ReplicaState::Loaded) || Instant::now() >= until {
                 return Ok(LoadedModel { loaded: states.contains(&ReplicaState::Loaded), explanation });
             }
             let failed = states.iter().find_map(|state| if let ReplicaState::Failed(why) = state { Some(why) } else { None });
-            if let Some(why) = failed.filter(|_| states.iter().all(|state| matches!(state, ReplicaState::Failed(_)))) {
+            if let Some(why) = failed.filter(|_| begun && states.iter().all(|state| matches!(state, ReplicaState::Failed(_)))) {
                 let message = format!("the model '{model}' could not be loaded: {why}");
                 return Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(60) });
             }

@@ -1,4 +1,4 @@
-//! Models come and go by hand: `POST /v1/models/load`, `unload`, `pin` and `unpin` (CX-44).
+//! Models come and go by hand: `POST /v1/models/load`, `pull`, `unload`, `pin` and `unpin` (CX-44).
 
 use axum::extract::{Extension, Request, State};
 use axum::response::Response;
@@ -18,7 +18,7 @@ const HARNESS: &str = "candle";
 /// Longest text of a client's that an error repeats, in characters.
 const ECHO_CHARS_MAX: usize = 80;
 
-/// What any of the four is told; each refuses what it cannot do.
+/// What any of the five is told; each refuses what it cannot do.
 #[derive(Debug, Default, Deserialize)]
 struct HandBody {
     model_id: Option<String>,
@@ -163,6 +163,31 @@ pub(crate) async fn load(State(api): State<Shared>, Extension(exchange): Extensi
             let (model_id, decision) = (&explanation.model, explanation.decision.as_str());
             exchange.json(StatusCode::OK, &Loaded { status, model_id, decision, considered: &explanation.considered })
         }
+        Err(failure) => exchange.failure(&failure),
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Pulled<'a> {
+    status: &'static str,
+    model_id: &'a ModelId,
+}
+
+/// `POST /v1/models/pull`: answered when the model's files are on the node, which does not load it.
+pub(crate) async fn pull(State(api): State<Shared>, Extension(exchange): Extension<Exchange>, request: Request) -> Response {
+    let pull = async {
+        let hand = read(&api, request).await?;
+        let (model, place) = (hand.model()?, hand.place()?);
+        if place.device.is_some() {
+            let message = "files lie on a node, whichever device loads them; leave device out";
+            return Err(RequestError::invalid("device", message).into());
+        }
+        known(&api, &model).await?;
+        api.inference.pull_model(&model, place.node.as_ref()).await?;
+        Ok::<_, Failure>(model)
+    };
+    match pull.await {
+        Ok(model) => exchange.json(StatusCode::OK, &Pulled { status: "pulled", model_id: &model }),
         Err(failure) => exchange.failure(&failure),
     }
 }

@@ -62,6 +62,7 @@ pub fn router(inference: Arc<dyn Inference>, config: ApiConfig) -> Router {
         .route("/v1/models", get(dialect::models))
         .route("/v1/models/{*id}", get(dialect::model))
         .route("/v1/models/load", post(by_hand::load).get(dialect::model_named_so))
+        .route("/v1/models/pull", post(by_hand::pull).get(dialect::model_named_so))
         .route("/v1/models/unload", post(by_hand::unload).get(dialect::model_named_so))
         .route("/v1/models/pin", post(by_hand::pin).get(dialect::model_named_so))
         .route("/v1/models/unpin", post(by_hand::unpin).get(dialect::model_named_so))

@@ -147,6 +147,8 @@ pub(crate) enum ModelsCommand {
     List(ModelsListArgs),
     /// Load a model that the cluster lists, wherever it does best, or at a place of your choice.
     Load(LoadArgs),
+    /// Bring a model's files to a node without loading it: from another node that has them, else from its hub.
+    Pull(PullArgs),
     /// Unload a model from one place, or from everywhere; requests load it again.
     Unload(UnloadArgs),
     /// Pin a model where it is loaded: it then stays until it is unpinned.
@@ -196,6 +198,14 @@ pub(crate) struct LoadArgs {
     /// Return when the load has begun, rather than when the model answers.
     #[arg(long)]
     pub(crate) no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// The model, as `plexus models` lists it.
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) place: PlaceOptions,
 }
 
 #[derive(Debug, Args)]

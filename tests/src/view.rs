@@ -90,6 +90,17 @@ impl Node {
         })
         .await;
     }
+
+    /// Waits until a model is listed here that some node can load.
+    pub async fn offers_on_demand(&self, model: &str) {
+        eventually(&format!("{} lists {model}", self.name()), async || {
+            let reply = self.client().get("/v1/models").await.map_err(|error| error.to_string())?;
+            let models = reply.json["data"].as_array().cloned().unwrap_or_default();
+            let can = |entry: &Value| entry["id"] == model && entry["feasible_on"].as_array().is_some_and(|nodes| !nodes.is_empty());
+            if models.iter().any(can) { Ok(()) } else { Err(reply.text) }
+        })
+        .await;
+    }
 }
 
 /// Waits until each of `nodes` sees all of them up, and no others.

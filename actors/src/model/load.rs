@@ -185,10 +185,10 @@ async fn fetch(args: &ModelArgs, life: ActorId) -> Result<(), LoadError> {
     for source in missing {
         let refused = |error: &FetchError| LoadError::Refused(format!("{source} cannot be fetched: {}", chain(error)));
         if profile.quant.is_none() && matches!(source, ModelSource::Hub(_)) {
-            let size = shelf.size(&source).await.map_err(|error| refused(&error))?;
+            // A hub that cannot be asked says nothing of other nodes, which may have the files.
+            let size = shelf.size(&source).await.unwrap_or_default();
             let total = evictor.call(|reply| EvictorMsg::Total(args.device, reply), TOTAL_DEADLINE).await?;
-            if total.is_some_and(|total| size > total) {
-                let total = total.unwrap_or_default();
+            if let Some(total) = total.filter(|total| size > *total) {
                 let why = format!("{size} needed, and {} has {total} in all; choose a smaller model or quantization", args.device);
                 return Err(LoadError::Refused(why));
             }

@@ -391,9 +391,14 @@ impl ClusterView {
             _ => None,
         });
         let feasible_on = feasible_on(self, merged);
-        let state = match refused {
-            Some(why) if feasible_on.is_empty() => ModelState::Failed(why),
-            Some(_) | None => ModelState::Unloaded,
+        let fetching = merged.on.values().find_map(|entry| match &entry.files {
+            FilesState::Fetching { done, total } => Some(done.0 as f32 / total.0.max(1) as f32),
+            _ => None,
+        });
+        let state = match (refused, fetching) {
+            (Some(why), _) if feasible_on.is_empty() => ModelState::Failed(why),
+            (_, Some(share)) => ModelState::Loading(share),
+            (_, None) => ModelState::Unloaded,
         };
         ModelReport {
             state,

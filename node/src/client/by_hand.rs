@@ -42,6 +42,12 @@ impl Client {
         answer.json().await.map_err(|error| self.broken(&error))
     }
 
+    /// `POST /v1/models/pull`. There is no deadline: files may take hours.
+    pub(crate) async fn pull(&self, order: &Order<'_>) -> Result<(), ClientError> {
+        let answer = self.http.post(format!("{}/v1/models/pull", self.base)).json(order).send().await;
+        refused(answer.map_err(|error| self.lost(&error))?).await.map(drop)
+    }
+
     /// `POST /v1/models/unload`: from where it went.
     pub(crate) async fn unload(&self, order: &Order<'_>) -> Result<Vec<String>, ClientError> {
         #[derive(Deserialize)]

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::connect;
 use super::status::table::{Look, models_page};
 use super::terminal::{harmless, line};
-use crate::cli::{LoadArgs, ModelsArgs, ModelsCommand, ModelsListArgs, PinArgs, UnloadArgs};
+use crate::cli::{LoadArgs, ModelsArgs, ModelsCommand, ModelsListArgs, PinArgs, PullArgs, UnloadArgs};
 use crate::client::by_hand::{Loaded, Order};
 
 /// Does what was asked for; without a command, lists.
@@ -16,6 +16,7 @@ pub(crate) async fn run(args: &ModelsArgs) -> anyhow::Result<()> {
         None => list(&args.list).await,
         Some(ModelsCommand::List(args)) => list(args).await,
         Some(ModelsCommand::Load(args)) => load(args).await,
+        Some(ModelsCommand::Pull(args)) => pull(args).await,
         Some(ModelsCommand::Unload(args)) => unload(args).await,
         Some(ModelsCommand::Pin(args)) => pin(args, true).await,
         Some(ModelsCommand::Unpin(args)) => pin(args, false).await,
@@ -44,6 +45,15 @@ async fn load(args: &LoadArgs) -> anyhow::Result<()> {
     let client = connect(&args.place.asked()).await?;
     let loaded = if order.wait { bar::watched(&client, &args.model, client.load(&order)).await? } else { client.load(&order).await? };
     Ok(line(harmless(&said(&loaded)))?)
+}
+
+/// Brings a model's files to a node; whoever watches sees how far they are.
+async fn pull(args: &PullArgs) -> anyhow::Result<()> {
+    let order = Order { model_id: &args.model, node: args.place.node()?, device: args.place.device, wait: true };
+    let client = connect(&args.place.asked()).await?;
+    bar::watched(&client, &args.model, client.pull(&order)).await?;
+    let node = order.node.as_ref().map_or_else(|| "the node".to_owned(), ToString::to_string);
+    Ok(line(harmless(&format!("the files of {} are on {node}", args.model)))?)
 }
 
 /// What became of a load, in a sentence.
