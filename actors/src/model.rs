@@ -391,6 +391,16 @@ impl ModelState {
             self.n_refused += 1;
             return sink.fail(self.overloaded(present));
         }
+        let principal = generate.journal.request.principal;
+        if let Some(most) = self.args.profile.principal_max {
+            let encoding = self.encoding.values().filter(|arrival| arrival.generate.journal.request.principal == principal).count();
+            let own = (batcher.n_of(principal) + encoding) as u32;
+            if own >= most {
+                self.n_refused += 1;
+                let message = format!("{own} requests of this key run or wait for the model '{}', {most} may", self.args.profile.id);
+                return sink.fail(RequestError::Overloaded { message, retry_after: self.place_wait() });
+            }
+        }
         let serve_span = info_span!("serve", otel.kind = "server", request = %generate.request, model = %self.args.profile.id,
             attempt = generate.attempt.0, node = %self.args.ingresses.me.name, prompt_tokens = tracing::field::Empty,
             completion_tokens = tracing::field::Empty);
@@ -429,7 +439,10 @@ impl ModelState {
 
     /// Starts the next step, if there is one and none is under way, and tells the router of the load.
     fn go_on(&mut self) {
+        let late = self.late();
+        let waiting_time = self.args.profile.waiting_time;
         let Phase::Loaded { resident, batcher, .. } = &mut self.phase else { return };
+        batcher.refuse_late(Instant::now(), waiting_time, || late.clone());
         if let Some(batch) = batcher.next_step(Instant::now()) {
             let address = self.args.address.clone();
             let life = self.life;
@@ -508,15 +521,26 @@ impl ModelState {
 
     fn overloaded(&self, present: u32) -> RequestError {
         let profile = &self.args.profile;
-        let speed = self.load().decode_tokens_per_s;
-        let wait_s = if speed > 0.0 { TYPICAL_ANSWER_TOKENS / speed } else { 1.0 };
         RequestError::Overloaded {
             message: format!(
                 "the model '{}' is busy: {present} requests run or wait, {} and {} may",
                 profile.id, profile.running_max, profile.waiting_max
             ),
-            retry_after: Duration::from_secs_f32(wait_s.clamp(1.0, 60.0)),
+            retry_after: self.place_wait(),
         }
+    }
+
+    /// When a place is expected: by the speed that was measured.
+    fn place_wait(&self) -> Duration {
+        let speed = self.load().decode_tokens_per_s;
+        let wait_s = if speed > 0.0 { TYPICAL_ANSWER_TOKENS / speed } else { 1.0 };
+        Duration::from_secs_f32(wait_s.clamp(1.0, 60.0))
+    }
+
+    fn late(&self) -> RequestError {
+        let profile = &self.args.profile;
+        let message = format!("the model '{}' is busy: no place within {:?}", profile.id, profile.waiting_time);
+        RequestError::Overloaded { message, retry_after: self.place_wait() }
     }
 
     fn load(&self) -> ReplicaLoad {

@@ -125,6 +125,7 @@ async fn until_counter(node: &RunningNode, path: &str, name: &str, value: u64) {
 
 async fn ask(node: &RunningNode, max_tokens: u32) -> Generation {
     let request = GenerateRequest {
+        principal: None,
         model: "pip".parse().unwrap(),
         prompt: Prompt::Tokens(vec![65, 66, 67]),
         sampling: Sampling::default(),

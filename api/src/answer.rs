@@ -234,6 +234,7 @@ mod tests {
 
     fn request(seed: Option<u64>) -> GenerateRequest {
         GenerateRequest {
+            principal: None,
             model: "m".parse().unwrap(),
             prompt: Prompt::Text("a".to_owned()),
             sampling: Sampling { seed, ..Sampling::default() },

@@ -7,6 +7,7 @@ use axum::response::Response;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use plexus_types::RequestId;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use crate::failure::Failure;
 use crate::{Api, Shared, anthropic, openai};
@@ -42,6 +43,8 @@ pub(crate) struct Exchange {
     pub(crate) dialect: Dialect,
     /// The field of the request that models read.
     pub(crate) input: &'static str,
+    /// Whose key came with it, as a hash.
+    pub(crate) principal: Option<u64>,
 }
 
 impl Exchange {
@@ -52,7 +55,7 @@ impl Exchange {
             "/v1/completions" => "prompt",
             _ => "messages",
         };
-        Self { id, dialect: Dialect::of(path, headers), input }
+        Self { id, dialect: Dialect::of(path, headers), input, principal: principal(headers) }
     }
 
     /// The response that says why there is no answer.
@@ -85,6 +88,13 @@ impl Exchange {
         let id = HeaderValue::from_str(&format!("req_{}", self.id)).expect("hexadecimal digits are visible ASCII");
         response.headers_mut().insert(self.dialect.id_header(), id);
     }
+}
+
+/// Tells clients apart by the key that they send, whether it opens anything or not. The key itself is not kept.
+fn principal(headers: &HeaderMap) -> Option<u64> {
+    let key = headers.get("x-api-key").or_else(|| headers.get(header::AUTHORIZATION)).filter(|key| !key.is_empty())?;
+    let digest = Sha256::digest(key.as_bytes());
+    Some(u64::from_le_bytes(digest[..8].try_into().expect("a digest has 32 bytes")))
 }
 
 /// Logs what somebody should look at: the client alone knows of everything else.

@@ -55,7 +55,8 @@ pub(crate) async fn respond<R: Render>(
 ) -> Response {
     let span = Span::current();
     let (n, constraint_field) = (order.n, order.constraint_field);
-    let requests = order.requests();
+    let mut requests = order.requests();
+    requests.iter_mut().for_each(|request| request.principal = exchange.principal);
     if let Some(request) = requests.first() {
         span.record("model", request.model.as_str());
     }

@@ -112,6 +112,7 @@ fn weather_request(question: &str, tool_choice: ToolChoice) -> GenerateRequest {
         Tool { name: "get_weather".into(), description: Some("Get the weather of a city".into()), parameters: Some(parameters.into()) };
     let chat = Chat { tools: vec![tool], tool_choice, ..chat(&[(Role::User, question)]) };
     GenerateRequest {
+        principal: None,
         model: "pip".parse().unwrap(),
         prompt: Prompt::Chat(chat),
         sampling: greedy(),

@@ -292,6 +292,7 @@ impl Simulation {
         let Some(process) = &mut self.nodes[ask.at].process else { return };
         let id = RequestId(self.world.rng.random());
         let request = GenerateRequest {
+            principal: None,
             model: MODEL.parse().expect("a model id"),
             prompt: Prompt::Text(ask.prompt.clone()),
             sampling: Sampling::default(),

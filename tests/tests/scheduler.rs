@@ -32,6 +32,8 @@ struct Desk {
     /// The steps so far: their batches, and when they ended.
     steps: Vec<(Batch, Instant)>,
     n_computed: usize,
+    /// Who asks next.
+    principal: Option<u64>,
 }
 
 #[derive(Default)]
@@ -55,7 +57,15 @@ impl Desk {
         let mut device = DraftingExecutor::new(Box::new(SimExecutor::default()));
         let draft = (limits.drafts_max > 0).then_some(files);
         device.load(SLOT, files, draft, KvPlan { n_blocks: limits.n_blocks, block_len: limits.block_len }).unwrap();
-        Self { scheduler: Scheduler::new(limits), device, now: Instant::now(), answers: BTreeMap::new(), steps: Vec::new(), n_computed: 0 }
+        Self {
+            scheduler: Scheduler::new(limits),
+            device,
+            now: Instant::now(),
+            answers: BTreeMap::new(),
+            steps: Vec::new(),
+            n_computed: 0,
+            principal: None,
+        }
     }
 
     /// Asks under a label for at most `max` tokens after `prompt`, of which `credit` may come at once.
@@ -65,7 +75,14 @@ impl Desk {
         assert_eq!(end, None);
         let expected = reference_to(prompt, &[], seed, max).ids;
         self.answers.insert(label, Answer { expected, ..Answer::default() });
-        self.scheduler.push(label, sequence);
+        self.scheduler.push(label, sequence, self.principal);
+    }
+
+    /// Labels in the order in which their answers ended.
+    fn order_of_ends(&self) -> Vec<u32> {
+        let mut ends: Vec<(Instant, u32)> = self.answers.iter().map(|(label, answer)| (*answer.at.last().unwrap(), *label)).collect();
+        ends.sort();
+        ends.into_iter().map(|(_, label)| label).collect()
     }
 
     /// Asks for a prompt whose answer has exactly `max` tokens: its last token is chosen so.
@@ -113,6 +130,32 @@ impl Desk {
         }
         assert_eq!(self.scheduler.pool().available(), self.scheduler.pool().total());
     }
+}
+
+#[test]
+fn who_sends_many_requests_does_not_keep_others_from_a_place() {
+    // CX-93
+    let mut desk = Desk::new(2, 64, 512);
+    desk.principal = Some(1);
+    (0..6).for_each(|label| desk.ask_for(label, &prompt(label, 20), 20));
+    desk.principal = Some(2);
+    desk.ask_for(6, &prompt(6, 20), 20);
+    desk.run();
+    desk.check();
+    let before = desk.order_of_ends().iter().position(|label| *label == 6).unwrap();
+    assert!(before <= 3, "{before} of the six came before it: two had places already, and one may take the next");
+}
+
+#[test]
+fn who_has_waited_too_long_for_a_place_is_taken_out_and_who_runs_is_not() {
+    // CX-93
+    let mut desk = Desk::new(1, 64, 512);
+    (0..3).for_each(|label| desk.ask_for(label, &prompt(label, 20), 20));
+    assert!(desk.step());
+    assert_eq!(desk.scheduler.take_late(|label| *label != 1), [2]);
+    desk.answers.remove(&2);
+    desk.run();
+    desk.check();
 }
 
 /// A prompt of `n` tokens unlike those with another `kind`.

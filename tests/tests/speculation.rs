@@ -108,7 +108,7 @@ impl Model {
             drafts_max: if self.draft.is_some() { 6 } else { 0 },
         });
         for (label, (request, begun)) in requests.iter().enumerate() {
-            scheduler.push(label, self.sequence(request, begun));
+            scheduler.push(label, self.sequence(request, begun), None);
         }
         let mut answers: BTreeMap<usize, Answer> = BTreeMap::new();
         let mut now = Instant::now();
@@ -133,6 +133,7 @@ impl Model {
 
 fn request(text: &str, sampling: Sampling) -> GenerateRequest {
     GenerateRequest {
+        principal: None,
         model: "pip".parse().unwrap(),
         prompt: Prompt::Text(text.into()),
         sampling,

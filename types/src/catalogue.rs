@@ -1,6 +1,7 @@
 //! Which models there are, and how each is to be served.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,10 @@ pub struct ModelProfile {
     pub running_max: u32,
     /// Most requests that wait for a place in it.
     pub waiting_max: u32,
+    /// Longest wait for a place in the batch.
+    pub waiting_time: Duration,
+    /// Most requests of one principal that run or wait; absent: as many as fit.
+    pub principal_max: Option<u32>,
     /// Load it at the start of each node that lists it, rather than when it is first asked for.
     pub preload: bool,
     /// Memory that it takes, as its owner reckons; counts until its files are known.
@@ -58,6 +63,8 @@ impl ModelProfile {
     pub const DEFAULT_RUNNING_MAX: u32 = 8;
     /// Most requests that wait for a model that says nothing.
     pub const DEFAULT_WAITING_MAX: u32 = 64;
+    /// Longest wait for a place in a model that says nothing.
+    pub const DEFAULT_WAITING_TIME: Duration = Duration::from_secs(120);
     /// Most replicas of a model that says nothing.
     pub const DEFAULT_REPLICAS_MAX: u32 = 4;
 
@@ -72,6 +79,8 @@ impl ModelProfile {
             context_length: None,
             running_max: Self::DEFAULT_RUNNING_MAX,
             waiting_max: Self::DEFAULT_WAITING_MAX,
+            waiting_time: Self::DEFAULT_WAITING_TIME,
+            principal_max: None,
             preload: false,
             memory: None,
             device: None,

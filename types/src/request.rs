@@ -23,6 +23,9 @@ pub struct GenerateRequest {
     pub constraint: Option<Constraint>,
     /// Give the log probability of each token, and of so many of the likeliest beside it; absent: none.
     pub logprobs: Option<u32>,
+    /// Who asks, as far as the request tells: all that come with one key share what one of them may have. A hash, from which no key can be had;
+    /// absent: nobody in particular.
+    pub principal: Option<u64>,
 }
 
 /// What an answer must look like: tokens that would lead elsewhere cannot be drawn.

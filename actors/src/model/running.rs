@@ -1,5 +1,7 @@
 //! The batch of a replica: a [`Scheduler`] whose sequences each have a client, which is told what a step brought.
 
+use std::time::Duration;
+
 use plexus_engine::batch::{Batch, BatchOutput};
 use plexus_engine::sample::SamplerSettings;
 use plexus_types::{Journal, ModelId, ModelProfile, NodeId, ReplicaLoad, RequestError, StreamEvent, Timing, Usage};
@@ -8,7 +10,7 @@ use tracing::{Span, info_span};
 
 use super::load::Resident;
 use super::prepare::Prepared;
-use super::scheduler::{Counts, Limits, Scheduler};
+use super::scheduler::{Counts, Limits, Principal, Scheduler};
 use super::sequence::{Progress, Sequence};
 use super::sink::{Ingresses, Sink};
 use super::{Arrival, SequenceKey};
@@ -147,7 +149,7 @@ impl Batcher {
         }
         let mut seat = Seat { sink, arrived: at, admitted: None, first_token: None, serve_span, stage_span: queue_span };
         match end {
-            None => self.scheduler.push(seat, sequence),
+            None => self.scheduler.push(seat, sequence, request.principal),
             Some(reason) => {
                 let usage = seat.usage(&sequence, at);
                 seat.sink.send(StreamEvent::Done { last_index: sequence.n_sampled(), reason, usage });
@@ -189,6 +191,17 @@ impl Batcher {
             metrics::on_schedule(model, self.counted, counts);
             self.counted = counts;
         }
+    }
+
+    /// Requests of a principal, running and waiting.
+    pub(super) fn n_of(&self, principal: Principal) -> usize {
+        self.scheduler.n_of(principal)
+    }
+
+    /// Refuses those that have waited for a place for longer than they may.
+    pub(super) fn refuse_late(&mut self, now: Instant, waiting_time: Duration, error: impl Fn() -> RequestError) {
+        let is_late = |seat: &Seat| seat.admitted.is_none() && now.saturating_duration_since(seat.arrived) >= waiting_time;
+        self.scheduler.take_late(is_late).into_iter().for_each(|seat| seat.sink.fail(error()));
     }
 
     /// The next step, if one can run and none is under way.

@@ -6,6 +6,7 @@
 //!      ^                                     │
 //!      └──────── preempted: no blocks left ──┘
 //! ```
+//! Places are shared among those who ask: whoever has fewer sequences running comes before one who has more, however many that one sends.
 //! Blocks are taken as they are needed. When none are left, the youngest is preempted: what it has computed stays in the pool as long as there is
 //! room, it waits at its old place in the queue, and goes on with the very tokens that it would have had. The oldest that can run is never
 //! preempted by others, and a whole context fits the pool, so it ends, and then the next is the oldest: everybody ends (CX-93).
@@ -62,6 +63,9 @@ pub struct Counts {
     pub ended: u64,
 }
 
+/// Who asks: all without a key are one.
+pub type Principal = Option<u64>;
+
 /// The sequences of a replica, each with what its owner keeps beside it.
 #[derive(Debug)]
 pub struct Scheduler<T> {
@@ -83,6 +87,7 @@ struct Entry<T> {
     number: u64,
     owner: T,
     sequence: Sequence,
+    principal: Principal,
     cancelled: bool,
     /// Prompt tokens that were computed for others while this one's prompt waited.
     passed_over: u32,
@@ -118,10 +123,22 @@ impl<T> Scheduler<T> {
         }
     }
 
-    /// Adds a sequence behind those that wait.
-    pub fn push(&mut self, owner: T, sequence: Sequence) {
+    /// Adds a sequence of a principal behind those that wait.
+    pub fn push(&mut self, owner: T, sequence: Sequence, principal: Principal) {
         self.n_arrived += 1;
-        self.waiting.push_back(Entry { number: self.n_arrived, owner, sequence, cancelled: false, passed_over: 0 });
+        self.waiting.push_back(Entry { number: self.n_arrived, owner, sequence, principal, cancelled: false, passed_over: 0 });
+    }
+
+    /// Sequences of a principal, running and waiting.
+    pub fn n_of(&self, principal: Principal) -> usize {
+        self.waiting.iter().chain(&self.running).filter(|entry| !entry.cancelled && entry.principal == principal).count()
+    }
+
+    /// Takes those out of the queue that have waited long enough, and have not run yet.
+    pub fn take_late(&mut self, is_late: impl Fn(&T) -> bool) -> Vec<T> {
+        let (late, left) = std::mem::take(&mut self.waiting).into_iter().partition::<Vec<_>, _>(|entry| is_late(&entry.owner));
+        self.waiting = left.into();
+        late.into_iter().map(|entry| entry.owner).collect()
     }
 
     /// Sequences that wait.

@@ -27,6 +27,7 @@ fn golden<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::f
 
 fn request() -> GenerateRequest {
     GenerateRequest {
+        principal: None,
         model: "m".parse().expect("a model id"),
         prompt: Prompt::Text("hi".to_owned()),
         sampling: Sampling { temperature: Some(0.5), seed: Some(7), ..Sampling::default() },
@@ -66,7 +67,7 @@ fn every_head_has_its_bytes() {
 fn every_question_and_answer_has_its_bytes() {
     golden(&Question::Ping, "00");
     golden(&Question::Actors, "01");
-    golden(&Question::CountTokens(Box::new(request())), "02016d01026869010000003f00000000000000010700000001fb2c010101780000");
+    golden(&Question::CountTokens(Box::new(request())), "02016d01026869010000003f00000000000000010700000001fb2c01010178000000");
     golden(&Answer::Pong { received_bytes: 5 }, "0005");
     let report = ActorReport {
         path: "node/link".to_owned(),
@@ -121,7 +122,7 @@ fn every_notice_has_its_bytes() {
     };
     golden(
         &Notice::Generate(Box::new(generate)),
-        "010501016d016d01026869010000003f00000000000000010700000001fb2c010101780000 0702 01fb2c01 00 40 0000 056370752d30"
+        "010501016d016d01026869010000003f00000000000000010700000001fb2c01010178000000 0702 01fb2c01 00 40 0000 056370752d30"
             .replace(' ', "")
             .as_str(),
     );

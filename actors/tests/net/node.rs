@@ -334,6 +334,7 @@ async fn ask(peer: &Peer) -> String {
 
 async fn count(peer: &Peer, bytes: usize) -> String {
     let request = GenerateRequest {
+        principal: None,
         model: "m".parse().expect("a model id"),
         prompt: Prompt::Text("x".repeat(bytes)),
         sampling: Sampling::default(),

@@ -117,6 +117,7 @@ fn translate(sampling: SamplingFields, body: MessageBody) -> Result<(GenerateReq
     let max_tokens = params::max_tokens("max_tokens", body.max_tokens)?;
     params::min_below_max(&sampling, max_tokens)?;
     let request = GenerateRequest {
+        principal: None,
         model,
         prompt: Prompt::Chat(Chat { messages, tools, tool_choice, single_tool_call, template_kwargs }),
         sampling,

@@ -109,6 +109,7 @@ fn translate(json: &[u8]) -> Result<(Order, ReplyOptions, bool), Failure> {
     }
     let (constraint_field, constraint) = constraint.check()?.unzip();
     let first = GenerateRequest {
+        principal: None,
         model,
         prompt: Prompt::Tokens(Vec::new()),
         sampling,

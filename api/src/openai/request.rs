@@ -139,6 +139,7 @@ fn translate(sampling: SamplingFields, constraint: ConstraintFields, body: ChatB
         template_kwargs,
     };
     let request = GenerateRequest {
+        principal: None,
         model,
         prompt: Prompt::Chat(chat),
         sampling,

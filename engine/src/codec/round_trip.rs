@@ -137,6 +137,7 @@ fn calls() -> Vec<ToolCall> {
 
 fn request(tool_choice: ToolChoice) -> GenerateRequest {
     GenerateRequest {
+        principal: None,
         model: "m".parse().unwrap(),
         prompt: Prompt::Chat(Chat { messages: vec![question()], tools: tools(), tool_choice, ..Chat::default() }),
         sampling: Sampling::default(),

@@ -280,6 +280,10 @@ pub(crate) struct ModelSection {
     pub(crate) running_max: u32,
     #[serde(default = "waiting_max")]
     pub(crate) waiting_max: u32,
+    #[serde(default = "waiting_time", with = "humantime_serde")]
+    pub(crate) waiting_time: Duration,
+    #[serde(default, deserialize_with = "unset_if_zero")]
+    pub(crate) principal_max: Option<u32>,
     #[serde(default, deserialize_with = "unset_if_empty")]
     pub(crate) draft: Option<ModelSource>,
     #[serde(default = "prompt_lookup")]
@@ -340,6 +344,10 @@ fn waiting_max() -> u32 {
     ModelProfile::DEFAULT_WAITING_MAX
 }
 
+fn waiting_time() -> Duration {
+    ModelProfile::DEFAULT_WAITING_TIME
+}
+
 fn min_devices() -> u32 {
     1
 }
@@ -366,6 +374,8 @@ impl ModelSection {
             context_length: None,
             running_max: running_max(),
             waiting_max: waiting_max(),
+            waiting_time: waiting_time(),
+            principal_max: None,
             draft: None,
             prompt_lookup: prompt_lookup(),
             quant: None,
@@ -395,6 +405,8 @@ impl ModelSection {
             context_length: self.context_length,
             running_max: self.running_max,
             waiting_max: self.waiting_max,
+            waiting_time: self.waiting_time,
+            principal_max: self.principal_max,
             preload: self.preload,
             memory: bytes(self.memory),
             device: self.device,

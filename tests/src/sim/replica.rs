@@ -132,7 +132,7 @@ impl Replica {
         if let Some(reason) = end {
             return send(out, key, done(&sequence, reason));
         }
-        self.scheduler.push(key.clone(), sequence);
+        self.scheduler.push(key.clone(), sequence, Some(u64::from(key.1.0 as u8 % 3)));
     }
 
     /// Begins the next step, if there is one and none is under way. Says how long it takes.

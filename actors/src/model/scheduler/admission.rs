@@ -3,18 +3,25 @@
 use super::{Entry, Scheduler};
 
 impl<T> Scheduler<T> {
-    /// First come, first served: nobody overtakes one who waits for blocks. Passed over are those whose client is behind, and those
-    /// who wait for a prompt that is being read now and begins as theirs does.
+    /// First come, first served: nobody overtakes one who waits for blocks. Passed over are those whose client is behind, those who wait for a
+    /// prompt that is being read now and begins as theirs does, and those of a principal that has more places than another who waits (CX-93).
     pub(super) fn admit(&mut self, on_place: &mut impl FnMut(&mut T)) {
         let mut i = 0;
         while self.running.len() < self.limits.running_max as usize && i < self.waiting.len() {
             let Entry { number, sequence, .. } = &self.waiting[i];
-            if sequence.pending() == 0 || self.is_being_read(*number, &sequence.known()) {
+            if sequence.pending() == 0 || self.is_behind_others(i) || self.is_being_read(*number, &sequence.known()) {
                 i += 1;
             } else if !self.seat(i, on_place) {
                 return;
             }
         }
+    }
+
+    /// Does somebody wait behind it who has fewer places? That one is next, then.
+    fn is_behind_others(&self, i: usize) -> bool {
+        let places = |entry: &Entry<T>| self.running.iter().filter(|other| !other.cancelled && other.principal == entry.principal).count();
+        let mine = places(&self.waiting[i]);
+        mine > 0 && self.waiting.iter().skip(i + 1).any(|other| other.sequence.pending() > 0 && places(other) < mine)
     }
 
     /// Gives a place to one that waits, if there are blocks for all its known tokens, and one more for each that runs, so that

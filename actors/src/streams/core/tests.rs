@@ -20,6 +20,7 @@ fn config() -> StreamsConfig {
 
 fn stream() -> StreamCore {
     let request = GenerateRequest {
+        principal: None,
         model: "pip".parse().unwrap(),
         prompt: Prompt::Text("hello".into()),
         sampling: Sampling::default(),
