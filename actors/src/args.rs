@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{TcpListener, UdpSocket};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use plexus_api::ApiConfig;
 use plexus_engine::error::EngineError;
 use plexus_engine::executor::Executor;
+use plexus_store::StoreConfig;
 use plexus_types::{DeviceId, ModelId, ModelProfile, NodeFacts};
 
 use crate::evictor::core::EvictionConfig;
@@ -36,6 +38,8 @@ pub struct NodeArgs {
     pub catalogue: Listing,
     /// How models go when room is needed.
     pub eviction: EvictionConfig,
+    /// Where models' files are kept, and where they come from.
+    pub store: StoreConfig,
     /// Deadlines and windows of streams.
     pub streams: StreamsConfig,
     /// The HTTP front.
@@ -57,6 +61,8 @@ pub struct Listing {
     pub models: Vec<ModelProfile>,
     /// Further names of models.
     pub aliases: BTreeMap<ModelId, ModelId>,
+    /// Folders whose models are served without being listed.
+    pub folders: Vec<PathBuf>,
 }
 
 /// The sockets of a node.

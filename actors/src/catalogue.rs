@@ -7,21 +7,27 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use plexus_types::{Catalogue, CatalogueEntry, FilesState, ModelId, ModelProfile, ModelSource};
+use plexus_engine::model::ModelPath;
+use plexus_types::{Catalogue, CatalogueEntry, FilesState, ModelId, ModelProfile, ModelSource, RequestError};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use tracing::{info, warn};
 
 use crate::address::Address;
 use crate::args::Listing;
+use crate::device::chain;
 use crate::inspect::Inspection;
 use crate::model::load;
 use crate::router::RouterMsg;
+use crate::shelf::Shelf;
 
 /// How often files are looked for that were not there, or have changed.
 const RESCAN: Duration = Duration::from_secs(5);
 /// What is learned of several models within this time is told at once.
 const TELL_DELAY: Duration = Duration::from_millis(20);
+
+/// How often fetches are looked at.
+const FETCHES: Duration = Duration::from_millis(500);
 
 /// What the actor is started with.
 #[derive(Debug, Clone)]
@@ -32,6 +38,8 @@ pub struct CatalogueArgs {
     pub listing: Listing,
     /// Told of what is here.
     pub router: Address<RouterMsg>,
+    /// Where files are.
+    pub shelf: Shelf,
 }
 
 /// What the actor is told.
@@ -39,10 +47,18 @@ pub struct CatalogueArgs {
 pub enum CatalogueMsg {
     /// From the blocking pool: a model's files were looked at.
     Looked(ModelId, FilesState, Fingerprint),
+    /// From the blocking pool: what lies in the folders.
+    Found(Vec<(ModelId, ModelSource)>),
+    /// Bring a model's files here, without loading it. Answered when they are here.
+    Pull(ModelId, RpcReplyPort<Result<(), RequestError>>),
     /// Tell the router.
     TellDue,
-    /// Look for changes.
+    /// Look for changes, as often as usual.
     RescanDue,
+    /// Look for changes now: files came.
+    RescanNow,
+    /// Look how far fetches are.
+    FetchesDue,
     /// Say how you are.
     Inspect(RpcReplyPort<Inspection>),
 }
@@ -71,13 +87,11 @@ impl Actor for CatalogueActor {
 
     async fn pre_start(&self, myself: ActorRef<CatalogueMsg>, args: CatalogueArgs) -> Result<CatalogueState, ActorProcessingErr> {
         args.address.attach(myself.clone());
-        let unknown = |profile: &ModelProfile| CatalogueEntry { profile: profile.clone(), found: false, files: FilesState::Unknown };
-        let entries = args.listing.models.iter().map(|profile| (profile.id.clone(), (unknown(profile), Fingerprint::default()))).collect();
+        let entries = args.listing.models.iter().map(|profile| (profile.id.clone(), entry(profile.clone(), false))).collect();
         args.address.tell_after(RESCAN, CatalogueMsg::RescanDue);
+        args.address.tell_after(FETCHES, CatalogueMsg::FetchesDue);
         let state = CatalogueState { args, entries, tell_waiting: false, life: myself.get_id() };
-        let mut profiles: Vec<ModelProfile> = state.entries.values().map(|(entry, _)| entry.profile.clone()).collect();
-        profiles.sort_by_key(|profile| !profile.preload);
-        state.look(profiles);
+        state.look();
         state.tell();
         Ok(state)
     }
@@ -95,7 +109,14 @@ impl Actor for CatalogueActor {
                 state.tell_waiting = false;
                 state.tell();
             }
-            CatalogueMsg::RescanDue => state.on_rescan(),
+            CatalogueMsg::Found(models) => state.on_found(models),
+            CatalogueMsg::Pull(model, reply) => state.on_pull(&model, reply),
+            CatalogueMsg::RescanDue => {
+                state.args.address.tell_after(RESCAN, CatalogueMsg::RescanDue);
+                state.look();
+            }
+            CatalogueMsg::RescanNow => state.look(),
+            CatalogueMsg::FetchesDue => state.on_fetches(),
             CatalogueMsg::Inspect(reply) => drop(reply.send(state.inspect())),
         }
         Ok(())
@@ -103,14 +124,94 @@ impl Actor for CatalogueActor {
 }
 
 impl CatalogueState {
-    fn look(&self, profiles: Vec<ModelProfile>) {
-        let (address, life) = (self.args.address.clone(), self.life);
+    /// Looks for files that have changed since they were looked at last, those to be loaded at the start first, and through the folders.
+    fn look(&self) {
+        let mut known: Vec<(ModelProfile, Fingerprint, bool)> = self
+            .entries
+            .values()
+            .map(|(entry, print)| (entry.profile.clone(), *print, matches!(entry.files, FilesState::Unknown | FilesState::Fetching { .. })))
+            .collect();
+        known.sort_by_key(|(profile, ..)| !profile.preload);
+        let (address, life, shelf) = (self.args.address.clone(), self.life, self.args.shelf.clone());
+        let folders = self.args.listing.folders.clone();
         tokio::task::spawn_blocking(move || {
-            for profile in profiles {
-                let (files, fingerprint) = look_at(&profile);
-                address.tell_life(life, CatalogueMsg::Looked(profile.id, files, fingerprint));
+            for (profile, before, unknown) in known {
+                let print = fingerprint(&profile, &shelf);
+                if print != before || unknown {
+                    let files = look_at(&profile, &shelf);
+                    address.tell_life(life, CatalogueMsg::Looked(profile.id, files, print));
+                }
+            }
+            if !folders.is_empty() {
+                let models = folders.iter().flat_map(|folder| plexus_store::found(folder)).collect();
+                address.tell_life(life, CatalogueMsg::Found(models));
             }
         });
+    }
+
+    /// Models that lie in the folders and are not listed; those that lie there no longer are forgotten.
+    fn on_found(&mut self, models: Vec<(ModelId, ModelSource)>) {
+        let before = self.entries.len();
+        self.entries.retain(|id, (entry, _)| !entry.found || models.iter().any(|(found, _)| found == id));
+        let mut changed = self.entries.len() != before;
+        for (id, source) in models {
+            let listed = self.entries.values().any(|(entry, _)| entry.profile.source == source);
+            if !listed && !self.entries.contains_key(&id) {
+                info!(model = %id, %source, "a model was found");
+                self.entries.insert(id.clone(), entry(ModelProfile::new(id, source), true));
+                changed = true;
+            }
+        }
+        if changed {
+            self.look();
+            self.tell_soon();
+        }
+    }
+
+    fn on_pull(&self, model: &ModelId, reply: RpcReplyPort<Result<(), RequestError>>) {
+        let Some((entry, _)) = self.entries.get(model) else {
+            let message = format!("the model '{model}' is not listed on this node: add it to its cluster.toml or models.toml");
+            return drop(reply.send(Err(RequestError::invalid("model", message))));
+        };
+        let (profile, shelf, address) = (entry.profile.clone(), self.args.shelf.clone(), self.args.address.clone());
+        tokio::spawn(async move {
+            let (wanted, from) = (profile.clone(), shelf.clone());
+            let missing = tokio::task::spawn_blocking(move || from.missing(&wanted)).await.unwrap_or_default();
+            let mut result = Ok(());
+            for source in missing {
+                result = shelf.fetch(&source, |_| {}).await.map_err(|error| RequestError::Unavailable {
+                    message: format!("{source} cannot be fetched: {}", chain(&*error)),
+                    retry_after: Duration::from_secs(60),
+                });
+                address.tell(CatalogueMsg::RescanNow);
+                if result.is_err() {
+                    break;
+                }
+            }
+            let _asker_left = reply.send(result);
+        });
+    }
+
+    fn on_fetches(&mut self) {
+        self.args.address.tell_after(FETCHES, CatalogueMsg::FetchesDue);
+        let mut changed = false;
+        for (source, progress) in self.args.shelf.fetching() {
+            for (entry, _) in self.entries.values_mut().filter(|(entry, _)| entry.profile.source == source) {
+                let files = FilesState::Fetching { done: progress.done, total: progress.total };
+                changed |= entry.files != files;
+                entry.files = files;
+            }
+        }
+        if changed {
+            self.tell_soon();
+        }
+    }
+
+    fn tell_soon(&mut self) {
+        if !self.tell_waiting {
+            self.tell_waiting = true;
+            self.args.address.tell_after(TELL_DELAY, CatalogueMsg::TellDue);
+        }
     }
 
     fn on_looked(&mut self, model: &ModelId, files: FilesState, fingerprint: Fingerprint) {
@@ -126,23 +227,12 @@ impl CatalogueState {
             FilesState::Unknown | FilesState::Fetching { .. } => {}
         }
         entry.files = files;
-        if !self.tell_waiting {
-            self.tell_waiting = true;
-            self.args.address.tell_after(TELL_DELAY, CatalogueMsg::TellDue);
-        }
-    }
-
-    fn on_rescan(&mut self) {
-        self.args.address.tell_after(RESCAN, CatalogueMsg::RescanDue);
-        let looked_at = self.entries.values().filter(|(entry, _)| entry.files != FilesState::Unknown);
-        let changed = looked_at.filter(|(entry, known)| fingerprint(&entry.profile.source) != *known);
-        let changed: Vec<ModelProfile> = changed.map(|(entry, _)| entry.profile.clone()).collect();
-        if !changed.is_empty() {
-            self.look(changed);
-        }
+        self.tell_soon();
     }
 
     fn tell(&self) {
+        let here = self.entries.values().filter(|(entry, _)| matches!(entry.files, FilesState::Present(_)));
+        self.args.shelf.share(here.flat_map(|(entry, _)| std::iter::once(&entry.profile.source).chain(&entry.profile.draft)).cloned());
         let Listing { modified_ms, aliases, .. } = &self.args.listing;
         let entries = self.entries.values().map(|(entry, _)| entry.clone()).collect();
         let catalogue = Catalogue { revision: 0, modified_ms: *modified_ms, entries, aliases: aliases.clone() };
@@ -164,25 +254,24 @@ impl CatalogueState {
     }
 }
 
-/// Opens a model's files. Blocks.
-fn look_at(profile: &ModelProfile) -> (FilesState, Fingerprint) {
-    let print = fingerprint(&profile.source);
-    let files = match &profile.source {
-        ModelSource::Path(_) if print == Fingerprint(None) => FilesState::Absent,
-        ModelSource::Hub(_) => FilesState::Absent,
-        ModelSource::Embedded | ModelSource::Path(_) => {
-            let opened = std::panic::catch_unwind(|| load::open(profile).map(|opened| opened.facts()));
-            match opened.unwrap_or_else(|_| Err("reading them panicked".into())) {
-                Ok(facts) => FilesState::Present(facts),
-                Err(reason) => FilesState::Refused(reason),
-            }
-        }
-    };
-    (files, print)
+fn entry(profile: ModelProfile, found: bool) -> (CatalogueEntry, Fingerprint) {
+    (CatalogueEntry { profile, found, files: FilesState::Unknown }, Fingerprint::default())
 }
 
-fn fingerprint(source: &ModelSource) -> Fingerprint {
-    let ModelSource::Path(path) = source else { return Fingerprint(None) };
+/// Opens a model's files, if they are here. Blocks.
+fn look_at(profile: &ModelProfile, shelf: &Shelf) -> FilesState {
+    if !shelf.missing(profile).is_empty() {
+        return FilesState::Absent;
+    }
+    let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| load::open(profile, shelf).map(|opened| opened.facts())));
+    match opened.unwrap_or_else(|_| Err("reading them panicked".into())) {
+        Ok(facts) => FilesState::Present(facts),
+        Err(reason) => FilesState::Refused(reason),
+    }
+}
+
+fn fingerprint(profile: &ModelProfile, shelf: &Shelf) -> Fingerprint {
+    let Some(ModelPath::Path(path)) = shelf.locate(&profile.source) else { return Fingerprint(None) };
     let print = std::fs::metadata(path).and_then(|metadata| Ok((metadata.modified()?, metadata.len())));
     Fingerprint(print.ok())
 }

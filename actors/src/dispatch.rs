@@ -7,9 +7,10 @@ use plexus_types::{NodeId, RequestError};
 use ractor::RpcReplyPort;
 
 use crate::address::{Address, CallError};
+use crate::catalogue::CatalogueMsg;
 use crate::evictor::EvictorMsg;
 use crate::inbound::{ClusterChange, Inbound, PeerChange};
-use crate::inference::{COUNT_DEADLINE, EMBED_DEADLINE, own_actors};
+use crate::inference::{COUNT_DEADLINE, EMBED_DEADLINE, PULL_DEADLINE, own_actors};
 use crate::link::LinkMsg;
 use crate::messages::{Answer, Notice, Question, StreamNotice};
 use crate::model::sink::Ingresses;
@@ -29,6 +30,8 @@ pub struct Dispatch {
     pub router: Address<RouterMsg>,
     /// The memory of this node.
     pub evictor: Address<EvictorMsg>,
+    /// The files of this node.
+    pub catalogue: Address<CatalogueMsg>,
     /// Streams whose client is here.
     pub streams: Address<StreamsMsg>,
     /// The models of this node.
@@ -79,6 +82,10 @@ impl Inbound for Dispatch {
             Question::Load(order) => Answer::Done(self.to_evictor(|reply| EvictorMsg::Load(order, reply)).await),
             Question::Unload(model, device) => Answer::Done(self.to_evictor(|reply| EvictorMsg::Unload(model, device, reply)).await),
             Question::Pin(model, pinned) => Answer::Done(self.to_evictor(|reply| EvictorMsg::Pin(model, pinned, reply)).await),
+            Question::Pull(model) => {
+                let pulled = self.catalogue.call(|reply| CatalogueMsg::Pull(model, reply), PULL_DEADLINE).await;
+                Answer::Done(pulled.map_err(|error| restarting("catalogue", error)).flatten())
+            }
             Question::Explain(request) => {
                 let explained = self.router.call(|reply| RouterMsg::ExplainRequest(request, reply), ORDER_DEADLINE).await;
                 Answer::Explain(explained.unwrap_or_default())

@@ -66,6 +66,8 @@ pub enum EvictorMsg {
         /// What it gets.
         reply: RpcReplyPort<Result<Grant, NoRoom>>,
     },
+    /// All memory of a device; none if it is not open.
+    Total(DeviceId, RpcReplyPort<Option<Bytes>>),
     /// A replica answers.
     Loaded(Place),
     /// A replica could not be loaded.
@@ -156,6 +158,10 @@ impl Actor for EvictorActor {
                 state.args.address.tell_after(TICK, EvictorMsg::TickDue);
                 Event::Tick
             }
+            EvictorMsg::Total(device, reply) => {
+                let _asker_left = reply.send(state.core.ledger().total(device));
+                return Ok(());
+            }
             EvictorMsg::Inspect(reply) => {
                 let _asker_left = reply.send(state.inspect());
                 return Ok(());
@@ -197,6 +203,11 @@ impl EvictorState {
             Effect::Answer { asker, result } => {
                 if let Some(reply) = self.answers.remove(&asker) {
                     let _asker_left = reply.send(result);
+                }
+            }
+            Effect::Pinned(place, pinned) => {
+                if let Some(model) = self.args.models.get(&place.0, place.1) {
+                    model.tell(ModelMsg::Pinned(pinned));
                 }
             }
             Effect::RestartDevice(device) => {

@@ -11,7 +11,7 @@ use futures::future::join_all;
 use plexus_api::service::{Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place};
 use plexus_types::{
     ActorReport, ClusterReport, DeviceId, EmbedRequest, Embeddings, Explanation, GenerateEvent, GenerateRequest, Journal, ModelId,
-    ModelReport, ReplicaId, ReplicaState, RequestError, RequestId, Retry,
+    ModelReport, ModelState, NodeName, ReplicaId, ReplicaState, RequestError, RequestId, Retry,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -19,6 +19,7 @@ use tracing::Span;
 
 use crate::address::Address;
 use crate::args::StreamsConfig;
+use crate::catalogue::CatalogueMsg;
 use crate::evictor::EvictorMsg;
 use crate::messages::{Answer, Ensure, Question};
 use crate::metrics::RequestMeter;
@@ -34,6 +35,8 @@ use crate::streams::StreamsMsg;
 const ACTOR_DEADLINE: Duration = Duration::from_secs(2);
 /// Asking all actors of another node, each of which may be slow.
 const PEER_DEADLINE: Duration = Duration::from_secs(3);
+/// Fetching a large model over a slow line.
+pub(crate) const PULL_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 /// Loads are begun, and replicas asked to go.
 const ORDER_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a model that is being loaded is looked for.
@@ -58,6 +61,8 @@ pub struct ClusterInference {
     pub router: Address<RouterMsg>,
     /// The memory of this node.
     pub evictor: Address<EvictorMsg>,
+    /// The files of this node.
+    pub catalogue: Address<CatalogueMsg>,
     /// The view of this node.
     pub view: SharedView,
     /// The models of this node.
@@ -297,6 +302,25 @@ impl Inference for ClusterInference {
         }
     }
 
+    async fn pull_model(&self, model: &ModelId, node: Option<&NodeName>) -> Result<(), RequestError> {
+        let model = self.resolve(model);
+        match node.filter(|node| **node != self.peers.me().name) {
+            None => {
+                let pulled = self.catalogue.call(|reply| CatalogueMsg::Pull(model, reply), PULL_DEADLINE).await;
+                pulled.map_err(|error| internal(&format!("the catalogue did not answer: {error}")))?
+            }
+            Some(node) => {
+                let peer = self.peers.list().into_iter().find(|peer| peer.id().name == *node);
+                let no_node = || RequestError::invalid("node", format!("there is no link to a node '{node}'; GET /v1/cluster lists them"));
+                match peer.ok_or_else(no_node)?.ask(Question::Pull(model), PULL_DEADLINE).await {
+                    Ok(Answer::Done(result)) => result,
+                    Ok(_) => Err(internal("the node said something else")),
+                    Err(error) => Err(internal(&format!("the node '{node}' did not answer: {error}"))),
+                }
+            }
+        }
+    }
+
     async fn unload_model(&self, model: &ModelId, place: &Place) -> Result<Vec<String>, RequestError> {
         let model = self.resolve(model);
         self.at_each(&model, place, |model, device| Question::Unload(model, Some(device))).await
@@ -336,10 +360,13 @@ impl Inference for ClusterInference {
         let models = view.models();
         let models_loaded = models.iter().filter(|model| model.loaded).count();
         let loading = models.iter().flat_map(|model| &model.locations).any(|location| location.state == ReplicaState::Loading);
+        let loading = loading || view.is_preloading();
+        let loadable = models.iter().any(|model| model.state == ModelState::Unloaded);
         let status = match (view.own().draining, models_loaded) {
             (true, _) => HealthStatus::Draining,
             (false, 1..) => HealthStatus::Ok,
             (false, 0) if loading => HealthStatus::Loading,
+            (false, 0) if loadable => HealthStatus::Ok,
             (false, 0) => HealthStatus::Unavailable,
         };
         Health { status, node: view.me().name.clone(), nodes_up: view.n_up(), models_loaded, streams }

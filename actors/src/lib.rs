@@ -24,6 +24,7 @@ pub mod node;
 pub mod peers;
 pub mod router;
 pub mod secret;
+pub mod shelf;
 pub mod streams;
 pub mod trace;
 pub mod wire;

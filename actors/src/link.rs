@@ -12,6 +12,7 @@ pub mod core;
 mod health;
 mod session;
 mod socket;
+mod store;
 mod tls;
 
 use std::collections::{BTreeSet, HashMap};
@@ -20,6 +21,7 @@ use std::net::TcpListener;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use plexus_store::Store;
 use plexus_types::{NodeFacts, NodeId, NodeName};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 use ractor_cluster::{NodeServerMessage, NodeSessionMessage, RactorMessage};
@@ -30,6 +32,8 @@ use tracing::{debug, info};
 use self::core::{Effect, Event, LinkCore, LinkId};
 use self::session::SessionEvent;
 use self::socket::{Connection, Knife, Labelled, Refused};
+use self::store::StoreDoor;
+pub use self::store::{StoreLinks, serve_store};
 use self::tls::Tls;
 use crate::address::Address;
 use crate::inbound::{ClusterChange, Inbound, PeerChange};
@@ -61,6 +65,8 @@ pub struct LinkArgs {
     pub peers: Peers,
     /// Where changes are told.
     pub inbound: Arc<dyn Inbound>,
+    /// What other nodes may take models' files from, over the same port; `None`: nothing.
+    pub store: Option<Store>,
 }
 
 impl fmt::Debug for LinkArgs {
@@ -240,10 +246,11 @@ impl LinkState {
         let listener = self.args.listener.try_clone()?;
         let (tls, timing) = (self.tls.clone(), self.args.timing.clone());
         let (names, refused) = (Arc::clone(&self.names), Arc::clone(&self.refused));
+        let store = self.args.store.clone().map(StoreDoor::new);
         self.tasks.spawn(async move {
             let taker = myself.clone();
             let take = move |connection| _ = taker.cast(LinkMsg::Own(Own(OwnEvent::Connected(Box::new(connection), Side::Accepted))));
-            if let Err(error) = socket::accept(listener, tls, timing, names, refused, take).await {
+            if let Err(error) = socket::accept(listener, tls, timing, names, refused, store, take).await {
                 let _gone = myself.cast(LinkMsg::Own(Own(OwnEvent::AcceptEnded(error.to_string()))));
             }
         });

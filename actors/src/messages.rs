@@ -33,6 +33,8 @@ pub enum Question {
     Pin(ModelId, bool),
     /// Where did you send this request, and why there?
     Explain(RequestId),
+    /// Bring the files of this model to you, without loading it.
+    Pull(ModelId),
 }
 
 /// A model is wanted.

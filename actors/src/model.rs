@@ -38,12 +38,14 @@ use self::running::Batcher;
 use self::scheduler::Counts;
 use self::sink::{Ingresses, Sink};
 use crate::address::Address;
+use crate::catalogue::CatalogueMsg;
 use crate::device::{DeviceError, DeviceMsg, Reply};
 use crate::evictor::EvictorMsg;
 use crate::evictor::core::Place;
 use crate::inspect::Inspection;
 use crate::messages::{Attempt, Generate, Notice};
 use crate::router::RouterMsg;
+use crate::shelf::Shelf;
 use crate::trace;
 
 /// Tokens that an answer has when nothing better is known, to say when a place becomes free.
@@ -161,6 +163,10 @@ pub struct ModelArgs {
     pub router: Address<RouterMsg>,
     /// Where events go.
     pub ingresses: Ingresses,
+    /// Where its files are.
+    pub shelf: Shelf,
+    /// Told when files came.
+    pub catalogue: Address<CatalogueMsg>,
 }
 
 /// Whose try at a request.
@@ -183,12 +189,16 @@ pub enum ModelMsg {
     Encoded(SequenceKey, Result<Prepared, RequestError>),
     /// From the device: a step ended.
     Stepped(Result<BatchOutput, DeviceError>),
+    /// From the loader: how much of the files is here, from 0 to 1.
+    Fetched(f32),
     /// From the loader.
     LoadEnded(Box<Result<Resident, LoadError>>),
     /// The device was restarted: what was on it is gone.
     DeviceLost(DeviceId),
     /// From a task: a request to embed texts ended.
     Embedded,
+    /// You are pinned, or no longer.
+    Pinned(bool),
     /// Go, if you have no requests: take nothing new from now on. Answered with whether you do.
     Retire(RpcReplyPort<bool>),
     /// An ingress is gone, or the link to it: nobody takes what it asked for, and nobody would cancel it or give it credit.
@@ -224,6 +234,8 @@ pub struct ModelState {
 enum Phase {
     Loading {
         since: Instant,
+        /// How much of the files is here, from 0 to 1.
+        progress: f32,
     },
     Loaded {
         resident: Box<Resident>,
@@ -254,12 +266,12 @@ impl Actor for ModelActor {
         args.address.attach(myself.clone());
         let (life, loader) = (myself.get_id(), args.clone());
         tokio::spawn(async move {
-            let result = load::load(&loader.profile, loader.device, &loader.devices, &loader.evictor).await;
+            let result = load::load(&loader, life).await;
             loader.address.tell_life(life, ModelMsg::LoadEnded(Box::new(result)));
         });
         let mut state = ModelState {
             args,
-            phase: Phase::Loading { since: Instant::now() },
+            phase: Phase::Loading { since: Instant::now(), progress: 0.0 },
             encoding: HashMap::new(),
             embedding: Arc::default(),
             n_refused: 0,
@@ -281,9 +293,15 @@ impl Actor for ModelActor {
             ModelMsg::Embed(request, reply) => state.on_embed(*request, reply),
             ModelMsg::Encoded(key, prompt) => state.on_encoded(&key, prompt),
             ModelMsg::Stepped(output) => state.on_stepped(output)?,
+            ModelMsg::Fetched(share) => state.on_fetched(share),
             ModelMsg::LoadEnded(result) => state.on_load_ended(*result)?,
             ModelMsg::DeviceLost(device) => state.on_device_lost(device)?,
             ModelMsg::Embedded => state.report(),
+            ModelMsg::Pinned(pinned) => {
+                state.args.profile.pinned = pinned;
+                state.reported = None;
+                state.report();
+            }
             ModelMsg::Retire(reply) => drop(reply.send(state.on_retire())),
             ModelMsg::IngressLost(ingress) => state.on_ingress_lost(&ingress),
             ModelMsg::Announce => state.announce(),
@@ -294,6 +312,14 @@ impl Actor for ModelActor {
 }
 
 impl ModelState {
+    fn on_fetched(&mut self, share: f32) {
+        if let Phase::Loading { progress, .. } = &mut self.phase {
+            *progress = share;
+            self.reported = None;
+            self.report();
+        }
+    }
+
     fn on_load_ended(&mut self, result: Result<Resident, LoadError>) -> Result<(), ActorProcessingErr> {
         match result {
             Ok(resident) => {
@@ -301,7 +327,7 @@ impl ModelState {
                     context_length = resident.plan.context_length, "model loaded");
                 let batcher = Box::new(Batcher::new(&self.args.profile, &resident));
                 let load_time = match self.phase {
-                    Phase::Loading { since } => since.elapsed(),
+                    Phase::Loading { since, .. } => since.elapsed(),
                     Phase::Loaded { .. } | Phase::Failed(_) | Phase::Retired => return Ok(()), // it was told to go meanwhile
                 };
                 self.phase = Phase::Loaded { resident: Box::new(resident), batcher, load_time };
@@ -562,7 +588,11 @@ impl ModelState {
             pinned: profile.pinned,
             idle: self.idle_since.map(|since| now.saturating_duration_since(since)),
             load_time,
-            progress: 0.0,
+            progress: match self.phase {
+                Phase::Loading { progress, .. } => progress,
+                Phase::Loaded { .. } => 1.0,
+                Phase::Failed(_) | Phase::Retired => 0.0,
+            },
         }));
     }
 

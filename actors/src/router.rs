@@ -46,6 +46,8 @@ use crate::streams::StreamsMsg;
 const LOAD_DELAY: Duration = Duration::from_millis(100);
 /// How often loads under way, preloads and spare replicas are looked at.
 const TICK: Duration = Duration::from_secs(1);
+/// The others are told every so many ticks for how long models have been idle.
+const IDLE_TICKS: u32 = 5;
 /// A home, or a node that is told to load, answers from memory; one that does not is asked again.
 const ORDER_DEADLINE: Duration = Duration::from_secs(5);
 /// What the home said of a model is believed for so long before it is asked again.
@@ -196,6 +198,7 @@ pub struct RouterState {
     n_routed: u64,
     n_refused: u64,
     n_cold: u64,
+    n_ticks: u32,
 }
 
 /// What is known of a model that its home was asked for.
@@ -226,6 +229,7 @@ impl Actor for RouterActor {
             n_routed: 0,
             n_refused: 0,
             n_cold: 0,
+            n_ticks: 0,
         };
         state.publish(); // a former life may have died before it did
         Ok(state)
@@ -422,8 +426,28 @@ impl RouterState {
                 }
             }
         };
+        let at = |one: &view::Candidate<'_>| {
+            place.node.as_ref().is_none_or(|name| *name == one.id.node.name) && place.device.is_none_or(|device| device == one.id.device)
+        };
+        let there = self
+            .args
+            .view
+            .read()
+            .candidates(model)
+            .filter(at)
+            .find(|one| !matches!(one.report.state, ReplicaState::Failed(_)))
+            .map(|one| one.id);
+        if let Some(there) = there {
+            let decision = format!("it is on {}/{} already", there.node.name, there.device);
+            return drop(reply.send(Ok(Explanation { model: model.clone(), decision, considered: Vec::new(), age: Duration::ZERO })));
+        }
         let (order, node, explanation) = match placed {
             Ok(placement) => (Box::new(placement.order), placement.site.0, placement.explanation),
+            Err(unplaced) if unplaced.explanation.considered.is_empty() => {
+                let device = place.device.map_or_else(|| "a device".to_owned(), |device| device.to_string());
+                let message = format!("no node named has {device}; GET /v1/cluster lists the devices");
+                return drop(reply.send(Err(RequestError::invalid("device", message))));
+            }
             Err(unplaced) => return drop(reply.send(Err(unplaced.error))),
         };
         let begun = self.told_to_load(node, order);
@@ -498,15 +522,24 @@ impl RouterState {
         match route(&view, &model, 1, &[], &mut self.rng) {
             Ok(decision) => Some(decisions::explain(&model, &decision)),
             Err(NoReplica::Refused(RequestError::ModelNotFound { .. })) => None,
-            Err(_) => Some(match place(&view, &Want::new(&model), &self.args.policy) {
-                Ok(placement) => placement.explanation,
-                Err(unplaced) => unplaced.explanation,
-            }),
+            Err(_) => {
+                let mut explanation = match place(&view, &Want::new(&model), &self.args.policy) {
+                    Ok(placement) => placement.explanation,
+                    Err(unplaced) => unplaced.explanation,
+                };
+                explanation.decision = format!("it is not loaded; when it is asked for, {}", explanation.decision);
+                Some(explanation)
+            }
         }
     }
 
     fn on_tick(&mut self) {
         self.args.address.tell_after(TICK, RouterMsg::TickDue);
+        self.n_ticks += 1;
+        if self.n_ticks.is_multiple_of(IDLE_TICKS) {
+            self.args.view.write().on_own_time(TICK * IDLE_TICKS);
+            self.publish_later();
+        }
         self.home.on_view(&self.args.view.read(), Instant::now());
         let spares = spares(&self.args.view.read());
         for spare in spares {

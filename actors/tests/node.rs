@@ -17,6 +17,7 @@ use plexus_api::{ApiConfig, VersionInfo};
 use plexus_engine::error::EngineError;
 use plexus_engine::executor::Executor;
 use plexus_engine::scripted::{Fault, FaultKind, Gate, Script, ScriptedExecutor};
+use plexus_store::StoreConfig;
 use plexus_types::{
     Bytes, Delta, DeviceId, FinishReason, GenerateEvent, GenerateRequest, Generation as NodeGeneration, ModelProfile, ModelSource,
     NodeFacts, NodeId, Prompt, ReplicaState, RequestError, Sampling,
@@ -70,6 +71,7 @@ async fn node(script: Script, adjust: impl FnOnce(&mut NodeArgs)) -> RunningNode
             ..Listing::default()
         },
         eviction: EvictionConfig::default(),
+        store: StoreConfig::new(std::env::temp_dir().join(format!("plexus-store-{}", std::process::id()))),
         streams: StreamsConfig {
             accept_timeout: DEADLINE,
             first_token_timeout: DEADLINE,

@@ -1,6 +1,7 @@
 //! Pages of our own: health, version, the cluster and its actors.
 
-use axum::extract::{Extension, Request, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Extension, Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use plexus_types::RequestError;
@@ -22,11 +23,17 @@ POST /v1/embeddings                OpenAI
 POST /v1/messages                  Anthropic
 POST /v1/messages/count_tokens     Anthropic
 GET  /v1/models                    both; one model: /v1/models/{id}
+POST /v1/models/load               load a model by hand; so unload, pin, unpin
 GET  /v1/cluster                   nodes, devices and replicas
 GET  /v1/cluster/actors            the actors of every node
+GET  /v1/cluster/explain/{what}    why a model, or a request, is where it is
 GET  /health                       200 if something can be served
 GET  /version                      which build this is
 ";
+
+/// What is said of a subject that nobody knows.
+const UNEXPLAINED: &str = "nothing is known of that: name a model as GET /v1/models lists it, or one of the last requests of a node that \
+                           is still there by its x-request-id (req_..., chatcmpl-..., cmpl-..., msg_...)";
 
 /// `GET /` and `HEAD /`: some clients look whether anybody is there before they ask.
 pub(crate) async fn greeting() -> &'static str {
@@ -57,6 +64,22 @@ pub(crate) async fn report(State(api): State<Shared>, Extension(exchange): Exten
 /// `GET /v1/cluster/actors`
 pub(crate) async fn actors(State(api): State<Shared>, Extension(exchange): Extension<Exchange>) -> Response {
     exchange.json(StatusCode::OK, &api.inference.actors().await)
+}
+
+/// `GET /v1/cluster/explain/{subject}`: of a model, or of a request by the id in its headers or its answer.
+pub(crate) async fn explain(
+    State(api): State<Shared>,
+    Extension(exchange): Extension<Exchange>,
+    subject: Result<Path<String>, PathRejection>,
+) -> Response {
+    let explained = match &subject {
+        Ok(Path(subject)) => api.inference.explain(subject).await,
+        Err(_) => None,
+    };
+    match explained {
+        Some(explanation) => exchange.json(StatusCode::OK, &explanation),
+        None => exchange.failure(&Failure::NotFound(UNEXPLAINED.to_owned())),
+    }
 }
 
 #[derive(Debug, Deserialize)]

@@ -9,7 +9,7 @@ use plexus_types::RequestId;
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::{Shared, anthropic, openai};
+use crate::{Api, Shared, anthropic, openai};
 
 /// A vendor's API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,9 +113,18 @@ pub(crate) async fn model(
     let Ok(Path(id)) = id else {
         return exchange.failure(&Failure::NotFound("the model's name in the path is not valid UTF-8".to_owned()));
     };
+    show_model(&api, exchange, &id).await
+}
+
+/// `GET /v1/models/load` and the like: what is done by hand has these paths for other methods, and a model may be called so.
+pub(crate) async fn model_named_so(State(api): State<Shared>, Extension(exchange): Extension<Exchange>, uri: Uri) -> Response {
+    show_model(&api, exchange, uri.path().rsplit('/').next().unwrap_or_default()).await
+}
+
+async fn show_model(api: &Api, exchange: Exchange, id: &str) -> Response {
     let models = api.inference.models().await;
     let Some(model) = models.iter().find(|model| model.id.as_str() == id) else {
-        return exchange.failure(&crate::params::model_not_found(&id).into());
+        return exchange.failure(&crate::params::model_not_found(id).into());
     };
     match exchange.dialect {
         Dialect::OpenAi => exchange.json(StatusCode::OK, &openai::models::one(model)),

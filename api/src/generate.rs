@@ -19,9 +19,11 @@ use crate::dialect::Exchange;
 use crate::failure::Failure;
 use crate::sse;
 
-/// How long a stream's status waits for the first event. Longer, and proxies and clients take the silence for a dead server: the stream
-/// then begins with comments, and a late failure becomes an event in it.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a stream's status waits for the first event, which comes late where a model is being loaded or a long prompt read. Longer, and
+/// proxies and clients take the silence for a dead server: the stream then begins with comments, and a late failure becomes an event in it.
+/// The shortest time after which a common client gives up on a silent connection, unless it is told otherwise, is 10 s (OkHttp); the SDKs of
+/// both vendors wait for 10 min, usual proxies for 30 s to 100 s. Shorter, and more failures come too late for a status.
+const PATIENCE: Duration = sse::KEEP_ALIVE;
 
 /// The header that names the node which serves a request.
 const NODE_HEADER: &str = "x-plexus-node";

@@ -21,7 +21,7 @@ use crate::dialect::Exchange;
 use crate::failure::Failure;
 
 /// What a page may read of an answer's headers.
-const EXPOSED: HeaderValue = HeaderValue::from_static("x-request-id, request-id, retry-after, x-plexus-node");
+const EXPOSED: HeaderValue = HeaderValue::from_static("x-request-id, request-id, retry-after, x-plexus-node, x-plexus-route");
 /// How long a browser may remember a preflight: long enough for a conversation, short enough for a change of configuration.
 const PREFLIGHT_AGE_S: HeaderValue = HeaderValue::from_static("600");
 

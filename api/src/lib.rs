@@ -15,6 +15,7 @@
 mod answer;
 mod anthropic;
 mod body;
+mod by_hand;
 mod cluster;
 mod config;
 mod constraint;
@@ -22,6 +23,7 @@ mod dialect;
 mod failure;
 mod generate;
 mod guard;
+mod limits;
 mod openai;
 mod params;
 pub mod service;
@@ -59,8 +61,15 @@ pub fn router(inference: Arc<dyn Inference>, config: ApiConfig) -> Router {
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/v1/models", get(dialect::models))
         .route("/v1/models/{*id}", get(dialect::model))
+        .route("/v1/models/load", post(by_hand::load).get(dialect::model_named_so))
+        .route("/v1/models/unload", post(by_hand::unload).get(dialect::model_named_so))
+        .route("/v1/models/pin", post(by_hand::pin).get(dialect::model_named_so))
+        .route("/v1/models/unpin", post(by_hand::unpin).get(dialect::model_named_so))
+        .route("/models/load", post(by_hand::load))
+        .route("/models/unload", post(by_hand::unload))
         .route("/v1/cluster", get(cluster::report))
         .route("/v1/cluster/actors", get(cluster::actors))
+        .route("/v1/cluster/explain/{*subject}", get(cluster::explain))
         .route("/v1/cluster/actors/kill", post(cluster::kill_actor))
         .route("/", get(cluster::greeting))
         .route("/health", get(cluster::health))

@@ -39,6 +39,9 @@ pub trait Inference: Send + Sync + 'static {
     /// Loads a model, or begins to.
     async fn load_model(&self, load: LoadModel) -> Result<LoadedModel, RequestError>;
 
+    /// Brings a model's files to a node, to this one if none is named, without loading it. Answers when they are there.
+    async fn pull_model(&self, model: &ModelId, node: Option<&NodeName>) -> Result<(), RequestError>;
+
     /// Unloads a model from one place, or from everywhere. Says from where.
     ///
     /// Errors: it is nowhere, it is pinned, or it has requests.

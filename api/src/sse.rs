@@ -20,8 +20,8 @@ use crate::dialect::log;
 use crate::failure::Failure;
 use crate::generate::Render;
 
-/// Longest silence on a stream (CX-72). Half of the shortest idle timeout seen in proxies, 10 s.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Longest silence on a stream (CX-72). Half of the shortest idle timeout seen in proxies and clients, 10 s.
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// A comment: every client must ignore it.
 const COMMENT: &[u8] = b": keep-alive\n\n";
 

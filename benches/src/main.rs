@@ -23,6 +23,7 @@ mod ping_pong;
 mod scripted_node;
 mod serving;
 mod startup;
+mod store;
 mod stream_rate;
 
 /// Measures Plexus nodes and prints the results as Markdown tables.
@@ -147,17 +148,23 @@ enum Bench {
         #[arg(long, default_value_t = 100)]
         words: usize,
     },
+    /// How fast a model's files go from one node to two others.
+    Store(store::Options),
     /// All that need no file but the product itself, each with its defaults.
     All,
     /// A node over a scripted device, as the benches start it.
     #[command(hide = true)]
     ScriptedNode(scripted_node::Options),
+    /// A node of the bench of files, which has no actors.
+    #[command(hide = true)]
+    StoreNode(store::NodeOptions),
 }
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match cli.bench {
         Bench::ScriptedNode(options) => return scripted_node::run(options),
+        Bench::StoreNode(options) => return store::run(options),
         Bench::Engine(options) if options.json => {
             println!("{}", engine::measure(&options)?.json());
             return Ok(());
@@ -173,6 +180,10 @@ fn main() -> anyhow::Result<()> {
     match &cli.bench {
         Bench::Engine(options) => {
             println!("{}", figures::table(&engine::measure(options)?.figures()));
+            return Ok(());
+        }
+        Bench::Store(options) => {
+            println!("{}", figures::table(&store::measure(options)?));
             return Ok(());
         }
         Bench::Bandwidth { threads, runs, .. } => {
@@ -202,7 +213,9 @@ fn main() -> anyhow::Result<()> {
             Bench::Constrained { setup, tokens } => serving::constrained::measure(&binaries, &setup, tokens)?,
             Bench::Lookup { setup } => serving::lookup::measure(&binaries, &setup)?,
             Bench::Embeddings { setup, words } => serving::embeddings::measure(&binaries, &setup, words)?,
-            Bench::All | Bench::Engine(_) | Bench::Bandwidth { .. } | Bench::ScriptedNode(_) => continue, // dealt with above
+            Bench::All | Bench::Engine(_) | Bench::Bandwidth { .. } | Bench::Store(_) | Bench::ScriptedNode(_) | Bench::StoreNode(_) => {
+                continue;
+            } // dealt with above
         };
         println!("{}", figures::table(&figures));
     }

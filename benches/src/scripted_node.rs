@@ -16,6 +16,7 @@ use plexus_actors::membership::NetTiming;
 use plexus_actors::secret::ClusterSecret;
 use plexus_api::{ApiConfig, VersionInfo};
 use plexus_engine::scripted::{Script, ScriptedExecutor};
+use plexus_store::StoreConfig;
 use plexus_types::{Bytes, DeviceId, DeviceKind, Generation, ModelProfile, ModelSource, NodeFacts, NodeId, NodeName};
 
 /// "The capital of France is Paris." in the tokens of the embedded model, said again and again.
@@ -102,6 +103,7 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
         devices: vec![DeviceSpec { id, open }],
         catalogue: Listing { models: options.model.map(profile).into_iter().collect(), ..Listing::default() },
         eviction: EvictionConfig::default(),
+        store: StoreConfig::new(std::env::temp_dir().join(format!("plexus-store-{}", std::process::id()))),
         streams: StreamsConfig {
             accept_timeout: Duration::from_secs(2),
             first_token_timeout: Duration::from_secs(120),

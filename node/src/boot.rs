@@ -8,6 +8,7 @@ mod name;
 pub(crate) mod neighbours;
 mod ports;
 mod secret;
+mod store;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -163,6 +164,7 @@ impl Named {
             timing: timing(config),
             catalogue: listing(valid),
             eviction: eviction(config),
+            store: store::config(&config.store, home.file("store").join(claim.name.as_str()), |name| std::env::var(name).ok()),
             devices,
             streams: streams(config),
             http: http_config(config, [host.as_str(), claim.name.as_str()]),
@@ -211,6 +213,7 @@ fn listing(valid: &ValidConfig) -> Listing {
         modified_ms: newest.map_or(0, ms_since_1970),
         models: config.models.iter().map(ModelSection::profile).collect(),
         aliases: config.aliases.clone(),
+        folders: config.store.folders.clone(),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use plexus_types::{DeviceId, NodeName};
 
 use crate::config::Override;
 
@@ -21,7 +22,7 @@ pub(crate) enum Command {
     /// Look at the cluster.
     #[command(subcommand)]
     Cluster(ClusterCommand),
-    /// List the models that the cluster serves.
+    /// List the models that the cluster serves; load, unload and pin them by hand.
     Models(ModelsArgs),
     /// Talk with a model. Ctrl-C stops the answer, Ctrl-D leaves. In a pipe, every line is a turn.
     Chat(ChatArgs),
@@ -37,6 +38,8 @@ pub(crate) enum Command {
 pub(crate) enum ClusterCommand {
     /// Show nodes, devices, replicas and actors.
     Status(StatusArgs),
+    /// Say why a model, or a request, is where it is.
+    Explain(ExplainArgs),
 }
 
 /// Which node is asked.
@@ -79,7 +82,7 @@ pub(crate) struct StartArgs {
     /// The cluster's secret, made by `plexus secret`.
     #[arg(long, value_name = "FILE")]
     pub(crate) secret_file: Option<PathBuf>,
-    /// A model to load, beside those of the file; may be given more than once.
+    /// A model to serve and to load at once, beside those of the file; may be given more than once.
     #[arg(long = "model", value_name = "ID=SOURCE")]
     pub(crate) models: Vec<String>,
 }
@@ -118,7 +121,101 @@ pub(crate) struct StatusArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// A model, or a request by its id: x-request-id of the answer's headers, or the answer's own id.
+    #[arg(value_name = "MODEL | REQUEST")]
+    pub(crate) subject: String,
+    /// Print the node's own JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) node: NodeOption,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct ModelsArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<ModelsCommand>,
+    #[command(flatten)]
+    pub(crate) list: ModelsListArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelsCommand {
+    /// List the models that the cluster serves.
+    List(ModelsListArgs),
+    /// Load a model that the cluster lists, wherever it does best, or at a place of your choice.
+    Load(LoadArgs),
+    /// Unload a model from one place, or from everywhere; requests load it again.
+    Unload(UnloadArgs),
+    /// Pin a model where it is loaded: it then stays until it is unpinned.
+    Pin(PinArgs),
+    /// Let a model go again when others need its room.
+    Unpin(PinArgs),
+}
+
+/// A place in the cluster, and which node is asked. Both are nodes: one is told from the other by how it is written.
+#[derive(Debug, Args)]
+pub(crate) struct PlaceOptions {
+    /// The node that is to hold it, by its name. An address such as http://127.0.0.1:31313 is the node to ask, as with all commands; both
+    /// may be given.
+    #[arg(long = "node", value_name = "NAME | URL")]
+    pub(crate) nodes: Vec<String>,
+    /// The device that is to hold it, such as cpu-0 or cuda-1.
+    #[arg(long)]
+    pub(crate) device: Option<DeviceId>,
+    #[arg(long = "ask", hide = true, value_name = "URL", env = "PLEXUS_NODE")]
+    ask: Option<String>,
+}
+
+impl PlaceOptions {
+    /// The node that is to hold it, if one is named.
+    pub(crate) fn node(&self) -> anyhow::Result<Option<NodeName>> {
+        let names: Vec<NodeName> = self.nodes.iter().filter_map(|text| text.parse().ok()).collect();
+        match &names[..] {
+            [] => Ok(None),
+            [name] => Ok(Some(name.clone())),
+            [first, second, ..] => anyhow::bail!("--node names {first} and {second}: a command is for one node, or without --node for any"),
+        }
+    }
+
+    /// The node to ask.
+    pub(crate) fn asked(&self) -> NodeOption {
+        let address = self.nodes.iter().find(|text| text.parse::<NodeName>().is_err());
+        NodeOption { node: address.or(self.ask.as_ref()).cloned() }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LoadArgs {
+    /// The model, as `plexus models` lists it.
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) place: PlaceOptions,
+    /// Return when the load has begun, rather than when the model answers.
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UnloadArgs {
+    /// The model.
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) place: PlaceOptions,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PinArgs {
+    /// The model.
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) node: NodeOption,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ModelsListArgs {
     /// Print the node's own JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -142,7 +239,7 @@ pub(crate) struct AnswerOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct ChatArgs {
-    /// The model; the first that is loaded if absent.
+    /// The model; if absent, the first that is loaded, else the first that is listed.
     pub(crate) model: Option<String>,
     #[command(flatten)]
     pub(crate) answer: AnswerOptions,
@@ -154,7 +251,7 @@ pub(crate) struct ChatArgs {
 pub(crate) struct RunArgs {
     /// What to ask; may be left out when something is piped in.
     pub(crate) prompt: Option<String>,
-    /// The model; the first that is loaded if absent.
+    /// The model; if absent, the first that is loaded, else the first that is listed.
     #[arg(long)]
     pub(crate) model: Option<String>,
     /// Print the whole answer as one JSON object.
@@ -183,6 +280,25 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_name_is_the_place_of_a_model_and_an_address_the_node_to_ask() {
+        let read = |line: &str| match Cli::parse_from(line.split_whitespace()).command {
+            Command::Models(ModelsArgs { command: Some(ModelsCommand::Load(args)), .. }) => args.place,
+            other => panic!("{other:?}"),
+        };
+        for (line, node, asked) in [
+            ("plexus models load m --node gpu-1", Some("gpu-1"), None),
+            ("plexus models load m --node http://h:1", None, Some("http://h:1")),
+            ("plexus models load m --node 127.0.0.1:4000 --node gpu-1 --device cpu-0", Some("gpu-1"), Some("127.0.0.1:4000")),
+        ] {
+            let place = read(line);
+            assert_eq!((place.node().unwrap().as_ref().map(NodeName::as_str), place.asked().node.as_deref()), (node, asked), "{line}");
+        }
+        assert!(read("plexus models load m --node a --node b").node().is_err());
+        assert!(Cli::try_parse_from("plexus models load m --device gpu".split_whitespace()).is_err());
+        assert!(Cli::try_parse_from("plexus models --json load m".split_whitespace()).is_err());
     }
 
     #[test]

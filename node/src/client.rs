@@ -1,5 +1,6 @@
 //! A client of a node's HTTP API: all that the commands know of a cluster comes through it.
 
+pub(crate) mod by_hand;
 pub(crate) mod chat;
 mod sse;
 
@@ -76,8 +77,22 @@ pub(crate) struct ModelEntry {
     pub(crate) id: String,
     pub(crate) loaded: bool,
     pub(crate) status: String,
-    pub(crate) max_model_len: u32,
+    /// Why it failed.
+    pub(crate) reason: Option<String>,
+    /// How far its load is, from 0 to 1.
+    pub(crate) progress: Option<f32>,
+    pub(crate) alias_of: Option<String>,
+    pub(crate) max_model_len: Option<u32>,
+    pub(crate) capabilities: Vec<String>,
+    pub(crate) feasible_on: Vec<String>,
     pub(crate) locations: Vec<ModelPlace>,
+}
+
+impl ModelEntry {
+    /// Does it write, rather than embed?
+    fn generates(&self) -> bool {
+        self.capabilities.iter().any(|word| word == "generate")
+    }
 }
 
 /// Where a model is.
@@ -160,14 +175,17 @@ impl Client {
         answer.json().await.map_err(|error| self.broken(&error))
     }
 
-    /// The model to use when none is named: the first that is loaded.
+    /// The model to use when none is named.
     pub(crate) async fn some_model(&self) -> Result<String, ClientError> {
         let models = self.models().await?;
-        match models.iter().find(|model| model.loaded) {
+        match usual_model(&models) {
             Some(model) => Ok(model.id.clone()),
             None => Err(ClientError::Refused {
                 message: match models.first() {
-                    Some(model) => format!("no model is loaded yet ({} is {}): `plexus models` shows when one is", model.id, model.status),
+                    Some(model) => format!(
+                        "no model here can write an answer ({} is {}): `plexus models` says why; add one to [[models]]",
+                        model.id, model.status
+                    ),
                     None => "the cluster serves no model: start a node with --model ID=SOURCE".to_owned(),
                 },
             }),
@@ -201,6 +219,12 @@ impl Client {
     }
 }
 
+/// Of the models that write: the first that is loaded, else the first that can be, which is loaded when it is asked for.
+fn usual_model(models: &[ModelEntry]) -> Option<&ModelEntry> {
+    let writes = || models.iter().filter(|model| model.generates() && model.alias_of.is_none());
+    writes().find(|model| model.loaded).or_else(|| writes().find(|model| model.status != "failed"))
+}
+
 /// The address without what would double when a path is added.
 fn base(url: &str) -> Result<String, ClientError> {
     let bad = || ClientError::BadUrl { url: url.to_owned() };
@@ -218,9 +242,14 @@ async fn refused(answer: reqwest::Response) -> Result<reqwest::Response, ClientE
     if status.is_success() {
         return Ok(answer);
     }
+    let again = answer.headers().get(reqwest::header::RETRY_AFTER).and_then(|after| after.to_str().ok()?.parse::<u64>().ok());
     let body: Value = answer.json().await.unwrap_or_default();
     let message = body.pointer("/error/message").and_then(Value::as_str);
-    Err(ClientError::Refused { message: message.map_or_else(|| format!("the node answers {status}"), str::to_owned) })
+    let mut message = message.map_or_else(|| format!("the node answers {status}"), str::to_owned);
+    if let Some(seconds) = again {
+        message += &format!("; ask again in {seconds} s");
+    }
+    Err(ClientError::Refused { message })
 }
 
 /// An error with all its causes in one line.
@@ -239,7 +268,30 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::base;
+    use serde_json::json;
+
+    use super::{ModelEntry, base, usual_model};
+
+    #[test]
+    fn without_a_name_the_first_loaded_model_that_writes_is_taken_else_one_that_can_be_loaded() {
+        let entry = |id: &str, kind: &str, status: &str, alias: Option<&str>| -> ModelEntry {
+            serde_json::from_value(json!({ "id": id, "loaded": status == "loaded", "status": status, "alias_of": alias,
+                "capabilities": [kind], "feasible_on": [], "locations": [] }))
+            .unwrap()
+        };
+        let mut models = vec![
+            entry("broken", "generate", "failed", None),
+            entry("embedder", "embed", "loaded", None),
+            entry("fast", "generate", "unloaded", Some("second")),
+            entry("first", "generate", "unloaded", None),
+            entry("second", "generate", "unloaded", None),
+        ];
+        let usual = |models: &[ModelEntry]| usual_model(models).map(|model| model.id.clone());
+        assert_eq!(usual(&models).as_deref(), Some("first"));
+        models[4] = entry("second", "generate", "loaded", None);
+        assert_eq!(usual(&models).as_deref(), Some("second"));
+        assert_eq!(usual(&models[..2]), None);
+    }
 
     #[test]
     fn a_node_is_named_by_its_address_with_or_without_scheme_and_path() {

@@ -1,6 +1,7 @@
 //! What each command does. All but `start` only ask a node over HTTP.
 
 pub(crate) mod chat;
+pub(crate) mod explain;
 pub(crate) mod models;
 pub(crate) mod run;
 pub(crate) mod start;

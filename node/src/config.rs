@@ -16,7 +16,7 @@ use toml::Value;
 use error::BadValue;
 pub(crate) use error::ConfigError;
 pub(crate) use layers::{Origin, Override};
-pub(crate) use sections::{Config, LogFormat, ModelSection, StrategyName, TelemetrySection};
+pub(crate) use sections::{Config, LogFormat, ModelSection, StoreSection, StrategyName, TelemetrySection};
 pub(crate) use units::{CudaDevices, Fraction};
 pub(crate) use validate::clash;
 

@@ -36,6 +36,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Start(args) => return commands::start::run(&args),
         Command::Cluster(ClusterCommand::Status(args)) => asking(commands::status::run(&args))?,
+        Command::Cluster(ClusterCommand::Explain(args)) => asking(commands::explain::run(&args))?,
         Command::Models(args) => asking(commands::models::run(&args))?,
         Command::Chat(args) => asking(commands::chat::run(&args))?,
         Command::Run(args) => asking(commands::run::run(&args))?,

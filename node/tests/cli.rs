@@ -92,7 +92,9 @@ fn every_command_says_what_to_do_when_no_node_answers() {
     // Bound and closed again: nobody is there now.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("http://{address}");
-    for command in [&["cluster", "status"][..], &["models"], &["chat"], &["run", "hello"]] {
+    for command in
+        [&["cluster", "status"][..], &["cluster", "explain", "m"], &["models"], &["models", "load", "m"], &["chat"], &["run", "hello"]]
+    {
         let output = output(home.path(), &[command, &["--node", &url]].concat());
         assert_eq!(output.status.code(), Some(1));
         refused(&output, &[&format!("no node answers at {url}: start one with `plexus start`, or name one with --node URL")]);
@@ -121,7 +123,36 @@ fn the_version_says_which_build_it_is() {
     assert!(succeeded(&output(home.path(), &["version"])).contains("commit"));
 }
 
-/// A node made of three pages: it answers every question with the questions so far, a word at a time.
+fn models() -> serde_json::Value {
+    let place = serde_json::json!({ "node": "n1", "device": "cpu-0", "status": "loaded", "memory_bytes": 3_000_000 });
+    serde_json::json!({ "data": [
+        { "id": "cold", "loaded": false, "status": "loading", "progress": 0.4, "capabilities": ["generate"], "feasible_on": ["n1"],
+          "locations": [] },
+        { "id": "pip", "loaded": true, "status": "loaded", "max_model_len": 512, "capabilities": ["generate"], "feasible_on": ["n1"],
+          "locations": [place] },
+    ] })
+}
+
+/// What is done by hand comes back in the reason.
+fn by_hand(path: &str, order: &serde_json::Value) -> serde_json::Value {
+    let status = if order["wait"] == true { "loaded" } else { "loading" };
+    let mut answer = explanation();
+    answer["status"] = status.into();
+    answer["model_id"] = order["model_id"].clone();
+    answer["decision"] = format!("{path} {order}").into();
+    answer["from"] = serde_json::json!(["n1/cpu-0", order["node"].as_str().unwrap_or("anywhere")]);
+    answer["on"] = serde_json::json!([path]);
+    answer
+}
+
+fn explanation() -> serde_json::Value {
+    serde_json::json!({ "model": "org/cold", "decision": "it is loaded on n2/cpu-0", "age_s": 0.0, "considered": [
+        { "place": "n2/cpu-0", "verdict": "fits, 2.00 GiB free", "chosen": true },
+        { "place": "n1/cpu-0", "verdict": "its files are not there", "chosen": false },
+    ] })
+}
+
+/// A node made of a few pages: it answers every question with the questions so far, a word at a time.
 fn scripted_node() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("it is bound"));
@@ -149,12 +180,11 @@ fn answer_once(connection: std::net::TcpStream) -> Option<()> {
     reader.read_exact(&mut body).ok()?;
     let (kind, page) = match request.split(' ').nth(1)? {
         "/version" => ("application/json", "{\"git_sha\":\"x\"}".to_owned()),
-        "/v1/models" => (
-            "application/json",
-            "{\"data\":[{\"id\":\"cold\",\"loaded\":false,\"status\":\"loading\",\"max_model_len\":0,\"locations\":[]},\
-             {\"id\":\"pip\",\"loaded\":true,\"status\":\"loaded\",\"max_model_len\":512,\"locations\":[]}]}"
-                .to_owned(),
-        ),
+        "/v1/models" => ("application/json", models().to_string()),
+        path @ ("/v1/models/load" | "/v1/models/unload" | "/v1/models/pin" | "/v1/models/unpin") => {
+            ("application/json", by_hand(path, &serde_json::from_slice(&body).ok()?).to_string())
+        }
+        "/v1/cluster/explain/org%2Fcold" => ("application/json", explanation().to_string()),
         _ => ("text/event-stream", events(&serde_json::from_slice(&body).ok()?)),
     };
     let head = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", page.len());
@@ -200,10 +230,51 @@ fn a_conversation_through_a_pipe_keeps_its_turns() {
 
 #[test]
 fn models_are_listed_with_their_state() {
+    // CX-08, CX-22
     let home = tempfile::tempdir().unwrap();
-    let text = succeeded(&output(home.path(), &["models", "--node", &scripted_node()]));
-    assert!(text.lines().any(|line| line.contains("pip") && line.contains("loaded") && line.contains("512")), "{text}");
+    let url = scripted_node();
+    let text = succeeded(&output(home.path(), &["models", "--node", &url]));
+    for parts in [["pip", "loaded", "n1/cpu-0", "512"], ["cold", "loading 40 %", "on demand: n1", "generate"]] {
+        assert!(text.lines().any(|line| parts.iter().all(|part| line.contains(part))), "{parts:?}: {text}");
+    }
     assert!(!text.contains('\u{1b}'));
+    assert_eq!(succeeded(&output(home.path(), &["models", "list", "--node", &url])), text);
+}
+
+#[test]
+fn models_are_loaded_unloaded_and_pinned_by_hand_each_told_in_a_sentence() {
+    // CX-43, CX-44
+    let home = tempfile::tempdir().unwrap();
+    let url = scripted_node();
+    for (arguments, expected) in [
+        (
+            "load m --node n2 --device cpu-0",
+            r#"m answers: /v1/models/load {"model_id":"m","node":"n2","device":"cpu-0","wait":true} (fits, 2.00 GiB free)"#,
+        ),
+        ("load m --no-wait", r#"m is being loaded: /v1/models/load {"model_id":"m","wait":false} (fits, 2.00 GiB free); `plexus models`"#),
+        ("unload m --node n2", "m is unloaded from n1/cpu-0, n2"),
+        ("pin m", "m is pinned on /v1/models/pin: it stays until it is unpinned"),
+        ("unpin m", "m is no longer pinned on /v1/models/unpin: it goes when others need the room"),
+    ] {
+        let arguments: Vec<&str> = ["models"].into_iter().chain(arguments.split(' ')).chain(["--node", url.as_str()]).collect();
+        let output = output(home.path(), &arguments);
+        assert!(succeeded(&output).starts_with(expected), "{output:?}");
+        assert!(output.stderr.is_empty(), "a bar for nobody: {output:?}");
+    }
+    let asked_by_variable = plexus(home.path(), &["models", "load", "m", "--node", "n2"]).env("PLEXUS_NODE", &url).output().unwrap();
+    assert!(succeeded(&asked_by_variable).contains(r#""node":"n2""#));
+}
+
+#[test]
+fn an_explanation_is_a_table_with_the_chosen_place_marked() {
+    let home = tempfile::tempdir().unwrap();
+    let url = scripted_node();
+    let text = succeeded(&output(home.path(), &["cluster", "explain", "org/cold", "--node", &url]));
+    assert!(text.starts_with("org/cold: it is loaded on n2/cpu-0\n"), "{text}");
+    let marked: Vec<&str> = text.lines().filter(|line| line.contains('*')).collect();
+    assert!(marked.len() == 1 && marked[0].contains("n2/cpu-0") && text.contains("its files are not there"), "{text}");
+    let json = succeeded(&output(home.path(), &["cluster", "explain", "org/cold", "--json", "--node", &url]));
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["considered"][0]["chosen"], true);
 }
 
 // CX-51

@@ -280,7 +280,7 @@ class Embeddings(Node):
 
     def test_the_model_is_listed_as_one_that_embeds(self):
         kinds = {model.id: model.model_dump()["capabilities"] for model in self.client.models.list()}
-        self.assertEqual((kinds["bert"], kinds["pip"]), (["embed"], ["generate"]))
+        self.assertEqual((kinds["bert"], kinds["pip"]), (["embed"], ["generate", "tools"]))
 
     def test_texts_tokens_and_batches_give_the_same_vectors(self):
         texts = ["hello world", "the cat is on the house"]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::units::seconds;
-use crate::{Bytes, Cost, DeviceId, Limits, ModelId, ModelKind, NodeId};
+use crate::{Bytes, Cost, DeviceId, Limits, ModelId, ModelKind, NodeId, Quantization};
 
 /// What a node tells everybody by gossip: small, slow to change, and only a hint until its certificate confirms who it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,6 +227,8 @@ pub struct ModelReport {
     pub cost: Cost,
     /// The model that this is another name of.
     pub alias_of: Option<ModelId>,
+    /// The fewer bits in which its weights are held, if its entry says so.
+    pub quant: Option<Quantization>,
     /// The nodes that can hold it.
     pub feasible_on: Vec<String>,
     /// Its replicas.

@@ -176,6 +176,8 @@ pub enum Effect {
         /// Why not.
         result: Result<(), RequestError>,
     },
+    /// Tell a replica whether it is pinned.
+    Pinned(Place, bool),
     /// Open a device anew.
     RestartDevice(DeviceId),
     /// Tell the router of the devices.
@@ -279,7 +281,7 @@ impl EvictorCore {
             Event::Dismissed(place) => self.on_dismissed(&place, now, &mut out),
             Event::Unload { model, device, asker } => self.on_unload(&model, device, asker, &mut out),
             Event::Pin { model, pinned, asker } => {
-                let result = self.on_pin(&model, pinned);
+                let result = self.on_pin(&model, pinned, &mut out);
                 out.push(Effect::Answer { asker, result });
             }
             Event::Tick => self.on_tick(now, &mut out),
@@ -432,7 +434,7 @@ impl EvictorCore {
         out.push(Effect::Retire(place));
     }
 
-    fn on_pin(&mut self, model: &ModelId, pinned: bool) -> Result<(), RequestError> {
+    fn on_pin(&mut self, model: &ModelId, pinned: bool, out: &mut Vec<Effect>) -> Result<(), RequestError> {
         let places: Vec<Place> = self.hosted.keys().filter(|place| place.0 == *model).cloned().collect();
         if places.is_empty() {
             return Err(RequestError::invalid("model", format!("the model '{model}' is not on this node; load it first")));
@@ -442,6 +444,7 @@ impl EvictorCore {
                 hosted.pinned = pinned;
             }
             self.note(&place, |resident| resident.pinned = pinned);
+            out.push(Effect::Pinned(place, pinned));
         }
         Ok(())
     }

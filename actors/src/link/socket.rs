@@ -17,7 +17,8 @@ use tokio_rustls::TlsStream;
 use tracing::{debug, warn};
 
 use super::core::LinkId;
-use super::tls::{Tls, name_in_certificate, owner};
+use super::store::StoreDoor;
+use super::tls::{Tls, is_to_store, name_in_certificate, owner};
 use crate::membership::NetTiming;
 
 /// Most connections that are shaking hands at a time. Honest nodes need one each; more wait in the kernel.
@@ -90,13 +91,14 @@ pub(super) async fn dial(facts: &NodeFacts, tls: &Tls, timing: &NetTiming) -> io
     tokio::time::timeout(timing.handshake_max, work).await.map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-/// Takes connections for as long as it is polled, and hands over those of nodes that are known.
+/// Takes connections for as long as it is polled, and hands over those of nodes that are known: links to `take`, the others to the store.
 pub(super) async fn accept(
     listener: TcpListener,
     tls: Tls,
     timing: NetTiming,
     known: Arc<RwLock<BTreeSet<NodeName>>>,
     refused: Arc<Refused>,
+    store: Option<StoreDoor>,
     take: impl Fn(Connection) + Clone + Send + Sync + 'static,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
@@ -116,8 +118,8 @@ pub(super) async fn accept(
         };
         while handshakes.try_join_next().is_some() {}
         let (tls, timing, known, refused, take) = (tls.clone(), timing.clone(), Arc::clone(&known), Arc::clone(&refused), take.clone());
+        let store = store.clone();
         handshakes.spawn(async move {
-            let _place = place;
             let work = async {
                 let knife = tune(&tcp, &timing)?;
                 let session = tls.acceptor.accept(tcp).await?;
@@ -136,7 +138,10 @@ pub(super) async fn accept(
             while name().is_none() && Instant::now() < patience {
                 tokio::time::sleep(timing.tick / 2).await;
             }
-            match name() {
+            let name = name();
+            drop(place);
+            match name {
+                Some(name) if is_to_store(session.get_ref().1) => StoreDoor::let_in(store, name, session, knife).await,
                 Some(name) => take(Connection { name, tls: TlsStream::Server(session), knife }),
                 None => {
                     refused.unknown.fetch_add(1, Ordering::Relaxed);
@@ -147,14 +152,20 @@ pub(super) async fn accept(
     }
 }
 
-/// Small frames leave at once, and a peer whose kernel is silent is noticed.
+/// A link's socket: small frames leave at once, and a peer whose kernel is silent is noticed.
 fn tune(tcp: &TcpStream, timing: &NetTiming) -> io::Result<Knife> {
+    tune_with(tcp, timing.user_timeout)?;
+    Ok(Knife(SockRef::from(tcp).try_clone()?))
+}
+
+/// The same, for a socket whose peer may take nothing for `silence_max`.
+pub(super) fn tune_with(tcp: &TcpStream, silence_max: Duration) -> io::Result<()> {
     tcp.set_nodelay(true)?;
     let socket = SockRef::from(tcp);
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(1)).with_interval(Duration::from_secs(1)))?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    socket.set_tcp_user_timeout(Some(timing.user_timeout))?;
+    socket.set_tcp_user_timeout(Some(silence_max))?;
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    let _only_pings_notice = timing;
-    Ok(Knife(socket.try_clone()?))
+    let _only_pings_notice = silence_max;
+    Ok(())
 }

@@ -3,6 +3,8 @@
 //! Whoever has the secret has the authority, and each node signs its own certificate at its start. So there is nothing to hand out and
 //! nothing to renew. Certificates are valid from 2020 to 2100, because a wrong clock must not keep a node out. A name is `NAME.plexus`:
 //! a node may be called `1`, which alone is not a DNS name.
+//!
+//! One port takes both links and connections to the node's store; which it is, ALPN tells (RFC 7301). Whoever says nothing wants a link.
 
 use std::sync::Arc;
 
@@ -11,7 +13,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, CommonState, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::secret::ClusterSecret;
@@ -30,11 +32,19 @@ pub(super) enum TlsError {
     Authority(#[from] rustls::server::VerifierBuilderError),
 }
 
+/// What a connection is for: links between actors.
+const LINK: &[u8] = b"plexus-link";
+/// What a connection is for: files of models, over HTTP.
+const STORE: &[u8] = b"plexus-store";
+
 /// Both ends of TLS for this node.
 #[derive(Clone)]
 pub(super) struct Tls {
     pub(super) acceptor: TlsAcceptor,
+    /// For links.
     pub(super) connector: TlsConnector,
+    /// For stores.
+    pub(super) to_stores: TlsConnector,
 }
 
 impl Tls {
@@ -57,13 +67,24 @@ impl Tls {
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain.clone(), key_der())?;
         server.send_tls13_tickets = 0; // each link is verified anew
+        server.alpn_protocols = vec![LINK.to_vec(), STORE.to_vec()];
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key_der())?;
         client.resumption = rustls::client::Resumption::disabled();
-        Ok(Self { acceptor: Arc::new(server).into(), connector: Arc::new(client).into() })
+        let connector = |protocol: &[u8]| {
+            let mut client = client.clone();
+            client.alpn_protocols = vec![protocol.to_vec()];
+            TlsConnector::from(Arc::new(client))
+        };
+        Ok(Self { acceptor: Arc::new(server).into(), connector: connector(LINK), to_stores: connector(STORE) })
     }
+}
+
+/// Did both ends agree that this connection is one to a store?
+pub(super) fn is_to_store(session: &CommonState) -> bool {
+    session.alpn_protocol() == Some(STORE)
 }
 
 /// The name in the certificate of a node.
@@ -117,7 +138,7 @@ fn leaf(me: &NodeName) -> Result<CertificateParams, TlsError> {
 mod tests {
     use plexus_types::NodeName;
 
-    use super::{Tls, name_in_certificate, owner};
+    use super::{Tls, is_to_store, name_in_certificate, owner};
     use crate::secret::ClusterSecret;
 
     fn name(text: &str) -> NodeName {
@@ -141,6 +162,19 @@ mod tests {
         let two = Tls::new(&secret, &name("2")).expect("TLS");
         assert_eq!(handshake(&one, "2", &two, &["2", "one"]).await, (true, Some(name("one"))));
         assert_eq!(handshake(&two, "one", &one, &["one", "2"]).await, (true, Some(name("2"))));
+    }
+
+    #[tokio::test]
+    async fn both_ends_agree_on_what_a_connection_is_for() {
+        let secret = ClusterSecret::generate();
+        let one = Tls::new(&secret, &name("one")).expect("TLS");
+        let two = Tls::new(&secret, &name("two")).expect("TLS");
+        for (connector, to_store) in [(&one.connector, false), (&one.to_stores, true)] {
+            let (near, far) = tokio::io::duplex(1 << 16);
+            let (near, far) = tokio::join!(connector.connect(name_in_certificate(&name("two")), near), two.acceptor.accept(far));
+            assert_eq!(is_to_store(near.expect("a session").get_ref().1), to_store);
+            assert_eq!(is_to_store(far.expect("a session").get_ref().1), to_store);
+        }
     }
 
     #[tokio::test]

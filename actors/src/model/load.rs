@@ -7,23 +7,31 @@ use std::time::Duration;
 use plexus_engine::codec::Codec;
 use plexus_engine::draft::check_pair;
 use plexus_engine::executor::Slot;
-use plexus_engine::model::{ModelFiles, ModelPath};
+use plexus_engine::model::ModelFiles;
+use plexus_store::{FetchError, Progress};
 use plexus_types::{Bytes, DeviceId, Footprint, ModelFacts, ModelKind, ModelProfile, ModelSource, Sampling};
+use ractor::ActorId;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::address::{Address, CallError};
+use crate::catalogue::CatalogueMsg;
 use crate::device::{DeviceMsg, Placed, Reply, StepQueue, chain};
 use crate::evictor::EvictorMsg;
 use crate::evictor::core::{Grant, Place, needs_of, no_room_error};
 use crate::evictor::ledger::Lease;
 use crate::evictor::plan::Plan;
-use crate::model::Devices;
+use crate::model::{ModelArgs, ModelMsg};
+use crate::shelf::Shelf;
 
 /// A device that is being opened is waited for so long.
 const DEVICE_WAIT: Duration = Duration::from_secs(30);
 /// How often it is looked for.
 const DEVICE_POLL: Duration = Duration::from_millis(20);
+/// The evictor answers from memory.
+const TOTAL_DEADLINE: Duration = Duration::from_secs(5);
+/// How much more of the files must be here before it is told again.
+const PROGRESS_STEP: f32 = 0.01;
 /// Others may have to go first, one load after the other.
 const ROOM_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -124,14 +132,18 @@ impl Opened {
 /// Opens a model's files, as its profile wants them held. Blocks.
 ///
 /// Errors: what is wrong with them, in words for their owner.
-pub fn open(profile: &ModelProfile) -> Result<Opened, String> {
-    let files = open_source(&profile.source)?;
+pub fn open(profile: &ModelProfile, shelf: &Shelf) -> Result<Opened, String> {
+    let open = |source: &ModelSource| {
+        let path = shelf.locate(source).ok_or_else(|| format!("{source} is not on this node"))?;
+        ModelFiles::open(&path).map_err(|error| chain(&error))
+    };
+    let files = open(&profile.source)?;
     let files = match profile.quant {
         Some(quant) => files.quantized(quant).map_err(|error| chain(&error))?,
         None => files,
     };
     let open_draft = |source: &ModelSource| {
-        let draft = open_source(source)?;
+        let draft = open(source)?;
         check_pair(&files, &draft).map_err(|error| chain(&error))?;
         Ok(draft)
     };
@@ -140,25 +152,15 @@ pub fn open(profile: &ModelProfile) -> Result<Opened, String> {
     Ok(Opened { files, draft })
 }
 
-fn open_source(source: &ModelSource) -> Result<ModelFiles, String> {
-    let path = match source {
-        ModelSource::Embedded => ModelPath::Embedded,
-        ModelSource::Path(path) => ModelPath::Path(path.clone()),
-        ModelSource::Hub(hub) => return Err(format!("hf:{hub} has not been fetched")),
-    };
-    ModelFiles::open(&path).map_err(|error| chain(&error))
-}
-
-/// Opens the model's files, asks for room on the device, and loads. Nothing is read beyond headers before the room is promised.
-pub async fn load(
-    profile: &ModelProfile,
-    device: DeviceId,
-    devices: &Devices,
-    evictor: &Address<EvictorMsg>,
-) -> Result<Resident, LoadError> {
+/// Brings the model's files here if they are not, opens them, asks for room on the device, and loads. Nothing is read beyond headers before the
+/// room is promised, and nothing is fetched that could never fit.
+pub(super) async fn load(args: &ModelArgs, life: ActorId) -> Result<Resident, LoadError> {
     static NEXT_LEASE: AtomicU64 = AtomicU64::new(1);
-    let wanted = profile.clone();
-    let opened = tokio::task::spawn_blocking(move || open(&wanted).map(|opened| (opened.facts(), opened)));
+    let ModelArgs { profile, device, devices, evictor, shelf, .. } = args;
+    let device = *device;
+    fetch(args, life).await?;
+    let (wanted, from) = (profile.clone(), shelf.clone());
+    let opened = tokio::task::spawn_blocking(move || open(&wanted, &from).map(|opened| (opened.facts(), opened)));
     let opened = opened.await.map_err(|_| LoadError::Refused("reading its files panicked".into()))?;
     let (facts, Opened { files, draft }) = opened.map_err(LoadError::Refused)?;
     let place = (profile.id.clone(), device);
@@ -177,6 +179,37 @@ pub async fn load(
     let Placed { slot, steps } = load_on(&device_address, files, draft, plan).await?;
     let weights = OnDevice { device: device_address, slot };
     Ok(Resident { codec, kind, defaults, device, steps, plan, memory: bytes, lease, _weights: weights, _promise: promise })
+}
+
+/// Fetches what is not here, unless it is larger than the device.
+async fn fetch(args: &ModelArgs, life: ActorId) -> Result<(), LoadError> {
+    let ModelArgs { profile, shelf, evictor, .. } = args;
+    let (wanted, from) = (profile.clone(), shelf.clone());
+    let missing = tokio::task::spawn_blocking(move || from.missing(&wanted)).await;
+    let missing = missing.map_err(|_| LoadError::Refused("looking for its files panicked".into()))?;
+    for source in missing {
+        let refused = |error: &FetchError| LoadError::Refused(format!("{source} cannot be fetched: {}", chain(error)));
+        if profile.quant.is_none() && matches!(source, ModelSource::Hub(_)) {
+            let size = shelf.size(&source).await.map_err(|error| refused(&error))?;
+            let total = evictor.call(|reply| EvictorMsg::Total(args.device, reply), TOTAL_DEADLINE).await?;
+            if total.is_some_and(|total| size > total) {
+                let total = total.unwrap_or_default();
+                let why = format!("{size} needed, and {} has {total} in all; choose a smaller model or quantization", args.device);
+                return Err(LoadError::Refused(why));
+            }
+        }
+        let (address, mut told) = (args.address.clone(), 0.0);
+        let watch = move |progress: Progress| {
+            let share = progress.done.0 as f32 / progress.total.0.max(1) as f32;
+            if share - told >= PROGRESS_STEP {
+                told = share;
+                address.tell_life(life, ModelMsg::Fetched(share));
+            }
+        };
+        shelf.fetch(&source, watch).await.map_err(|error| refused(&error))?;
+        args.catalogue.tell(CatalogueMsg::RescanNow);
+    }
+    Ok(())
 }
 
 async fn load_on(device: &Address<DeviceMsg>, files: ModelFiles, draft: Option<ModelFiles>, plan: Plan) -> Result<Placed, LoadError> {

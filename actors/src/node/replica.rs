@@ -8,10 +8,12 @@ use super::child::{Ask, Kind};
 use super::restarts::Restarts;
 use super::{Role, Slot};
 use crate::address::Address;
+use crate::catalogue::CatalogueMsg;
 use crate::evictor::EvictorMsg;
 use crate::model::sink::Ingresses;
 use crate::model::{Devices, LocalModels, ModelActor, ModelArgs, ModelMsg};
 use crate::router::RouterMsg;
+use crate::shelf::Shelf;
 
 /// What replicas need beside their profile and device.
 #[derive(Debug, Clone)]
@@ -21,6 +23,8 @@ pub(super) struct ReplicaKit {
     pub(super) evictor: Address<EvictorMsg>,
     pub(super) router: Address<RouterMsg>,
     pub(super) ingresses: Ingresses,
+    pub(super) shelf: Shelf,
+    pub(super) catalogue: Address<CatalogueMsg>,
 }
 
 impl ReplicaKit {
@@ -37,6 +41,8 @@ impl ReplicaKit {
             evictor: self.evictor.clone(),
             router: self.router.clone(),
             ingresses: self.ingresses.clone(),
+            shelf: self.shelf.clone(),
+            catalogue: self.catalogue.clone(),
         };
         let child = Kind { actor: || ModelActor, address, args, ask: Ask::Message(ModelMsg::Inspect) };
         Slot {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use plexus_types::DeviceId;
+use plexus_store::Store;
+use plexus_types::{DeviceId, NodeName};
 use ractor::Actor;
 
 use super::child::{Ask, Child, Kind};
@@ -21,13 +22,14 @@ use crate::gateway::{GatewayActor, GatewayArgs, TokenSinkActor, TokenSinkArgs, T
 use crate::http_front::{HttpFrontActor, HttpFrontArgs, HttpFrontMsg};
 use crate::inbound::Inbound;
 use crate::inference::ClusterInference;
-use crate::link::{LinkActor, LinkArgs, LinkMsg};
+use crate::link::{LinkActor, LinkArgs, LinkMsg, StoreLinks};
 use crate::membership::{KnownNodes, MembershipActor, MembershipArgs, MembershipMsg};
 use crate::model::sink::Ingresses;
 use crate::model::{Devices, LocalModels};
 use crate::peers::Peers;
 use crate::router::view::{ClusterView, SharedView};
 use crate::router::{RouterActor, RouterArgs, RouterMsg};
+use crate::shelf::Shelf;
 use crate::streams::{StreamsActor, StreamsArgs, StreamsMsg};
 
 /// Starts a node. It serves as soon as its models are loaded, which this does not wait for.
@@ -39,16 +41,25 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
     let node: Address<NodeMsg> = Address::new();
     let (link, membership) = (Address::new(), Address::new());
     let (evictor, router, streams, http) = (Address::new(), Address::new(), Address::new(), Address::new());
+    let catalogue: Address<CatalogueMsg> = Address::new();
     let ingresses = Ingresses { me: me.clone(), streams: streams.clone(), peers: peers.clone() };
     let inbound: Arc<dyn Inbound> = Arc::new(Dispatch {
         node: node.clone(),
         link: link.clone(),
         router: router.clone(),
         evictor: evictor.clone(),
+        catalogue: catalogue.clone(),
         streams: streams.clone(),
         models: models.clone(),
         ingresses: ingresses.clone(),
     });
+
+    let known = KnownNodes::default();
+    let nodes = known.clone();
+    let find = move |name: &NodeName| nodes.list().into_iter().find(|facts| facts.id.name == *name);
+    let links = StoreLinks::new(args.secret.clone(), me.name.clone(), args.timing.clone(), find);
+    let store = Store::new(args.store, Arc::new(links));
+    let shelf = Shelf::new(store.clone(), peers.clone());
 
     let mut children = Children::default();
     let traffic = Traffic::default();
@@ -77,7 +88,6 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
             ask: Ask::Shared(Box::new(move || counted.inspection())),
         },
     );
-    let known = KnownNodes::default();
     children.add(
         "link",
         Role::Other,
@@ -93,6 +103,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
                 peers: peers.clone(),
                 known: known.clone(),
                 inbound: inbound.clone(),
+                store: Some(store.clone()),
             },
             ask: Ask::Message(LinkMsg::Inspect),
         },
@@ -164,14 +175,13 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
             },
         );
     }
-    let catalogue = Address::new();
     children.add(
         "catalogue",
         Role::Other,
         Kind {
             actor: || CatalogueActor,
             address: catalogue.clone(),
-            args: CatalogueArgs { address: catalogue, listing: args.catalogue, router: router.clone() },
+            args: CatalogueArgs { address: catalogue.clone(), listing: args.catalogue, router: router.clone(), shelf: shelf.clone() },
             ask: Ask::Message(CatalogueMsg::Inspect),
         },
     );
@@ -180,6 +190,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         streams: streams.clone(),
         router: router.clone(),
         evictor: evictor.clone(),
+        catalogue: catalogue.clone(),
         view: view.clone(),
         models: models.clone(),
         peers: peers.clone(),
@@ -227,6 +238,8 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         evictor: evictor.clone(),
         router: router.clone(),
         ingresses,
+        shelf,
+        catalogue: catalogue.clone(),
     };
     let addresses = Addresses { evictor, router, streams, membership, http, devices: devices.into_values().collect(), models };
     let root_args = NodeActorArgs {

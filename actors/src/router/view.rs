@@ -106,6 +106,24 @@ impl ClusterView {
         &self.catalogue
     }
 
+    /// Is there a model that this node is to hold from its start, whose files are here or not looked at yet, and that is not here?
+    pub fn is_preloading(&self) -> bool {
+        let here = |id: &ModelId| self.own.replicas.iter().any(|replica| replica.model == *id);
+        let mut wanted = self.own_catalogue.entries.iter().filter(|entry| entry.profile.preload && !here(&entry.profile.id));
+        wanted.any(|entry| {
+            let fits = self.catalogue.models.get(&entry.profile.id).is_some_and(|model| !feasible_on(self, model).is_empty());
+            entry.files == FilesState::Unknown || self.own.devices.is_empty() || (fits && matches!(entry.files, FilesState::Present(_)))
+        })
+    }
+
+    /// Time has passed: what nobody uses has been idle for longer.
+    pub fn on_own_time(&mut self, passed: Duration) {
+        self.own.revision += 1;
+        for idle in self.own.replicas.iter_mut().filter_map(|replica| replica.idle.as_mut()) {
+            *idle += passed;
+        }
+    }
+
     /// The model that a name stands for: itself, unless it is an alias (CX-27).
     pub fn resolve<'a>(&'a self, name: &'a ModelId) -> &'a ModelId {
         if self.catalogue.models.contains_key(name) {
@@ -358,6 +376,7 @@ impl ClusterView {
             limit: Limits::default(),
             cost: Cost::default(),
             alias_of: None,
+            quant: None,
             feasible_on: Vec::new(),
             locations: Vec::new(),
         }
@@ -384,6 +403,7 @@ impl ClusterView {
             capabilities: merged.profile.capabilities.clone(),
             limit: merged.profile.limit,
             cost: merged.profile.cost,
+            quant: merged.profile.quant,
             feasible_on,
             ..self.unlisted(id, kind)
         }

@@ -49,9 +49,12 @@ impl Inbound for Rest {
                 Answer::CountTokens(Ok(text.len() as u32))
             }
             Question::Embed(request) => Answer::Embed(Err(plexus_types::RequestError::model_not_found(&request.model))),
-            Question::Ensure(_) | Question::Load(_) | Question::Unload(..) | Question::Pin(..) | Question::Explain(_) => {
-                Answer::Done(Ok(()))
-            }
+            Question::Ensure(_)
+            | Question::Load(_)
+            | Question::Unload(..)
+            | Question::Pin(..)
+            | Question::Explain(_)
+            | Question::Pull(_) => Answer::Done(Ok(())),
             Question::Ping | Question::Actors => Answer::Actors(match self.size.load(Ordering::Relaxed) {
                 0 => Vec::new(),
                 size => vec![ActorReport {
@@ -196,6 +199,7 @@ impl TestNode {
                 known,
                 peers: peers.clone(),
                 inbound: inbound.clone(),
+                store: None,
             },
             gateway: GatewayArgs { address: Address::new(), peers: peers.clone(), inbound: inbound.clone(), traffic: Traffic::default() },
             tokens: TokenSinkArgs { address: Address::new(), peers: peers.clone(), inbound, traffic: Traffic::default() },

@@ -3,6 +3,8 @@
 use plexus_types::ModelReport;
 use serde::Serialize;
 
+use crate::limits::TokenLimits;
+
 /// `GET /v1/models`: always one page.
 #[derive(Debug, Serialize)]
 pub(crate) struct List<'a> {
@@ -20,6 +22,10 @@ pub(crate) struct Model<'a> {
     id: &'a str,
     display_name: &'a str,
     created_at: String,
+    /// Tokens of a prompt; null while unknown.
+    max_input_tokens: Option<u32>,
+    /// The most that `max_tokens` of a request may be; null while unknown.
+    max_tokens: Option<u32>,
 }
 
 /// The whole catalogue.
@@ -34,7 +40,15 @@ pub(crate) fn list(models: &[ModelReport]) -> List<'_> {
 
 /// One model.
 pub(crate) fn one(model: &ModelReport) -> Model<'_> {
-    Model { kind: "model", id: model.id.as_str(), display_name: model.id.as_str(), created_at: rfc3339(model.created) }
+    let TokenLimits { input, output, .. } = TokenLimits::of(model);
+    Model {
+        kind: "model",
+        id: model.id.as_str(),
+        display_name: model.id.as_str(),
+        created_at: rfc3339(model.created),
+        max_input_tokens: input,
+        max_tokens: output,
+    }
 }
 
 /// Seconds since 1970 as a date and time in UTC. The date is counted in eras of 400 years that begin on 1 March, so that the day which

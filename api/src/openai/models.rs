@@ -1,7 +1,9 @@
-//! The model list in OpenAI's shape, with our own fields beside it (CX-20, CX-22, CX-28).
+//! The model list in OpenAI's shape, with our own fields beside it (CX-20, CX-22, CX-28). What nobody knows is left out, never zero.
 
-use plexus_types::{DeviceId, ModelKind, ModelReport, ReplicaState};
+use plexus_types::{DeviceId, ModelId, ModelKind, ModelReport, ModelState, Quantization};
 use serde::Serialize;
+
+use crate::limits::TokenLimits;
 
 /// `GET /v1/models`
 #[derive(Debug, Serialize)]
@@ -13,16 +15,62 @@ pub(crate) struct List<'a> {
 /// One model of the merged catalogue.
 #[derive(Debug, Serialize)]
 pub(crate) struct Model<'a> {
-    id: &'a str,
+    id: &'a ModelId,
     object: &'static str,
     created: u64,
     owned_by: &'static str,
     loaded: bool,
     status: &'static str,
-    max_model_len: u32,
-    /// What it is for: `generate` or `embed`.
-    capabilities: [ModelKind; 1],
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    /// How far its load is, from 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alias_of: Option<&'a ModelId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_model_len: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_input_tokens: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_output_tokens: Option<u32>,
+    /// What it is for, `generate` or `embed`; then `tools`, `reasoning`, and the words of its owner.
+    capabilities: Vec<&'a str>,
+    tool_call: bool,
+    reasoning: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quant: Option<Quantization>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<Limit>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost: Option<Cost>,
+    feasible_on: &'a [String],
     locations: Vec<Location<'a>>,
+}
+
+/// What its owner says of its limits, tokens.
+#[derive(Debug, Serialize)]
+struct Limit {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<u32>,
+}
+
+/// Dollars per million tokens; what is absent is unknown, and 0.0 is free.
+#[derive(Debug, Serialize)]
+struct Cost {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_read: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_write: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -46,26 +94,53 @@ pub(crate) fn one(model: &ModelReport) -> Model<'_> {
         status: location.state.word(),
         memory_bytes: location.memory.0,
     });
+    let TokenLimits { context, input, output } = TokenLimits::of(model);
     Model {
-        id: model.id.as_str(),
+        id: &model.id,
         object: "model",
         created: model.created,
         owned_by: "plexus",
         loaded: model.loaded,
-        status: status(model),
-        max_model_len: model.context_length,
-        capabilities: [model.kind],
+        status: model.state.word(),
+        reason: if let ModelState::Failed(why) = &model.state { Some(why) } else { None },
+        progress: if let ModelState::Loading(progress) = &model.state { Some(*progress) } else { None },
+        alias_of: model.alias_of.as_ref(),
+        max_model_len: context,
+        max_input_tokens: input,
+        max_output_tokens: output,
+        capabilities: capabilities(model),
+        tool_call: model.tools,
+        reasoning: model.reasoning,
+        quant: model.quant,
+        limit: limit(model),
+        cost: cost(model),
+        feasible_on: &model.feasible_on,
         locations: locations.collect(),
     }
 }
 
-/// The best that any replica can say.
-fn status(model: &ModelReport) -> &'static str {
-    let rank = |state: &&ReplicaState| match state {
-        ReplicaState::Loaded => 3,
-        ReplicaState::Loading => 2,
-        ReplicaState::Recovering => 1,
-        ReplicaState::Failed(_) => 0,
+/// Each word once.
+fn capabilities(model: &ModelReport) -> Vec<&str> {
+    let kind = match model.kind {
+        ModelKind::Generate => "generate",
+        ModelKind::Embed => "embed",
     };
-    model.locations.iter().map(|location| &location.state).max_by_key(rank).map_or("unloaded", ReplicaState::word)
+    let from_files = [(true, kind), (model.tools, "tools"), (model.reasoning, "reasoning")];
+    let mut words: Vec<&str> = from_files.into_iter().filter_map(|(able, word)| able.then_some(word)).collect();
+    for word in &model.capabilities {
+        if !words.contains(&word.as_str()) {
+            words.push(word);
+        }
+    }
+    words
+}
+
+fn limit(model: &ModelReport) -> Option<Limit> {
+    let plexus_types::Limits { context, input, output } = model.limit;
+    [context, input, output].iter().any(Option::is_some).then_some(Limit { context, input, output })
+}
+
+fn cost(model: &ModelReport) -> Option<Cost> {
+    let plexus_types::Cost { input, output, cache_read, cache_write } = model.cost;
+    [input, output, cache_read, cache_write].iter().any(Option::is_some).then_some(Cost { input, output, cache_read, cache_write })
 }

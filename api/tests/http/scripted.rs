@@ -16,8 +16,9 @@ use plexus_api::service::{Generation, Health, HealthStatus, Inference, LoadModel
 use plexus_api::{ApiConfig, VersionInfo, router};
 use plexus_types::{
     ActorReport, Bytes, Chat, ClusterReport, ConsideredPlace, Cost, Delta, DeviceReport, EmbedRequest, Embeddings, Explanation,
-    FinishReason, GenerateEvent, GenerateRequest, Limits, ModelId, ModelKind, ModelLocation, ModelReport, ModelState, NodeFacts,
-    NodeReport, NodeState, NodeSummary, Prompt, ReplicaState, RequestError, RequestId, Timing, TokenLogprob, TokenLogprobs, Usage,
+    FinishReason, GenerateEvent, GenerateRequest, Limits, ModelId, ModelKind, ModelLocation, ModelReport, ModelState, NodeFacts, NodeName,
+    NodeReport, NodeState, NodeSummary, Prompt, Quantization, ReplicaState, RequestError, RequestId, Timing, TokenLogprob, TokenLogprobs,
+    Usage,
 };
 use tower::ServiceExt;
 
@@ -42,6 +43,8 @@ pub(crate) struct Scripted {
     pub(crate) asked: Mutex<Vec<GenerateRequest>>,
     /// What it was asked to embed.
     pub(crate) embedded: Mutex<Vec<EmbedRequest>>,
+    /// What it was asked to load.
+    pub(crate) loads: Mutex<Vec<LoadModel>>,
     /// Generations whose events nobody can take any more.
     pub(crate) dropped: Arc<AtomicUsize>,
 }
@@ -54,6 +57,7 @@ impl Scripted {
             test_hooks: false,
             asked: Mutex::default(),
             embedded: Mutex::default(),
+            loads: Mutex::default(),
             dropped: Arc::default(),
         })
     }
@@ -208,25 +212,38 @@ impl Inference for Scripted {
             kind: if id == "shelf" { ModelKind::Embed } else { ModelKind::Generate },
             state: match &locations[..] {
                 [] => ModelState::Unloaded,
-                [one] => ModelState::Failed(format!("{:?}", one.state)),
+                [one] => match &one.state {
+                    ReplicaState::Failed(why) => ModelState::Failed(why.clone()),
+                    _ => ModelState::Loading(0.4),
+                },
                 _ => ModelState::Loaded,
             },
             tools: id.starts_with("Qwen"),
             reasoning: id.starts_with("Qwen"),
             capabilities: Vec::new(),
-            limit: Limits { output: Some(1024), ..Limits::default() },
-            cost: Cost { input: Some(0.0), ..Cost::default() },
+            limit: Limits::default(),
+            cost: Cost::default(),
             alias_of: None,
+            quant: None,
             feasible_on: vec!["n1".to_owned(), "n2".to_owned()],
             locations,
         };
-        vec![
-            model(
+        let qwen = ModelReport {
+            capabilities: vec!["vision".to_owned(), "tools".to_owned()],
+            limit: Limits { output: Some(1024), ..Limits::default() },
+            cost: Cost { input: Some(0.0), output: Some(0.4), ..Cost::default() },
+            quant: Some(Quantization::Q8_0),
+            ..model(
                 "Qwen/Qwen3-0.6B:Q8_0",
                 vec![location("n1", "cpu-0", ReplicaState::Loading), location("n2", "cuda-0", ReplicaState::Loaded)],
-            ),
-            model("pip", vec![location("n1", "cpu-0", ReplicaState::Failed("a reason with a path".to_owned()))]),
+            )
+        };
+        vec![
+            ModelReport { id: "fast".parse().unwrap(), alias_of: Some(qwen.id.clone()), ..qwen.clone() },
+            qwen,
+            model("pip", vec![location("n1", "cpu-0", ReplicaState::Failed("a reason".to_owned()))]),
             model("shelf", vec![]),
+            ModelReport { context_length: 0, ..model("slow", vec![location("n1", "cpu-0", ReplicaState::Loading)]) },
         ]
     }
 
@@ -267,13 +284,23 @@ impl Inference for Scripted {
 
     async fn load_model(&self, load: LoadModel) -> Result<LoadedModel, RequestError> {
         let model = load.model.clone();
-        if model.as_str() != "shelf" {
-            return Err(RequestError::model_not_found(&model));
+        self.loads.lock().unwrap().push(load.clone());
+        if model.as_str() == "pip" {
+            let message = "the model 'pip' cannot be loaded now (n1/cpu-0: 3.00 GiB needed, 1.00 GiB free)".to_owned();
+            return Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(60) });
         }
         let considered = ConsideredPlace { place: "n1/cpu-0".to_owned(), verdict: "fits, 1.00 GiB free".to_owned(), chosen: true };
         let decision = "it is loaded on n1/cpu-0".to_owned();
         let explanation = Explanation { model, decision, considered: vec![considered], age: Duration::ZERO };
         Ok(LoadedModel { loaded: load.wait, explanation })
+    }
+
+    async fn pull_model(&self, model: &ModelId, node: Option<&NodeName>) -> Result<(), RequestError> {
+        match node {
+            Some(node) => Err(RequestError::invalid("node", format!("there is no link to a node '{node}'"))),
+            None if model.as_str() == "shelf" => Ok(()),
+            None => Err(RequestError::model_not_found(model)),
+        }
     }
 
     async fn unload_model(&self, model: &ModelId, place: &Place) -> Result<Vec<String>, RequestError> {
@@ -288,8 +315,12 @@ impl Inference for Scripted {
     }
 
     async fn explain(&self, subject: &str) -> Option<Explanation> {
-        let load = LoadModel { model: subject.parse().ok()?, place: Place::default(), wait: true };
-        self.load_model(load).await.ok().map(|loaded| loaded.explanation)
+        if ![format!("chatcmpl-{ID}").as_str(), "shelf", "Qwen/Qwen3-0.6B:Q8_0"].contains(&subject) {
+            return None;
+        }
+        let load = LoadModel { model: "shelf".parse().unwrap(), place: Place::default(), wait: true };
+        let explanation = self.load_model(load).await.ok()?.explanation;
+        Some(Explanation { age: Duration::from_millis(1500), ..explanation })
     }
 
     async fn kill_actor(&self, path: &str) -> Option<bool> {

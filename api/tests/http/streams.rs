@@ -9,7 +9,7 @@ use futures::FutureExt;
 use http_body_util::BodyExt;
 use insta::assert_snapshot;
 use plexus_api::{ApiConfig, router};
-use plexus_types::{FinishReason, RequestError};
+use plexus_types::{FinishReason, GenerateEvent, RequestError, Usage};
 use tokio::time::Instant;
 use tower::ServiceExt;
 use tracing_subscriber::fmt::format::FmtSpan;
@@ -63,10 +63,44 @@ async fn a_stream_whose_first_event_is_late_begins_with_comments() {
         let cluster = Scripted::new(vec![Step::Wait(Duration::from_secs(14)), Step::Say(started()), Step::Hang]);
         let begin = Instant::now();
         let response = send(&cluster, post(path, json)).await;
-        assert_eq!((response.status().as_u16(), begin.elapsed().as_secs()), (200, 10));
+        assert_eq!((response.status().as_u16(), begin.elapsed().as_secs()), (200, 5));
         let mut body = response.into_body();
-        assert_eq!(frame(&mut body).await, ": keep-alive\n\n");
+        assert_eq!([frame(&mut body).await, frame(&mut body).await], [": keep-alive\n\n"; 2]);
         assert!(frame(&mut body).await.contains(first));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_whose_model_is_loaded_first_is_kept_alive_and_answers_then() {
+    // CX-41, CX-72
+    for (path, json, end) in [("/v1/chat/completions", CHAT, "data: [DONE]"), ("/v1/messages", MESSAGE, "event: message_stop")] {
+        let usage = Usage { prompt_tokens: 12, completion_tokens: 1, ..Usage::default() };
+        let done = GenerateEvent::Done { reason: FinishReason::Stop, usage };
+        let load = Step::Wait(Duration::from_secs(92));
+        let cluster = Scripted::new(vec![load, Step::Say(started()), Step::Say(text("late, but right")), Step::Say(done)]);
+        let answered = ask(&cluster, post(path, json)).await;
+        // One at the start, at 5 s, and one every 5 s from then on.
+        assert_eq!(answered.body.matches(": keep-alive\n\n").count(), 18);
+        let after = answered.body.trim_start_matches(": keep-alive\n\n");
+        assert!(after.contains("late, but right") && after.contains(end) && !after.contains("keep-alive"), "{after}");
+        // Who serves it was not known when the headers were sent.
+        assert!(!answered.headers.contains_key("x-plexus-node"));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_says_which_node_serves_it_and_why() {
+    // CX-40
+    for (path, stream, whole) in [
+        ("/v1/chat/completions", CHAT, CHAT.replace("true", "false")),
+        ("/v1/messages", MESSAGE, MESSAGE.replace("true", "false")),
+        ("/v1/completions", r#"{"model":"pip","prompt":"a","stream":true}"#, r#"{"model":"pip","prompt":"a"}"#.to_owned()),
+    ] {
+        for json in [stream, whole.as_str()] {
+            let headers = ask(&Scripted::saying(&["a"], FinishReason::Stop), post(path, json)).await.headers;
+            let said = ["x-plexus-node", "x-plexus-route"].map(|name| headers[name].to_str().unwrap());
+            assert_eq!(said, ["n1", "it goes to n1/cpu-0 of 1"], "{path}");
+        }
     }
 }
 
@@ -75,8 +109,7 @@ async fn a_late_failure_is_an_event_of_the_stream() {
     let error = RequestError::Unavailable { message: "words".to_owned(), retry_after: Duration::from_secs(1) };
     let mut shown = String::new();
     for (path, json) in [("/v1/chat/completions", CHAT), ("/v1/messages", MESSAGE)] {
-        let cluster =
-            Scripted::new(vec![Step::Wait(Duration::from_secs(14)), Step::Say(plexus_types::GenerateEvent::Failed(error.clone()))]);
+        let cluster = Scripted::new(vec![Step::Wait(Duration::from_secs(14)), Step::Say(GenerateEvent::Failed(error.clone()))]);
         shown += &format!("=== {path}\n{}\n", ask(&cluster, post(path, json)).await.shown());
     }
     assert_snapshot!(shown);
@@ -90,7 +123,7 @@ async fn a_stream_that_fails_ends_with_an_error_and_without_the_mark_of_a_good_e
         [("/v1/chat/completions", CHAT), ("/v1/completions", r#"{"model":"pip","prompt":"a","stream":true}"#), ("/v1/messages", MESSAGE)]
     {
         let error = RequestError::Internal { message: "words".to_owned() };
-        let script = vec![Step::Say(started()), Step::Say(text("half")), Step::Say(plexus_types::GenerateEvent::Failed(error))];
+        let script = vec![Step::Say(started()), Step::Say(text("half")), Step::Say(GenerateEvent::Failed(error))];
         let answered = ask(&Scripted::new(script), post(path, json)).await;
         assert!(!answered.body.contains("[DONE]") && !answered.body.contains("message_stop"));
         shown += &format!("=== {path}\n{}\n", answered.shown());

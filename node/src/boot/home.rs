@@ -3,6 +3,7 @@
 //! ```text
 //! local.key               the cluster secret where none is configured
 //! peers-<cluster>.json    gossip addresses met on other machines
+//! store/<name>            files of models that came from other nodes, and hashes of files
 //! nodes/.boot.lock        held while a node claims its name, its ports and its place
 //! nodes/<name>.lock       held by the node of this name for as long as it lives
 //! nodes/<name>.generation its last generation

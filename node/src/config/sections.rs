@@ -24,6 +24,7 @@ pub(crate) struct Config {
     pub(crate) models: Vec<ModelSection>,
     pub(crate) aliases: BTreeMap<ModelId, ModelId>,
     pub(crate) eviction: EvictionSection,
+    pub(crate) store: StoreSection,
     pub(crate) streams: StreamsSection,
     pub(crate) supervision: SupervisionSection,
     pub(crate) shutdown: ShutdownSection,
@@ -44,6 +45,7 @@ impl Default for Config {
             models: vec![ModelSection::pip()],
             aliases: BTreeMap::new(),
             eviction: EvictionSection::default(),
+            store: StoreSection::default(),
             streams: StreamsSection::default(),
             supervision: SupervisionSection::default(),
             shutdown: ShutdownSection::default(),
@@ -234,6 +236,25 @@ pub(crate) struct EvictionSection {
 impl Default for EvictionSection {
     fn default() -> Self {
         Self { strategy: StrategyName::Lru, keep_warm: Duration::ZERO, idle_unload: Duration::ZERO, defrag_after_cycles: 50 }
+    }
+}
+
+/// Where models' files lie and come from.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct StoreSection {
+    pub(crate) folders: Vec<PathBuf>,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub(crate) endpoint: Option<String>,
+    pub(crate) auth_env: String,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub(crate) hf_cache: Option<PathBuf>,
+    pub(crate) offline: bool,
+}
+
+impl Default for StoreSection {
+    fn default() -> Self {
+        Self { folders: Vec::new(), endpoint: None, auth_env: "HF_TOKEN".to_owned(), hf_cache: None, offline: false }
     }
 }
 

@@ -19,6 +19,7 @@ pub(crate) fn validate(valid: &ValidConfig) -> Result<(), ConfigError> {
     secret(valid)?;
     seeds(valid)?;
     models(valid)?;
+    store(valid)?;
     telemetry(valid)
 }
 
@@ -214,6 +215,19 @@ fn models(valid: &ValidConfig) -> Result<(), ConfigError> {
             let remedy = "name the model itself";
             return Err(valid.refuse(&key, format!("\"{target}\""), "it is an alias as well", remedy));
         }
+    }
+    Ok(())
+}
+
+fn store(valid: &ValidConfig) -> Result<(), ConfigError> {
+    let store = &valid.get().store;
+    if let Some(endpoint) = store.endpoint.as_ref().filter(|address| !address.starts_with("http://") && !address.starts_with("https://")) {
+        let remedy = "write an address such as \"https://huggingface.co\" or \"http://mirror:8080\"";
+        return Err(valid.refuse("store.endpoint", format!("{endpoint:?}"), "it is not the address of a hub", remedy));
+    }
+    if let Some(folder) = store.folders.iter().find(|folder| !folder.is_dir()) {
+        let remedy = "make it, or write a folder that is there";
+        return Err(valid.refuse("store.folders", format!("{:?}", folder.display().to_string()), "there is no such folder", remedy));
     }
     Ok(())
 }

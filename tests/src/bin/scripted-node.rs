@@ -18,6 +18,7 @@ use plexus_actors::membership::NetTiming;
 use plexus_actors::secret::ClusterSecret;
 use plexus_api::{ApiConfig, VersionInfo};
 use plexus_engine::scripted::{Script, ScriptedExecutor};
+use plexus_store::StoreConfig;
 use plexus_types::{DeviceId, DeviceKind, Generation, ModelId, ModelProfile, ModelSource, NodeFacts, NodeId, NodeName};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -132,6 +133,7 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
         devices: if options.no_device { Vec::new() } else { vec![DeviceSpec { id: device, open }] },
         catalogue: Listing { models: if options.no_models { Vec::new() } else { vec![model] }, ..Listing::default() },
         eviction: EvictionConfig::default(),
+        store: StoreConfig::new(std::env::temp_dir().join(format!("plexus-store-{}", std::process::id()))),
         streams: StreamsConfig {
             accept_timeout: Duration::from_secs(2),
             first_token_timeout: Duration::from_secs(120),

@@ -447,7 +447,7 @@ impl Placement {
                 self.publish(node);
                 Ok(())
             }
-            Effect::RestartDevice(_) => Ok(()),
+            Effect::RestartDevice(_) | Effect::Pinned(..) => Ok(()),
         }
     }
 

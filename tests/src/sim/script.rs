@@ -145,7 +145,8 @@ fn random_ask(label: u32, n_nodes: usize, rng: &mut SmallRng) -> Ask {
     let words = ["one", "two", "three", "caf\u{e9}", "The capital", "\u{6f22}\u{5b57}"];
     let prompt: Vec<&str> = (0..rng.random_range(1..12)).map(|_| words[rng.random_range(0..words.len())]).collect();
     let stop = if rng.random_bool(0.3) { vec!["capital of".to_owned(), "two th".to_owned()] } else { Vec::new() };
-    let max_tokens = rng.random_bool(0.9).then(|| rng.random_range(0..90));
+    let longest = if rng.random_bool(0.3) { 200 } else { 90 }; // some grow until two no longer fit beside each other
+    let max_tokens = rng.random_bool(0.9).then(|| rng.random_range(0..longest));
     let pace = match rng.random_range(0..10) {
         0 => Pace::Slow(Duration::from_millis(rng.random_range(10..100))),
         1 => Pace::Leaves(rng.random_range(0..20)),

@@ -1,169 +1,280 @@
-use plexus_types::{Footprint, ModelKind};
+use plexus_types::{Footprint, ModelKind, ModelSource};
 
-use super::super::plan::Stays;
+use super::super::plan::EvictionStrategy;
 use super::*;
 
-const SECOND: Duration = Duration::from_secs(1);
+const MIB: u64 = 1 << 20;
 
 fn cpu() -> DeviceId {
     "cpu-0".parse().unwrap()
 }
 
-fn place(id: &str) -> Place {
-    (id.parse().unwrap(), cpu())
+fn place(model: &str) -> Place {
+    (model.parse().unwrap(), cpu())
 }
 
-fn profile(id: &str) -> Box<ModelProfile> {
-    Box::new(ModelProfile::new(id.parse().unwrap(), "embedded:pip".parse().unwrap()))
+fn profile(model: &str) -> Box<ModelProfile> {
+    Box::new(ModelProfile::new(model.parse().unwrap(), ModelSource::Embedded))
 }
 
-/// What a model of so many bytes and a context that costs nothing says of itself.
-fn facts(bytes: u64) -> ModelFacts {
-    let footprint = Footprint { weights: Bytes(bytes), ..Footprint::default() };
+fn facts(mib: u64) -> ModelFacts {
+    let footprint = Footprint { weights: Bytes::mib(mib), ..Footprint::default() };
     ModelFacts {
         kind: ModelKind::Generate,
         context_length: 512,
         cpu: footprint,
         cuda: footprint,
-        file_bytes: Bytes(bytes),
+        file_bytes: Bytes::mib(mib),
         tools: false,
         reasoning: false,
     }
 }
 
-/// An evictor of one device with 100 bytes.
+/// An evictor with one device of 100 MiB, and a clock.
 struct Bench {
     core: EvictorCore,
     now: Instant,
-    next: u64,
+    leases: u64,
 }
 
 impl Bench {
-    fn new() -> Self {
-        let mut core = EvictorCore::new(EvictionConfig::default());
-        let now = Instant::now();
-        core.on_event(Event::DeviceUp { id: cpu(), name: "test".into(), total: Bytes(100) }, now);
-        Self { core, now, next: 0 }
+    fn new(config: EvictionConfig) -> Self {
+        let mut bench = Self { core: EvictorCore::new(config), now: Instant::now(), leases: 0 };
+        bench.tell(Event::DeviceUp { id: cpu(), name: "test".into(), total: Bytes::mib(100) });
+        bench
     }
 
-    fn on(&mut self, event: Event) -> Vec<Effect> {
-        let mut effects = self.core.on_event(event, self.now);
-        effects.retain(|effect| !matches!(effect, Effect::Publish(_)));
+    fn tell(&mut self, event: Event) -> Vec<Effect> {
+        let effects = self.core.on_event(event, self.now);
+        let used: u64 = self.core.ledger().residents().map(|(.., resident)| resident.bytes.0).sum();
+        assert!(used <= 100 * MIB, "{used} bytes are promised of {}", 100 * MIB);
         effects
     }
 
-    /// Tells it to load a model; what it is told in return.
-    fn load(&mut self, id: &str, bytes: u64) -> Result<(), RequestError> {
-        self.next += 1;
-        let event = Event::Load { profile: profile(id), device: cpu(), facts: Some(facts(bytes)), asker: self.next };
-        let answer =
-            self.on(event).into_iter().find_map(|effect| if let Effect::Answer { result, .. } = effect { Some(result) } else { None });
-        answer.expect("every order is answered")
+    fn order(&mut self, profile: Box<ModelProfile>, mib: u64) -> Vec<Effect> {
+        self.tell(Event::Load { profile, device: cpu(), facts: Some(facts(mib)), asker: 7 })
     }
 
-    /// A replica that was started asks for its memory; the number of its promise is that of the question.
-    fn room(&mut self, id: &str, bytes: u64) -> Vec<Effect> {
-        self.next += 1;
-        let needs = needs_of(&profile(id), &facts(bytes), cpu());
-        self.on(Event::Room { place: place(id), lease: Lease(self.next), needs, asker: self.next })
+    fn room(&mut self, model: &str, mib: u64) -> (Lease, Vec<Effect>) {
+        self.leases += 1;
+        let lease = Lease(self.leases);
+        let needs = needs_of(&profile(model), &facts(mib), cpu());
+        let effects = self.tell(Event::Room { place: place(model), lease, needs, asker: self.leases });
+        (lease, effects)
     }
 
-    /// Loads a model to its end, and lets it rest for long.
-    fn resident(&mut self, id: &str, bytes: u64) -> Lease {
-        self.load(id, bytes).unwrap();
-        assert!(granted(&self.room(id, bytes)), "there is room for {id}");
-        self.on(Event::Loaded(place(id)));
-        self.now += 60 * SECOND;
-        Lease(self.next)
+    /// Loads a model for which there is room, and lets it rest.
+    fn load(&mut self, profile: Box<ModelProfile>, mib: u64) -> Lease {
+        let model = profile.id.to_string();
+        assert!(answers(&self.order(profile, mib)).iter().all(|(_, result)| result.is_ok()));
+        let (lease, effects) = self.room(&model, mib);
+        assert_eq!(grants(&effects).len(), 1, "{effects:?}");
+        self.tell(Event::Loaded(place(&model)));
+        self.now += Duration::from_secs(1);
+        lease
     }
 }
 
-fn granted(effects: &[Effect]) -> bool {
-    effects.iter().any(|effect| matches!(effect, Effect::Granted { grant: Ok(_), .. }))
+fn grants(effects: &[Effect]) -> Vec<(Asker, bool)> {
+    effects
+        .iter()
+        .filter_map(|effect| if let Effect::Granted { asker, grant } = effect { Some((*asker, grant.is_ok())) } else { None })
+        .collect()
 }
 
-fn refused(effects: &[Effect]) -> Option<&NoRoom> {
-    effects.iter().find_map(|effect| if let Effect::Granted { grant: Err(why), .. } = effect { Some(why) } else { None })
+fn answers(effects: &[Effect]) -> Vec<(Asker, Result<(), RequestError>)> {
+    effects
+        .iter()
+        .filter_map(|effect| if let Effect::Answer { asker, result } = effect { Some((*asker, result.clone())) } else { None })
+        .collect()
+}
+
+fn retired(effects: &[Effect]) -> Vec<Place> {
+    effects.iter().filter_map(|effect| if let Effect::Retire(place) = effect { Some(place.clone()) } else { None }).collect()
 }
 
 #[test]
-fn a_load_gets_its_memory_once_its_victim_has_returned_its_own() {
+fn room_is_granted_once_the_victim_has_given_its_memory_back() {
     // CX-43
-    let mut bench = Bench::new();
-    let lease = bench.resident("old", 60);
-    bench.load("new", 60).unwrap();
-    assert_eq!(bench.room("new", 60), [Effect::Retire(place("old"))]);
-    assert_eq!(bench.on(Event::Retired { place: place("old"), agreed: true }), [Effect::Dismiss(place("old"))]);
-    assert!(granted(&bench.on(Event::Released { place: place("old"), lease })));
-    assert_eq!(bench.core.ledger().free(cpu()), Some(Bytes(40)));
+    let mut bench = Bench::new(EvictionConfig::default());
+    let lease = bench.load(profile("old"), 80);
+    bench.order(profile("new"), 50);
+    let (_, effects) = bench.room("new", 50);
+    assert_eq!((retired(&effects), grants(&effects)), (vec![place("old")], vec![]));
+    assert_eq!(bench.tell(Event::Retired { place: place("old"), agreed: true }), [Effect::Dismiss(place("old"))]);
+    let effects = bench.tell(Event::Released { place: place("old"), lease });
+    assert_eq!(grants(&effects), [(2, true)]);
 }
 
 #[test]
-fn a_load_whose_victim_turns_out_to_be_in_use_waits_until_it_is_idle() {
-    // CX-43
-    let mut bench = Bench::new();
-    bench.resident("busy", 60);
-    bench.load("new", 60).unwrap();
-    bench.room("new", 60);
-    assert_eq!(bench.on(Event::Retired { place: place("busy"), agreed: false }), []);
-    assert_eq!(bench.on(Event::Used { place: place("busy"), busy: false }), [Effect::Retire(place("busy"))]);
+fn a_victim_that_has_got_a_request_meanwhile_stays_and_another_goes() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    bench.load(profile("older"), 45);
+    bench.load(profile("newer"), 45);
+    let (_, effects) = bench.room("third", 50);
+    assert_eq!(retired(&effects), [place("older")]);
+    let effects = bench.tell(Event::Retired { place: place("older"), agreed: false });
+    assert_eq!(retired(&effects), [place("newer")]);
+    let effects = bench.tell(Event::Retired { place: place("newer"), agreed: false });
+    assert_eq!(grants(&effects), [], "nobody is left who may go: it waits");
+    let effects = bench.tell(Event::Used { place: place("newer"), busy: false });
+    assert_eq!(retired(&effects), [place("newer")]);
+}
+
+#[test]
+fn loads_that_wait_for_room_are_served_in_order_and_never_choose_the_same_victim() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    let old = bench.load(profile("old"), 90);
+    let (_, first) = bench.room("first", 50);
+    let (_, second) = bench.room("second", 40);
+    assert_eq!((retired(&first), retired(&second)), (vec![place("old")], vec![]));
+    let effects = bench.tell(Event::Released { place: place("old"), lease: old });
+    assert_eq!(grants(&effects), [(2, true), (3, true)]);
+}
+
+#[test]
+fn a_load_that_is_given_up_while_it_waits_no_longer_holds_up_the_next() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    bench.load(profile("old"), 90);
+    let (lease, _) = bench.room("gone", 50);
+    let (_, _) = bench.room("next", 5);
+    let effects = bench.tell(Event::Released { place: place("gone"), lease });
+    assert_eq!(grants(&effects), [(3, true)]);
+}
+
+#[test]
+fn an_order_that_cannot_fit_is_refused_before_anything_starts() {
+    // CX-53
+    let mut bench = Bench::new(EvictionConfig::default());
+    let effects = bench.order(profile("huge"), 200);
+    let [(7, Err(RequestError::Unavailable { message, retry_after }))] = &answers(&effects)[..] else { panic!("{effects:?}") };
+    assert!(message.contains("200 MiB needed, 100 MiB available") && *retry_after >= Duration::from_secs(60), "{message}");
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Host { .. })));
+}
+
+#[test]
+fn a_model_that_is_there_is_not_loaded_twice_and_one_that_failed_is_loaded_anew() {
+    // CX-42
+    let mut bench = Bench::new(EvictionConfig::default());
+    let hosts = |effects: &[Effect]| effects.iter().filter(|effect| matches!(effect, Effect::Host { .. })).count();
+    assert_eq!(hosts(&bench.order(profile("a"), 10)), 1);
+    assert_eq!(hosts(&bench.order(profile("a"), 10)), 0, "it is being loaded");
+    bench.tell(Event::Failed(place("a")));
+    let effects = bench.order(profile("a"), 10);
+    assert!(effects.contains(&Effect::Dismiss(place("a"))) && hosts(&effects) == 1, "{effects:?}");
+}
+
+#[test]
+fn pinned_models_stay_and_go_by_hand_only_when_they_are_unpinned() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    bench.load(profile("kept"), 80);
+    let effects = bench.tell(Event::Pin { model: "kept".parse().unwrap(), pinned: true, asker: 1 });
+    assert!(effects.contains(&Effect::Pinned(place("kept"), true)));
+    assert_eq!(grants(&bench.room("other", 50).1), [(2, false)]);
+    let unload = |bench: &mut Bench| bench.tell(Event::Unload { model: "kept".parse().unwrap(), device: None, asker: 9 });
+    assert!(matches!(&answers(&unload(&mut bench))[..], [(9, Err(RequestError::Invalid { .. }))]));
+    bench.tell(Event::Pin { model: "kept".parse().unwrap(), pinned: false, asker: 1 });
+    assert_eq!(retired(&unload(&mut bench)), [place("kept")]);
+    bench.tell(Event::Retired { place: place("kept"), agreed: true });
+    assert_eq!(answers(&bench.tell(Event::Dismissed(place("kept")))), [(9, Ok(()))]);
+}
+
+#[test]
+fn what_nobody_uses_for_its_time_to_live_goes() {
+    let config = EvictionConfig { idle_unload: Some(Duration::from_secs(10)), ..EvictionConfig::default() };
+    let mut bench = Bench::new(config);
+    bench.load(profile("busy"), 10);
+    bench.load(profile("idle"), 10);
+    bench.tell(Event::Used { place: place("busy"), busy: true });
+    bench.now += Duration::from_secs(8);
+    assert_eq!(retired(&bench.tell(Event::Tick)), []);
+    bench.now += Duration::from_secs(2);
+    assert_eq!(retired(&bench.tell(Event::Tick)), [place("idle")]);
+}
+
+#[test]
+fn a_device_is_opened_anew_after_so_many_models_have_gone_once_nothing_runs() {
+    // CX-03
+    let mut bench = Bench::new(EvictionConfig { defrag_after_cycles: 2, ..EvictionConfig::default() });
+    for model in ["a", "b"] {
+        let lease = bench.load(profile(model), 10);
+        bench.tell(Event::Released { place: place(model), lease });
+    }
+    bench.load(profile("c"), 10);
+    bench.tell(Event::Used { place: place("c"), busy: true });
+    let restarts = |effects: Vec<Effect>| effects.iter().filter(|effect| matches!(effect, Effect::RestartDevice(_))).count();
+    assert_eq!(restarts(bench.tell(Event::Tick)), 0, "something runs");
+    bench.tell(Event::Used { place: place("c"), busy: false });
+    assert_eq!(restarts(bench.tell(Event::Tick)), 1);
+    assert_eq!(restarts(bench.tell(Event::Tick)), 0, "it is counted anew");
+}
+
+#[test]
+fn a_class_above_is_never_displaced_and_by_priority_the_lowest_goes() {
+    // CX-02, CX-26
+    let class = |model: &str, residency_priority| Box::new(ModelProfile { residency_priority, ..*profile(model) });
+    let policy = EvictionPolicy { strategy: EvictionStrategy::Priority, ..EvictionPolicy::default() };
+    let mut bench = Bench::new(EvictionConfig { policy, ..EvictionConfig::default() });
+    bench.load(class("high", 200), 45);
+    bench.load(class("low", 50), 45);
+    bench.order(class("new", 100), 50);
+    assert_eq!(retired(&bench.room("new", 50).1), [place("low")]);
+    let refused = bench.order(class("larger", 100), 99);
+    assert!(matches!(&answers(&refused)[..], [(7, Err(RequestError::Unavailable { .. }))]), "the higher class stays: {refused:?}");
+}
+
+#[test]
+fn an_evictor_that_was_restarted_learns_what_is_held() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    let holds = |busy| Event::Holds { place: place("a"), profile: profile("a"), lease: Lease(3), bytes: Bytes::mib(60), busy };
+    bench.tell(holds(true));
+    assert_eq!(grants(&bench.room("b", 50).1), [], "it is in use");
+    assert_eq!(retired(&bench.tell(Event::Used { place: place("a"), busy: false })), [place("a")]);
 }
 
 #[test]
 fn whoever_waits_for_others_lets_pass_who_needs_no_more_than_there_is() {
-    let mut bench = Bench::new();
-    bench.resident("busy", 60);
-    bench.on(Event::Used { place: place("busy"), busy: true });
-    assert_eq!(bench.room("large", 60), [], "it waits");
-    assert!(granted(&bench.room("small", 30)));
+    let mut bench = Bench::new(EvictionConfig::default());
+    bench.load(profile("busy"), 60);
+    bench.tell(Event::Used { place: place("busy"), busy: true });
+    assert_eq!(grants(&bench.room("large", 60).1), [], "it waits");
+    assert_eq!(grants(&bench.room("small", 30).1), [(3, true)]);
 }
 
 #[test]
-fn a_load_that_waited_too_long_for_others_is_given_up_and_not_shown_as_failed() {
-    let mut bench = Bench::new();
-    bench.resident("busy", 60);
-    bench.load("new", 60).unwrap();
-    bench.on(Event::Used { place: place("busy"), busy: true });
-    assert_eq!(bench.room("new", 60), []);
+fn a_load_that_waited_too_long_for_others_is_given_up_to_be_placed_anew_and_not_shown_as_failed() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    bench.load(profile("busy"), 60);
+    bench.order(profile("new"), 60);
+    bench.tell(Event::Used { place: place("busy"), busy: true });
+    assert_eq!(grants(&bench.room("new", 60).1), []);
     bench.now += PATIENCE;
-    let effects = bench.on(Event::Tick);
-    let no_room = refused(&effects).expect("it has waited long enough");
-    assert!(no_room.may_pass(), "it is placed anew");
-    assert_eq!(no_room.stays, [("busy".parse().unwrap(), Stays::InUse)]);
-    assert_eq!(bench.on(Event::GaveUp(place("new"))), [Effect::Dismiss(place("new"))]);
-    let again = bench.load("new", 20).unwrap_err();
-    assert!(again.to_string().contains("just going"), "{again}");
-    bench.on(Event::Dismissed(place("new")));
-    bench.load("new", 20).unwrap();
+    let effects = bench.tell(Event::Tick);
+    let no_room = effects.iter().find_map(|effect| if let Effect::Granted { grant: Err(why), .. } = effect { Some(why) } else { None });
+    assert!(no_room.is_some_and(NoRoom::may_pass), "{effects:?}");
+    assert_eq!(bench.tell(Event::GaveUp(place("new"))), [Effect::Dismiss(place("new"))]);
+    let again = bench.order(profile("new"), 20);
+    let [(7, Err(RequestError::Unavailable { message, .. }))] = &answers(&again)[..] else { panic!("{again:?}") };
+    assert!(message.contains("just going"), "{message}");
+    bench.tell(Event::Dismissed(place("new")));
+    assert!(matches!(answers(&bench.order(profile("new"), 20))[..], [(7, Ok(()))]));
 }
 
 #[test]
-fn what_does_not_fit_even_alone_is_refused_at_once() {
-    // CX-53
-    let mut bench = Bench::new();
-    let why = bench.load("huge", 101).unwrap_err();
-    assert!(why.to_string().contains("101 B needed, 100 B available"), "{why}");
-    assert!(refused(&bench.room("huge", 101)).is_some_and(|no_room| !no_room.may_pass()));
-}
-
-#[test]
-fn a_model_that_was_just_loaded_stays_for_its_first_request() {
-    let mut bench = Bench::new();
-    bench.load("first", 60).unwrap();
+fn a_model_that_was_just_loaded_stays_for_its_first_request_and_keeps_nobody_waiting_for_long_without_one() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    bench.order(profile("first"), 60);
     bench.room("first", 60);
-    bench.on(Event::Loaded(place("first")));
-    assert_eq!(bench.room("second", 60), [], "the first has not answered yet");
-    bench.on(Event::Used { place: place("first"), busy: true });
-    assert_eq!(bench.on(Event::Used { place: place("first"), busy: false }), [Effect::Retire(place("first"))]);
-}
+    bench.tell(Event::Loaded(place("first")));
+    assert_eq!(retired(&bench.room("second", 60).1), [], "the first has not answered yet");
+    bench.tell(Event::Used { place: place("first"), busy: true });
+    assert_eq!(retired(&bench.tell(Event::Used { place: place("first"), busy: false })), [place("first")]);
 
-#[test]
-fn a_model_that_is_loaded_and_never_asked_keeps_nobody_waiting_for_long() {
-    let mut bench = Bench::new();
-    bench.load("spare", 60).unwrap();
+    let mut bench = Bench::new(EvictionConfig::default());
+    bench.order(profile("spare"), 60);
     bench.room("spare", 60);
-    bench.on(Event::Loaded(place("spare")));
+    bench.tell(Event::Loaded(place("spare")));
     bench.room("second", 60);
     bench.now += FIRST_USE;
-    assert_eq!(bench.on(Event::Tick), [Effect::Retire(place("spare"))]);
+    assert_eq!(retired(&bench.tell(Event::Tick)), [place("spare")]);
 }

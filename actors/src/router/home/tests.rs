@@ -1,1 +1,112 @@
+use std::time::SystemTime;
 
+use plexus_types::{
+    Bytes, Catalogue, CatalogueEntry, DeviceReport, FilesState, Footprint, ModelFacts, ModelKind, ModelProfile, ModelSource, NodeSummary,
+};
+
+use super::super::view::tests::{facts, replica};
+use super::*;
+use crate::inbound::{ClusterChange, PeerChange};
+
+fn model() -> ModelId {
+    "m".parse().unwrap()
+}
+
+fn ensure() -> Ensure {
+    Ensure { model: model(), replicas: 1, by_hand: false }
+}
+
+/// A view of `a` in which `a`, `b` and `c` have a device of so many MiB each, and a model of 10 MiB is listed.
+fn view(mib: [u64; 3]) -> ClusterView {
+    let footprint = Footprint { weights: Bytes::mib(10), ..Footprint::default() };
+    let known = ModelFacts {
+        kind: ModelKind::Generate,
+        context_length: 512,
+        cpu: footprint,
+        cuda: footprint,
+        file_bytes: Bytes::mib(10),
+        tools: false,
+        reasoning: false,
+    };
+    let profile = ModelProfile::new(model(), ModelSource::Embedded);
+    let entries = vec![CatalogueEntry { profile, found: false, files: FilesState::Present(known) }];
+    let device =
+        |mib| DeviceReport { id: "cpu-0".parse().unwrap(), name: String::new(), memory_total: Bytes::mib(mib), memory_used: Bytes(0) };
+    let mut view = ClusterView::new("test".into(), facts("a"));
+    view.on_own_catalogue(Catalogue { entries, ..Catalogue::default() }, SystemTime::now());
+    view.on_own_devices(vec![device(mib[0])]);
+    for (name, mib) in [("b", mib[1]), ("c", mib[2])] {
+        let id = facts(name).id;
+        view.on_cluster_change(ClusterChange::Up(facts(name)));
+        view.on_peer_change(&PeerChange::Up(id.clone()), Instant::now());
+        let summary = NodeSummary { revision: 1, devices: vec![device(mib)], ..NodeSummary::default() };
+        view.on_summary(&id, summary, Instant::now(), SystemTime::now());
+    }
+    view
+}
+
+fn ordered(effects: &[Effect]) -> Vec<&str> {
+    effects.iter().filter_map(|effect| if let Effect::Order { node, .. } = effect { Some(node.name.as_str()) } else { None }).collect()
+}
+
+fn answered(effects: &[Effect]) -> Vec<(Asker, bool)> {
+    effects
+        .iter()
+        .filter_map(|effect| if let Effect::Answer { asker, result } = effect { Some((*asker, result.is_ok())) } else { None })
+        .collect()
+}
+
+#[test]
+fn those_who_ask_at_once_cause_one_load_and_are_answered_together() {
+    // CX-42
+    let (view, mut home, now) = (view([100, 200, 300]), Home::default(), Instant::now());
+    assert_eq!(ordered(&home.on_ensure(&view, &ensure(), 1, now)), ["c"], "most room");
+    assert_eq!(home.on_ensure(&view, &ensure(), 2, now), []);
+    assert_eq!(answered(&home.on_answer(&view, &model(), Ok(()), now)), [(1, true), (2, true)]);
+    // It does not show yet.
+    assert_eq!(answered(&home.on_ensure(&view, &ensure(), 3, now)), [(3, true)]);
+}
+
+#[test]
+fn a_node_that_refuses_is_passed_over_for_the_next_and_when_none_is_left_the_reason_is_told() {
+    let (view, mut home, now) = (view([100, 200, 300]), Home::default(), Instant::now());
+    home.on_ensure(&view, &ensure(), 1, now);
+    let refusal = |why: &str| Err(RequestError::Unavailable { message: why.into(), retry_after: Duration::from_secs(1) });
+    assert_eq!(ordered(&home.on_answer(&view, &model(), refusal("no room after all"), now)), ["b"]);
+    assert_eq!(ordered(&home.on_answer(&view, &model(), refusal("gone"), now)), ["a"]);
+    let effects = home.on_answer(&view, &model(), refusal("busy"), now);
+    let [Effect::Answer { asker: 1, result: Err(unplaced) }] = &effects[..] else { panic!("{effects:?}") };
+    assert!(unplaced.error.to_string().contains("no room after all"), "{}", unplaced.error);
+}
+
+#[test]
+fn a_load_that_never_shows_is_ordered_again_after_a_while() {
+    let (view, mut home, now) = (view([100, 200, 300]), Home::default(), Instant::now());
+    home.on_ensure(&view, &ensure(), 1, now);
+    home.on_answer(&view, &model(), Ok(()), now);
+    home.on_view(&view, now + ORDER_SHOWS / 2);
+    assert_eq!(home.n_orders(), 1);
+    home.on_view(&view, now + ORDER_SHOWS);
+    assert_eq!(home.n_orders(), 0);
+    assert_eq!(ordered(&home.on_ensure(&view, &ensure(), 2, now + ORDER_SHOWS)), ["c"]);
+}
+
+#[test]
+fn a_model_that_is_there_or_coming_is_not_ordered() {
+    let (mut view, mut home) = (view([100, 200, 300]), Home::default());
+    view.on_own_replica(replica("m", ReplicaState::Loading), SystemTime::now());
+    assert_eq!(answered(&home.on_ensure(&view, &ensure(), 1, Instant::now())), [(1, true)]);
+    let second = Ensure { replicas: 2, ..ensure() };
+    assert_eq!(ordered(&home.on_ensure(&view, &second, 2, Instant::now())), ["c"], "a second replica goes elsewhere");
+}
+
+#[test]
+fn all_nodes_name_the_same_home_and_another_when_it_is_gone() {
+    let mut view = view([100, 200, 300]);
+    let homes: std::collections::BTreeSet<String> =
+        (0..60).map(|i| home_of(&view, &format!("m{i}").parse().unwrap()).name.to_string()).collect();
+    assert_eq!(homes.len(), 3, "models are spread over the nodes: {homes:?}");
+    let id: ModelId = (0..60).map(|i| format!("m{i}").parse().unwrap()).find(|id| home_of(&view, id).name.as_str() == "b").unwrap();
+    view.on_peer_change(&PeerChange::Down { id: facts("b").id, why: "cut".into() }, Instant::now());
+    assert_ne!(home_of(&view, &id).name.as_str(), "b");
+}

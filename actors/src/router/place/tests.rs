@@ -1,1 +1,148 @@
+use std::time::{Duration, SystemTime};
 
+use plexus_types::{Catalogue, CatalogueEntry, NodeSummary, ReplicaReport};
+use tokio::time::Instant;
+
+use super::super::view::tests::{facts, replica};
+use super::*;
+use crate::inbound::{ClusterChange, PeerChange};
+
+fn known(mib: u64) -> ModelFacts {
+    let footprint = Footprint { weights: Bytes::mib(mib), ..Footprint::default() };
+    ModelFacts {
+        kind: ModelKind::Generate,
+        context_length: 512,
+        cpu: footprint,
+        cuda: footprint,
+        file_bytes: Bytes::mib(mib),
+        tools: false,
+        reasoning: false,
+    }
+}
+
+fn listing(profile: ModelProfile, files: FilesState) -> Catalogue {
+    Catalogue { revision: 1, entries: vec![CatalogueEntry { profile, found: false, files }], ..Catalogue::default() }
+}
+
+fn profile() -> ModelProfile {
+    ModelProfile::new("m".parse().unwrap(), ModelSource::Embedded)
+}
+
+fn device(id: &str, mib: u64, replicas: &[ReplicaReport]) -> DeviceReport {
+    let memory_used = replicas.iter().map(|replica| replica.memory).sum();
+    DeviceReport { id: id.parse().unwrap(), name: String::new(), memory_total: Bytes::mib(mib), memory_used }
+}
+
+fn resident(model: &str, mib: u64, idle_s: Option<u64>) -> ReplicaReport {
+    ReplicaReport { memory: Bytes::mib(mib), idle: idle_s.map(Duration::from_secs), ..replica(model, ReplicaState::Loaded) }
+}
+
+/// A view of `a`, alone with a device, to which others are added.
+struct World(ClusterView);
+
+impl World {
+    fn new(profile: ModelProfile, mib: u64, replicas: Vec<ReplicaReport>) -> Self {
+        let mut view = ClusterView::new("test".into(), facts("a"));
+        view.on_own_catalogue(listing(profile, FilesState::Present(known(40))), SystemTime::now());
+        view.on_own_devices(vec![device("cpu-0", mib, &replicas)]);
+        replicas.into_iter().for_each(|replica| drop(view.on_own_replica(replica, SystemTime::now())));
+        Self(view)
+    }
+
+    fn with(mut self, name: &str, device_id: &str, mib: u64, replicas: Vec<ReplicaReport>) -> Self {
+        let id = facts(name).id;
+        self.0.on_cluster_change(ClusterChange::Up(facts(name)));
+        self.0.on_peer_change(&PeerChange::Up(id.clone()), Instant::now());
+        let summary = NodeSummary { revision: 1, devices: vec![device(device_id, mib, &replicas)], replicas, draining: false };
+        self.0.on_summary(&id, summary, Instant::now(), SystemTime::now());
+        self
+    }
+
+    fn place(&self) -> Result<(String, Vec<String>), String> {
+        let placement = place(&self.0, &Want::new(&"m".parse().unwrap()), &EvictionPolicy::default());
+        let placement = placement.map_err(|unplaced| unplaced.error.to_string())?;
+        Ok((place_name(&placement.site), placement.victims.iter().map(ToString::to_string).collect()))
+    }
+}
+
+#[test]
+fn nobody_goes_while_some_node_has_room() {
+    // CX-25
+    let full = || vec![resident("other", 90, Some(999))];
+    let world = World::new(profile(), 100, full()).with("b", "cpu-0", 100, full()).with("c", "cpu-0", 50, vec![]);
+    assert_eq!(world.place(), Ok(("c/cpu-0".into(), vec![])));
+}
+
+#[test]
+fn where_room_is_free_gpus_come_first_and_then_the_node_with_most_room() {
+    let world = World::new(profile(), 1000, vec![]).with("b", "cpu-0", 2000, vec![]);
+    assert_eq!(world.place().unwrap().0, "b/cpu-0");
+    assert_eq!(world.with("c", "cuda-0", 60, vec![]).place().unwrap().0, "c/cuda-0");
+}
+
+#[test]
+fn where_somebody_must_go_it_is_the_node_that_loses_least() {
+    let world =
+        World::new(profile(), 100, vec![resident("large", 90, Some(5))]).with("b", "cpu-0", 60, vec![resident("small", 50, Some(1))]);
+    assert_eq!(world.place(), Ok(("b/cpu-0".into(), vec!["small".into()])));
+}
+
+#[test]
+fn a_model_in_use_is_waited_for_and_the_refusal_says_needed_and_available() {
+    // CX-53
+    let world = World::new(profile(), 100, vec![resident("busy", 90, None)]);
+    let unplaced = place(&world.0, &Want::new(&"m".parse().unwrap()), &EvictionPolicy::default()).unwrap_err();
+    assert!(unplaced.may_pass);
+    let text = unplaced.error.to_string();
+    assert!(text.contains("40.0 MiB needed, 10.0 MiB available ('busy' is in use)"), "{text}");
+    let small = World::new(profile(), 30, vec![]);
+    let unplaced = place(&small.0, &Want::new(&"m".parse().unwrap()), &EvictionPolicy::default()).unwrap_err();
+    assert!(!unplaced.may_pass, "waiting does not help");
+}
+
+#[test]
+fn only_nodes_with_so_many_devices_of_that_size_and_of_those_names_are_asked() {
+    // CX-24
+    let picky = ModelProfile { min_device_memory: Some(Bytes::mib(150)), ..profile() };
+    let world = World::new(picky, 100, vec![]).with("b", "cpu-0", 200, vec![]);
+    assert_eq!(world.place().unwrap().0, "b/cpu-0");
+    let two = ModelProfile { min_devices: 2, ..profile() };
+    assert!(World::new(two, 100, vec![]).place().unwrap_err().contains("2 devices"));
+    let pinned = ModelProfile { pinned_on: vec!["a".parse().unwrap()], ..profile() };
+    let world = World::new(pinned, 100, vec![]).with("b", "cpu-0", 2000, vec![]);
+    assert_eq!(world.place().unwrap().0, "a/cpu-0");
+}
+
+#[test]
+fn a_node_that_has_the_files_comes_before_one_that_must_fetch_them() {
+    let source: ModelSource = "/models/m.gguf".parse().unwrap();
+    let world = World::new(ModelProfile { source, ..profile() }, 100, vec![]).with("b", "cpu-0", 2000, vec![]);
+    assert_eq!(world.place().unwrap().0, "a/cpu-0");
+}
+
+#[test]
+fn loads_that_were_ordered_count_before_they_show() {
+    let world = World::new(profile(), 60, vec![]);
+    let site: Site = (facts("a").id, "cpu-0".parse().unwrap());
+    let m: ModelId = "m".parse().unwrap();
+    let mut view = world.0;
+    let entries = ["m", "n"].map(|id| CatalogueEntry {
+        profile: ModelProfile::new(id.parse().unwrap(), ModelSource::Embedded),
+        found: false,
+        files: FilesState::Present(known(40)),
+    });
+    view.on_own_catalogue(Catalogue { entries: entries.into(), ..Catalogue::default() }, SystemTime::now());
+    let ordered = [(site, "n".parse().unwrap())];
+    let unplaced = place(&view, &Want { ordered: &ordered, ..Want::new(&m) }, &EvictionPolicy::default()).unwrap_err();
+    assert!(unplaced.may_pass && unplaced.error.to_string().contains("'n' is in use"), "{}", unplaced.error);
+}
+
+#[test]
+fn a_node_on_which_it_could_not_be_loaded_is_not_asked_again_but_by_hand() {
+    let failed = ReplicaReport { memory: Bytes(0), ..replica("m", ReplicaState::Failed("its file is broken".into())) };
+    let world = World::new(profile(), 100, vec![failed]);
+    assert!(world.place().unwrap_err().contains("its file is broken"));
+    let m: ModelId = "m".parse().unwrap();
+    let by_hand = Want { by_hand: true, ..Want::new(&m) };
+    assert!(place(&world.0, &by_hand, &EvictionPolicy::default()).is_ok());
+}

@@ -1,12 +1,15 @@
-//! The pages of `plexus cluster status` and `plexus models`, as text.
+//! The pages of `plexus cluster status`, `plexus cluster explain` and `plexus models`, as text.
+
+mod models;
 
 use std::time::Duration;
 
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, TableComponent, presets};
-use plexus_types::{ActorReport, Bytes, ClusterReport, DeviceReport, NodeReport, NodeState, ReplicaReport, ReplicaState};
+use plexus_types::{ActorReport, ClusterReport, DeviceReport, NodeReport, NodeState, ReplicaReport, ReplicaState};
 
-use crate::client::{ModelEntry, NodeActors};
+use crate::client::NodeActors;
 use crate::commands::terminal::{harmless, wants_colour};
+pub(crate) use models::{explanation_page, models_page};
 
 /// Places of the bar that shows how much of a memory is used.
 const BAR: usize = 10;
@@ -70,6 +73,10 @@ fn number(value: impl ToString) -> Cell {
 pub(crate) fn status_page(cluster: &ClusterReport, actors: &[NodeActors], now_ms: u64, look: Look) -> String {
     let count = cluster.nodes.len();
     let mut parts = vec![format!("cluster {}: {count} node{}", cluster.cluster, if count == 1 { "" } else { "s" })];
+    let warnings: Vec<String> = cluster.conflicts.iter().map(|conflict| format!("warning: {}", harmless(conflict))).collect();
+    if !warnings.is_empty() {
+        parts.push(warnings.join("\n"));
+    }
     parts.push(nodes_table(&cluster.nodes, now_ms, look));
     if cluster.nodes.iter().any(|node| !node.summary.devices.is_empty()) {
         parts.push(devices_table(&cluster.nodes, look));
@@ -129,26 +136,42 @@ fn memory_bar(device: &DeviceReport) -> String {
 }
 
 fn replicas_table(nodes: &[NodeReport], look: Look) -> String {
-    let mut table = look.table(&["MODEL", "NODE", "DEVICE", "STATE", "RUNNING", "WAITING", "CONTEXT", "MEMORY", "PREFILL/S", "DECODE/S"]);
+    let mut table = look.table(&[
+        "MODEL",
+        "NODE",
+        "DEVICE",
+        "STATE",
+        "CLASS",
+        "IDLE",
+        "RUNNING",
+        "WAITING",
+        "CONTEXT",
+        "MEMORY",
+        "PREFILL/S",
+        "DECODE/S",
+    ]);
     let mut rows: Vec<(&NodeReport, &ReplicaReport)> =
         nodes.iter().flat_map(|node| node.summary.replicas.iter().map(move |replica| (node, replica))).collect();
     rows.sort_by(|(a_node, a), (b_node, b)| (&a.model, &a_node.facts.id.name, a.device).cmp(&(&b.model, &b_node.facts.id.name, b.device)));
     for (node, replica) in rows {
         let state = match &replica.state {
             ReplicaState::Loaded => state_cell("loaded", &Mood::Good),
-            ReplicaState::Loading => state_cell("loading", &Mood::Passing),
+            ReplicaState::Loading => state_cell(loading(replica.progress), &Mood::Passing),
             ReplicaState::Recovering => state_cell("recovering", &Mood::Passing),
             ReplicaState::Failed(why) => state_cell(format!("failed: {}", harmless(why)), &Mood::Bad),
         };
         let load = &replica.load;
+        let class = if replica.pinned { format!("{} pinned", replica.residency_priority) } else { replica.residency_priority.to_string() };
         table.add_row(vec![
             Cell::new(&replica.model),
             Cell::new(&node.facts.id.name),
             Cell::new(replica.device),
             state,
+            number(class),
+            number(replica.idle.map_or_else(|| "-".to_owned(), coarse)),
             number(format!("{}/{}", load.running, load.running_max)),
             number(format!("{}/{}", load.waiting, load.waiting_max)),
-            number(known(replica.context_length)),
+            number(known(Some(replica.context_length))),
             number(replica.memory),
             number(speed(load.prefill_tokens_per_s)),
             number(speed(load.decode_tokens_per_s)),
@@ -189,35 +212,14 @@ fn place<'a>(actor: &'a ActorReport, all: &[ActorReport]) -> (usize, &'a str) {
     (rests.len(), label)
 }
 
-/// The merged catalogue: one line per replica, the model's name on the first.
-pub(crate) fn models_table(models: &[ModelEntry], look: Look) -> String {
-    let mut table = look.table(&["MODEL", "STATE", "CONTEXT", "NODE", "DEVICE", "REPLICA", "MEMORY"]);
-    for model in models {
-        let mood = |word: &str| match word {
-            "loaded" => Mood::Good,
-            "failed" => Mood::Bad,
-            _ => Mood::Passing,
-        };
-        let head = [Cell::new(&model.id), state_cell(&model.status, &mood(&model.status)), number(known(model.max_model_len))];
-        if model.locations.is_empty() {
-            table.add_row(head.to_vec());
-        }
-        for (i, place) in model.locations.iter().enumerate() {
-            let mut row = if i == 0 { head.to_vec() } else { vec![Cell::new(""); 3] };
-            row.extend([
-                Cell::new(&place.node),
-                Cell::new(&place.device),
-                state_cell(&place.status, &mood(&place.status)),
-                number(Bytes(place.memory_bytes)),
-            ]);
-            table.add_row(row);
-        }
-    }
-    table.trim_fmt()
+/// A count, if somebody knows it.
+fn known(count: Option<u32>) -> String {
+    count.filter(|count| *count > 0).map_or_else(|| "-".to_owned(), |count| count.to_string())
 }
 
-fn known(count: u32) -> String {
-    if count == 0 { "-".to_owned() } else { count.to_string() }
+/// A load, and how far it is, from 0 to 1.
+fn loading(progress: f32) -> String {
+    format!("loading {:.0} %", progress.clamp(0.0, 1.0) * 100.0)
 }
 
 fn speed(tokens_per_s: f32) -> String {

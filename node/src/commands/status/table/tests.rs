@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::client::ModelEntry;
 
 const NOW_MS: u64 = 1_700_000_100_000;
 const WIDE: Look = Look { colour: false, width: None };
@@ -17,6 +18,8 @@ fn cluster() -> ClusterReport {
     let replica = |device: &str, state: serde_json::Value, running: u32, decode: f32| {
         json!({
             "model": "pip", "kind": "generate", "device": device, "state": state, "context_length": 2048, "memory": 48 << 20,
+            "residency_priority": 100, "pinned": running == 0, "idle_s": if state == "loaded" { Some(75.0) } else { None },
+            "load_s": 1.5, "progress": 0.4,
             "load": { "running": running, "running_max": 8, "waiting": 0, "waiting_max": 64,
                       "prefill_tokens_per_s": 0.0, "decode_tokens_per_s": decode },
         })
@@ -26,9 +29,10 @@ fn cluster() -> ClusterReport {
     let one = json!({ "revision": 3, "draining": false, "devices": [device("cpu-0", "16 cores", 4 << 30, 1 << 30)],
                       "replicas": [replica("cpu-0", json!("loaded"), 2, 311.5)] });
     let two = json!({ "revision": 1, "draining": true, "devices": [device("cuda-0", "H200", 128 << 30, 128 << 30)],
-                      "replicas": [replica("cuda-0", json!({ "failed": "no room" }), 0, 0.0)] });
+                      "replicas": [replica("cuda-0", json!({ "failed": "no room" }), 0, 0.0), replica("cuda-1", json!("loading"), 0, 0.0)] });
     serde_json::from_value(json!({
         "cluster": "plexus",
+        "conflicts": ["the model 'pip' is listed differently on 'n1' and 'n2': 'n2' counts, its file is newer"],
         "nodes": [node("n1", true, "up", 0.0, 31313, one), node("n2", false, "draining", 0.12, 31323, two)],
     }))
     .unwrap()
@@ -55,8 +59,8 @@ fn the_status_page_shows_nodes_devices_replicas_and_actors() {
 
 #[test]
 fn a_narrow_terminal_gets_no_line_that_is_too_long() {
-    let page = status_page(&cluster(), &actors(), NOW_MS, Look { colour: false, width: Some(90) });
-    assert!(page.lines().all(|line| line.chars().count() <= 90), "{page}");
+    let page = status_page(&cluster(), &actors(), NOW_MS, Look { colour: false, width: Some(110) });
+    assert!(page.lines().all(|line| line.chars().count() <= 110), "{page}");
 }
 
 #[test]
@@ -66,16 +70,37 @@ fn only_a_terminal_gets_colours() {
 }
 
 #[test]
-fn the_models_page_has_a_line_for_each_replica() {
+fn the_models_page_has_a_line_for_each_replica_and_a_reason_for_each_failure() {
+    // CX-20, CX-22, CX-27, CX-28
+    let place =
+        |node: &str, status: &str, memory: u64| json!({ "node": node, "device": "cpu-0", "status": status, "memory_bytes": memory });
     let models: Vec<ModelEntry> = serde_json::from_value(json!([
-        { "id": "pip", "loaded": true, "status": "loaded", "max_model_len": 2048, "locations": [
-            { "node": "n1", "device": "cpu-0", "status": "loaded", "memory_bytes": 48 << 20 },
-            { "node": "n2", "device": "cpu-0", "status": "loading", "memory_bytes": 0 },
-        ] },
-        { "id": "big", "loaded": false, "status": "unloaded", "max_model_len": 0, "locations": [] },
+        { "id": "pip", "loaded": true, "status": "loaded", "max_model_len": 2048, "capabilities": ["generate", "tools"],
+          "feasible_on": ["n1", "n2"], "locations": [place("n1", "loaded", 48 << 20), place("n2", "loading", 0)] },
+        { "id": "small", "loaded": true, "status": "loaded", "alias_of": "pip", "max_model_len": 2048, "capabilities": ["generate"],
+          "feasible_on": ["n1", "n2"], "locations": [place("n1", "loaded", 48 << 20)] },
+        { "id": "big", "loaded": false, "status": "unloaded", "capabilities": ["generate"], "feasible_on": ["n2"], "locations": [] },
+        { "id": "coming", "loaded": false, "status": "loading", "progress": 0.4, "capabilities": ["embed"], "feasible_on": ["n1"],
+          "locations": [place("n1", "loading", 1 << 30)] },
+        { "id": "broken", "loaded": false, "status": "failed", "reason": "the file ends early\u{1b}[2J", "capabilities": ["generate"],
+          "feasible_on": [], "locations": [] },
     ]))
     .unwrap();
-    insta::assert_snapshot!(models_table(&models, WIDE));
+    insta::assert_snapshot!(models_page(&models, WIDE));
+}
+
+#[test]
+fn an_explanation_lists_every_place_and_marks_the_chosen_one() {
+    let explanation = |considered: serde_json::Value, age_s: f64| {
+        let decision = "it is loaded on n2/cpu-0, for which 'small' goes";
+        serde_json::from_value(json!({ "model": "big", "decision": decision, "considered": considered, "age_s": age_s })).unwrap()
+    };
+    let places = json!([
+        { "place": "n2/cpu-0", "verdict": "fits once 'small' goes", "chosen": true },
+        { "place": "n1/cpu-0", "verdict": "3.00 GiB needed, 1.00 GiB in all", "chosen": false },
+    ]);
+    insta::assert_snapshot!(explanation_page(&explanation(places, 2.5), WIDE));
+    assert_eq!(explanation_page(&explanation(json!([]), 0.0), WIDE), "big: it is loaded on n2/cpu-0, for which 'small' goes");
 }
 
 #[test]

@@ -1,0 +1,71 @@
+//! The files of this node's models: where they are, and how they get here. What the catalogue looks at and what replicas load from.
+
+use std::fmt;
+use std::sync::Arc;
+
+use plexus_engine::model::ModelPath;
+use plexus_store::{FetchError, Located, Progress, Store};
+use plexus_types::{Bytes, ModelProfile, ModelSource, NodeName};
+
+use crate::peers::Peers;
+
+/// The store of this node, and whom it may ask. Cheap to clone.
+#[derive(Clone)]
+pub struct Shelf {
+    store: Store,
+    peers: Peers,
+}
+
+impl fmt::Debug for Shelf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Shelf").field(&self.store).finish()
+    }
+}
+
+impl Shelf {
+    /// The shelf over a store.
+    pub fn new(store: Store, peers: Peers) -> Self {
+        Self { store, peers }
+    }
+
+    /// Where the files are, if all are here. Looks at the disk.
+    pub fn locate(&self, source: &ModelSource) -> Option<ModelPath> {
+        match self.store.locate(source) {
+            Located::Embedded => Some(ModelPath::Embedded),
+            Located::Here(path) => Some(ModelPath::Path(path)),
+            Located::Absent => None,
+        }
+    }
+
+    /// What of a model is not here: its own files, or those of its draft model. Looks at the disk.
+    pub fn missing(&self, profile: &ModelProfile) -> Vec<ModelSource> {
+        let sources = std::iter::once(&profile.source).chain(&profile.draft);
+        sources.filter(|source| self.locate(source).is_none()).cloned().collect()
+    }
+
+    /// Bytes of a model's files, for a decision before they are fetched.
+    pub async fn size(&self, source: &ModelSource) -> Result<Bytes, FetchError> {
+        self.store.size(source).await
+    }
+
+    /// Brings files here, from the other nodes if one has them, else from the hub. `watch` sees the progress.
+    pub async fn fetch(&self, source: &ModelSource, mut watch: impl FnMut(Progress)) -> Result<(), Arc<FetchError>> {
+        let peers: Vec<NodeName> = self.peers.list().iter().map(|peer| peer.id().name.clone()).collect();
+        let mut fetch = self.store.fetch(source, &peers);
+        watch(fetch.progress());
+        while fetch.changed().await {
+            watch(fetch.progress());
+        }
+        fetch.done().await.map(drop)
+    }
+
+    /// What is being fetched, and how far it is.
+    pub fn fetching(&self) -> Vec<(ModelSource, Progress)> {
+        self.store.fetching()
+    }
+
+    /// Lets other nodes have these.
+    pub fn share(&self, sources: impl IntoIterator<Item = ModelSource>) {
+        self.store.share(sources);
+    }
+}

@@ -1,0 +1,99 @@
+//! Models loaded, unloaded and pinned by hand, and why they are where they are.
+
+use plexus_types::{ConsideredPlace, DeviceId, Explanation, NodeName};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{Client, ClientError, PAGE_TIMEOUT, refused};
+
+/// What is done to which model, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Order<'a> {
+    pub(crate) model_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) node: Option<NodeName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) device: Option<DeviceId>,
+    pub(crate) wait: bool,
+}
+
+impl<'a> Order<'a> {
+    /// A model, wherever it is.
+    pub(crate) fn anywhere(model_id: &'a str) -> Self {
+        Self { model_id, node: None, device: None, wait: true }
+    }
+}
+
+/// What became of a load.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct Loaded {
+    /// `loaded` or `loading`.
+    pub(crate) status: String,
+    pub(crate) model_id: String,
+    pub(crate) decision: String,
+    pub(crate) considered: Vec<ConsideredPlace>,
+}
+
+impl Client {
+    /// `POST /v1/models/load`. There is no deadline but the node's own: weights may take minutes.
+    pub(crate) async fn load(&self, order: &Order<'_>) -> Result<Loaded, ClientError> {
+        let answer = self.http.post(format!("{}/v1/models/load", self.base)).json(order).send().await;
+        let answer = refused(answer.map_err(|error| self.lost(&error))?).await?;
+        answer.json().await.map_err(|error| self.broken(&error))
+    }
+
+    /// `POST /v1/models/unload`: from where it went.
+    pub(crate) async fn unload(&self, order: &Order<'_>) -> Result<Vec<String>, ClientError> {
+        #[derive(Deserialize)]
+        struct Unloaded {
+            from: Vec<String>,
+        }
+        self.post("/v1/models/unload", order).await.map(|unloaded: Unloaded| unloaded.from)
+    }
+
+    /// `POST /v1/models/pin` or `unpin`: where.
+    pub(crate) async fn pin(&self, order: &Order<'_>, pinned: bool) -> Result<Vec<String>, ClientError> {
+        #[derive(Deserialize)]
+        struct Pinned {
+            on: Vec<String>,
+        }
+        let path = if pinned { "/v1/models/pin" } else { "/v1/models/unpin" };
+        self.post(path, order).await.map(|pinned: Pinned| pinned.on)
+    }
+
+    /// `GET /v1/cluster/explain/{subject}`
+    pub(crate) async fn explain(&self, subject: &str) -> Result<Explanation, ClientError> {
+        self.page(&explain_path(subject)).await
+    }
+
+    async fn post<T: DeserializeOwned>(&self, path: &str, order: &Order<'_>) -> Result<T, ClientError> {
+        let answer = self.http.post(format!("{}{path}", self.base)).timeout(PAGE_TIMEOUT).json(order).send().await;
+        let answer = refused(answer.map_err(|error| self.lost(&error))?).await?;
+        answer.json().await.map_err(|error| self.broken(&error))
+    }
+}
+
+/// The path of a subject, whatever a person typed: `/`, `?`, `#` and spaces are part of it.
+pub(crate) fn explain_path(subject: &str) -> String {
+    let mut url: reqwest::Url = "http://node/v1/cluster/explain".parse().expect("a URL");
+    if let Ok(mut segments) = url.path_segments_mut() {
+        segments.push(subject);
+    }
+    url.path().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_is_one_part_of_the_path_whatever_it_holds() {
+        assert_eq!(explain_path("org/name:Q8_0"), "/v1/cluster/explain/org%2Fname:Q8_0");
+        assert_eq!(explain_path("a b?c#d"), "/v1/cluster/explain/a%20b%3Fc%23d");
+    }
+
+    #[test]
+    fn a_place_that_is_not_named_is_not_sent() {
+        assert_eq!(serde_json::to_string(&Order::anywhere("m")).unwrap(), r#"{"model_id":"m","wait":true}"#);
+    }
+}

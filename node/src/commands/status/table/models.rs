@@ -1,0 +1,77 @@
+//! The pages about models: what there is, and why it is where it is.
+
+use comfy_table::Cell;
+use plexus_types::{Bytes, Explanation};
+
+use super::{Look, Mood, fine, known, loading, number, state_cell};
+use crate::client::{ModelEntry, ModelPlace};
+use crate::commands::terminal::harmless;
+
+/// The merged catalogue: one line per replica, the model's name on the first; then why models failed.
+pub(crate) fn models_page(models: &[ModelEntry], look: Look) -> String {
+    let mut table = look.table(&["MODEL", "STATUS", "WHERE", "CONTEXT", "MEMORY", "CAPABILITIES"]);
+    for model in models {
+        let capabilities = Cell::new(harmless(&model.capabilities.join(", ")));
+        if let Some(target) = &model.alias_of {
+            let other_name = Cell::new(format!("alias of {target}"));
+            table.add_row(vec![Cell::new(&model.id), other_name, Cell::new("-"), number("-"), number("-"), capabilities]);
+            continue;
+        }
+        let status = state_cell(status(model), &mood(&model.status));
+        let context = number(known(model.max_model_len));
+        let Some((first, others)) = model.locations.split_first() else {
+            let able = match &model.feasible_on[..] {
+                [] => "-".to_owned(),
+                nodes => format!("on demand: {}", nodes.join(", ")),
+            };
+            table.add_row(vec![Cell::new(&model.id), status, Cell::new(able), context, number("-"), capabilities]);
+            continue;
+        };
+        table.add_row(vec![Cell::new(&model.id), status, place(model, first), context, memory(first), capabilities]);
+        for other in others {
+            table.add_row(vec![Cell::new(""), Cell::new(""), place(model, other), Cell::new(""), memory(other)]);
+        }
+    }
+    let failed = models.iter().filter(|model| model.alias_of.is_none());
+    let reasons = failed.filter_map(|model| Some(format!("{} failed: {}", model.id, harmless(model.reason.as_ref()?))));
+    [table.trim_fmt()].into_iter().chain(reasons).collect::<Vec<_>>().join("\n\n")
+}
+
+fn status(model: &ModelEntry) -> String {
+    model.progress.map_or_else(|| model.status.clone(), loading)
+}
+
+fn mood(status: &str) -> Mood {
+    match status {
+        "loaded" | "unloaded" => Mood::Good,
+        "failed" => Mood::Bad,
+        _ => Mood::Passing,
+    }
+}
+
+/// A replica, with its state where that is not the model's.
+fn place(model: &ModelEntry, at: &ModelPlace) -> Cell {
+    let ModelPlace { node, device, status, .. } = at;
+    let state = if *status == model.status { String::new() } else { format!(" {status}") };
+    Cell::new(format!("{node}/{device}{state}"))
+}
+
+fn memory(at: &ModelPlace) -> Cell {
+    number(if at.memory_bytes == 0 { "-".to_owned() } else { Bytes(at.memory_bytes).to_string() })
+}
+
+/// What was decided of a model or a request, and every place that was considered; the chosen one is marked.
+pub(crate) fn explanation_page(explanation: &Explanation, look: Look) -> String {
+    let Explanation { model, decision, considered, age } = explanation;
+    let when = if age.is_zero() { String::new() } else { format!(", {} ago", fine(*age)) };
+    let head = harmless(&format!("{model}: {decision}{when}"));
+    if considered.is_empty() {
+        return head;
+    }
+    let mut table = look.table(&["", "PLACE", "VERDICT"]);
+    for place in considered {
+        let mark = if place.chosen { state_cell("*", &Mood::Good) } else { Cell::new("") };
+        table.add_row(vec![mark, Cell::new(&place.place), Cell::new(harmless(&place.verdict))]);
+    }
+    format!("{head}\n\n{}", table.trim_fmt())
+}

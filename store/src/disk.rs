@@ -1,0 +1,100 @@
+//! Files written so that they are either whole or not there.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use plexus_types::Bytes;
+
+use crate::error::FetchError;
+
+/// How often a lock that another process holds is tried again.
+const LOCK_EVERY: Duration = Duration::from_millis(200);
+
+/// Bytes that may still be written where `folder` lies.
+pub(crate) fn free(folder: &Path) -> io::Result<Bytes> {
+    let disk = rustix::fs::statvfs(folder)?;
+    Ok(Bytes(disk.f_bavail.saturating_mul(disk.f_frsize)))
+}
+
+/// Errors: [`FetchError::NoSpace`] if `needed` bytes have no room in `folder`.
+pub(crate) fn make_sure_of(needed: Bytes, folder: &Path) -> Result<(), FetchError> {
+    let available = free(folder).map_err(FetchError::io(folder))?;
+    if needed > available { Err(FetchError::NoSpace { needed, available, folder: folder.to_owned() }) } else { Ok(()) }
+}
+
+/// Tells a full disk from other errors of a file with `left` bytes to go.
+pub(crate) fn write_error(path: &Path, left: u64) -> impl FnOnce(io::Error) -> FetchError {
+    let path = path.to_owned();
+    move |source| match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            let folder = path.parent().unwrap_or(&path).to_owned();
+            FetchError::NoSpace { needed: Bytes(left), available: free(&folder).unwrap_or_default(), folder }
+        }
+        _ => FetchError::Io { path, source },
+    }
+}
+
+/// Writes at a place, whatever the position of the file is.
+pub(crate) fn write_at(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    file.write_all_at(bytes, at)
+}
+
+/// Reads from a place until `buffer` is full.
+pub(crate) fn read_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
+    file.read_exact_at(buffer, at)
+}
+
+/// Makes names in a folder durable.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Writes a small file whole or not at all.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    fs::create_dir_all(folder)?;
+    let beside = beside(path);
+    let written = (|| {
+        let mut file = File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    })();
+    if written.is_err() {
+        let _gone = fs::remove_file(&beside);
+    }
+    written?;
+    sync_folder(folder)
+}
+
+/// A name for what is not whole yet, of this call alone.
+pub(crate) fn beside(path: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}-{}.incomplete", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+    path.with_file_name(name)
+}
+
+/// Waits until no other process of this machine works at what `path` stands for. Let go when the file is dropped.
+pub(crate) async fn lock(path: &Path) -> Result<File, FetchError> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(FetchError::io(folder))?;
+    }
+    loop {
+        let file = File::options().create(true).truncate(false).write(true).open(path).map_err(FetchError::io(path))?;
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => tokio::time::sleep(LOCK_EVERY).await,
+            Err(TryLockError::Error(source)) => return Err(FetchError::Io { path: path.to_owned(), source }),
+        }
+    }
+}
+
+/// Runs what blocks where it may. A panic of it ends the caller's task as an error.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, FetchError> + Send + 'static) -> Result<T, FetchError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(FetchError::Lost(error.to_string())))
+}

@@ -1,0 +1,174 @@
+//! Why a model's files are not here.
+
+use std::io;
+use std::path::PathBuf;
+
+use plexus_types::{Bytes, NodeName};
+
+/// Why a model's files could not be brought here. Each says what to do about it, where something can be done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// The model inside the binary.
+    #[error("the built-in model has no files to fetch")]
+    Embedded,
+    /// A path that is not on this node, and no other node was named that has it.
+    #[error("{path} is not on this node; put it there, or let a node that has it join the cluster")]
+    NoSuchPath {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The operator switched the hub off.
+    #[error("{repo} is not on this node, and the hub must not be asked (offline); fetch it elsewhere, or switch offline off")]
+    Offline {
+        /// The repository.
+        repo: String,
+    },
+    /// Status 401: no token, or one that the hub does not know.
+    #[error(
+        "{endpoint} does not let this node read {repo}{}: it is gated, private, or does not exist; accept its terms at {endpoint}/{repo} \
+         and set HF_TOKEN to a token of that account",
+        if *.had_token { " with its token" } else { " without a token" }
+    )]
+    Unauthorized {
+        /// The hub.
+        endpoint: String,
+        /// The repository.
+        repo: String,
+        /// Was a token sent?
+        had_token: bool,
+    },
+    /// Status 403: the token's account may not.
+    #[error(
+        "the account of this node's token may not read {repo}; ask for access at {endpoint}/{repo}, or set HF_TOKEN to a token of another account"
+    )]
+    Forbidden {
+        /// The hub.
+        endpoint: String,
+        /// The repository.
+        repo: String,
+    },
+    /// Status 404 for the repository.
+    #[error("{endpoint} has no repository {repo}; check its spelling, or set HF_TOKEN if it is private")]
+    NoRepository {
+        /// The hub.
+        endpoint: String,
+        /// The repository.
+        repo: String,
+    },
+    /// Status 404 for the revision.
+    #[error("{repo} has no revision {revision:?}; name a branch, a tag or a whole commit, or leave it out for main")]
+    NoRevision {
+        /// The repository.
+        repo: String,
+        /// What was asked for.
+        revision: String,
+    },
+    /// No GGUF file has the tag.
+    #[error("{repo} has no GGUF file {quant:?}; it has {}", list(.has))]
+    NoQuant {
+        /// The repository or folder.
+        repo: String,
+        /// What was asked for.
+        quant: String,
+        /// What there is.
+        has: Vec<String>,
+    },
+    /// Several GGUF files, and nothing says which.
+    #[error("{repo} has several GGUF files; name one of {} behind a colon, as in hf:{repo}:{}", list(.has), .has.first().map_or("", |first| first))]
+    WhichQuant {
+        /// The repository or folder.
+        repo: String,
+        /// What there is.
+        has: Vec<String>,
+    },
+    /// Nothing that can be served.
+    #[error("{repo} has no weights that can be served: a .gguf file, or *.safetensors with config.json and tokenizer.json; {missing}")]
+    NoWeights {
+        /// The repository or folder.
+        repo: String,
+        /// What is missing.
+        missing: String,
+    },
+    /// Too little room.
+    #[error("{needed} more are needed in {folder}, where {available} are free; free some, or put the cache on a larger disk")]
+    NoSpace {
+        /// Bytes still to be written.
+        needed: Bytes,
+        /// Bytes free.
+        available: Bytes,
+        /// Where.
+        folder: PathBuf,
+    },
+    /// The other side ended early, again and again.
+    #[error("{file} ended after {got} of {size} bytes; what came is kept, so try again")]
+    Truncated {
+        /// The file.
+        file: String,
+        /// Bytes that came.
+        got: u64,
+        /// Bytes that were announced.
+        size: u64,
+    },
+    /// The bytes are not those that were announced.
+    #[error("{file} is damaged: {problem}; it was thrown away, so try again, and doubt the mirror if that does not help")]
+    Corrupted {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// No connection.
+    #[error("{url} cannot be reached; check the network, the proxy, or the endpoint of the hub")]
+    Unreachable {
+        /// The address.
+        url: String,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// An answer that a hub does not give.
+    #[error("{url} gave an answer that is not a hub's: {problem}; check the endpoint of the hub")]
+    Answer {
+        /// The address.
+        url: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A disk said no.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No node that was named gave the model.
+    #[error("no other node gave the model: {}", reasons(.tried))]
+    Peers {
+        /// Each, and why not.
+        tried: Vec<(NodeName, String)>,
+    },
+    /// The task that fetched was lost.
+    #[error("the download stopped: {0}; try again")]
+    Lost(String),
+}
+
+impl FetchError {
+    /// For `map_err`: adds the path to an I/O error.
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+fn reasons(tried: &[(NodeName, String)]) -> String {
+    if tried.is_empty() {
+        return "none was named".to_owned();
+    }
+    tried.iter().map(|(node, why)| format!("{node}: {why}")).collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,109 @@
+//! How far a fetch is, and its end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use plexus_types::{Bytes, NodeName};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use crate::error::FetchError;
+
+/// How far a fetch is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes that are here, those of earlier attempts among them.
+    pub done: Bytes,
+    /// Bytes in all; 0 while unknown.
+    pub total: Bytes,
+    /// Where they come from.
+    pub from: Origin,
+}
+
+/// Where bytes come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Not decided yet.
+    Unknown,
+    /// The hub, or its mirror.
+    Hub,
+    /// So many other nodes.
+    Peers(usize),
+    /// This node is still getting or reading them itself; `done` and `total` are its own.
+    Awaited(NodeName),
+}
+
+impl Progress {
+    pub(crate) const START: Self = Self { done: Bytes(0), total: Bytes(0), from: Origin::Unknown };
+}
+
+/// What all handles of one fetch watch.
+#[derive(Debug, Clone)]
+pub(crate) struct Flight {
+    pub(crate) progress: Progress,
+    pub(crate) outcome: Option<Result<PathBuf, Arc<FetchError>>>,
+}
+
+/// What a fetch writes its progress to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Meter<'a>(pub(crate) &'a watch::Sender<Flight>);
+
+impl Meter<'_> {
+    /// So much is to come, from there; nothing is here yet.
+    pub(crate) fn begin(&self, total: Bytes, from: Origin) {
+        self.set(Progress { done: Bytes(0), total, from });
+    }
+
+    pub(crate) fn set(&self, progress: Progress) {
+        self.0.send_modify(|flight| flight.progress = progress);
+    }
+
+    pub(crate) fn add(&self, n_bytes: u64) {
+        if n_bytes > 0 {
+            self.0.send_modify(|flight| flight.progress.done = flight.progress.done + Bytes(n_bytes));
+        }
+    }
+
+    /// Bytes that were counted turned out not to be here.
+    pub(crate) fn take_back(&self, n_bytes: u64) {
+        self.0.send_modify(|flight| flight.progress.done = flight.progress.done.saturating_sub(Bytes(n_bytes)));
+    }
+}
+
+/// Ends the task when the last handle goes.
+#[derive(Debug)]
+pub(crate) struct AbortOnDrop(pub(crate) AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A fetch under way. Several handles may watch one; it stops when the last is dropped, and what came is kept for the next.
+#[derive(Debug, Clone)]
+pub struct Fetch {
+    pub(crate) watch: watch::Receiver<Flight>,
+    pub(crate) _task: Arc<AbortOnDrop>,
+}
+
+impl Fetch {
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.watch.borrow().progress.clone()
+    }
+
+    /// Waits for progress that this handle has not seen, or for the end. False at the end.
+    pub async fn changed(&mut self) -> bool {
+        if self.watch.borrow_and_update().outcome.is_some() {
+            return false;
+        }
+        self.watch.changed().await.is_ok()
+    }
+
+    /// Waits for the end: where the model is, for the engine to open.
+    pub async fn done(mut self) -> Result<PathBuf, Arc<FetchError>> {
+        let ended = self.watch.wait_for(|flight| flight.outcome.is_some()).await;
+        ended.ok().and_then(|flight| flight.outcome.clone()).unwrap_or_else(|| Err(Arc::new(FetchError::Lost("its task ended".to_owned()))))
+    }
+}

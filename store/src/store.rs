@@ -1,0 +1,248 @@
+//! The store of a node.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use futures::future::BoxFuture;
+use plexus_types::{Bytes, HubSource, ModelId, ModelSource, NodeName};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::cache::CachedRepo;
+use crate::config::StoreConfig;
+use crate::disk::blocking;
+use crate::error::FetchError;
+use crate::found::found_in_caches;
+use crate::hub;
+use crate::local::{LocalModel, model_at, model_of};
+use crate::manifest::{HashCache, Manifest};
+use crate::peers;
+use crate::progress::{AbortOnDrop, Fetch, Flight, Meter, Progress};
+use crate::serve::Served;
+
+/// A connection to another node's store, encrypted and authenticated by whoever made it.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// How other nodes' stores are reached.
+pub trait Connect: Send + Sync + 'static {
+    /// Opens a connection to a node's store and makes sure that it is that node. Must end by itself within some seconds.
+    fn connect<'a>(&'a self, peer: &'a NodeName) -> BoxFuture<'a, io::Result<Box<dyn Io>>>;
+}
+
+/// A fetch under way, which does not live on for being listed.
+type Watched = (watch::Receiver<Flight>, Weak<AbortOnDrop>);
+
+/// Where a model's files are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Located {
+    /// In the binary.
+    Embedded,
+    /// Here, for the engine to open: a folder, or a `.gguf` file.
+    Here(PathBuf),
+    /// Not on this node, or not all of them.
+    Absent,
+}
+
+/// The store of a node. Cheap to clone; all clones are one store.
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) config: StoreConfig,
+    pub(crate) connect: Arc<dyn Connect>,
+    pub(crate) hashes: HashCache,
+    pub(crate) served: Served,
+    /// Fetches under way.
+    flights: Mutex<HashMap<ModelSource, Watched>>,
+    /// Paths that other nodes may ask for.
+    shared: Mutex<BTreeSet<ModelSource>>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("config", &self.inner.config).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// A store. Touches neither disk nor network yet.
+    pub fn new(mut config: StoreConfig, connect: Arc<dyn Connect>) -> Self {
+        if config.hub_caches.is_empty() {
+            config.hub_caches.push(config.folder.join("hub"));
+        }
+        while config.endpoint.ends_with('/') {
+            config.endpoint.pop();
+        }
+        let hashes = HashCache::new(config.folder.join("hashes"));
+        let inner = Inner { config, connect, hashes, served: Served::default(), flights: Mutex::default(), shared: Mutex::default() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Where a model's files are, if all of them are on this node.
+    ///
+    /// A path is taken as it is, if there is something. A revision of a hub's repository stands for what it stood for when it was last fetched: the
+    /// hub is not asked. Looks at a few files: quick, but not for an async thread.
+    pub fn locate(&self, source: &ModelSource) -> Located {
+        match source {
+            ModelSource::Embedded => Located::Embedded,
+            source => self.inner.entry(source).map_or(Located::Absent, Located::Here),
+        }
+    }
+
+    /// Brings a model's files here, from the nodes in `peers` if one of them has them or is getting them, else from the hub.
+    ///
+    /// Returns at once. A second call for the same source joins the first, whatever its `peers`. Done at once if the files are here already.
+    /// A `peers` that gives nothing is no error for a source of a hub. Must be called within a tokio runtime.
+    pub fn fetch(&self, source: &ModelSource, peers: &[NodeName]) -> Fetch {
+        let mut flights = self.inner.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((watch, task)) = flights.get(source)
+            && let Some(task) = task.upgrade()
+        {
+            return Fetch { watch: watch.clone(), _task: task };
+        }
+        let (sender, watch) = watch::channel(Flight { progress: Progress::START, outcome: None });
+        let (inner, task_source, peers) = (Arc::clone(&self.inner), source.clone(), peers.to_vec());
+        let task = tokio::spawn(async move {
+            let outcome = inner.bring(&task_source, &peers, &sender).await.map_err(Arc::new);
+            inner.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&task_source);
+            sender.send_modify(|flight| flight.outcome = Some(outcome));
+        });
+        let task = Arc::new(AbortOnDrop(task.abort_handle()));
+        flights.insert(source.clone(), (watch.clone(), Arc::downgrade(&task)));
+        Fetch { watch, _task: task }
+    }
+
+    /// Fetches under way.
+    pub fn fetching(&self) -> Vec<(ModelSource, Progress)> {
+        let flights = self.inner.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        let living = flights.iter().filter(|(_, (_, task))| task.strong_count() > 0);
+        living.map(|(source, (watch, _))| (source.clone(), watch.borrow().progress.clone())).collect()
+    }
+
+    /// Bytes of the files of a model, for a decision before it is fetched. Asks the hub if it is not here.
+    pub async fn size(&self, source: &ModelSource) -> Result<Bytes, FetchError> {
+        let (inner, looked_for) = (Arc::clone(&self.inner), source.clone());
+        let here = blocking(move || {
+            let Some(model) = inner.model(&looked_for) else { return Ok(None) };
+            let size = |(_, path): &(String, PathBuf)| Ok(Bytes(path.metadata().map_err(FetchError::io(path))?.len()));
+            model.files.iter().map(size).sum::<Result<Bytes, FetchError>>().map(Some)
+        });
+        match (here.await?, source) {
+            (Some(size), _) => Ok(size),
+            (None, ModelSource::Hub(source)) => hub::size(&self.inner.config, source).await,
+            (None, ModelSource::Path(path)) => Err(FetchError::NoSuchPath { path: path.clone() }),
+            (None, ModelSource::Embedded) => Err(FetchError::Embedded),
+        }
+    }
+
+    /// Lets other nodes ask for these, beside what the caches of the hub hold. Only for models at a path does it make a difference: no other path
+    /// is ever read for another node. Replaces what was said before.
+    pub fn share(&self, sources: impl IntoIterator<Item = ModelSource>) {
+        *self.inner.shared.lock().unwrap_or_else(PoisonError::into_inner) = sources.into_iter().collect();
+    }
+
+    /// Models in the caches of the hub, listed or not. Reads the disk: not for an async thread.
+    pub fn cached(&self) -> Vec<(ModelId, ModelSource)> {
+        found_in_caches(&self.inner.config.hub_caches)
+    }
+}
+
+impl Inner {
+    /// What an engine opens, if it is on this node. A path is taken as it is.
+    fn entry(&self, source: &ModelSource) -> Option<PathBuf> {
+        match source {
+            ModelSource::Path(path) if path.exists() => Some(path.clone()),
+            source => self.model(source).map(|model| model.entry),
+        }
+    }
+
+    /// The model, if all of its files are on this node.
+    pub(crate) fn model(&self, source: &ModelSource) -> Option<LocalModel> {
+        let here = match source {
+            ModelSource::Embedded => None,
+            ModelSource::Path(path) => model_at(path, None).ok(),
+            ModelSource::Hub(hub) => self.in_caches(hub),
+        };
+        here.or_else(|| self.of_peers(source))
+    }
+
+    fn in_caches(&self, hub: &HubSource) -> Option<LocalModel> {
+        self.config.hub_caches.iter().find_map(|cache| CachedRepo::new(cache, &hub.repo).model(hub))
+    }
+
+    /// A model that came whole from other nodes.
+    fn of_peers(&self, source: &ModelSource) -> Option<LocalModel> {
+        let folder = self.kept(source);
+        let text = std::fs::read(folder.join("manifest.json")).ok()?;
+        let manifest: Manifest = serde_json::from_slice(&text).ok()?;
+        manifest.check().ok()?;
+        model_of(&folder.join("files"), manifest.files.into_iter().map(|file| file.name).collect()).ok()
+    }
+
+    /// Where a model is kept that comes from other nodes.
+    pub(crate) fn kept(&self, source: &ModelSource) -> PathBuf {
+        self.config.folder.join("models").join(key(source))
+    }
+
+    /// May other nodes ask for it?
+    pub(crate) fn is_shared(&self, source: &ModelSource) -> bool {
+        match source {
+            ModelSource::Embedded => false,
+            ModelSource::Hub(_) => true,
+            ModelSource::Path(_) => self.shared.lock().unwrap_or_else(PoisonError::into_inner).contains(source),
+        }
+    }
+
+    /// How far a fetch is.
+    pub(crate) fn progress_of(&self, source: &ModelSource) -> Option<Progress> {
+        let flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        let (watch, task) = flights.get(source)?;
+        (task.strong_count() > 0).then(|| watch.borrow().progress.clone())
+    }
+
+    async fn bring(
+        self: &Arc<Self>,
+        source: &ModelSource,
+        nodes: &[NodeName],
+        flight: &watch::Sender<Flight>,
+    ) -> Result<PathBuf, FetchError> {
+        let (inner, looked_for) = (Arc::clone(self), source.clone());
+        if let Some(here) = blocking(move || Ok(inner.entry(&looked_for))).await? {
+            return Ok(here);
+        }
+        let unserved = match nodes {
+            [] => None,
+            nodes => match peers::fetch(self, source, nodes, flight).await {
+                Err(error @ FetchError::Peers { .. }) => Some(error),
+                other => return other,
+            },
+        };
+        match (source, unserved) {
+            (ModelSource::Hub(source), unserved) => {
+                if let Some(unserved) = unserved {
+                    warn!(model = %source, error = %unserved, "no other node gave a model, so the hub is asked");
+                }
+                hub::fetch(&self.config, source, &Meter(flight)).await
+            }
+            (_, Some(unserved)) => Err(unserved),
+            (ModelSource::Path(path), None) => Err(FetchError::NoSuchPath { path: path.clone() }),
+            (ModelSource::Embedded, None) => Err(FetchError::Embedded),
+        }
+    }
+}
+
+/// A name for a source's folder: its end for people, and a hash so that no two share one.
+pub(crate) fn key(source: &ModelSource) -> String {
+    let text = source.to_string();
+    let readable: String = text.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') { c } else { '-' }).collect();
+    let readable = readable.trim_start_matches(['.', '-']);
+    let start = readable.len().saturating_sub(80);
+    format!("{}-{}", &readable[start..], &blake3::hash(text.as_bytes()).to_hex()[..16])
+}

@@ -1,0 +1,345 @@
+//! Models that go from node to node, over plain TCP on loopback in place of the cluster's own connections.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use mirror::{Faults, Mirror};
+use plexus_store::{CHUNK_LEN, Connect, FetchError, Io, Located, Manifest, Origin, Store, StoreConfig};
+use plexus_types::{Bytes, ModelSource, NodeName};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+#[allow(dead_code, reason = "the other tests use the rest of it")]
+mod mirror;
+
+/// Where nodes listen.
+#[derive(Clone, Default)]
+struct Net {
+    addresses: Arc<Mutex<HashMap<NodeName, SocketAddr>>>,
+}
+
+impl Connect for Net {
+    fn connect<'a>(&'a self, peer: &'a NodeName) -> BoxFuture<'a, io::Result<Box<dyn Io>>> {
+        Box::pin(async move {
+            let address = self.addresses.lock().unwrap().get(peer).copied().ok_or(io::ErrorKind::NotFound)?;
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as Box<dyn Io>)
+        })
+    }
+}
+
+/// A node: its store, and what it has sent.
+struct Node {
+    store: Store,
+    folder: TempDir,
+    name: NodeName,
+    sent: Arc<AtomicU64>,
+    /// Bytes that it may still send; then it is gone.
+    budget: Arc<AtomicU64>,
+}
+
+impl Net {
+    async fn node(&self, name: &str, configure: impl FnOnce(&mut StoreConfig)) -> Node {
+        let folder = TempDir::new().unwrap();
+        let mut config = StoreConfig::new(folder.path().join("store"));
+        config.endpoint = "http://127.0.0.1:9".to_owned(); // nobody
+        config.patience = Duration::from_millis(100);
+        configure(&mut config);
+        let store = Store::new(config, Arc::new(self.clone()));
+        let (sent, budget) = (Arc::<AtomicU64>::default(), Arc::new(AtomicU64::new(u64::MAX)));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let name: NodeName = name.parse().unwrap();
+        self.addresses.lock().unwrap().insert(name.clone(), listener.local_addr().unwrap());
+        let (serving, counted, allowed) = (store.clone(), Arc::clone(&sent), Arc::clone(&budget));
+        tokio::spawn(async move {
+            while let Ok((outside, _)) = listener.accept().await {
+                let (near, far) = tokio::io::duplex(64 << 10);
+                let serving = serving.clone();
+                tokio::spawn(async move { serving.serve(far).await });
+                tokio::spawn(pass_on(outside, near, Arc::clone(&counted), Arc::clone(&allowed)));
+            }
+        });
+        Node { store, folder, name, sent, budget }
+    }
+}
+
+/// Carries bytes between a connection and a node, for as long as the node may send.
+async fn pass_on(mut outside: TcpStream, near: tokio::io::DuplexStream, sent: Arc<AtomicU64>, budget: Arc<AtomicU64>) {
+    let (mut from_node, mut to_node) = tokio::io::split(near);
+    let (mut from_outside, mut to_outside) = outside.split();
+    let answers = async {
+        let mut buffer = vec![0; 32 << 10];
+        loop {
+            let n = from_node.read(&mut buffer).await.unwrap_or(0);
+            let left = budget.load(Ordering::SeqCst);
+            if n == 0 || left < n as u64 {
+                return;
+            }
+            budget.store(left.saturating_sub(if left == u64::MAX { 0 } else { n as u64 }), Ordering::SeqCst);
+            sent.fetch_add(n as u64, Ordering::SeqCst);
+            if to_outside.write_all(&buffer[..n]).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = answers => {}
+        _ = tokio::io::copy(&mut from_outside, &mut to_node) => {}
+    }
+}
+
+fn source(text: &str) -> ModelSource {
+    text.parse().unwrap()
+}
+
+fn content(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
+    let next = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state ^ (state >> 29)).to_le_bytes()
+    };
+    (0..len.div_ceil(8)).flat_map(next).take(len).collect()
+}
+
+fn snapshot_of(node: &Node, org_name: &str, files: &[(&str, &[u8])]) {
+    let repo = node.folder.path().join("store/hub").join(format!("models--{}", org_name.replace('/', "--")));
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    fs::create_dir_all(repo.join("refs")).unwrap();
+    fs::create_dir_all(repo.join("snapshots").join(commit)).unwrap();
+    fs::write(repo.join("refs/main"), commit).unwrap();
+    for (name, bytes) in files {
+        let path = repo.join("snapshots").join(commit).join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+}
+
+async fn fetch(node: &Node, source: &ModelSource, from: &[&Node]) -> Result<PathBuf, Arc<FetchError>> {
+    let peers: Vec<NodeName> = from.iter().map(|node| node.name.clone()).collect();
+    node.store.fetch(source, &peers).done().await
+}
+
+#[tokio::test]
+async fn a_model_goes_from_node_to_node() {
+    let net = Net::default();
+    let (a, b, c) = (net.node("a", |_| {}).await, net.node("b", |_| {}).await, net.node("c", |_| {}).await);
+    let weights = content((CHUNK_LEN * 2 + 1234) as usize, 1);
+    let files: [(&str, &[u8]); 4] =
+        [("config.json", b"{}"), ("tokenizer.json", b"{}"), ("1_Pooling/config.json", b"{}"), ("model.safetensors", &weights)];
+    snapshot_of(&a, "org/name", &files);
+    let wanted = source("hf:org/name");
+    for (to, from) in [(&b, &a), (&c, &b)] {
+        assert_eq!(to.store.locate(&wanted), Located::Absent);
+        let handle = to.store.fetch(&wanted, std::slice::from_ref(&from.name));
+        let path = handle.clone().done().await.unwrap();
+        let progress = handle.progress();
+        assert_eq!((progress.done, progress.from), (progress.total, Origin::Peers(1)));
+        for (name, bytes) in files {
+            assert!(fs::read(path.join(name)).unwrap() == bytes, "{name}");
+        }
+        assert_eq!(to.store.locate(&wanted), Located::Here(path));
+        assert_eq!(fs::read_dir(to.folder.path().join("store/incoming")).unwrap().count(), 1, "only the lock file stays");
+    }
+    assert!(a.sent.load(Ordering::SeqCst) < weights.len() as u64 + 100_000);
+}
+
+#[tokio::test]
+async fn all_parts_of_a_split_file_come_and_no_other() {
+    let net = Net::default();
+    let (a, b) = (net.node("a", |_| {}).await, net.node("b", |_| {}).await);
+    let first = content(10_000_000, 2);
+    let files: [(&str, &[u8]); 3] =
+        [("Q/m-Q8_0-00001-of-00002.gguf", &first), ("Q/m-Q8_0-00002-of-00002.gguf", b""), ("m-Q4_0.gguf", b"4")];
+    snapshot_of(&a, "org/name", &files);
+    let path = fetch(&b, &source("hf:org/name:Q8_0"), &[&a]).await.unwrap();
+    assert!(path.ends_with(files[0].0) && fs::read(&path).unwrap() == first);
+    assert_eq!(fs::read(path.with_file_name("m-Q8_0-00002-of-00002.gguf")).unwrap(), b"");
+    assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 2);
+    let error = fetch(&b, &source("file:/nowhere/m.gguf"), &[&a]).await.unwrap_err();
+    assert_eq!(error.to_string(), "no other node gave the model: a: it is not shared");
+    let error = fetch(&b, &source("file:/nowhere/m.gguf"), &[]).await.unwrap_err();
+    assert_eq!(error.to_string(), "/nowhere/m.gguf is not on this node; put it there, or let a node that has it join the cluster");
+}
+
+/// Three nodes of which two have a model of five chunks in the cache of the hub.
+async fn two_have_it() -> (Net, [Node; 3], ModelSource, Vec<u8>) {
+    let net = Net::default();
+    let nodes = [net.node("a", |_| {}).await, net.node("b", |_| {}).await, net.node("c", |_| {}).await];
+    let bytes = content((CHUNK_LEN * 4 + 77) as usize, 4);
+    for node in &nodes[..2] {
+        snapshot_of(node, "org/name", &[("m-Q8_0.gguf", &bytes)]);
+    }
+    (net, nodes, source("hf:org/name:Q8_0"), bytes)
+}
+
+#[tokio::test]
+async fn a_node_that_dies_in_the_middle_is_replaced_by_the_other() {
+    let (_net, [a, b, c], wanted, bytes) = two_have_it().await;
+    b.budget.store(CHUNK_LEN / 2, Ordering::SeqCst);
+    let path = fetch(&c, &wanted, &[&a, &b]).await.unwrap();
+    assert!(fs::read(path).unwrap() == bytes);
+    let (by_a, by_b) = (a.sent.load(Ordering::SeqCst), b.sent.load(Ordering::SeqCst));
+    assert!(by_b > 0 && by_b <= CHUNK_LEN / 2 && by_a >= bytes.len() as u64, "{by_a} and {by_b} bytes");
+}
+
+#[tokio::test]
+async fn a_node_that_sends_a_wrong_chunk_is_not_asked_again() {
+    let (_net, [a, b, c], wanted, bytes) = two_have_it().await;
+    // b has read its files, and then its disk changes every byte without a trace.
+    let file = fs::canonicalize(match b.store.locate(&wanted) {
+        Located::Here(path) => path,
+        other => panic!("{other:?}"),
+    });
+    let file = file.unwrap();
+    let alone = Net { addresses: Arc::clone(&_net.addresses) }.node("d", |_| {}).await;
+    fetch(&alone, &wanted, &[&b]).await.unwrap();
+    let modified = fs::metadata(&file).unwrap().modified().unwrap();
+    fs::write(&file, content(bytes.len(), 5)).unwrap();
+    fs::File::options().write(true).open(&file).unwrap().set_modified(modified).unwrap();
+
+    let before = b.sent.load(Ordering::SeqCst);
+    let path = fetch(&c, &wanted, &[&a, &b]).await.unwrap();
+    assert!(fs::read(path).unwrap() == bytes);
+    assert!(b.sent.load(Ordering::SeqCst) - before <= 2 * CHUNK_LEN + 10_000, "one chunk over each connection at most");
+
+    // Alone, it gives nothing; and what the hub would give is asked for last.
+    let e = Net { addresses: Arc::clone(&_net.addresses) }.node("e", |config| config.offline = true).await;
+    let error = fetch(&e, &wanted, &[&b]).await.unwrap_err();
+    assert!(matches!(&*error, FetchError::Offline { .. }), "{error}");
+    assert_eq!(e.store.locate(&wanted), Located::Absent);
+}
+
+#[tokio::test]
+async fn an_interrupted_fetch_goes_on_and_trusts_only_what_it_checks_again() {
+    let (net, [a, _b, c], wanted, bytes) = two_have_it().await;
+    let mut handle = c.store.fetch(&wanted, std::slice::from_ref(&a.name));
+    while handle.progress().done < Bytes(CHUNK_LEN) {
+        assert!(handle.changed().await);
+    }
+    a.budget.store(0, Ordering::SeqCst); // nothing more comes before the handle is dropped
+    drop(handle);
+    assert_eq!(c.store.locate(&wanted), Located::Absent);
+    a.budget.store(u64::MAX, Ordering::SeqCst);
+
+    // A new process finds what is there; one byte of it has changed.
+    let incoming = c.folder.path().join("store/incoming");
+    let folder = fs::read_dir(&incoming).unwrap().flatten().map(|entry| entry.path()).find(|path| path.is_dir()).unwrap();
+    let n_whole = loop {
+        let noted = fs::read(folder.join("whole")).unwrap().len() as u64 / 4;
+        let lock = fs::File::open(folder.with_extension("lock")).unwrap();
+        if lock.try_lock().is_ok() {
+            break noted; // the last write has ended
+        }
+        tokio::task::yield_now().await;
+    };
+    assert!((1..5).contains(&n_whole), "{n_whole} chunks");
+    let first = u32::from_le_bytes(fs::read(folder.join("whole")).unwrap()[..4].try_into().unwrap());
+    let file = folder.join("files/m-Q8_0.gguf");
+    let mut there = fs::read(&file).unwrap();
+    there[first as usize * CHUNK_LEN as usize] ^= 1;
+    fs::write(&file, there).unwrap();
+
+    let again = Store::new(StoreConfig::new(c.folder.path().join("store")), Arc::new(net.clone()));
+    let sent = a.sent.load(Ordering::SeqCst);
+    let path = again.fetch(&wanted, std::slice::from_ref(&a.name)).done().await.unwrap();
+    assert!(fs::read(path).unwrap() == bytes);
+    let came = a.sent.load(Ordering::SeqCst) - sent;
+    let missing = bytes.len() as u64 - (n_whole - 1) * CHUNK_LEN;
+    assert!(came >= missing - CHUNK_LEN && came <= missing + 100_000, "{came} bytes came where {missing} were missing");
+}
+
+#[tokio::test]
+async fn a_node_that_is_downloading_is_waited_for() {
+    let bytes = content(3 << 20, 6);
+    let mirror = Mirror::start("org/name", [("m.gguf", bytes.clone())]).await;
+    mirror.fail(Faults { stall_after: Some(1 << 20), ..Faults::default() });
+    let net = Net::default();
+    let endpoint = mirror.endpoint();
+    let a = net.node("a", |config| (config.endpoint, config.patience) = (endpoint, Duration::from_secs(60))).await;
+    let b = net.node("b", |_| {}).await;
+    let wanted = source("hf:org/name");
+    let mut outside = a.store.fetch(&wanted, &[]);
+    while outside.progress().done == Bytes(0) {
+        assert!(outside.changed().await);
+    }
+    let mut inside = b.store.fetch(&wanted, std::slice::from_ref(&a.name));
+    while !matches!(inside.progress().from, Origin::Awaited(_)) {
+        assert!(inside.changed().await);
+    }
+    assert_eq!(inside.progress().total, Bytes(3 << 20));
+    mirror.fail(Faults::default());
+    let (there, here) = tokio::join!(outside.done(), inside.done());
+    for path in [there, here] {
+        assert!(fs::read(path.unwrap()).unwrap() == bytes);
+    }
+    assert_eq!(mirror.bytes_sent(), bytes.len() as u64);
+}
+
+#[tokio::test]
+async fn nothing_but_models_that_are_shared_can_be_asked_for() {
+    let net = Net::default();
+    let a = net.node("a", |_| {}).await;
+    let path = a.folder.path().join("m.gguf");
+    fs::write(&path, b"abc").unwrap();
+    a.store.share([ModelSource::Path(path.clone())]);
+    fs::write(a.folder.path().join("secret.gguf"), b"s").unwrap();
+    let at = net.addresses.lock().unwrap()[&a.name];
+    let ask = async |path: &str| {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let answer = client.get(format!("http://{at}{path}")).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let encoded = |path: &Path| format!("/store/manifest?source=file%3A{}", path.display().to_string().replace('/', "%2F"));
+    let chunk = format!("/store/chunk/{}", plexus_store::ChunkHash::of(b"abc"));
+    assert_eq!(ask(&chunk).await.0, 404, "before its manifest was asked for");
+    let (status, text) = ask(&encoded(&path)).await;
+    let manifest: Manifest = serde_json::from_str(&text).unwrap();
+    assert_eq!((status, manifest.total(), manifest.check()), (200, Bytes(3), Ok(())));
+    assert_eq!(ask(&chunk).await, (200, "abc".to_owned()));
+    for (path, status) in [
+        (encoded(&a.folder.path().join("secret.gguf")), 404),
+        (encoded(Path::new("/etc/passwd")), 404),
+        ("/store/manifest?source=hf%3Aorg%2Fname".to_owned(), 404),
+        ("/store/manifest?source=hf%3A..%2F..".to_owned(), 400),
+        ("/store/manifest?source=%zz".to_owned(), 404),
+        ("/store/manifest".to_owned(), 404),
+        ("/store/chunk/..%2F..%2Fetc%2Fpasswd".to_owned(), 400),
+        (format!("/store/chunk/{}", "0".repeat(64)), 404),
+        ("/etc/passwd".to_owned(), 404),
+    ] {
+        assert_eq!(ask(&path).await.0, status, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_hostile_manifest_is_refused() {
+    let net = Net::default();
+    let b = net.node("b", |config| config.offline = true).await;
+    let chunk = "00".repeat(32);
+    for (files, wanted) in [
+        (format!(r#"[{{"name": "../x.gguf", "size": 1, "chunks": ["{chunk}"]}}]"#), r#""../x.gguf" is no name of a model's file"#),
+        (format!(r#"[{{"name": "x.gguf", "size": 99999999999, "chunks": ["{chunk}"]}}]"#), "has 1 chunks"),
+        (r#"[{"name": "x.gguf", "size": 1, "chunks": ["00"]}]"#.to_owned(), "is not 64 hexadecimal digits"),
+        ("[]".to_owned(), "0 files"),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        net.addresses.lock().unwrap().insert("a".parse().unwrap(), listener.local_addr().unwrap());
+        let body = format!(r#"{{"source": "file:/nowhere/m.gguf", "chunk_len": {CHUNK_LEN}, "files": {files}}}"#);
+        let app = axum::Router::new().route("/store/manifest", axum::routing::get(|| async { body }));
+        let server = tokio::spawn(async move { axum::serve(listener, app).await });
+        let error = b.store.fetch(&source("file:/nowhere/m.gguf"), &["a".parse().unwrap()]).done().await.unwrap_err();
+        assert!(error.to_string().contains(wanted), "{error}");
+        assert!(!b.folder.path().join("store/incoming").exists());
+        server.abort();
+    }
+}
