@@ -72,6 +72,8 @@ pub enum EvictorMsg {
     Loaded(Place),
     /// A replica could not be loaded.
     Failed(Place),
+    /// A replica found no room in time, and goes.
+    GaveUp(Place),
     /// A replica got its first request, or ended its last.
     Used(Place, bool),
     /// A resident replica says what it holds, to an evictor that was restarted.
@@ -144,6 +146,7 @@ impl Actor for EvictorActor {
             }
             EvictorMsg::Loaded(place) => Event::Loaded(place),
             EvictorMsg::Failed(place) => Event::Failed(place),
+            EvictorMsg::GaveUp(place) => Event::GaveUp(place),
             EvictorMsg::Used(place, busy) => Event::Used { place, busy },
             EvictorMsg::Holds { place, profile, lease, bytes, busy } => Event::Holds { place, profile, lease, bytes, busy },
             EvictorMsg::Retired(place, agreed) => Event::Retired { place, agreed },

@@ -334,6 +334,12 @@ impl ModelState {
                 self.idle_since = Some(Instant::now());
                 self.args.evictor.tell(EvictorMsg::Loaded(self.place()));
             }
+            Err(LoadError::NoRoom(reason)) => {
+                info!(model = %self.args.profile.id, reason, "no room for the model in time");
+                self.phase = Phase::Retired;
+                self.args.evictor.tell(EvictorMsg::GaveUp(self.place()));
+                return Ok(());
+            }
             Err(LoadError::Refused(reason)) => {
                 warn!(model = %self.args.profile.id, reason, "model not loaded");
                 self.phase = Phase::Failed(reason);

@@ -30,7 +30,7 @@ use tracing::{debug, info};
 
 use self::decisions::Decisions;
 use self::home::{Home, home_of, spares};
-use self::place::{Unplaced, Want, place};
+use self::place::{Unplaced, Want, may_pass, place};
 use self::policy::{Decision, NoReplica, replicas_wanted, route};
 use self::view::SharedView;
 use crate::address::Address;
@@ -54,8 +54,6 @@ const ORDER_DEADLINE: Duration = Duration::from_secs(5);
 const ENSURED_FOR: Duration = Duration::from_millis(500);
 /// A refusal that only somebody can mend is believed for so long.
 const REFUSED_FOR: Duration = Duration::from_secs(2);
-/// What is refused for no longer than this passes by itself.
-const MAY_PASS: Duration = Duration::from_secs(10);
 /// Devices that are not open after so long are not waited for by models that are to be loaded at the start.
 const DEVICE_WAIT: Duration = Duration::from_secs(30);
 /// Bytes of text that make a token, to estimate the length of a prompt before it is encoded.
@@ -345,7 +343,7 @@ impl RouterState {
         let believed = |at: Instant, time: Duration| now.saturating_duration_since(at) < time;
         match self.ensured.get(model) {
             Some(Ensured::Asked) => wait(format!("the model '{model}' is being looked for a place")),
-            Some(Ensured::Answered(at, Ok(explanation))) if believed(*at, ORDER_DEADLINE) => {
+            Some(Ensured::Answered(at, Ok(explanation))) if believed(*at, ENSURED_FOR) => {
                 wait(format!("the model '{model}' is not loaded yet: {}", explanation.decision))
             }
             // Those that are in use may be idle by the next time.
@@ -542,7 +540,7 @@ impl RouterState {
             self.args.view.write().on_own_time(TICK * IDLE_TICKS);
             self.publish_later();
         }
-        self.home.on_tick(&self.args.view.read(), Instant::now());
+        self.home.on_view(&self.args.view.read(), Instant::now());
         let spares = spares(&self.args.view.read());
         for spare in spares {
             info!(replica = %spare, "a spare replica that nobody uses goes");
@@ -592,6 +590,7 @@ impl RouterState {
             changed.filter(|replica| !is_loaded(&view, from, replica)).map(|replica| replica.model.clone()).collect()
         };
         self.args.view.write().on_summary(from, summary, Instant::now(), SystemTime::now());
+        self.home.on_view(&self.args.view.read(), Instant::now());
         loaded.into_iter().for_each(|model| self.args.streams.tell(StreamsMsg::ModelChanged(model)));
     }
 
@@ -651,6 +650,7 @@ impl RouterState {
         let answers = report.state == ReplicaState::Loaded && !is_loaded(&self.args.view.read(), &me, &report);
         let model = report.model.clone();
         let changed = self.args.view.write().on_own_replica(report, SystemTime::now());
+        self.home.on_view(&self.args.view.read(), Instant::now());
         if changed {
             self.publish();
         } else {
@@ -705,9 +705,4 @@ impl RouterState {
 fn is_loaded(view: &view::ClusterView, node: &NodeId, replica: &ReplicaReport) -> bool {
     view.candidates(&replica.model)
         .any(|known| known.id.node == *node && known.id.device == replica.device && known.report.state == ReplicaState::Loaded)
-}
-
-/// Will it do to wait?
-fn may_pass(error: &RequestError) -> bool {
-    matches!(error, RequestError::Unavailable { retry_after, .. } if *retry_after <= MAY_PASS)
 }

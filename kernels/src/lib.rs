@@ -7,6 +7,7 @@ pub mod format;
 pub mod isa;
 pub mod logits;
 pub mod matrix;
+pub mod memory;
 pub mod norm;
 pub mod rope;
 pub mod rows;

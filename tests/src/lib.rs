@@ -5,6 +5,7 @@
 pub mod binary;
 pub mod client;
 pub mod lab;
+pub mod memory;
 pub mod placement;
 pub mod ports;
 pub mod process;
@@ -14,6 +15,7 @@ pub mod view;
 pub mod wait;
 
 pub use client::{Client, Reply};
+pub use memory::Memory;
 pub use process::{Addresses, Home, Node, NodeBuilder, Signal};
 pub use sse::{ChatAnswer, EventStream, SseEvent};
 pub use view::ActorView;

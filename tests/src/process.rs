@@ -240,6 +240,11 @@ impl Node {
         &self.name
     }
 
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Where it listens. Panics for a node that chose its ports itself.
     pub fn addresses(&self) -> Addresses {
         self.addresses.expect("this node was given its addresses")

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! Room ──fits──────────────────────────────> Granted
-//!   └──victims──> Retire ──agreed──> Released ┘        (one load at a time makes room on a device; the others queue)
-//!                    └──in use──> planned anew ──nobody left──> Refused
+//!   ├──victims──> Retire ──agreed──> Released ┘        (one load at a time makes room on a device; the others queue)
+//!   │                └──in use──> planned anew
+//!   └──all in use──> waits ──idle──> planned anew ──too long──> Refused, and placed anew by whoever wants it
 //! ```
 
 use std::collections::{BTreeMap, VecDeque};
@@ -17,6 +18,11 @@ use super::plan::{EvictionPolicy, Needs, NoRoom, Plan, Room, plan, plan_eviction
 
 /// A replica that could not be loaded is shown so long, and not loaded again meanwhile unless by hand.
 pub const FAILED_KEPT: Duration = Duration::from_secs(60);
+/// A model that was just loaded stays so long for the requests that it was loaded for: else two that wait for each other's room could take it
+/// from each other for ever.
+const FIRST_USE: Duration = Duration::from_secs(1);
+/// A load waits so long on its device for others to become idle; then it is given up, and placed anew.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How models go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -82,6 +88,8 @@ pub enum Event {
     Loaded(Place),
     /// A replica could not be loaded.
     Failed(Place),
+    /// A replica found no room in time, and goes: it is to be placed anew.
+    GaveUp(Place),
     /// A replica got its first request, or ended its last.
     Used {
         /// Which.
@@ -197,6 +205,8 @@ struct Hosted {
     profile: Box<ModelProfile>,
     pinned: bool,
     failed_at: Option<Instant>,
+    /// It was told to end.
+    leaving: bool,
 }
 
 #[derive(Debug)]
@@ -205,6 +215,7 @@ struct Waiting {
     lease: Lease,
     needs: Needs,
     asker: Asker,
+    since: Instant,
     /// Those that were asked to go and have not gone yet.
     victims: Vec<Place>,
 }
@@ -236,19 +247,25 @@ impl EvictorCore {
             }
             Event::Room { place, lease, needs, asker } => {
                 let device = place.1;
-                self.queues.entry(device).or_default().push_back(Waiting { place, lease, needs, asker, victims: Vec::new() });
+                self.queues.entry(device).or_default().push_back(Waiting { place, lease, needs, asker, since: now, victims: Vec::new() });
                 self.advance(device, now, &mut out);
             }
-            Event::Loaded(place) => self.note(&place, |resident| resident.idle_since = Some(now)),
+            Event::Loaded(place) => self.note(&place, |resident| resident.idle_since = Some(now + FIRST_USE)),
+            Event::GaveUp(place) => self.dismiss(place, &mut out),
             Event::Failed(place) => {
                 if let Some(hosted) = self.hosted.get_mut(&place) {
                     hosted.failed_at = Some(now);
                 }
             }
-            Event::Used { place, busy } => self.note(&place, |resident| resident.idle_since = (!busy).then_some(now)),
+            Event::Used { place, busy } => {
+                self.note(&place, |resident| resident.idle_since = (!busy).then_some(now));
+                if !busy {
+                    self.advance(place.1, now, &mut out);
+                }
+            }
             Event::Holds { place, profile, lease, bytes, busy } => {
                 let (class, pinned) = (profile.residency_priority, profile.pinned);
-                self.hosted.entry(place.clone()).or_insert(Hosted { profile, pinned, failed_at: None });
+                self.hosted.entry(place.clone()).or_insert(Hosted { profile, pinned, failed_at: None, leaving: false });
                 let resident = Resident { lease, bytes, class, pinned, idle_since: (!busy).then_some(now) };
                 // A device that has not said yet how large it is will; what is resident is so in any case.
                 if self.ledger.promise(place.1, &place.0, resident).is_ok() {
@@ -257,7 +274,7 @@ impl EvictorCore {
             }
             Event::Retired { place, agreed: true } => {
                 self.n_evicted += 1;
-                out.push(Effect::Dismiss(place));
+                self.dismiss(place, &mut out);
             }
             Event::Retired { place, agreed: false } => self.on_stays(&place, now, &mut out),
             Event::Released { place, lease } => self.on_released(&place, lease, now, &mut out),
@@ -281,8 +298,13 @@ impl EvictorCore {
         out: &mut Vec<Effect>,
     ) -> Result<(), RequestError> {
         let place = (profile.id.clone(), device);
-        if self.hosted.get(&place).is_some_and(|hosted| hosted.failed_at.is_none()) {
-            return Ok(());
+        match self.hosted.get(&place) {
+            Some(hosted) if hosted.leaving => {
+                let message = format!("the model '{}' is just going from {device}", place.0);
+                return Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(1) });
+            }
+            Some(hosted) if hosted.failed_at.is_none() => return Ok(()),
+            Some(_) | None => {}
         }
         let Some(total) = self.ledger.total(device) else {
             let message = format!("{device} of this node is not open; `plexus cluster status` lists the devices");
@@ -293,55 +315,64 @@ impl EvictorCore {
             let occupants = self.ledger.occupants(device, &profile.id, now);
             plan_eviction(total, &occupants, &needs, profile.residency_priority, &self.config.policy).map_err(|no_room| {
                 self.n_refused += 1;
-                no_room_error(&profile.id, device, &no_room, no_room.may_pass(total))
+                no_room_error(&profile.id, device, &no_room)
             })?;
         }
         if self.hosted.remove(&place).is_some() {
-            out.push(Effect::Dismiss(place.clone())); // the one that failed
+            out.push(Effect::Dismiss(place.clone())); // the one that failed; the new one is told from it by whoever starts it
         }
         let pinned = profile.pinned;
-        self.hosted.insert(place, Hosted { profile: profile.clone(), pinned, failed_at: None });
+        self.hosted.insert(place, Hosted { profile: profile.clone(), pinned, failed_at: None, leaving: false });
         out.push(Effect::Host { profile, device });
         Ok(())
     }
 
-    /// Serves those that wait for room on a device, in order, as far as it goes.
+    /// Serves those that wait for room on a device, in order, as far as it goes. Whoever waits for others to become idle lets pass who needs
+    /// no more than there is.
     fn advance(&mut self, device: DeviceId, now: Instant, out: &mut Vec<Effect>) {
         let Some(total) = self.ledger.total(device) else { return };
-        loop {
-            let Some(head) = self.queues.get_mut(&device).and_then(VecDeque::front_mut) else { return };
-            if !head.victims.is_empty() {
-                return;
-            }
-            let hosted = self.hosted.get(&head.place);
-            let class = hosted.map_or(ModelProfile::DEFAULT_PRIORITY, |hosted| hosted.profile.residency_priority);
-            let pinned = hosted.is_some_and(|hosted| hosted.pinned);
-            let occupants = self.ledger.occupants(device, &head.place.0, now);
-            let grant = match plan_eviction(total, &occupants, &head.needs, class, &self.config.policy) {
-                Ok(Room { victims, .. }) if !victims.is_empty() => {
-                    head.victims = victims.into_iter().map(|model| (model, device)).collect();
-                    out.extend(head.victims.iter().cloned().map(Effect::Retire));
-                    return;
+        let Some(mut queue) = self.queues.remove(&device) else { return };
+        let mut i = 0;
+        while i < queue.len() && queue.iter().all(|waiting| waiting.victims.is_empty()) {
+            let waiting = &mut queue[i];
+            let grant = match self.grant(waiting, device, total, now) {
+                Ok(Ok(grant)) => Ok(grant),
+                Ok(Err(victims)) => {
+                    waiting.victims = victims;
+                    out.extend(waiting.victims.iter().cloned().map(Effect::Retire));
+                    break;
                 }
-                Ok(Room { free, .. }) => {
-                    let (model, lease) = (head.place.0.clone(), head.lease);
-                    let fit = plan(&head.needs, free);
-                    let no_room = |needed, available| NoRoom { needed, available, stays: Vec::new() };
-                    fit.map_err(|needed| no_room(needed, free)).and_then(|plan| {
-                        let bytes = head.needs.bytes(&plan);
-                        let resident = Resident { lease, bytes, class, pinned, idle_since: None };
-                        let promised = self.ledger.promise(device, &model, resident);
-                        promised.map_err(|exceeds| no_room(exceeds.needed, exceeds.available))?;
-                        Ok(Grant { plan, bytes })
-                    })
+                Err(no_room) if no_room.may_pass() && now.saturating_duration_since(waiting.since) < PATIENCE => {
+                    i += 1;
+                    continue;
                 }
                 Err(no_room) => Err(no_room),
             };
             self.n_refused += u64::from(grant.is_err());
-            let head = self.queues.get_mut(&device).and_then(VecDeque::pop_front).expect("it was looked at");
-            out.push(Effect::Granted { asker: head.asker, grant });
+            let asker = queue.remove(i).expect("it was looked at").asker;
+            out.push(Effect::Granted { asker, grant });
             self.publish(out);
         }
+        self.queues.insert(device, queue);
+    }
+
+    /// Memory for whoever waits, or those that have to go for it first, or no room.
+    fn grant(&mut self, waiting: &Waiting, device: DeviceId, total: Bytes, now: Instant) -> Result<Result<Grant, Vec<Place>>, NoRoom> {
+        let Waiting { place: (model, _), lease, needs, .. } = waiting;
+        let hosted = self.hosted.get(&waiting.place);
+        let class = hosted.map_or(ModelProfile::DEFAULT_PRIORITY, |hosted| hosted.profile.residency_priority);
+        let pinned = hosted.is_some_and(|hosted| hosted.pinned);
+        let occupants = self.ledger.occupants(device, model, now);
+        let Room { victims, free } = plan_eviction(total, &occupants, needs, class, &self.config.policy)?;
+        if !victims.is_empty() {
+            return Ok(Err(victims.into_iter().map(|model| (model, device)).collect()));
+        }
+        let no_room = |needed, available| NoRoom { needed, available, total, stays: Vec::new() };
+        let plan = plan(needs, free).map_err(|needed| no_room(needed, free))?;
+        let bytes = needs.bytes(&plan);
+        let resident = Resident { lease: *lease, bytes, class, pinned, idle_since: None };
+        self.ledger.promise(device, model, resident).map_err(|exceeds| no_room(exceeds.needed, exceeds.available))?;
+        Ok(Ok(Grant { plan, bytes }))
     }
 
     /// A victim has requests: it is in use, and the plan is made anew without it.
@@ -398,7 +429,7 @@ impl EvictorCore {
         }
         self.unloads.push((place.clone(), asker));
         if self.hosted[&place].failed_at.is_some() {
-            return out.push(Effect::Dismiss(place));
+            return self.dismiss(place, out);
         }
         out.push(Effect::Retire(place));
     }
@@ -423,10 +454,13 @@ impl EvictorCore {
         let failed: Vec<Place> = self
             .hosted
             .iter()
-            .filter(|(_, hosted)| hosted.failed_at.as_ref().is_some_and(expired))
+            .filter(|(_, hosted)| !hosted.leaving && hosted.failed_at.as_ref().is_some_and(expired))
             .map(|(place, _)| place.clone())
             .collect();
-        out.extend(failed.into_iter().map(Effect::Dismiss));
+        failed.into_iter().for_each(|place| self.dismiss(place, out));
+        for device in self.ledger.devices().collect::<Vec<_>>() {
+            self.advance(device, now, out);
+        }
         if let Some(time_to_live) = self.config.idle_unload {
             let tired = |resident: &Resident| !resident.pinned && resident.idle(now).is_some_and(|idle| idle >= time_to_live);
             let places = self.ledger.residents().filter(|(.., resident)| tired(resident));
@@ -440,6 +474,13 @@ impl EvictorCore {
                 out.push(Effect::RestartDevice(*device));
             }
         }
+    }
+
+    fn dismiss(&mut self, place: Place, out: &mut Vec<Effect>) {
+        if let Some(hosted) = self.hosted.get_mut(&place) {
+            hosted.leaving = true;
+        }
+        out.push(Effect::Dismiss(place));
     }
 
     fn take_unloads(&mut self, place: &Place) -> Vec<(Place, Asker)> {
@@ -470,7 +511,8 @@ pub fn needs_of(profile: &ModelProfile, facts: &ModelFacts, device: DeviceId) ->
 }
 
 /// No room, in words for whoever asked (CX-53).
-pub fn no_room_error(model: &ModelId, device: DeviceId, no_room: &NoRoom, may_pass: bool) -> RequestError {
+pub fn no_room_error(model: &ModelId, device: DeviceId, no_room: &NoRoom) -> RequestError {
+    let may_pass = no_room.may_pass();
     let remedy = if may_pass {
         "it is loaded once they are idle"
     } else {

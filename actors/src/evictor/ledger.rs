@@ -36,7 +36,7 @@ pub struct Resident {
     pub class: u32,
     /// It goes by hand only.
     pub pinned: bool,
-    /// Since when nobody uses it; absent while it has requests, or is being loaded.
+    /// Since when nobody uses it, or from when on that counts; absent while it has requests, or is being loaded.
     pub idle_since: Option<Instant>,
 }
 
@@ -137,7 +137,7 @@ impl Ledger {
 impl Resident {
     /// How long nobody has used it; absent while somebody does.
     pub fn idle(&self, now: Instant) -> Option<Duration> {
-        self.idle_since.map(|since| now.saturating_duration_since(since))
+        self.idle_since.and_then(|since| now.checked_duration_since(since))
     }
 
     fn occupant(&self, model: &ModelId, now: Instant) -> Occupant {

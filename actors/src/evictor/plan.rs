@@ -158,14 +158,16 @@ pub struct NoRoom {
     pub needed: Bytes,
     /// What would be free if all went that may.
     pub available: Bytes,
+    /// All memory of the device.
+    pub total: Bytes,
     /// Who stays, and why.
     pub stays: Vec<(ModelId, Stays)>,
 }
 
 impl NoRoom {
     /// May there be room before long, when those that are in use no longer are?
-    pub fn may_pass(&self, total: Bytes) -> bool {
-        self.needed <= total && self.stays.iter().any(|(_, why)| matches!(why, Stays::InUse | Stays::Warm))
+    pub fn may_pass(&self) -> bool {
+        self.needed <= self.total && self.stays.iter().any(|(_, why)| matches!(why, Stays::InUse | Stays::Warm))
     }
 }
 
@@ -207,7 +209,7 @@ pub fn plan_eviction(total: Bytes, occupants: &[Occupant], needs: &Needs, class:
     let most = free.0 + displaceable.iter().map(|(occupant, _)| occupant.bytes.0).sum::<u64>();
     let needed = if goal.0 <= most { goal } else { needs.least() };
     if needed.0 > most {
-        return Err(NoRoom { needed, available: Bytes(most), stays });
+        return Err(NoRoom { needed, available: Bytes(most), total, stays });
     }
     let mut victims: Vec<&Occupant> = Vec::new();
     let mut room = free;
@@ -314,7 +316,7 @@ mod tests {
         assert!(victims(&resident(50), 50, 100, EvictionStrategy::Lru).is_ok());
         let refused = victims(&resident(101), 50, 100, EvictionStrategy::Lru).unwrap_err();
         assert_eq!(refused.to_string(), "50 B needed, 0 B available ('other' is of the higher class 101)");
-        assert!(!refused.may_pass(Bytes(100)), "waiting does not help");
+        assert!(!refused.may_pass(), "waiting does not help");
     }
 
     #[test]
@@ -323,7 +325,7 @@ mod tests {
         let pinned = Occupant { pinned: true, ..occupant("p", 50, 1, Some(999)) };
         let refused = victims(&[pinned, occupant("busy", 50, 1, None)], 50, 100, EvictionStrategy::Lru).unwrap_err();
         assert_eq!(refused.to_string(), "50 B needed, 0 B available ('p' is pinned, 'busy' is in use)");
-        assert!(refused.may_pass(Bytes(100)), "the busy one may end");
+        assert!(refused.may_pass(), "the busy one may end");
         let policy = EvictionPolicy { keep_warm: Duration::from_secs(10), ..EvictionPolicy::default() };
         assert!(plan_eviction(Bytes(100), &[occupant("w", 90, 1, Some(9))], &plain(50), 100, &policy).is_err());
         assert!(plan_eviction(Bytes(100), &[occupant("w", 90, 1, Some(10))], &plain(50), 100, &policy).is_ok());

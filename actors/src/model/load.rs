@@ -91,6 +91,9 @@ pub enum LoadError {
     /// An actor that is needed went away; a new try may succeed.
     #[error("{0}")]
     Interrupted(String),
+    /// There was no room in time: others were in use. There may be some elsewhere, or later.
+    #[error("{0}")]
+    NoRoom(String),
     /// The model cannot be loaded, now or later.
     #[error("{0}")]
     Refused(String),
@@ -165,8 +168,10 @@ pub(super) async fn load(args: &ModelArgs, life: ActorId) -> Result<Resident, Lo
     let promise = Promised { evictor: evictor.clone(), place: place.clone(), lease };
     let needs = needs_of(profile, &facts, device);
     let grant = evictor.call(|reply| EvictorMsg::Room { place, lease, needs, reply }, ROOM_DEADLINE).await?;
-    let Grant { plan, bytes } =
-        grant.map_err(|no_room| LoadError::Refused(no_room_error(&profile.id, device, &no_room, false).to_string()))?;
+    let Grant { plan, bytes } = grant.map_err(|no_room| {
+        let error = no_room_error(&profile.id, device, &no_room).to_string();
+        if no_room.may_pass() { LoadError::NoRoom(error) } else { LoadError::Refused(error) }
+    })?;
     let device_address = devices.get(device).ok_or_else(|| LoadError::Refused(format!("this node has no {device}")))?;
     let (codec, defaults, kind) = (files.codec.clone(), files.defaults.clone(), files.kind());
     let files = files.placed_on(device.kind);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use plexus_types::{Explanation, ModelId, NodeId, NodeState, ReplicaId, ReplicaState, RequestError};
 use tokio::time::Instant;
 
-use super::place::{Site, Unplaced, Want, place};
+use super::place::{Refusal, Site, Unplaced, Want, may_pass, place};
 use super::view::ClusterView;
 use crate::evictor::plan::EvictionPolicy;
 use crate::messages::{Ensure, LoadOrder};
@@ -62,7 +62,7 @@ struct Order {
 #[derive(Debug)]
 struct Wanted {
     /// Places that have refused it.
-    refused: Vec<(Site, String)>,
+    refused: Vec<Refusal>,
     may_displace: bool,
     by_hand: bool,
     askers: Vec<Asker>,
@@ -121,7 +121,7 @@ impl Home {
             }
             Err(error) => {
                 let mut wanted = order.wanted;
-                wanted.refused.push((order.site, error.to_string()));
+                wanted.refused.push(Refusal { site: order.site, why: error.to_string(), may_pass: may_pass(&error) });
                 self.order(view, model, wanted)
             }
         }
@@ -142,8 +142,8 @@ impl Home {
         }
     }
 
-    /// Orders that were begun and show in the view are forgotten, and those that were lost.
-    pub fn on_tick(&mut self, view: &ClusterView, now: Instant) {
+    /// The view changed, or time passed: orders that were begun and show in the view are forgotten, and those that were lost.
+    pub fn on_view(&mut self, view: &ClusterView, now: Instant) {
         let open = |model: &ModelId, order: &Order| {
             order.begun.is_none_or(|begun| !shows(view, model, &order.site) && now.saturating_duration_since(begun) < ORDER_SHOWS)
         };

@@ -18,9 +18,22 @@ use crate::messages::LoadOrder;
 const RETRY_SOON: Duration = Duration::from_secs(1);
 /// When to ask again for a model that cannot be loaded before somebody has mended something.
 const RETRY_LATE: Duration = Duration::from_secs(60);
+/// What is refused for no longer than this passes by itself.
+const MAY_PASS: Duration = Duration::from_secs(10);
 
 /// A device of a node.
 pub type Site = (NodeId, DeviceId);
+
+/// A place that was told to load a model, and does not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Where.
+    pub site: Site,
+    /// Why not.
+    pub why: String,
+    /// May it pass by itself?
+    pub may_pass: bool,
+}
 
 /// What is wanted.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +41,7 @@ pub struct Want<'a> {
     /// The model.
     pub model: &'a ModelId,
     /// Places that have refused it.
-    pub refused: &'a [(Site, String)],
+    pub refused: &'a [Refusal],
     /// Memory that was ordered elsewhere and does not show in the view yet.
     pub ordered: &'a [(Site, ModelId)],
     /// May others go for it?
@@ -135,8 +148,8 @@ fn consider(
         NodeState::Unreachable => return Err(NotHere::never("its node cannot be reached")),
     }
     feasible(view, model, node, device).map_err(NotHere::never)?;
-    if let Some((_, why)) = want.refused.iter().find(|(refused, _)| *refused == site) {
-        return Err(NotHere::never(why.clone()));
+    if let Some(Refusal { why, may_pass, .. }) = want.refused.iter().find(|refusal| refusal.site == site) {
+        return Err(NotHere { why: why.clone(), may_pass: *may_pass });
     }
     let mut here = node.summary.replicas.iter().filter(|replica| replica.model == *want.model);
     if let Some(replica) = here.find(|replica| replica.device == device.id)
@@ -160,7 +173,7 @@ fn consider(
     let ordered = want.ordered.iter().filter(|(at, id)| *at == site && occupants.iter().all(|known| known.model != *id));
     occupants.extend(ordered.map(|(_, id)| loading(view, id, node.id, device)).collect::<Vec<_>>());
     let room = plan_eviction(total, &occupants, &needs, model.profile.residency_priority, policy)
-        .map_err(|no_room| NotHere { why: no_room.to_string(), may_pass: no_room.may_pass(total) })?;
+        .map_err(|no_room| NotHere { why: no_room.to_string(), may_pass: no_room.may_pass() })?;
     if !room.victims.is_empty() && !want.may_displace {
         return Err(NotHere::never(format!("{} would have to go", names(&room.victims))));
     }
@@ -274,9 +287,10 @@ fn occupant(view: &ClusterView, candidate: &Candidate<'_>, device: &DeviceReport
 
 /// A model that is being loaded and has not been promised its memory yet.
 fn loading(view: &ClusterView, id: &ModelId, node: &NodeId, device: &DeviceReport) -> Occupant {
-    let needs = view.catalogue().models.get(id).and_then(|model| needs(model, node, device.id));
-    let bytes = needs.map_or(Bytes(0), |needs| needs.goal(device.memory_total));
-    Occupant { model: id.clone(), bytes, class: 0, pinned: false, idle: None }
+    let model = view.catalogue().models.get(id);
+    let bytes = model.and_then(|model| needs(model, node, device.id)).map_or(Bytes(0), |needs| needs.goal(device.memory_total));
+    let class = model.map_or(ModelProfile::DEFAULT_PRIORITY, |model| model.profile.residency_priority);
+    Occupant { model: id.clone(), bytes, class, pinned: model.is_some_and(|model| model.profile.pinned), idle: None }
 }
 
 fn describe((_, _, fetches, _, Reverse(free), site): &Rank, victims: &[ModelId], chosen: bool) -> ConsideredPlace {
@@ -304,6 +318,11 @@ fn unplaced(model: &ModelId, considered: Vec<ConsideredPlace>, may_pass: bool) -
 
 fn names(models: &[ModelId]) -> String {
     models.iter().map(|model| format!("'{model}'")).collect::<Vec<_>>().join(", ")
+}
+
+/// Will it do to wait?
+pub fn may_pass(error: &RequestError) -> bool {
+    matches!(error, RequestError::Unavailable { retry_after, .. } if *retry_after <= MAY_PASS)
 }
 
 /// `node/device`

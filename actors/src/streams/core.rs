@@ -245,6 +245,7 @@ impl StreamCore {
         if now >= *self.load_by.get_or_insert(now + config.load_timeout) {
             return self.fail(error);
         }
+        self.recover_by = None; // nothing recovers: it is loaded anew
         self.phase = Phase::Parked { until: now + RECOVERY_POLL };
         Vec::new()
     }
@@ -263,10 +264,12 @@ impl StreamCore {
 
     /// The replica is given up; the journal goes elsewhere, if it may.
     fn next_replica(&mut self, error: RequestError, config: &StreamsConfig) -> Vec<Effect> {
-        let Phase::With { replica, .. } = std::mem::replace(&mut self.phase, Phase::Routing) else { return Vec::new() };
+        let Phase::With { replica, stage, .. } = std::mem::replace(&mut self.phase, Phase::Routing) else { return Vec::new() };
         let cancel = Effect::Cancel { replica: replica.clone(), attempt: self.attempt };
         self.tried.push(replica);
-        self.n_failed += 1;
+        // A model that went while the request was on its way to it has tried nothing.
+        let had_gone = stage == Stage::Sent && matches!(error, RequestError::Unavailable { .. });
+        self.n_failed += u32::from(!had_gone);
         let mut effects = vec![cancel];
         if error.retry() == Retry::Never || self.n_failed >= config.attempts_max {
             effects.extend(self.fail(error));

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use plexus_kernels::Team;
 use plexus_kernels::attention::KvPool;
+use plexus_kernels::memory::give_back;
 use plexus_types::{Bytes, DeviceId};
 
 use super::buffers::Buffers;
@@ -118,6 +119,7 @@ impl Executor for CpuExecutor {
 
     fn unload(&mut self, slot: Slot) {
         self.models.remove(&slot);
+        give_back();
     }
 
     fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError> {

@@ -6,6 +6,8 @@
 #[cfg(not(unix))]
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
+#[cfg(unix)]
+use std::sync::OnceLock;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A huge page of x86-64, and of most aarch64 systems.
@@ -71,18 +73,34 @@ impl Buffer {
 }
 
 impl Drop for Buffer {
-    /// Gives the whole pages of the memory back, though others may still use the mapping: this part of it is not handed out again.
+    /// Gives the whole pages of the memory back, though others may still use the mapping: this part of it is not handed out again. With its last
+    /// buffer the mapping goes, too.
     fn drop(&mut self) {
+        let Some(owner) = self.owner.take() else { return };
         #[cfg(unix)]
-        if self.owner.is_some() {
-            let before = self.start.as_ptr().align_offset(PAGES);
-            let len = self.len.saturating_sub(before) / PAGES * PAGES;
+        {
+            let before = self.start.as_ptr().align_offset(page());
+            let len = self.len.saturating_sub(before) / page() * page();
             if len > 0 {
                 // SAFETY: whole pages within our part of the mapping, which is still there and which nobody else uses.
                 unsafe { libc::madvise(self.start.as_ptr().add(before).cast(), len, libc::MADV_DONTNEED) };
             }
         }
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_last = Arc::strong_count(&owner) == 2 && open.as_ref().is_some_and(|(mapping, _)| Arc::ptr_eq(mapping, &owner));
+        if is_last {
+            *open = None;
+        }
+        drop(owner); // before others look at the count
     }
+}
+
+/// Bytes of a page of this system.
+#[cfg(unix)]
+fn page() -> usize {
+    static PAGE: OnceLock<usize> = OnceLock::new();
+    // SAFETY: it only asks.
+    *PAGE.get_or_init(|| usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(PAGES))
 }
 
 /// Only its alignment matters.
@@ -178,6 +196,20 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn the_last_buffer_of_a_mapping_takes_it_along() {
+        // Other tests share the mapping that is open, so that this can be seen only once they are not at it.
+        let gone = (0..1000).any(|_| {
+            let buffer = Buffer::zeroed(1 << 20).unwrap();
+            let mapping = Arc::downgrade(buffer.owner.as_ref().unwrap());
+            drop(buffer);
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            mapping.strong_count() == 0
+        });
+        assert!(gone);
+    }
+
     #[cfg(target_os = "linux")]
     #[test]
     fn what_is_dropped_is_given_back_while_its_neighbour_stays() {

@@ -345,7 +345,7 @@ impl Placement {
         self.after(TICK, Happening::Ticks { node, life });
         let now = self.instant();
         let SimNode { home, view, .. } = &mut self.nodes[node];
-        home.on_tick(view, now);
+        home.on_view(view, now);
         for spare in spares(&self.nodes[node].view) {
             if let Some(holder) = self.nodes.iter().position(|other| other.up && other.id == spare.node) {
                 let asker = self.nodes[holder].number();

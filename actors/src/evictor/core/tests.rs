@@ -116,7 +116,9 @@ fn a_victim_that_has_got_a_request_meanwhile_stays_and_another_goes() {
     let effects = bench.tell(Event::Retired { place: place("older"), agreed: false });
     assert_eq!(retired(&effects), [place("newer")]);
     let effects = bench.tell(Event::Retired { place: place("newer"), agreed: false });
-    assert_eq!(grants(&effects), [(3, false)], "nobody is left who may go");
+    assert_eq!(grants(&effects), [], "nobody is left who may go: it waits");
+    let effects = bench.tell(Event::Used { place: place("newer"), busy: false });
+    assert_eq!(retired(&effects), [place("newer")]);
 }
 
 #[test]
@@ -226,7 +228,53 @@ fn an_evictor_that_was_restarted_learns_what_is_held() {
     let mut bench = Bench::new(EvictionConfig::default());
     let holds = |busy| Event::Holds { place: place("a"), profile: profile("a"), lease: Lease(3), bytes: Bytes::mib(60), busy };
     bench.tell(holds(true));
-    assert_eq!(grants(&bench.room("b", 50).1), [(1, false)], "it is in use");
-    bench.tell(Event::Used { place: place("a"), busy: false });
-    assert_eq!(retired(&bench.room("b", 50).1), [place("a")]);
+    assert_eq!(grants(&bench.room("b", 50).1), [], "it is in use");
+    assert_eq!(retired(&bench.tell(Event::Used { place: place("a"), busy: false })), [place("a")]);
+}
+
+#[test]
+fn whoever_waits_for_others_lets_pass_who_needs_no_more_than_there_is() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    bench.load(profile("busy"), 60);
+    bench.tell(Event::Used { place: place("busy"), busy: true });
+    assert_eq!(grants(&bench.room("large", 60).1), [], "it waits");
+    assert_eq!(grants(&bench.room("small", 30).1), [(3, true)]);
+}
+
+#[test]
+fn a_load_that_waited_too_long_for_others_is_given_up_to_be_placed_anew_and_not_shown_as_failed() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    bench.load(profile("busy"), 60);
+    bench.order(profile("new"), 60);
+    bench.tell(Event::Used { place: place("busy"), busy: true });
+    assert_eq!(grants(&bench.room("new", 60).1), []);
+    bench.now += PATIENCE;
+    let effects = bench.tell(Event::Tick);
+    let no_room = effects.iter().find_map(|effect| if let Effect::Granted { grant: Err(why), .. } = effect { Some(why) } else { None });
+    assert!(no_room.is_some_and(NoRoom::may_pass), "{effects:?}");
+    assert_eq!(bench.tell(Event::GaveUp(place("new"))), [Effect::Dismiss(place("new"))]);
+    let again = bench.order(profile("new"), 20);
+    let [(7, Err(RequestError::Unavailable { message, .. }))] = &answers(&again)[..] else { panic!("{again:?}") };
+    assert!(message.contains("just going"), "{message}");
+    bench.tell(Event::Dismissed(place("new")));
+    assert!(matches!(answers(&bench.order(profile("new"), 20))[..], [(7, Ok(()))]));
+}
+
+#[test]
+fn a_model_that_was_just_loaded_stays_for_its_first_request_and_keeps_nobody_waiting_for_long_without_one() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    bench.order(profile("first"), 60);
+    bench.room("first", 60);
+    bench.tell(Event::Loaded(place("first")));
+    assert_eq!(retired(&bench.room("second", 60).1), [], "the first has not answered yet");
+    bench.tell(Event::Used { place: place("first"), busy: true });
+    assert_eq!(retired(&bench.tell(Event::Used { place: place("first"), busy: false })), [place("first")]);
+
+    let mut bench = Bench::new(EvictionConfig::default());
+    bench.order(profile("spare"), 60);
+    bench.room("spare", 60);
+    bench.tell(Event::Loaded(place("spare")));
+    bench.room("second", 60);
+    bench.now += FIRST_USE;
+    assert_eq!(retired(&bench.tell(Event::Tick)), [place("spare")]);
 }

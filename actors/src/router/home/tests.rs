@@ -84,9 +84,9 @@ fn a_load_that_never_shows_is_ordered_again_after_a_while() {
     let (view, mut home, now) = (view([100, 200, 300]), Home::default(), Instant::now());
     home.on_ensure(&view, &ensure(), 1, now);
     home.on_answer(&view, &model(), Ok(()), now);
-    home.on_tick(&view, now + ORDER_SHOWS / 2);
+    home.on_view(&view, now + ORDER_SHOWS / 2);
     assert_eq!(home.n_orders(), 1);
-    home.on_tick(&view, now + ORDER_SHOWS);
+    home.on_view(&view, now + ORDER_SHOWS);
     assert_eq!(home.n_orders(), 0);
     assert_eq!(ordered(&home.on_ensure(&view, &ensure(), 2, now + ORDER_SHOWS)), ["c"]);
 }

@@ -298,3 +298,19 @@ proptest! {
         prop_assert_eq!(text, expected);
     }
 }
+
+#[test]
+fn a_model_that_went_while_the_request_was_on_its_way_to_it_counts_as_no_attempt() {
+    // CX-43
+    let mut now = Instant::now();
+    let mut stream = stream();
+    let gone = RequestError::Unavailable { message: "not loaded".into(), retry_after: Duration::from_secs(1) };
+    for attempt in 1..=2 * config().attempts_max {
+        stream.on_event(Event::Routed(Routed::To(on("a"))), &config(), now);
+        let effects = stream.on_event(Event::Replica(Attempt(attempt), StreamEvent::Failed(gone.clone())), &config(), now);
+        assert_eq!(effects, [Effect::Cancel { replica: on("a"), attempt: Attempt(attempt) }, Effect::AskRouter]);
+        stream.on_event(Event::Routed(Routed::Wait(gone.clone())), &config(), now);
+        now += RECOVERY_POLL;
+        assert_eq!(stream.on_event(Event::Clock, &config(), now), [Effect::AskRouter]);
+    }
+}

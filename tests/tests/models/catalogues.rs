@@ -1,0 +1,64 @@
+//! Nodes that list different models, or the same one differently.
+
+use plexus_tests::eventually;
+
+use crate::files::Stored;
+use crate::{Shelf, alone, answer, ready, replicas};
+
+#[tokio::test]
+async fn different_catalogues_merge_a_conflict_is_shown_and_the_newer_file_counts() {
+    // CX-20, CX-23
+    let _alone = alone().await;
+    let mut older = Shelf::new();
+    let common = older.add("common", 40, Stored::F16, "residency_priority = 5");
+    older.add("only-a", 40, Stored::F16, "");
+    let mut newer = Shelf { home: older.home.clone(), entries: String::new() };
+    newer.list("common", &common, "residency_priority = 7");
+    newer.add("only-b", 40, Stored::Q8_0, "");
+    let a = older.node("a", 200, "").start().await;
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await; // the second file is newer
+    let b = newer.node("b", 200, "").start().await;
+    ready(&[&a, &b], 2).await;
+    for node in [&a, &b] {
+        eventually("the catalogues are one", async || {
+            let models = node.client().get("/v1/models").await.map_err(|error| error.to_string())?;
+            let entries = models.json["data"].as_array().cloned().unwrap_or_default();
+            let ids: Vec<&str> = entries.iter().filter_map(|model| model["id"].as_str()).collect();
+            if ids == ["common", "only-a", "only-b"] { Ok(()) } else { Err(models.text) }
+        })
+        .await;
+        let conflicts = node.view().await.unwrap().conflicts;
+        assert_eq!(conflicts.len(), 1, "{conflicts:?}");
+        assert!(conflicts[0].contains("'common'") && conflicts[0].contains("'b' counts"), "{conflicts:?}");
+        for model in ["common", "only-a", "only-b"] {
+            answer(node.client(), model).await;
+        }
+    }
+    let all = [replicas(&a).await, replicas(&b).await].concat();
+    let common: Vec<u32> = all.iter().filter(|one| one.model.as_str() == "common").map(|one| one.residency_priority).collect();
+    assert_eq!(common, [7], "wherever it is loaded, the newer file counts");
+}
+
+#[tokio::test]
+async fn an_alias_is_listed_and_answers_as_the_model_that_it_stands_for() {
+    // CX-27
+    let _alone = alone().await;
+    let mut shelf = Shelf::new();
+    shelf.add("org/model", 40, Stored::F16, "");
+    let named = shelf.node("a", 200, "[aliases]\n\"plexus/small\" = \"org/model\"").start().await;
+    let other = shelf.node("b", 200, "").start().await;
+    ready(&[&named, &other], 1).await;
+    for node in [&named, &other] {
+        eventually("both names are listed", async || {
+            let models = node.client().get("/v1/models").await.map_err(|error| error.to_string())?;
+            let ids: Vec<String> =
+                models.json["data"].as_array().into_iter().flatten().filter_map(|model| Some(model["id"].as_str()?.to_owned())).collect();
+            if ids == ["org/model", "plexus/small"] { Ok(()) } else { Err(models.text) }
+        })
+        .await;
+        assert_eq!(answer(node.client(), "plexus/small").await, answer(node.client(), "org/model").await);
+        let one = node.client().get("/v1/models/plexus/small").await.unwrap();
+        assert_eq!(one.status, 200, "{}", one.text);
+    }
+    assert_eq!(crate::loads(&named).await + crate::loads(&other).await, 1, "one model under two names");
+}
