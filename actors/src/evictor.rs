@@ -109,13 +109,16 @@ pub enum EvictorMsg {
 #[derive(Debug)]
 pub struct EvictorActor;
 
+/// Hears what a replica gets.
+type GrantPort = RpcReplyPort<Result<Grant, NoRoom>>;
+
 /// What the actor holds.
 #[derive(Debug)]
 pub struct EvictorState {
     args: EvictorArgs,
     core: EvictorCore,
     next_asker: Asker,
-    rooms: HashMap<Asker, (RpcReplyPort<Result<Grant, NoRoom>>, Place, Lease)>,
+    rooms: HashMap<Asker, (GrantPort, Place, Lease)>,
     answers: HashMap<Asker, RpcReplyPort<Result<(), RequestError>>>,
 }
 

@@ -82,7 +82,10 @@ impl Devices {
 
 /// The replicas of this node, by model and device.
 #[derive(Debug, Clone, Default)]
-pub struct LocalModels(Arc<RwLock<HashMap<ModelId, BTreeMap<DeviceId, Address<ModelMsg>>>>>);
+pub struct LocalModels(Arc<RwLock<HashMap<ModelId, OnDevices>>>);
+
+/// The replicas of one model.
+type OnDevices = BTreeMap<DeviceId, Address<ModelMsg>>;
 
 impl LocalModels {
     /// The replica on this device.

@@ -1,7 +1,7 @@
 //! Models from a hub: fetched once from outside, from node to node after that, and never half.
 
 #[path = "../../store/tests/mirror/mod.rs"]
-#[allow(dead_code, reason = "the tests of the store use the rest")]
+#[allow(dead_code, clippy::unwrap_used, reason = "of the tests of the store, which use the rest; what unwraps in vain has failed")]
 mod mirror;
 
 use std::path::Path;
@@ -22,9 +22,10 @@ fn pip() -> Vec<u8> {
 async fn node(home: &Home, name: &str, mirror: &Mirror) -> Node {
     let config = home.path().join("cluster.toml");
     let text = format!("[store]\nendpoint = \"{}\"\n[[models]]\nid = \"capitals\"\nsource = \"hf:org/pip:Q8_0\"\n", mirror.endpoint());
-    std::fs::write(&config, text).unwrap();
+    std::fs::write(&config, text).expect("a file in a temporary folder can be written");
     let cache = home.path().join(format!("cache-{name}"));
-    home.node(name).arg("--config", config.to_str().unwrap()).env("HF_HUB_CACHE", cache.to_str().unwrap()).start().await
+    let text = |path: &Path| path.to_str().expect("temporary folders have names of text").to_owned();
+    home.node(name).arg("--config", &text(&config)).env("HF_HUB_CACHE", &text(&cache)).start().await
 }
 
 async fn ask(node: &Node) -> Reply {

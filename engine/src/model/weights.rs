@@ -151,7 +151,7 @@ impl Weights {
 
     /// Bytes of all files.
     pub(super) fn file_bytes(&self) -> Bytes {
-        Bytes(self.files.iter().map(|file| file.len() as u64).sum())
+        Bytes(self.files.iter().map(|file| file.len()).sum())
     }
 
     fn held_as(&self, name: &str, entry: &TensorEntry) -> Format {
