@@ -17,7 +17,8 @@ pub struct Ledger {
 #[derive(Debug, Default)]
 struct Account {
     name: String,
-    total: Bytes,
+    /// Absent until the device has said how large it is.
+    total: Option<Bytes>,
     residents: BTreeMap<ModelId, Resident>,
 }
 
@@ -57,7 +58,7 @@ impl Ledger {
     pub fn open(&mut self, id: DeviceId, name: String, total: Bytes) {
         let account = self.devices.entry(id).or_default();
         account.name = name;
-        account.total = total;
+        account.total = Some(total);
     }
 
     /// The devices that are open.
@@ -67,12 +68,12 @@ impl Ledger {
 
     /// All memory of a device; absent if it is not open.
     pub fn total(&self, id: DeviceId) -> Option<Bytes> {
-        self.devices.get(&id).map(|account| account.total)
+        self.devices.get(&id).and_then(|account| account.total)
     }
 
     /// What a device has left.
     pub fn free(&self, id: DeviceId) -> Option<Bytes> {
-        self.devices.get(&id).map(Account::free)
+        self.devices.get(&id).filter(|account| account.total.is_some()).map(Account::free)
     }
 
     /// Promises memory of one device to a model, in place of what it was promised there before.
@@ -89,6 +90,11 @@ impl Ledger {
         }
         account.residents.insert(model.clone(), resident);
         Ok(())
+    }
+
+    /// Notes what a model holds already, however much there is: what is so cannot be refused.
+    pub fn hold(&mut self, device: DeviceId, model: &ModelId, resident: Resident) {
+        self.devices.entry(device).or_default().residents.insert(model.clone(), resident);
     }
 
     /// Takes a promise back. One that was replaced since is left alone. True if there was one.
@@ -124,13 +130,11 @@ impl Ledger {
 
     /// The devices, for the summary of the node.
     pub fn report(&self) -> Vec<DeviceReport> {
-        let report = |(id, account): (&DeviceId, &Account)| DeviceReport {
-            id: *id,
-            name: account.name.clone(),
-            memory_total: account.total,
-            memory_used: account.used(),
+        let report = |(id, account): (&DeviceId, &Account)| {
+            let memory_total = account.total?;
+            Some(DeviceReport { id: *id, name: account.name.clone(), memory_total, memory_used: account.used() })
         };
-        self.devices.iter().map(report).collect()
+        self.devices.iter().filter_map(report).collect()
     }
 }
 
@@ -151,7 +155,7 @@ impl Account {
     }
 
     fn free(&self) -> Bytes {
-        self.total.saturating_sub(self.used())
+        self.total.unwrap_or_default().saturating_sub(self.used())
     }
 }
 

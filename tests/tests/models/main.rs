@@ -5,6 +5,7 @@ mod catalogues;
 mod eviction;
 mod faults;
 mod files;
+#[allow(clippy::unwrap_used, reason = "of the tests of the engine; what unwraps in vain has failed")]
 #[path = "../../../engine/tests/support/gguf.rs"]
 mod gguf;
 

@@ -224,6 +224,17 @@ fn a_class_above_is_never_displaced_and_by_priority_the_lowest_goes() {
 }
 
 #[test]
+fn what_is_held_is_known_even_if_the_model_says_so_before_its_device() {
+    let mut core = EvictorCore::new(EvictionConfig::default());
+    let now = Instant::now();
+    let holds = Event::Holds { place: place("a"), profile: profile("a"), lease: Lease(3), bytes: Bytes::mib(60), busy: false };
+    core.on_event(holds, now);
+    assert_eq!(core.ledger().total(cpu()), None);
+    core.on_event(Event::DeviceUp { id: cpu(), name: "test".into(), total: Bytes::mib(100) }, now);
+    assert_eq!(core.ledger().free(cpu()), Some(Bytes::mib(40)));
+}
+
+#[test]
 fn an_evictor_that_was_restarted_learns_what_is_held() {
     let mut bench = Bench::new(EvictionConfig::default());
     let holds = |busy| Event::Holds { place: place("a"), profile: profile("a"), lease: Lease(3), bytes: Bytes::mib(60), busy };
