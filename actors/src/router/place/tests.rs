@@ -45,7 +45,9 @@ impl World {
         let mut view = ClusterView::new("test".into(), facts("a"));
         view.on_own_catalogue(listing(profile, FilesState::Present(known(40))), SystemTime::now());
         view.on_own_devices(vec![device("cpu-0", mib, &replicas)]);
-        replicas.into_iter().for_each(|replica| drop(view.on_own_replica(replica, SystemTime::now())));
+        for replica in replicas {
+            view.on_own_replica(replica, SystemTime::now());
+        }
         Self(view)
     }
 
