@@ -41,6 +41,23 @@ pub(crate) fn gb_per_s(n_threads: NonZeroUsize, runs: usize) -> Vec<f64> {
     })
 }
 
+/// Gigabytes per second that `n_threads` threads copy together, each byte counted once, into memory that is there already.
+pub(crate) fn copy_gb_per_s(n_threads: NonZeroUsize, runs: usize) -> Vec<f64> {
+    let from = vec![1_u64; BUFFER_LEN / size_of::<u64>()];
+    let mut to = vec![2_u64; from.len()];
+    let part_len = from.len().div_ceil(n_threads.get());
+    let pass = |_| {
+        let begun = Instant::now();
+        thread::scope(|scope| {
+            for (from, to) in from.chunks(part_len).zip(to.chunks_mut(part_len)) {
+                scope.spawn(move || black_box(to).copy_from_slice(black_box(from)));
+            }
+        });
+        BUFFER_LEN as f64 / begun.elapsed().as_secs_f64() / 1e9
+    };
+    (0..runs).map(pass).collect()
+}
+
 /// One figure for each number of threads.
 pub(crate) fn measure(threads: &[NonZeroUsize], runs: usize) -> Vec<Figure> {
     let one = |n: &NonZeroUsize| Figure::gb_per_s(format!("memory read by {n} threads"), "", &gb_per_s(*n, runs));

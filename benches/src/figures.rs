@@ -23,6 +23,8 @@ pub(crate) struct Figure {
 pub(crate) enum Unit {
     /// Milliseconds.
     Ms,
+    /// Microseconds.
+    Us,
     /// Tokens per second.
     TokensPerS,
     /// Gigabytes, of 10^9 bytes, per second.
@@ -39,6 +41,11 @@ impl Figure {
     /// A figure in milliseconds.
     pub(crate) fn ms(name: impl Into<String>, target: &'static str, values: &[f64]) -> Self {
         Self { name: name.into(), target, values: values.to_vec(), unit: Unit::Ms, beside: String::new() }
+    }
+
+    /// A figure in microseconds.
+    pub(crate) fn us(name: impl Into<String>, target: &'static str, values: &[f64]) -> Self {
+        Self { unit: Unit::Us, ..Self::ms(name, target, values) }
     }
 
     /// A figure in tokens per second.
@@ -77,6 +84,7 @@ impl Unit {
         match self {
             Self::Ms if value.abs() < 10.0 => format!("{value:.3} ms"),
             Self::Ms => format!("{value:.0} ms"),
+            Self::Us => format!("{value:.1} µs"),
             Self::TokensPerS if value.abs() < 100.0 => format!("{value:.1} tok/s"),
             Self::TokensPerS => format!("{value:.0} tok/s"),
             Self::GbPerS => format!("{value:.1} GB/s"),

@@ -20,6 +20,7 @@ mod node_process;
 mod open_loop;
 mod overhead;
 mod ping_pong;
+mod routing;
 mod scripted_node;
 mod serving;
 mod startup;
@@ -148,6 +149,16 @@ enum Bench {
         #[arg(long, default_value_t = 100)]
         words: usize,
     },
+    /// Time to the first token of models that are not loaded, whose files are in the page cache.
+    ColdLoad(serving::cold::Options),
+    /// The same where another model must go first.
+    Swap(serving::cold::Options),
+    /// How long it takes to say where a request goes, in a cluster of 100 nodes with 200 models.
+    Routing {
+        /// Requests.
+        #[arg(long, default_value_t = 100_000)]
+        requests: usize,
+    },
     /// How fast a model's files go from one node to two others.
     Store(store::Options),
     /// All that need no file but the product itself, each with its defaults.
@@ -186,6 +197,10 @@ fn main() -> anyhow::Result<()> {
             println!("{}", figures::table(&store::measure(options)?));
             return Ok(());
         }
+        Bench::Routing { requests } => {
+            println!("{}", figures::table(&routing::measure(*requests)));
+            return Ok(());
+        }
         Bench::Bandwidth { threads, runs, .. } => {
             println!("{}", figures::table(&bandwidth::measure(threads, *runs)));
             return Ok(());
@@ -212,8 +227,16 @@ fn main() -> anyhow::Result<()> {
             Bench::Prefix { setup, shared } => serving::prefix::measure(&binaries, &setup, shared)?,
             Bench::Constrained { setup, tokens } => serving::constrained::measure(&binaries, &setup, tokens)?,
             Bench::Lookup { setup } => serving::lookup::measure(&binaries, &setup)?,
+            Bench::ColdLoad(options) => serving::cold::cold_load(&binaries, &options)?,
+            Bench::Swap(options) => serving::cold::swap(&binaries, &options)?,
             Bench::Embeddings { setup, words } => serving::embeddings::measure(&binaries, &setup, words)?,
-            Bench::All | Bench::Engine(_) | Bench::Bandwidth { .. } | Bench::Store(_) | Bench::ScriptedNode(_) | Bench::StoreNode(_) => {
+            Bench::All
+            | Bench::Routing { .. }
+            | Bench::Engine(_)
+            | Bench::Bandwidth { .. }
+            | Bench::Store(_)
+            | Bench::ScriptedNode(_)
+            | Bench::StoreNode(_) => {
                 continue;
             } // dealt with above
         };

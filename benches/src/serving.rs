@@ -1,5 +1,6 @@
 //! Serving a model to many: the product and, where its path is given, llama.cpp's server, both over HTTP, in turn.
 
+pub(crate) mod cold;
 pub(crate) mod constrained;
 pub(crate) mod eight_streams;
 pub(crate) mod embeddings;
