@@ -14,7 +14,7 @@ use crate::inference::{COUNT_DEADLINE, EMBED_DEADLINE, PULL_DEADLINE, own_actors
 use crate::link::LinkMsg;
 use crate::messages::{Answer, Notice, Question, StreamNotice};
 use crate::model::sink::Ingresses;
-use crate::model::{LocalModels, ModelMsg};
+use crate::model::{LocalModels, ModelMsg, has_gone};
 use crate::node::NodeMsg;
 use crate::router::RouterMsg;
 use crate::streams::StreamsMsg;
@@ -61,7 +61,7 @@ impl Inbound for Dispatch {
             Question::Actors => Answer::Actors(own_actors(&self.node).await.unwrap_or_default()),
             Question::CountTokens(request) => {
                 let Some(model) = self.models.any(&request.model) else {
-                    return Answer::CountTokens(Err(RequestError::model_not_found(&request.model)));
+                    return Answer::CountTokens(Err(has_gone(&request.model)));
                 };
                 let lost = |_| RequestError::Lost { message: "the model is being restarted".into() };
                 let counted = model.call(|reply| ModelMsg::CountTokens(request, reply), COUNT_DEADLINE).await;
@@ -69,7 +69,7 @@ impl Inbound for Dispatch {
             }
             Question::Embed(request) => {
                 let Some(model) = self.models.any(&request.model) else {
-                    return Answer::Embed(Err(RequestError::model_not_found(&request.model)));
+                    return Answer::Embed(Err(has_gone(&request.model)));
                 };
                 let lost = |_| RequestError::Lost { message: "the model is being restarted".into() };
                 let embedded = model.call(|reply| ModelMsg::Embed(request, reply), EMBED_DEADLINE).await;

@@ -23,7 +23,7 @@ use crate::catalogue::CatalogueMsg;
 use crate::evictor::EvictorMsg;
 use crate::messages::{Answer, Ensure, Question};
 use crate::metrics::RequestMeter;
-use crate::model::{LocalModels, ModelMsg};
+use crate::model::{LocalModels, ModelMsg, has_gone};
 use crate::node::NodeMsg;
 use crate::peers::{Peer, Peers};
 use crate::router::home::home_of;
@@ -174,8 +174,10 @@ impl ClusterInference {
                 (Err(error), None) => return Err(error),
             };
             let embedded = if replica.node == *self.peers.me() {
-                let model = self.models.get(&replica.model, replica.device).ok_or_else(|| RequestError::model_not_found(&replica.model))?;
-                model.call(|reply| ModelMsg::Embed(Box::new(request.clone()), reply), EMBED_DEADLINE).await.ok()
+                match self.models.get(&replica.model, replica.device) {
+                    Some(model) => model.call(|reply| ModelMsg::Embed(Box::new(request.clone()), reply), EMBED_DEADLINE).await.ok(),
+                    None => Some(Err(has_gone(&replica.model))),
+                }
             } else {
                 match self.peers.get(&replica.node) {
                     Some(peer) => match peer.ask(Question::Embed(Box::new(request.clone())), EMBED_DEADLINE).await {
@@ -224,8 +226,10 @@ impl Inference for ClusterInference {
         loop {
             let replica = self.pick(RouteRequest::generate(&request, tried.clone())).await?;
             let counted = if replica.node == *self.peers.me() {
-                let model = self.models.get(&replica.model, replica.device).ok_or_else(|| RequestError::model_not_found(&replica.model))?;
-                model.call(|reply| ModelMsg::CountTokens(Box::new(request.clone()), reply), COUNT_DEADLINE).await.ok()
+                match self.models.get(&replica.model, replica.device) {
+                    Some(model) => model.call(|reply| ModelMsg::CountTokens(Box::new(request.clone()), reply), COUNT_DEADLINE).await.ok(),
+                    None => None,
+                }
             } else {
                 match self.peers.get(&replica.node) {
                     Some(peer) => match peer.ask(Question::CountTokens(Box::new(request.clone())), COUNT_DEADLINE).await {

@@ -114,7 +114,7 @@ impl LocalModels {
             Notice::Generate(generate) => {
                 let sink = Sink::new(ingresses.clone(), from.clone(), generate.request, generate.attempt);
                 let Some(model) = self.get(&generate.model, generate.device) else {
-                    return sink.fail(RequestError::model_not_found(&generate.model));
+                    return sink.fail(has_gone(&generate.model));
                 };
                 match model.cast(ModelMsg::Generate(from.clone(), generate)) {
                     Ok(()) => sink.finish(), // the model speaks for itself from here on
@@ -147,6 +147,11 @@ impl LocalModels {
             models.remove(id);
         }
     }
+}
+
+/// What whoever asks a replica hears that is no longer on this node: others may be, or it is loaded anew.
+pub fn has_gone(model: &ModelId) -> RequestError {
+    RequestError::Unavailable { message: format!("the model '{model}' has just gone from this node"), retry_after: Duration::from_secs(1) }
 }
 
 /// What the actor is started with.

@@ -254,8 +254,9 @@ impl NodeState {
         let Role::Model(place) = slot.role else { return };
         if self.slot_of(&place).is_none() {
             self.args.addresses.models.remove(&place.0, place.1);
-            self.args.addresses.evictor.tell(EvictorMsg::Dismissed(place.clone()));
-            self.args.addresses.router.tell(RouterMsg::OwnReplicaLeft(place.0, place.1));
+            // The router first: whoever hears from the evictor that it is gone must not be sent to it.
+            self.args.addresses.router.tell(RouterMsg::OwnReplicaLeft(place.0.clone(), place.1));
+            self.args.addresses.evictor.tell(EvictorMsg::Dismissed(place));
         }
     }
 
