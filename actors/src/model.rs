@@ -10,21 +10,22 @@
 mod embed;
 pub mod guess;
 pub mod load;
+mod local;
 mod prepare;
 mod running;
 pub mod scheduler;
 pub mod sequence;
 pub mod sink;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use plexus_engine::batch::BatchOutput;
 use plexus_types::{
-    Bytes, DeviceId, EmbedRequest, Embeddings, GenerateRequest, ModelId, ModelKind, ModelProfile, NodeId, ReplicaLoad, ReplicaReport,
-    ReplicaState, RequestError, RequestId,
+    Bytes, DeviceId, EmbedRequest, Embeddings, GenerateRequest, ModelKind, ModelProfile, NodeId, ReplicaLoad, ReplicaReport, ReplicaState,
+    RequestError, RequestId,
 };
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
@@ -33,17 +34,19 @@ use tracing::{Span, info, info_span, warn};
 
 use self::embed::Seat;
 use self::load::{LoadError, Resident};
+pub(crate) use self::local::has_gone;
+pub use self::local::{Devices, LocalModels};
 use self::prepare::{Prepared, prepare};
 use self::running::Batcher;
 use self::scheduler::Counts;
 use self::sink::{Ingresses, Sink};
 use crate::address::Address;
 use crate::catalogue::CatalogueMsg;
-use crate::device::{DeviceError, DeviceMsg, Reply};
+use crate::device::{DeviceError, Reply};
 use crate::evictor::EvictorMsg;
 use crate::evictor::core::Place;
 use crate::inspect::Inspection;
-use crate::messages::{Attempt, Generate, Notice};
+use crate::messages::{Attempt, Generate};
 use crate::router::RouterMsg;
 use crate::shelf::Shelf;
 use crate::trace;
@@ -53,106 +56,6 @@ const TYPICAL_ANSWER_TOKENS: f32 = 128.0;
 
 /// A load that has not changed in its counts is reported again after so long, for its speeds.
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
-
-/// The devices of this node, by id.
-#[derive(Debug, Clone, Default)]
-pub struct Devices(Arc<BTreeMap<DeviceId, Address<DeviceMsg>>>);
-
-impl Devices {
-    /// The devices that the node was started with.
-    pub fn new(devices: BTreeMap<DeviceId, Address<DeviceMsg>>) -> Self {
-        Self(Arc::new(devices))
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// True if the node was started without any.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// One of them.
-    pub fn get(&self, id: DeviceId) -> Option<Address<DeviceMsg>> {
-        self.0.get(&id).cloned()
-    }
-}
-
-/// The replicas of this node, by model and device.
-#[derive(Debug, Clone, Default)]
-pub struct LocalModels(Arc<RwLock<HashMap<ModelId, OnDevices>>>);
-
-/// The replicas of one model.
-type OnDevices = BTreeMap<DeviceId, Address<ModelMsg>>;
-
-impl LocalModels {
-    /// The replica on this device.
-    pub fn get(&self, id: &ModelId, device: DeviceId) -> Option<Address<ModelMsg>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(id)?.get(&device).cloned()
-    }
-
-    /// Some replica of a model.
-    pub fn any(&self, id: &ModelId) -> Option<Address<ModelMsg>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(id)?.values().next().cloned()
-    }
-
-    /// All of them.
-    pub fn list(&self) -> Vec<Address<ModelMsg>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).values().flat_map(BTreeMap::values).cloned().collect()
-    }
-
-    /// The streams of an ingress are gone: what it ordered is dropped.
-    pub fn ingress_lost(&self, ingress: &NodeId) {
-        self.list().iter().for_each(|model| model.tell(ModelMsg::IngressLost(ingress.clone())));
-    }
-
-    /// Hands an order of an ingress to the model that it concerns. One that cannot be handed over is answered as lost.
-    pub fn order(&self, ingresses: &Ingresses, from: &NodeId, order: Notice) {
-        match order {
-            Notice::Generate(generate) => {
-                let sink = Sink::new(ingresses.clone(), from.clone(), generate.request, generate.attempt);
-                let Some(model) = self.get(&generate.model, generate.device) else {
-                    return sink.fail(has_gone(&generate.model));
-                };
-                match model.cast(ModelMsg::Generate(from.clone(), generate)) {
-                    Ok(()) => sink.finish(), // the model speaks for itself from here on
-                    Err(_) => drop(sink),    // which says that the replica is gone
-                }
-            }
-            // Whichever model has the request takes note: a node has few of them.
-            Notice::Cancel { request, attempt } => {
-                self.list().iter().for_each(|model| model.tell(ModelMsg::Cancel((from.clone(), request, attempt))));
-            }
-            Notice::Credit { request, attempt, until } => {
-                self.list().iter().for_each(|model| model.tell(ModelMsg::Credit((from.clone(), request, attempt), until)));
-            }
-            Notice::Forget => self.ingress_lost(from),
-            Notice::Summary(_) | Notice::Catalogue(_) => {} // concern the router
-        }
-    }
-
-    /// Adds one.
-    pub fn insert(&self, id: ModelId, device: DeviceId, address: Address<ModelMsg>) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().insert(device, address);
-    }
-
-    /// Takes one away.
-    pub fn remove(&self, id: &ModelId, device: DeviceId) {
-        let mut models = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(replicas) = models.get_mut(id) else { return };
-        replicas.remove(&device);
-        if replicas.is_empty() {
-            models.remove(id);
-        }
-    }
-}
-
-/// What whoever asks a replica hears that is no longer on this node: others may be, or it is loaded anew.
-pub fn has_gone(model: &ModelId) -> RequestError {
-    RequestError::Unavailable { message: format!("the model '{model}' has just gone from this node"), retry_after: Duration::from_secs(1) }
-}
 
 /// What the actor is started with.
 #[derive(Debug, Clone)]

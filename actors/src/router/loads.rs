@@ -1,0 +1,236 @@
+//! Models that are wanted and not loaded: what the router asks of homes, orders as a home, and loads by itself.
+
+use std::future::Future;
+use std::time::Duration;
+
+use plexus_api::service::Place;
+use plexus_types::{Explanation, FilesState, ModelId, NodeId, ReplicaState, RequestError};
+use ractor::RpcReplyPort;
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use super::home::{self, home_of};
+use super::place::{Unplaced, Want, may_pass, place};
+use super::view;
+use super::{Ensured, ORDER_DEADLINE, Routed, RouterMsg, RouterState};
+use crate::evictor::EvictorMsg;
+use crate::messages::{Answer, Ensure, LoadOrder, Question};
+use crate::streams::StreamsMsg;
+
+/// What the home said of a model is believed for so long before it is asked again.
+const ENSURED_FOR: Duration = Duration::from_millis(500);
+/// A refusal that only somebody can mend is believed for so long.
+const REFUSED_FOR: Duration = Duration::from_secs(2);
+/// Devices that are not open after so long are not waited for by models that are to be loaded at the start.
+const DEVICE_WAIT: Duration = Duration::from_secs(30);
+
+impl RouterState {
+    /// No replica is loaded: the model's home is asked for one, unless it was a moment ago.
+    pub(super) fn on_cold(&mut self, model: &ModelId) -> Routed {
+        let now = Instant::now();
+        let wait = |message: String| Routed::Wait(RequestError::Unavailable { message, retry_after: Duration::from_secs(2) });
+        let believed = |at: Instant, time: Duration| now.saturating_duration_since(at) < time;
+        match self.ensured.get(model) {
+            Some(Ensured::Asked) => wait(format!("the model '{model}' is being looked for a place")),
+            Some(Ensured::Answered(at, Ok(explanation))) if believed(*at, ENSURED_FOR) => {
+                wait(format!("the model '{model}' is not loaded yet: {}", explanation.decision))
+            }
+            // Those that are in use may be idle by the next time.
+            Some(Ensured::Answered(at, Err(error))) if may_pass(error) && believed(*at, ENSURED_FOR) => Routed::Wait(error.clone()),
+            Some(Ensured::Answered(at, Err(error))) if !may_pass(error) && believed(*at, REFUSED_FOR) => Routed::Refused(error.clone()),
+            known => {
+                let error = match known {
+                    Some(Ensured::Answered(_, Err(error))) if may_pass(error) => Some(error.clone()),
+                    _ => None,
+                };
+                self.n_cold += u64::from(error.is_none());
+                self.want(model, 1);
+                error.map_or_else(|| wait(format!("the model '{model}' is being looked for a place")), Routed::Wait)
+            }
+        }
+    }
+
+    /// Asks the home of a model that it have so many replicas.
+    pub(super) fn want(&mut self, model: &ModelId, replicas: u32) {
+        if matches!(self.ensured.get(model), Some(Ensured::Asked)) {
+            return;
+        }
+        if let Some(Ensured::Answered(at, _)) = self.ensured.get(model)
+            && replicas > 1
+            && at.elapsed() < ORDER_DEADLINE
+        {
+            return;
+        }
+        self.ensured.insert(model.clone(), Ensured::Asked);
+        let home = home_of(&self.args.view.read(), model);
+        let ensure = Ensure { model: model.clone(), replicas, by_hand: false };
+        if home == *self.args.peers.me() {
+            let asker = self.asker(None);
+            let effects = self.home.on_ensure(&self.args.view.read(), &ensure, asker, Instant::now());
+            return self.carry_out(model, effects);
+        }
+        let (address, peer, model) = (self.args.address.clone(), self.args.peers.get(&home), model.clone());
+        tokio::spawn(async move {
+            let lost = |why: String| {
+                let message = format!("the node '{}', which places the model, did not answer: {why}", home.name);
+                Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(1) })
+            };
+            let result = match peer {
+                None => lost("no link to it".into()),
+                Some(peer) => match peer.ask(Question::Ensure(ensure), ORDER_DEADLINE).await {
+                    Ok(Answer::Ensure(result)) => result,
+                    Ok(_) => lost("it said something else".into()),
+                    Err(error) => lost(error.to_string()),
+                },
+            };
+            address.tell(RouterMsg::Ensured(model, result));
+        });
+    }
+
+    pub(super) fn asker(&mut self, reply: Option<RpcReplyPort<Result<Explanation, RequestError>>>) -> home::Asker {
+        self.next_asker += 1;
+        self.askers.extend(reply.map(|reply| (self.next_asker, reply)));
+        self.next_asker
+    }
+
+    pub(super) fn on_ensure(&mut self, ensure: &Ensure, reply: RpcReplyPort<Result<Explanation, RequestError>>) {
+        let asker = self.asker(Some(reply));
+        let effects = self.home.on_ensure(&self.args.view.read(), ensure, asker, Instant::now());
+        self.carry_out(&ensure.model, effects);
+    }
+
+    /// Somebody names the place by hand: no home is asked.
+    pub(super) fn on_load_at(&self, model: &ModelId, place: &Place, reply: RpcReplyPort<Result<Explanation, RequestError>>) {
+        let placed = {
+            let view = self.args.view.read();
+            let node = place.node.as_ref().and_then(|name| view.nodes().map(|node| node.id.clone()).find(|node| node.name == *name));
+            match (&place.node, node) {
+                (Some(name), None) => {
+                    let message = format!("there is no node '{name}'; GET /v1/cluster lists them");
+                    return drop(reply.send(Err(RequestError::invalid("node", message))));
+                }
+                (_, node) => {
+                    let want = Want { only_on: node.as_ref(), device: place.device, by_hand: true, ..Want::new(model) };
+                    super::place::place(&view, &want, &self.args.policy)
+                }
+            }
+        };
+        let at = |one: &view::Candidate<'_>| {
+            place.node.as_ref().is_none_or(|name| *name == one.id.node.name) && place.device.is_none_or(|device| device == one.id.device)
+        };
+        let there = self
+            .args
+            .view
+            .read()
+            .candidates(model)
+            .filter(at)
+            .find(|one| !matches!(one.report.state, ReplicaState::Failed(_)))
+            .map(|one| one.id);
+        if let Some(there) = there {
+            let decision = format!("it is on {}/{} already", there.node.name, there.device);
+            return drop(reply.send(Ok(Explanation { model: model.clone(), decision, considered: Vec::new(), age: Duration::ZERO })));
+        }
+        let (order, node, explanation) = match placed {
+            Ok(placement) => (Box::new(placement.order), placement.site.0, placement.explanation),
+            Err(unplaced) if unplaced.explanation.considered.is_empty() => {
+                let device = place.device.map_or_else(|| "a device".to_owned(), |device| device.to_string());
+                let message = format!("no node named has {device}; GET /v1/cluster lists the devices");
+                return drop(reply.send(Err(RequestError::invalid("device", message))));
+            }
+            Err(unplaced) => return drop(reply.send(Err(unplaced.error))),
+        };
+        let begun = self.told_to_load(node, order);
+        tokio::spawn(async move { drop(reply.send(begun.await.map(|()| explanation))) });
+    }
+
+    pub(super) fn on_ordered(&mut self, model: &ModelId, result: Result<(), RequestError>) {
+        if let Err(error) = &result {
+            info!(%model, %error, "a node does not load the model");
+        }
+        let effects = self.home.on_answer(&self.args.view.read(), model, result, Instant::now());
+        self.carry_out(model, effects);
+    }
+
+    pub(super) fn carry_out(&mut self, model: &ModelId, effects: Vec<home::Effect>) {
+        for effect in effects {
+            match effect {
+                home::Effect::Order { node, order } => self.order(node, order),
+                home::Effect::Answer { asker, result } => {
+                    let result = result.map_err(|unplaced: Box<Unplaced>| unplaced.error);
+                    match self.askers.remove(&asker) {
+                        Some(reply) => drop(reply.send(result)),
+                        None => self.on_ensured(model.clone(), result), // this node itself
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells a node to load; then [`RouterMsg::Ordered`].
+    pub(super) fn order(&self, node: NodeId, order: Box<LoadOrder>) {
+        let (address, model) = (self.args.address.clone(), order.profile.id.clone());
+        let begun = self.told_to_load(node, order);
+        tokio::spawn(async move { address.tell(RouterMsg::Ordered(model, begun.await)) });
+    }
+
+    /// Whether a node that is told to load has begun, or why not.
+    pub(super) fn told_to_load(
+        &self,
+        node: NodeId,
+        order: Box<LoadOrder>,
+    ) -> impl Future<Output = Result<(), RequestError>> + Send + use<> {
+        info!(model = %order.profile.id, node = %node.name, device = %order.device, "the model is to be loaded");
+        let here = node == *self.args.peers.me();
+        let (evictor, peer) = (self.args.evictor.clone(), self.args.peers.get(&node));
+        async move {
+            let lost = |why: String| Err(RequestError::Unavailable { message: why, retry_after: Duration::from_secs(1) });
+            if here {
+                let begun = evictor.call(|reply| EvictorMsg::Load(order, reply), ORDER_DEADLINE).await;
+                return begun.unwrap_or_else(|error| lost(format!("the evictor did not answer: {error}")));
+            }
+            let Some(peer) = peer else { return lost("no link to the node".into()) };
+            match peer.ask(Question::Load(order), ORDER_DEADLINE).await {
+                Ok(Answer::Done(result)) => result,
+                Ok(_) => lost("the node said something else".into()),
+                Err(error) => lost(format!("the node did not answer: {error}")),
+            }
+        }
+    }
+
+    pub(super) fn on_ensured(&mut self, model: ModelId, result: Result<Explanation, RequestError>) {
+        if let Err(error) = &result {
+            debug!(%model, %error, "not loaded");
+        }
+        let refused = result.as_ref().is_err_and(|error| !may_pass(error));
+        self.ensured.insert(model.clone(), Ensured::Answered(Instant::now(), result));
+        if refused {
+            self.args.streams.tell(StreamsMsg::ModelChanged(model));
+        }
+    }
+
+    /// Loads on this node what it is to hold from its start, once its devices are open.
+    pub(super) fn preload(&mut self) {
+        let orders: Vec<Box<LoadOrder>> = {
+            let view = self.args.view.read();
+            let devices_open = view.own().devices.len() >= self.args.n_devices || self.started.elapsed() > DEVICE_WAIT;
+            if !devices_open || view.own().draining {
+                return;
+            }
+            let me = view.me();
+            let entries =
+                view.own_catalogue().entries.iter().filter(|entry| entry.profile.preload && matches!(entry.files, FilesState::Present(_)));
+            let missing = entries.filter(|entry| !view.own().replicas.iter().any(|replica| replica.model == entry.profile.id));
+            let placed = missing.filter_map(|entry| {
+                let want = Want { may_displace: false, only_on: Some(me), ..Want::new(&entry.profile.id) };
+                place(&view, &want, &self.args.policy).ok()
+            });
+            placed.map(|placement| Box::new(placement.order)).collect()
+        };
+        for order in orders {
+            let evictor = self.args.evictor.clone();
+            tokio::spawn(async move {
+                let _shown_in_the_catalogue = evictor.call(|reply| EvictorMsg::Load(order, reply), ORDER_DEADLINE).await;
+            });
+        }
+    }
+}
