@@ -103,7 +103,7 @@ async fn concurrent_first_requests_at_three_nodes_cause_one_load() {
     // CX-42
     let _alone = alone().await;
     let mut shelf = Shelf::new();
-    shelf.add("cold", 40, Stored::F16, "");
+    shelf.add("cold", 40, Stored::F16, "replicas_max = 1"); // else those that queue may be worth another
     let nodes = [shelf.node("a", 300, "").start().await, shelf.node("b", 300, "").start().await, shelf.node("c", 300, "").start().await];
     ready(&nodes.each_ref(), 1).await;
     let mut requests = Vec::new();
