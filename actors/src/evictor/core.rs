@@ -267,10 +267,8 @@ impl EvictorCore {
                 let (class, pinned) = (profile.residency_priority, profile.pinned);
                 self.hosted.entry(place.clone()).or_insert(Hosted { profile, pinned, failed_at: None, leaving: false });
                 let resident = Resident { lease, bytes, class, pinned, idle_since: (!busy).then_some(now) };
-                // A device that has not said yet how large it is will; what is resident is so in any case.
-                if self.ledger.promise(place.1, &place.0, resident).is_ok() {
-                    self.publish(&mut out);
-                }
+                self.ledger.hold(place.1, &place.0, resident); // the device may say how large it is only after this
+                self.publish(&mut out);
             }
             Event::Retired { place, agreed: true } => {
                 self.n_evicted += 1;

@@ -62,12 +62,12 @@ impl Ledger {
 
     /// The devices that are open.
     pub fn devices(&self) -> impl Iterator<Item = DeviceId> {
-        self.devices.keys().copied()
+        self.devices.iter().filter(|(_, account)| account.is_open()).map(|(id, _)| *id)
     }
 
     /// All memory of a device; absent if it is not open.
     pub fn total(&self, id: DeviceId) -> Option<Bytes> {
-        self.devices.get(&id).map(|account| account.total)
+        self.devices.get(&id).filter(|account| account.is_open()).map(|account| account.total)
     }
 
     /// What a device has left.
@@ -89,6 +89,11 @@ impl Ledger {
         }
         account.residents.insert(model.clone(), resident);
         Ok(())
+    }
+
+    /// Notes what a model holds in any case, also on a device that has not said yet how large it is.
+    pub fn hold(&mut self, device: DeviceId, model: &ModelId, resident: Resident) {
+        self.devices.entry(device).or_default().residents.insert(model.clone(), resident);
     }
 
     /// Takes a promise back. One that was replaced since is left alone. True if there was one.
@@ -130,7 +135,7 @@ impl Ledger {
             memory_total: account.total,
             memory_used: account.used(),
         };
-        self.devices.iter().map(report).collect()
+        self.devices.iter().filter(|(_, account)| account.is_open()).map(report).collect()
     }
 }
 
@@ -146,6 +151,11 @@ impl Resident {
 }
 
 impl Account {
+    /// Has the device said how large it is?
+    fn is_open(&self) -> bool {
+        self.total > Bytes(0)
+    }
+
     fn used(&self) -> Bytes {
         self.residents.values().map(|resident| resident.bytes).sum()
     }

@@ -278,3 +278,12 @@ fn a_model_that_was_just_loaded_stays_for_its_first_request_and_keeps_nobody_wai
     bench.now += FIRST_USE;
     assert_eq!(retired(&bench.tell(Event::Tick)), [place("spare")]);
 }
+
+#[test]
+fn what_is_held_is_known_also_if_its_device_speaks_later() {
+    let mut bench = Bench { core: EvictorCore::new(EvictionConfig::default()), now: Instant::now(), leases: 0 };
+    bench.tell(Event::Holds { place: place("a"), profile: profile("a"), lease: Lease(3), bytes: Bytes::mib(60), busy: true });
+    assert_eq!(bench.core.ledger().total(cpu()), None);
+    bench.tell(Event::DeviceUp { id: cpu(), name: "test".into(), total: Bytes::mib(100) });
+    assert_eq!(bench.core.ledger().free(cpu()), Some(Bytes::mib(40)));
+}
