@@ -14,7 +14,6 @@ pub mod policy;
 pub mod view;
 
 use std::collections::{BTreeSet, HashMap};
-use std::future::Future;
 use std::time::{Duration, SystemTime};
 
 use plexus_api::service::Place;
@@ -39,7 +38,7 @@ use crate::evictor::EvictorMsg;
 use crate::evictor::plan::EvictionPolicy;
 use crate::inbound::{ClusterChange, PeerChange};
 use crate::inspect::Inspection;
-use crate::messages::{Answer, Ensure, LoadOrder, Notice, Question};
+use crate::messages::{Ensure, Notice, Question};
 use crate::peers::{Peer, PeerError, Peers};
 use crate::streams::StreamsMsg;
 

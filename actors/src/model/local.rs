@@ -108,6 +108,6 @@ impl LocalModels {
 }
 
 /// What whoever asks a replica hears that is no longer on this node: others may be, or it is loaded anew.
-pub fn has_gone(model: &ModelId) -> RequestError {
+pub(crate) fn has_gone(model: &ModelId) -> RequestError {
     RequestError::Unavailable { message: format!("the model '{model}' has just gone from this node"), retry_after: Duration::from_secs(1) }
 }
