@@ -113,7 +113,7 @@ impl ClusterInference {
     /// What the replicas of a model are doing, at a place or everywhere.
     fn states(&self, model: &ModelId, place: &Place) -> Vec<ReplicaState> {
         let view = self.view.read();
-        view.candidates(model).filter(|one| is_at(&one.id, place)).map(|one| one.report.state.clone()).collect()
+        view.candidates(model).filter(|one| place.holds(&one.id)).map(|one| one.report.state.clone()).collect()
     }
 
     /// Asks every node that holds a model, as far as the place is named. Says where it was done.
@@ -123,7 +123,7 @@ impl ClusterInference {
         place: &Place,
         question: impl Fn(ModelId, DeviceId) -> Question,
     ) -> Result<Vec<String>, RequestError> {
-        let here: Vec<ReplicaId> = self.view.read().candidates(model).map(|one| one.id).filter(|id| is_at(id, place)).collect();
+        let here: Vec<ReplicaId> = self.view.read().candidates(model).map(|one| one.id).filter(|id| place.holds(id)).collect();
         if here.is_empty() {
             let message = format!("the model '{model}' is not loaded there; GET /v1/models says what is loaded where");
             return Err(RequestError::invalid("model", message));
@@ -395,10 +395,6 @@ async fn actors_of(peer: &Peer) -> NodeActors {
         Ok(_) => NodeActors { node, actors: Vec::new(), error: Some("it answered something else".into()) },
         Err(error) => NodeActors { node, actors: Vec::new(), error: Some(error.to_string()) },
     }
-}
-
-fn is_at(replica: &ReplicaId, place: &Place) -> bool {
-    place.node.as_ref().is_none_or(|node| *node == replica.node.name) && place.device.is_none_or(|device| device == replica.device)
 }
 
 fn internal(message: &str) -> RequestError {

@@ -137,6 +137,14 @@ struct Slot {
     renewed: bool,
 }
 
+impl Slot {
+    /// A child that is not started yet.
+    fn new(path: String, role: Role, child: impl Child + 'static) -> Self {
+        let restarts = Restarts::default();
+        Self { path, role, child: Arc::new(child), life: None, restarts, last_error: None, dismissed: false, renewed: false }
+    }
+}
+
 /// What the root holds.
 pub struct NodeState {
     args: NodeActorArgs,

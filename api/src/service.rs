@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use futures::Stream;
 use plexus_types::{
     ActorReport, ClusterReport, DeviceId, EmbedRequest, Embeddings, Explanation, GenerateEvent, GenerateRequest, ModelId, ModelReport,
-    NodeName, RequestError, RequestId,
+    NodeName, ReplicaId, RequestError, RequestId,
 };
 use serde::Serialize;
 
@@ -79,6 +79,13 @@ pub struct Place {
     pub node: Option<NodeName>,
     /// The device.
     pub device: Option<DeviceId>,
+}
+
+impl Place {
+    /// Is the replica there?
+    pub fn holds(&self, replica: &ReplicaId) -> bool {
+        self.node.as_ref().is_none_or(|node| *node == replica.node.name) && self.device.is_none_or(|device| device == replica.device)
+    }
 }
 
 /// What became of a load.

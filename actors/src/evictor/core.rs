@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use plexus_types::{Bytes, DeviceId, DeviceReport, ModelFacts, ModelId, ModelProfile, RequestError};
+use plexus_types::{Bytes, DeviceId, DeviceReport, Footprint, ModelFacts, ModelId, ModelProfile, RequestError};
 use tokio::time::Instant;
 
 use super::ledger::{Lease, Ledger, Resident};
@@ -500,9 +500,14 @@ impl EvictorCore {
 
 /// What a model takes on a device, by what its files say.
 pub fn needs_of(profile: &ModelProfile, facts: &ModelFacts, device: DeviceId) -> Needs {
+    needs_with(profile, facts.footprint(device.kind), facts.context_length)
+}
+
+/// What a model takes that has this footprint and was made for contexts of so many tokens.
+pub fn needs_with(profile: &ModelProfile, footprint: Footprint, made_for: u32) -> Needs {
     Needs {
-        footprint: facts.footprint(device.kind),
-        context_length: profile.context_length.map_or(facts.context_length, |wanted| wanted.min(facts.context_length)),
+        footprint,
+        context_length: profile.context_length.map_or(made_for, |wanted| wanted.min(made_for)),
         context_wanted: profile.context_length.is_some(),
         running_max: profile.running_max,
     }
@@ -523,4 +528,4 @@ pub fn no_room_error(model: &ModelId, device: DeviceId, no_room: &NoRoom) -> Req
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,11 +1,8 @@
 //! Makes the children that are not there from the start: replicas.
 
-use std::sync::Arc;
-
 use plexus_types::{DeviceId, ModelProfile};
 
 use super::child::{Ask, Kind};
-use super::restarts::Restarts;
 use super::{Role, Slot};
 use crate::address::Address;
 use crate::catalogue::CatalogueMsg;
@@ -45,15 +42,6 @@ impl ReplicaKit {
             catalogue: self.catalogue.clone(),
         };
         let child = Kind { actor: || ModelActor, address, args, ask: Ask::Message(ModelMsg::Inspect) };
-        Slot {
-            path: format!("node/model/{}@{}", place.0, place.1),
-            role: Role::Model(place),
-            child: Arc::new(child),
-            life: None,
-            restarts: Restarts::default(),
-            last_error: None,
-            dismissed: false,
-            renewed: false,
-        }
+        Slot::new(format!("node/model/{}@{}", place.0, place.1), Role::Model(place), child)
     }
 }

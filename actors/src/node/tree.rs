@@ -9,7 +9,6 @@ use ractor::Actor;
 
 use super::child::{Ask, Child, Kind};
 use super::replica::ReplicaKit;
-use super::restarts::Restarts;
 use super::running::RunningNode;
 use super::{Addresses, End, NodeActor, NodeActorArgs, NodeMsg, Role, Slot, StartError};
 use crate::address::Address;
@@ -264,15 +263,6 @@ impl Children {
     }
 
     fn add_path(&mut self, path: String, role: Role, child: impl Child + 'static) {
-        self.0.push(Slot {
-            path,
-            role,
-            child: Arc::new(child),
-            life: None,
-            restarts: Restarts::default(),
-            last_error: None,
-            dismissed: false,
-            renewed: false,
-        });
+        self.0.push(Slot::new(path, role, child));
     }
 }

@@ -11,7 +11,7 @@ use tracing::{debug, info};
 
 use super::home::{self, home_of};
 use super::place::{Unplaced, Want, may_pass, place};
-use super::view;
+use super::view::Candidate;
 use super::{Ensured, ORDER_DEADLINE, Routed, RouterMsg, RouterState};
 use crate::evictor::EvictorMsg;
 use crate::messages::{Answer, Ensure, LoadOrder, Question};
@@ -115,17 +115,8 @@ impl RouterState {
                 }
             }
         };
-        let at = |one: &view::Candidate<'_>| {
-            place.node.as_ref().is_none_or(|name| *name == one.id.node.name) && place.device.is_none_or(|device| device == one.id.device)
-        };
-        let there = self
-            .args
-            .view
-            .read()
-            .candidates(model)
-            .filter(at)
-            .find(|one| !matches!(one.report.state, ReplicaState::Failed(_)))
-            .map(|one| one.id);
+        let answers = |one: &Candidate<'_>| place.holds(&one.id) && !matches!(one.report.state, ReplicaState::Failed(_));
+        let there = self.args.view.read().candidates(model).find(answers).map(|one| one.id);
         if let Some(there) = there {
             let decision = format!("it is on {}/{} already", there.node.name, there.device);
             return drop(reply.send(Ok(Explanation { model: model.clone(), decision, considered: Vec::new(), age: Duration::ZERO })));

@@ -4,13 +4,13 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use plexus_types::{
-    Bytes, ConsideredPlace, DeviceId, DeviceKind, DeviceReport, Explanation, FilesState, Footprint, ModelFacts, ModelId, ModelKind,
-    ModelProfile, ModelSource, NodeId, NodeState, ReplicaState, RequestError,
+    Bytes, ConsideredPlace, DeviceId, DeviceKind, DeviceReport, Explanation, FilesState, Footprint, ModelFacts, ModelId, ModelProfile,
+    ModelSource, NodeId, NodeState, ReplicaState, RequestError,
 };
 
 use super::catalogue::MergedModel;
 use super::view::{Candidate, ClusterView, NodeInView};
-use crate::evictor::core::needs_of;
+use crate::evictor::core::{needs_of, needs_with};
 use crate::evictor::plan::{EvictionPolicy, Needs, Occupant, plan_eviction};
 use crate::messages::LoadOrder;
 
@@ -258,16 +258,7 @@ fn needs(model: &MergedModel, node: &NodeId, device: DeviceId) -> Option<Needs> 
         return Some(needs_of(&model.profile, facts, device));
     }
     let footprint = Footprint { weights: model.profile.memory?, ..Footprint::default() };
-    let told = ModelFacts {
-        kind: ModelKind::Generate,
-        context_length: u32::MAX,
-        cpu: footprint,
-        cuda: footprint,
-        file_bytes: Bytes(0),
-        tools: false,
-        reasoning: false,
-    };
-    Some(needs_of(&model.profile, &told, device))
+    Some(needs_with(&model.profile, footprint, u32::MAX))
 }
 
 fn occupant(view: &ClusterView, candidate: &Candidate<'_>, device: &DeviceReport) -> Occupant {

@@ -1,4 +1,4 @@
-use plexus_types::{Footprint, ModelKind, ModelSource};
+use plexus_types::{ModelKind, ModelSource};
 
 use super::super::plan::EvictionStrategy;
 use super::*;
@@ -17,7 +17,8 @@ fn profile(model: &str) -> Box<ModelProfile> {
     Box::new(ModelProfile::new(model.parse().unwrap(), ModelSource::Embedded))
 }
 
-fn facts(mib: u64) -> ModelFacts {
+/// What the files of a model say that takes so many MiB and nothing for its context.
+pub(crate) fn facts(mib: u64) -> ModelFacts {
     let footprint = Footprint { weights: Bytes::mib(mib), ..Footprint::default() };
     ModelFacts {
         kind: ModelKind::Generate,

@@ -1,11 +1,10 @@
 use std::time::SystemTime;
 
-use plexus_types::{
-    Bytes, Catalogue, CatalogueEntry, DeviceReport, FilesState, Footprint, ModelFacts, ModelKind, ModelProfile, ModelSource, NodeSummary,
-};
+use plexus_types::{Bytes, Catalogue, CatalogueEntry, DeviceReport, FilesState, ModelProfile, ModelSource, NodeSummary};
 
 use super::super::view::tests::{facts, replica};
 use super::*;
+use crate::evictor::core::tests::facts as known;
 use crate::inbound::{ClusterChange, PeerChange};
 
 fn model() -> ModelId {
@@ -18,18 +17,8 @@ fn ensure() -> Ensure {
 
 /// A view of `a` in which `a`, `b` and `c` have a device of so many MiB each, and a model of 10 MiB is listed.
 fn view(mib: [u64; 3]) -> ClusterView {
-    let footprint = Footprint { weights: Bytes::mib(10), ..Footprint::default() };
-    let known = ModelFacts {
-        kind: ModelKind::Generate,
-        context_length: 512,
-        cpu: footprint,
-        cuda: footprint,
-        file_bytes: Bytes::mib(10),
-        tools: false,
-        reasoning: false,
-    };
     let profile = ModelProfile::new(model(), ModelSource::Embedded);
-    let entries = vec![CatalogueEntry { profile, found: false, files: FilesState::Present(known) }];
+    let entries = vec![CatalogueEntry { profile, found: false, files: FilesState::Present(known(10)) }];
     let device =
         |mib| DeviceReport { id: "cpu-0".parse().unwrap(), name: String::new(), memory_total: Bytes::mib(mib), memory_used: Bytes(0) };
     let mut view = ClusterView::new("test".into(), facts("a"));

@@ -5,20 +5,8 @@ use tokio::time::Instant;
 
 use super::super::view::tests::{facts, replica};
 use super::*;
+use crate::evictor::core::tests::facts as known;
 use crate::inbound::{ClusterChange, PeerChange};
-
-fn known(mib: u64) -> ModelFacts {
-    let footprint = Footprint { weights: Bytes::mib(mib), ..Footprint::default() };
-    ModelFacts {
-        kind: ModelKind::Generate,
-        context_length: 512,
-        cpu: footprint,
-        cuda: footprint,
-        file_bytes: Bytes::mib(mib),
-        tools: false,
-        reasoning: false,
-    }
-}
 
 fn listing(profile: ModelProfile, files: FilesState) -> Catalogue {
     Catalogue { revision: 1, entries: vec![CatalogueEntry { profile, found: false, files }], ..Catalogue::default() }
