@@ -156,7 +156,7 @@ impl<M, V, T: LoadTensor<Matrix = M, Vector = V>> Reader<'_, T> {
     }
 
     fn vector(&self, name: &str) -> Result<Vec<f32>, EngineError> {
-        Ok(self.files.weights().view(name, self.config)?.to_f32())
+        self.files.weights().view(name, self.config)?.to_f32()
     }
 
     fn hold(&self, values: Vec<f32>) -> Result<V, EngineError> {

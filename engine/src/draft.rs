@@ -92,6 +92,11 @@ impl DraftingExecutor {
         self.device.unload(slot);
     }
 
+    /// Nothing is to be loaded soon: see [`Executor::rest`].
+    pub fn rest(&mut self) {
+        self.device.rest();
+    }
+
     /// Runs one step as [`Executor::step`] does. Draws with [`Draw::n_draft`] are given proposals first, if the model has a draft model.
     pub fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError> {
         let Some(draft) = self.drafts.get_mut(&slot).filter(|draft| !draft.failed) else { return self.device.step(slot, batch) };

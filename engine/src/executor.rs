@@ -21,8 +21,12 @@ pub trait Executor {
     /// Errors leave the device as it was.
     fn load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError>;
 
-    /// Frees what `slot` holds. A slot that holds nothing is left alone.
+    /// Frees what `slot` holds. A slot that holds nothing is left alone. Memory may be kept for the model that is loaded next, until
+    /// [`Executor::rest`].
     fn unload(&mut self, slot: Slot);
+
+    /// Nothing is to be loaded soon: memory that was kept for that goes back to the system.
+    fn rest(&mut self) {}
 
     /// Runs one step of the model in `slot` over `batch` and samples where the batch asks for it.
     ///

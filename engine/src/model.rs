@@ -7,7 +7,6 @@ mod config;
 mod facts;
 mod gguf;
 mod hf;
-mod mapping;
 mod memory;
 mod path;
 mod quantization;

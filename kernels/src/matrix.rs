@@ -5,7 +5,6 @@
 //! it loses nothing: the file's blocks can be had back, which is how a row is dequantized exactly.
 #![allow(unsafe_code, reason = "threads pack into one buffer, each its tiles")]
 
-mod buffer;
 mod layout;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -19,17 +18,16 @@ mod words;
 mod x86;
 
 use crate::format::{Format, dequantize, quantize};
+use crate::memory::Buffer;
 use crate::team::{SharedMut, Team};
-use buffer::Buffer;
 use layout::{Layout, TILE_ROWS};
 pub use product::{Product, multiply, multiply_as};
+use std::convert::Infallible;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// Bytes that a thread packs at once.
+/// Bytes that a thread reads and packs at once: they stay in its second cache on the way.
 const TASK_BYTES: usize = 256 << 10;
-/// Tasks after which their rows are said to be done: to let go of pages interrupts all threads, which is not worth it for a few.
-const DONE_TASKS: usize = 16;
 
 /// Why bytes are no matrix.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -62,8 +60,19 @@ pub enum MatrixError {
     },
 }
 
-/// Packs up to 16 rows into a tile, with room to work in.
-type Pack<'a> = dyn Fn(Range<usize>, &mut Vec<u8>, &mut [u8]) + Sync + 'a;
+/// Why a matrix was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError<E> {
+    /// It would be none.
+    #[error(transparent)]
+    Matrix(#[from] MatrixError),
+    /// Its rows could not be read.
+    #[error("{0}")]
+    Read(E),
+}
+
+/// Reads some rows, one after another as a model file holds them, into a slice of their length. Several threads read at a time.
+pub type ReadRows<'a, E> = dyn Fn(Range<usize>, &mut [u8]) -> Result<(), E> + Sync + 'a;
 
 /// A matrix `[rows, columns]`, packed.
 #[derive(Debug)]
@@ -77,89 +86,82 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Packs `rows` rows of `columns` numbers in `format` from `bytes`, as a model file holds them. Each byte is read once, so `bytes` may be
-    /// a file mapped into memory.
+    /// Packs `rows` rows of `columns` numbers in `format` from `bytes`, as a model file holds them.
     pub fn pack(format: Format, rows: usize, columns: usize, bytes: &[u8], team: &Team) -> Result<Self, MatrixError> {
-        Self::load(format, format, rows, columns, bytes, team, &|_| {})
+        Self::convert(format, format, rows, columns, bytes, team)
     }
 
-    /// Packs the same numbers in another format `to`, one that [`crate::format::can_quantize`]: rows are converted as they are packed, and no
-    /// second copy of the matrix is made.
+    /// Packs the same numbers in another format `to`, one that [`crate::format::can_quantize`].
     pub fn convert(from: Format, to: Format, rows: usize, columns: usize, bytes: &[u8], team: &Team) -> Result<Self, MatrixError> {
-        Self::load(from, to, rows, columns, bytes, team, &|_| {})
+        let row_bytes = from.row_bytes(columns).ok_or(MatrixError::Columns { format: from, columns })?;
+        if rows.checked_mul(row_bytes) != Some(bytes.len()) {
+            return Err(MatrixError::Bytes { format: from, rows, columns, got: bytes.len() });
+        }
+        let read = |rows: Range<usize>, out: &mut [u8]| {
+            out.copy_from_slice(&bytes[rows.start * row_bytes..rows.end * row_bytes]);
+            Ok::<(), Infallible>(())
+        };
+        Self::load(from, to, rows, columns, team, &read).map_err(|error| match error {
+            LoadError::Matrix(error) => error,
+            LoadError::Read(never) => match never {},
+        })
     }
 
-    /// The same, telling `done`, from the team's threads, which of `bytes` will not be looked at again: those of a mapped file may be let go
-    /// while the others are read.
-    pub fn load(
+    /// Reads `rows` rows of `columns` numbers in the format `from` and packs them in the format `to`, the same or one that
+    /// [`crate::format::can_quantize`]. The team's threads read, pack and convert piece by piece: no second copy of the matrix is made.
+    pub fn load<E: Send + Sync>(
         from: Format,
         to: Format,
         rows: usize,
         columns: usize,
-        bytes: &[u8],
         team: &Team,
-        done: &(dyn Fn(Range<usize>) + Sync),
-    ) -> Result<Self, MatrixError> {
-        let from_row = row_bytes(from, rows, columns, bytes)?;
-        let done = |rows: Range<usize>| done(rows.start * from_row..rows.end * from_row);
-        if from == to {
-            let layout = Layout::of(from);
-            let pack = |rows: Range<usize>, room: &mut Vec<u8>, tile: &mut [u8]| {
-                // Copied first: packing goes through sixteen rows at once, more streams than processors read ahead in.
-                room.clear();
-                room.extend_from_slice(&bytes[rows.start * from_row..rows.end * from_row]);
-                layout.pack(from_row, room, tile);
-            };
-            return Self::fill(from, rows, columns, team, &pack, &done);
-        }
-        let to_row = to.row_bytes(columns).ok_or(MatrixError::Columns { format: to, columns })?;
+        read: &ReadRows<'_, E>,
+    ) -> Result<Self, LoadError<E>> {
+        let bytes_of = |format: Format| format.row_bytes(columns).ok_or(MatrixError::Columns { format, columns });
+        let (from_row, to_row) = (bytes_of(from)?, bytes_of(to)?);
         let layout = Layout::of(to);
-        let pack = |rows: Range<usize>, converted: &mut Vec<u8>, tile: &mut [u8]| {
-            let mut numbers = vec![0f32; columns];
-            converted.resize(rows.len() * to_row, 0);
-            for (row, out) in rows.zip(converted.chunks_exact_mut(to_row.max(1))) {
-                dequantize(from, &bytes[row * from_row..][..from_row], &mut numbers);
-                quantize(to, &numbers, out);
-            }
-            layout.pack(to_row, converted, tile);
-        };
-        Self::fill(to, rows, columns, team, &pack, &done)
-    }
-
-    /// Fills tiles with `pack(rows, room, tile)`, up to 16 rows at a time; `room` is for it to work in. `done` is told which rows are packed.
-    fn fill(
-        format: Format,
-        rows: usize,
-        columns: usize,
-        team: &Team,
-        pack: &Pack<'_>,
-        done: &(dyn Fn(Range<usize>) + Sync),
-    ) -> Result<Self, MatrixError> {
-        let layout = Layout::of(format);
         let tile_bytes = layout.n_blocks(columns) * layout.tile;
         let n_tiles = rows.div_ceil(TILE_ROWS);
         let bytes = n_tiles.checked_mul(tile_bytes).ok_or(MatrixError::Memory { bytes: usize::MAX })?;
-        let mut data = Buffer::zeroed(bytes).ok_or(MatrixError::Memory { bytes })?;
+        let mut data = Buffer::new(bytes).ok_or(MatrixError::Memory { bytes })?;
         let start = SharedMut(data.as_mut_ptr());
         let per_task = (TASK_BYTES / tile_bytes.max(1)).max(1);
-        let n_tasks = n_tiles.div_ceil(per_task);
-        // Tasks of each group that are still to be done.
-        let groups = (0..n_tasks).step_by(DONE_TASKS).map(|first| AtomicUsize::new(DONE_TASKS.min(n_tasks - first)));
-        let groups: Vec<AtomicUsize> = groups.collect();
-        team.run(n_tasks, &|task| {
-            let mut room = Vec::new();
-            for tile in task * per_task..n_tiles.min((task + 1) * per_task) {
+        let rooms: Vec<Mutex<Room>> = (0..team.n_threads()).map(|_| Mutex::default()).collect();
+        let failed = OnceLock::new();
+        team.run_on(n_tiles.div_ceil(per_task), &|thread, task| {
+            let mut room = rooms[thread].lock().unwrap_or_else(PoisonError::into_inner);
+            let Room { read: bytes, numbers, converted } = &mut *room;
+            let tiles = task * per_task..n_tiles.min((task + 1) * per_task);
+            let rows = tiles.start * TILE_ROWS..rows.min(tiles.end * TILE_ROWS);
+            bytes.resize(rows.len() * from_row, 0);
+            if failed.get().is_some() {
+                return;
+            }
+            if let Err(error) = read(rows.clone(), bytes) {
+                let _another_failed_first = failed.set(error);
+                return;
+            }
+            let bytes = if from == to {
+                &*bytes
+            } else {
+                numbers.resize(columns, 0.0);
+                converted.resize(rows.len() * to_row, 0);
+                for (row, out) in bytes.chunks_exact(from_row.max(1)).zip(converted.chunks_exact_mut(to_row.max(1))) {
+                    dequantize(from, row, numbers);
+                    quantize(to, numbers, out);
+                }
+                &*converted
+            };
+            for (tile, bytes) in tiles.zip(bytes.chunks((TILE_ROWS * to_row).max(1))) {
                 // SAFETY: tile by tile, each in one task; the buffer is `n_tiles` tiles long and not used before the team is done.
                 let out = unsafe { std::slice::from_raw_parts_mut(start.get().add(tile * tile_bytes), tile_bytes) };
-                pack(tile * TILE_ROWS..rows.min((tile + 1) * TILE_ROWS), &mut room, out);
-            }
-            let group = task / DONE_TASKS;
-            if groups[group].fetch_sub(1, Ordering::AcqRel) == 1 {
-                let rows_each = DONE_TASKS * per_task * TILE_ROWS;
-                done(group * rows_each..rows.min((group + 1) * rows_each));
+                layout.pack(to_row, columns, bytes, out);
             }
         });
-        Ok(Self { format, rows, columns, layout, data })
+        match failed.into_inner() {
+            Some(error) => Err(LoadError::Read(error)),
+            None => Ok(Self { format: to, rows, columns, layout, data }),
+        }
     }
 
     /// Rows: numbers in a row of a product.
@@ -202,11 +204,11 @@ impl Matrix {
     }
 }
 
-/// Bytes of a row, if `bytes` are `rows` of them.
-fn row_bytes(format: Format, rows: usize, columns: usize, bytes: &[u8]) -> Result<usize, MatrixError> {
-    let row_bytes = format.row_bytes(columns).ok_or(MatrixError::Columns { format, columns })?;
-    match rows.checked_mul(row_bytes) {
-        Some(all) if all == bytes.len() => Ok(row_bytes),
-        _ => Err(MatrixError::Bytes { format, rows, columns, got: bytes.len() }),
-    }
+/// What a thread works in while it loads.
+#[derive(Debug, Default)]
+struct Room {
+    read: Vec<u8>,
+    /// A row.
+    numbers: Vec<f32>,
+    converted: Vec<u8>,
 }

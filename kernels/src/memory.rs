@@ -1,9 +1,25 @@
-//! Memory that the allocator keeps for later.
-#![allow(unsafe_code, reason = "asks the allocator of the system")]
+//! Memory for weights and for keys and values, and what of it is kept for later.
+//!
+//! A model that goes makes room for another most of the time. Its weights' memory is kept for that one ([`arena`]), because a page that is new
+//! to the process has to be cleared by the system, and on a virtual machine to be fetched from the host, which takes longer than to pack weights
+//! into it. [`give_back`] ends that.
+#![allow(unsafe_code, reason = "asks the system for memory")]
 
-/// Gives what was freed back to the system. Worth its milliseconds after a model has gone: its vocabulary, its tables and what its steps worked
-/// in would else stay with the process, which may use no more than it was given.
+mod arena;
+mod mapping;
+
+pub(crate) use arena::Buffer;
+pub(crate) use mapping::{Mapping, Pages};
+
+/// Gives the memory of weights that are gone back to the system: those that came in their place are there.
+pub fn release_weights() {
+    arena::give_back();
+}
+
+/// Gives whatever was freed back to the system. Worth its milliseconds once nothing is to be loaded in place of a model that has gone: its weights, its
+/// vocabulary, its tables and what its steps worked in would else stay with the process, which may use no more than it was given.
 pub fn give_back() {
+    release_weights();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it concerns memory that nobody holds, and takes the allocator's own locks.
     unsafe {

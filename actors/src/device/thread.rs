@@ -24,6 +24,9 @@ use crate::args::OpenDevice;
 /// model that generates sends its next step.
 const SPIN: Duration = Duration::from_micros(40);
 
+/// A model that makes room for another is followed by it within this; the memory that it left is given back after that.
+const KEPT: Duration = Duration::from_millis(500);
+
 /// Work for the device.
 pub(super) enum Job {
     Load { slot: Slot, files: Arc<ModelFiles>, draft: Option<Arc<ModelFiles>>, kv: KvPlan, reply: Reply<Slot> },
@@ -147,7 +150,19 @@ fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, progress: &
         Err(_) => return report(Report::Broken(format!("opening {id} panicked"))),
     };
     report(Report::Opened(executor.describe()));
-    while let Some(job) = next_job(inbox) {
+    // Does the device keep memory for the model that is loaded next?
+    let mut keeps = false;
+    loop {
+        let job = match next_job(inbox, keeps.then_some(KEPT)) {
+            Next::Job(Job::End) | Next::None => break,
+            Next::Job(job) => job,
+            Next::Idle => {
+                executor.rest();
+                keeps = false;
+                continue;
+            }
+        };
+        keeps |= matches!(job, Job::Unload { .. });
         progress.begin(&job);
         // The executor is not used again after a panic: the thread ends and the device is opened anew.
         let outcome = catch_unwind(AssertUnwindSafe(|| perform(&mut executor, job)));
@@ -160,18 +175,32 @@ fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, progress: &
     }
 }
 
-/// The next job; `None` when there will be none.
-fn next_job(inbox: &mpsc::Receiver<Job>) -> Option<Job> {
+enum Next {
+    Job(Job),
+    /// None came for as long as was to be waited.
+    Idle,
+    /// There will be none.
+    None,
+}
+
+fn next_job(inbox: &mpsc::Receiver<Job>, patience: Option<Duration>) -> Next {
     let since = Instant::now();
-    let job = loop {
+    loop {
         match inbox.try_recv() {
-            Ok(job) => break Some(job),
-            Err(mpsc::TryRecvError::Disconnected) => break None,
+            Ok(job) => return Next::Job(job),
+            Err(mpsc::TryRecvError::Disconnected) => return Next::None,
             Err(mpsc::TryRecvError::Empty) if since.elapsed() < SPIN => thread::yield_now(),
-            Err(mpsc::TryRecvError::Empty) => break inbox.recv().ok(),
+            Err(mpsc::TryRecvError::Empty) => break,
         }
-    };
-    job.filter(|job| !matches!(job, Job::End))
+    }
+    match patience {
+        None => inbox.recv().map_or(Next::None, Next::Job),
+        Some(patience) => match inbox.recv_timeout(patience) {
+            Ok(job) => Next::Job(job),
+            Err(mpsc::RecvTimeoutError::Timeout) => Next::Idle,
+            Err(mpsc::RecvTimeoutError::Disconnected) => Next::None,
+        },
+    }
 }
 
 /// `Err`: the device can no longer be trusted. Anything else that fails concerns the asker alone.

@@ -13,6 +13,7 @@ use plexus_types::{Bytes, DeviceId, Footprint, ModelFacts, ModelKind, ModelProfi
 use ractor::ActorId;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tracing::debug;
 
 use crate::address::{Address, CallError};
 use crate::catalogue::CatalogueMsg;
@@ -159,10 +160,12 @@ pub(super) async fn load(args: &ModelArgs, life: ActorId) -> Result<Resident, Lo
     let ModelArgs { profile, device, devices, evictor, shelf, .. } = args;
     let device = *device;
     fetch(args, life).await?;
+    let began = Instant::now();
     let (wanted, from) = (profile.clone(), shelf.clone());
     let opened = tokio::task::spawn_blocking(move || open(&wanted, &from).map(|opened| (opened.facts(), opened)));
     let opened = opened.await.map_err(|_| LoadError::Refused("reading its files panicked".into()))?;
     let (facts, Opened { files, draft }) = opened.map_err(LoadError::Refused)?;
+    let opened = began.elapsed();
     let place = (profile.id.clone(), device);
     let lease = Lease(NEXT_LEASE.fetch_add(1, Ordering::Relaxed));
     let promise = Promised { evictor: evictor.clone(), place: place.clone(), lease };
@@ -172,11 +175,14 @@ pub(super) async fn load(args: &ModelArgs, life: ActorId) -> Result<Resident, Lo
         let error = no_room_error(&profile.id, device, &no_room).to_string();
         if no_room.may_pass() { LoadError::NoRoom(error) } else { LoadError::Refused(error) }
     })?;
+    let had_room = began.elapsed();
     let device_address = devices.get(device).ok_or_else(|| LoadError::Refused(format!("this node has no {device}")))?;
     let (codec, defaults, kind) = (files.codec.clone(), files.defaults.clone(), files.kind());
     let files = files.placed_on(device.kind);
     let draft = draft.map(|draft| draft.placed_on(device.kind));
     let Placed { slot, steps } = load_on(&device_address, files, draft, plan).await?;
+    let (room, packed) = (had_room - opened, began.elapsed() - had_room);
+    debug!(model = %profile.id, ?opened, ?room, ?packed, "what the load took");
     let weights = OnDevice { device: device_address, slot };
     Ok(Resident { codec, kind, defaults, device, steps, plan, memory: bytes, lease, _weights: weights, _promise: promise })
 }

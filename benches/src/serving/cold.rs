@@ -17,7 +17,7 @@ use crate::figures::{Figure, median, ms};
 use crate::http::Connection;
 use crate::node_process::{Binaries, Node, Place, get};
 
-/// Tokens of context: so few that keys and values take next to nothing.
+/// Tokens of context, for one sequence: so few that keys and values take next to nothing. With more, a second model would be given what room is left.
 const CONTEXT_LENGTH: usize = 512;
 /// Words of a prompt.
 const N_WORDS: usize = 4;
@@ -123,7 +123,9 @@ impl ColdNode {
         };
         let mut config = format!("[devices]\ncpu_threads = {}\n{devices}\n", options.threads);
         for id in ids {
-            config += &format!("[[models]]\nid = {id:?}\nsource = {source:?}\ncontext_length = {CONTEXT_LENGTH}\npreload = false\n");
+            config += &format!(
+                "[[models]]\nid = {id:?}\nsource = {source:?}\ncontext_length = {CONTEXT_LENGTH}\nrunning_max = 1\npreload = false\n"
+            );
         }
         let mut node = place.start_configured(binaries, "n1", &config, &[])?;
         // Known are models whose files were looked at.

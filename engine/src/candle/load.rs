@@ -22,7 +22,9 @@ pub(super) fn load(
             return Err(EngineError::unsupported(what, "the host's processors, or the same model in another format"));
         }
     }
-    Decoder::read(files, &Loader { device, failed })
+    let decoder = Decoder::read(files, &Loader { device, failed })?;
+    files.weights().check_unchanged()?;
+    Ok(decoder)
 }
 
 struct Loader<'a> {
@@ -35,7 +37,7 @@ impl LoadTensor for Loader<'_> {
     type Vector = Tensor;
 
     fn matrix(&self, _name: &str, tensor: &TensorView<'_>) -> Result<Matrix, EngineError> {
-        Matrix::new(tensor, self.device).map_err(self.failed)
+        Matrix::new(tensor, self.device, self.failed)
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Tensor, EngineError> {

@@ -1,6 +1,5 @@
 //! A weight matrix, dense or quantized, on the CPU or a GPU.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use candle_core::quantized::{GgmlDType, GgmlType, QMatMul, QStorage, QTensor, QuantizedType};
@@ -9,6 +8,7 @@ use rayon::prelude::*;
 
 use plexus_kernels::Format;
 
+use crate::error::EngineError;
 use crate::model::TensorView;
 
 /// Below so many multiplications a product takes less time than waking other threads.
@@ -44,26 +44,38 @@ impl fmt::Debug for CpuMatrix {
 }
 
 impl Matrix {
-    /// Brings a tensor of two dimensions onto the device.
-    pub(super) fn new(tensor: &TensorView<'_>, device: &Device) -> Result<Self> {
-        let [rows, columns] = *tensor.shape else { candle_core::bail!("a matrix has two dimensions, not {:?}", tensor.shape) };
-        let dense = tensor.held.is_dense().then(|| tensor.to_f32());
-        let blocks = if dense.is_none() { tensor.to_held() } else { Cow::default() };
-        let dtype = ggml(tensor.held).ok_or_else(|| candle_core::Error::msg(format!("candle has no {}", tensor.held)))?;
-        if device.is_cpu() {
-            let weights = match dense {
-                Some(values) => CpuWeights::Dense(values),
-                None => CpuWeights::Quantized(dtype.from_data(aligned(&blocks, &mut Vec::new()).into())),
-            };
-            return Ok(Self::Cpu(CpuMatrix { weights, rows, columns }));
+    /// Brings a tensor of two dimensions onto the device. `failed` names the device in errors of its own.
+    pub(super) fn new(
+        tensor: &TensorView<'_>,
+        device: &Device,
+        failed: &dyn Fn(candle_core::Error) -> EngineError,
+    ) -> std::result::Result<Self, EngineError> {
+        if tensor.held.is_dense() {
+            let values = tensor.to_f32()?;
+            return Self::dense(values, tensor.shape, device).map_err(failed);
         }
-        Ok(Self::Gpu(match dense {
-            Some(values) => QMatMul::Tensor(Tensor::from_vec(values, (rows, columns), device)?),
-            None => {
-                let storage = QStorage::from_data(aligned(&blocks, &mut Vec::new()).into(), device, dtype)?;
-                QMatMul::from_qtensor(QTensor::new(storage, (rows, columns))?)?
-            }
-        }))
+        let blocks = tensor.to_held()?;
+        Self::quantized(tensor.held, &blocks, tensor.shape, device).map_err(failed)
+    }
+
+    fn dense(values: Vec<f32>, shape: &[usize], device: &Device) -> Result<Self> {
+        let (rows, columns) = two(shape)?;
+        if device.is_cpu() {
+            return Ok(Self::Cpu(CpuMatrix { weights: CpuWeights::Dense(values), rows, columns }));
+        }
+        Ok(Self::Gpu(QMatMul::Tensor(Tensor::from_vec(values, (rows, columns), device)?)))
+    }
+
+    fn quantized(format: Format, blocks: &[u8], shape: &[usize], device: &Device) -> Result<Self> {
+        let (rows, columns) = two(shape)?;
+        let dtype = ggml(format).ok_or_else(|| candle_core::Error::msg(format!("candle has no {format}")))?;
+        let mut room = Vec::new();
+        let blocks = aligned(blocks, &mut room);
+        if device.is_cpu() {
+            return Ok(Self::Cpu(CpuMatrix { weights: CpuWeights::Quantized(dtype.from_data(blocks.into())), rows, columns }));
+        }
+        let storage = QStorage::from_data(blocks.into(), device, dtype)?;
+        Ok(Self::Gpu(QMatMul::from_qtensor(QTensor::new(storage, (rows, columns))?)?))
     }
 
     /// `x [n, columns]` times the transpose of this: `[n, rows]`, f32.
@@ -90,6 +102,14 @@ impl Matrix {
             Self::Gpu(QMatMul::QTensor(tensor)) => tensor.storage_size_in_bytes(),
             Self::Gpu(QMatMul::Tensor(tensor) | QMatMul::TensorF16(tensor)) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
         }
+    }
+}
+
+/// Rows and columns.
+fn two(shape: &[usize]) -> Result<(usize, usize)> {
+    match *shape {
+        [rows, columns] => Ok((rows, columns)),
+        _ => candle_core::bail!("a matrix has two dimensions, not {shape:?}"),
     }
 }
 
@@ -230,7 +250,7 @@ mod tests {
             for widen in [false, true] {
                 let bytes = quantized.data().unwrap();
                 let tensor = TensorView::of(format, if widen { Format::F32 } else { format }, &shape, &bytes);
-                let matrix = Matrix::new(&tensor, &Device::Cpu).unwrap();
+                let matrix = Matrix::new(&tensor, &Device::Cpu, &|error| panic!("{error}")).unwrap();
                 let exact = widen || format.is_dense();
                 assert_eq!(exact, matrix.bytes() == 4 * rows * columns, "{dtype:?}");
                 let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap();

@@ -1,7 +1,9 @@
 //! A decoder's weights in memory.
 
+use std::ops::Range;
+
 use plexus_kernels::norm::{layer_norm, rms_norm};
-use plexus_kernels::{Forms, Matrix, Team};
+use plexus_kernels::{Forms, LoadError, Matrix, Team};
 
 use crate::decoder::{self, LoadTensor};
 use crate::error::EngineError;
@@ -14,10 +16,10 @@ pub(super) type Experts = decoder::Experts<Matrix, Vec<f32>>;
 pub(super) type Linear = decoder::Linear<Matrix, Vec<f32>>;
 pub(super) type Norm = decoder::Norm<Vec<f32>>;
 
-/// Reads all weights, one tensor at a time; the team packs them.
+/// Reads all weights, one tensor at a time; the team reads and packs each.
 pub(super) fn load(files: &ModelFiles, team: &Team) -> Result<Decoder, EngineError> {
     let decoder = Decoder::read(files, &Loader { files, team })?;
-    files.weights().release();
+    files.weights().check_unchanged()?;
     Ok(decoder)
 }
 
@@ -33,8 +35,11 @@ impl LoadTensor for Loader<'_> {
     fn matrix(&self, name: &str, tensor: &TensorView<'_>) -> Result<Matrix, EngineError> {
         let malformed = |reason: String| EngineError::malformed(self.files.weights().path(), reason);
         let [rows, columns] = *tensor.shape else { return Err(malformed(format!("tensor {name:?} is no matrix"))) };
-        Matrix::load(tensor.format, tensor.held, rows, columns, &tensor.bytes, self.team, &|done| tensor.release(done))
-            .map_err(|error| malformed(format!("tensor {name:?}: {error}")))
+        let read = |rows: Range<usize>, out: &mut [u8]| tensor.read(rows, out);
+        Matrix::load(tensor.format, tensor.held, rows, columns, self.team, &read).map_err(|error| match error {
+            LoadError::Matrix(error) => malformed(format!("tensor {name:?}: {error}")),
+            LoadError::Read(error) => error,
+        })
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>, EngineError> {

@@ -1,6 +1,5 @@
 //! The weights of a model: which tensors it has, where they lie, and looking at one.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
@@ -34,64 +33,90 @@ pub(crate) struct TensorEntry {
 /// a cluster are tried on one.
 const SMALL_MODEL: u64 = 16 << 20;
 
-/// A tensor where it lies. What was looked at no longer counts as this process's memory when the view is dropped.
+/// A tensor where it lies: its rows are read when they are asked for.
 #[derive(Debug)]
 pub(crate) struct TensorView<'a> {
-    /// The format of `bytes`.
+    /// The format that it has there.
     pub(crate) format: Format,
     /// The format in which a device is to hold it.
     pub(crate) held: Format,
     pub(crate) shape: &'a [usize],
-    /// As the file has them, but for query and key rows, which are in halves.
-    pub(crate) bytes: Cow<'a, [u8]>,
-    /// The file that `bytes` are a part of, and where they begin in it; absent for bytes from elsewhere.
-    place: Option<(&'a Storage, u64)>,
+    place: Place<'a>,
+}
+
+#[derive(Debug)]
+enum Place<'a> {
+    File {
+        storage: &'a Storage,
+        offset: u64,
+        len: u64,
+        /// Query and key rows of heads of this width are in pairs there and given in halves.
+        pairs: Option<usize>,
+    },
+    #[cfg(test)]
+    Memory(&'a [u8]),
 }
 
 impl<'a> TensorView<'a> {
     /// A tensor of bytes that lie in no file.
     #[cfg(test)]
     pub(crate) fn of(format: Format, held: Format, shape: &'a [usize], bytes: &'a [u8]) -> Self {
-        Self { format, held, shape, bytes: Cow::Borrowed(bytes), place: None }
+        Self { format, held, shape, place: Place::Memory(bytes) }
+    }
+
+    /// Fills `out` with some rows, as the file has them but for query and key rows, which are given in halves. A vector has a number in each
+    /// row.
+    pub(crate) fn read(&self, rows: Range<usize>, out: &mut [u8]) -> Result<(), EngineError> {
+        let row_len = out.len() / rows.len().max(1);
+        match self.place {
+            Place::File { storage, offset, pairs: None, .. } => storage.read_at(offset + (rows.start * row_len) as u64, out),
+            Place::File { storage, offset, pairs: Some(head_dim), .. } => {
+                let read = |rows: Range<usize>, out: &mut [u8]| storage.read_at(offset + (rows.start * row_len) as u64, out);
+                halves_from_pairs(rows, head_dim, out, read)
+            }
+            #[cfg(test)]
+            Place::Memory(bytes) => {
+                out.copy_from_slice(&bytes[rows.start * row_len..rows.end * row_len]);
+                Ok(())
+            }
+        }
+    }
+
+    /// All of its bytes.
+    fn bytes(&self) -> Result<Vec<u8>, EngineError> {
+        let len = match self.place {
+            Place::File { len, .. } => len as usize,
+            #[cfg(test)]
+            Place::Memory(bytes) => bytes.len(),
+        };
+        let mut bytes = vec![0; len];
+        self.read(0..self.shape.first().copied().unwrap_or(1), &mut bytes)?;
+        Ok(bytes)
     }
 
     /// The values, exactly.
-    pub(crate) fn to_f32(&self) -> Vec<f32> {
+    pub(crate) fn to_f32(&self) -> Result<Vec<f32>, EngineError> {
         let mut values = vec![0.0; self.shape.iter().product()];
-        dequantize(self.format, &self.bytes, &mut values);
-        values
+        dequantize(self.format, &self.bytes()?, &mut values);
+        Ok(values)
     }
 
     /// The bytes in the format in which they are to be held.
-    pub(crate) fn to_held(&self) -> Cow<'_, [u8]> {
+    pub(crate) fn to_held(&self) -> Result<Vec<u8>, EngineError> {
+        let bytes = self.bytes()?;
         if self.held == self.format {
-            return Cow::Borrowed(&self.bytes);
+            return Ok(bytes);
         }
         let columns = self.shape.last().copied().unwrap_or(1);
         let row_bytes = |format: Format| format.row_bytes(columns).expect("rows are whole blocks: checked when the file was opened");
         let (from, to) = (row_bytes(self.format), row_bytes(self.held));
-        let mut held = vec![0; self.bytes.len() / from * to];
+        let mut held = vec![0; bytes.len() / from * to];
         let mut values = vec![0.0; columns];
-        for (bytes, out) in self.bytes.chunks_exact(from).zip(held.chunks_exact_mut(to)) {
+        for (bytes, out) in bytes.chunks_exact(from).zip(held.chunks_exact_mut(to)) {
             dequantize(self.format, bytes, &mut values);
             quantize(self.held, &values, out);
         }
-        Cow::Owned(held)
-    }
-
-    /// Says that these bytes of the tensor will not be looked at again.
-    pub(crate) fn release(&self, range: Range<usize>) {
-        if let (Some((storage, start)), Cow::Borrowed(_)) = (self.place, &self.bytes) {
-            storage.release(start + range.start as u64, range.len() as u64);
-        }
-    }
-}
-
-impl Drop for TensorView<'_> {
-    fn drop(&mut self) {
-        if let Some((storage, start)) = self.place {
-            storage.release(start, self.bytes.len() as u64);
-        }
+        Ok(held)
     }
 }
 
@@ -163,21 +188,20 @@ impl Weights {
     }
 
     /// A tensor as it is stored, with query and key rows in halves.
+    ///
+    /// Errors: there is none, or its file is no longer the one that was opened.
     pub(crate) fn view(&self, name: &str, config: &ModelConfig) -> Result<TensorView<'_>, EngineError> {
         let entry = self.tensors.get(name).ok_or_else(|| EngineError::malformed(self.path(), format!("tensor {name:?} is missing")))?;
         let storage = &self.files[entry.file];
-        let mut bytes = Cow::Borrowed(storage.view(entry.offset, entry.len)?);
-        if self.interleaved && [".q", ".k", ".q.bias", ".k.bias"].iter().any(|end| name.ends_with(end)) {
-            bytes = Cow::Owned(halves_from_pairs(&bytes, entry.shape[0], config.head_dim));
-        }
-        let held = self.held_as(name, entry);
-        Ok(TensorView { format: entry.format, held, shape: &entry.shape, bytes, place: Some((storage, entry.offset)) })
+        storage.check_unchanged()?;
+        let in_pairs = self.interleaved && [".q", ".k", ".q.bias", ".k.bias"].iter().any(|end| name.ends_with(end));
+        let place = Place::File { storage, offset: entry.offset, len: entry.len, pairs: in_pairs.then_some(config.head_dim) };
+        Ok(TensorView { format: entry.format, held: self.held_as(name, entry), shape: &entry.shape, place })
     }
 
-    /// Says that no tensor will be looked at soon: also pages that the system mapped around those that were no longer count as this process's
-    /// memory.
-    pub(crate) fn release(&self) {
-        self.files.iter().for_each(|file| file.release(0, file.len()));
+    /// Errors: a file is no longer the one that was opened, so that what was read last may not be what it should.
+    pub(crate) fn check_unchanged(&self) -> Result<(), EngineError> {
+        self.files.iter().try_for_each(Storage::check_unchanged)
     }
 
     /// Checks that the tensors are those of the decoder that `config` describes: none missing, none of another shape, none unknown.
@@ -214,20 +238,31 @@ impl Weights {
     }
 }
 
-/// Row `2 i + j` of each head becomes row `j * head_dim / 2 + i`. Rows are whole blocks, so this holds for quantized tensors too.
-fn halves_from_pairs(bytes: &[u8], n_rows: usize, head_dim: usize) -> Vec<u8> {
-    let row_len = bytes.len() / n_rows;
-    let half = head_dim / 2;
-    let mut out = Vec::with_capacity(bytes.len());
-    for head in 0..n_rows / head_dim {
-        for j in 0..2 {
-            for i in 0..half {
-                let row = head * head_dim + 2 * i + j;
-                out.extend_from_slice(&bytes[row * row_len..(row + 1) * row_len]);
-            }
+/// Row `2 i + j` of each head becomes row `j * head_dim / 2 + i`: fills `out` with these of the latter, of which `read` reads the former, some that
+/// follow each other at a time. Rows are whole blocks, so this holds for quantized tensors too.
+fn halves_from_pairs(
+    rows: Range<usize>,
+    head_dim: usize,
+    out: &mut [u8],
+    read: impl Fn(Range<usize>, &mut [u8]) -> Result<(), EngineError>,
+) -> Result<(), EngineError> {
+    let (half, row_len) = (head_dim / 2, out.len() / rows.len().max(1));
+    let mut pairs = Vec::new();
+    let (mut row, mut rest) = (rows.start, out);
+    while !rest.is_empty() {
+        // Rows of one half of a head: their pairs follow each other.
+        let (head, j, i) = (row / head_dim, row % head_dim / half, row % half);
+        let n = (half - i).min(rest.len() / row_len);
+        let first = head * head_dim + 2 * i;
+        pairs.resize(2 * n * row_len, 0);
+        read(first..first + 2 * n, &mut pairs)?;
+        let (part, later) = rest.split_at_mut(n * row_len);
+        for (out, pair) in part.chunks_exact_mut(row_len).zip(pairs.chunks_exact(2 * row_len)) {
+            out.copy_from_slice(&pair[j * row_len..][..row_len]);
         }
+        (row, rest) = (row + n, later);
     }
-    out
+    Ok(())
 }
 
 #[cfg(test)]
@@ -235,9 +270,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pairs_of_rows_become_halves() {
-        // Two heads of four rows, one byte each: (0, 1), (2, 3) are pairs.
-        assert_eq!(halves_from_pairs(&[0, 1, 2, 3, 4, 5, 6, 7], 8, 4), [0, 2, 1, 3, 4, 6, 5, 7]);
+    fn pairs_of_rows_become_halves_whichever_are_asked_for() {
+        // Two heads of four rows, two bytes each: (0, 1), (2, 3) are pairs.
+        let read = |rows: Range<usize>, out: &mut [u8]| {
+            out.copy_from_slice(&rows.flat_map(|row| [row as u8, row as u8 + 100]).collect::<Vec<_>>());
+            Ok(())
+        };
+        let want = [0, 2, 1, 3, 4, 6, 5, 7];
+        for start in 0..8 {
+            for end in start..=8 {
+                let mut out = vec![0; 2 * (end - start)];
+                halves_from_pairs(start..end, 4, &mut out, read).unwrap();
+                assert_eq!(out, want[start..end].iter().flat_map(|row| [*row, *row + 100]).collect::<Vec<u8>>());
+            }
+        }
     }
 
     #[test]
@@ -245,11 +291,11 @@ mod tests {
         let values: Vec<f32> = (0..4 * 96).map(|i| (i as f32 * 0.7).sin()).collect();
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         let view = TensorView::of(Format::F32, Format::Q8_0, &[4, 96], &bytes);
-        assert_eq!(view.to_f32(), values);
-        let held = view.to_held();
+        assert_eq!(view.to_f32().unwrap(), values);
+        let held = view.to_held().unwrap();
         assert_eq!(held.len(), 4 * 3 * 34);
         let again = TensorView::of(Format::Q8_0, Format::Q8_0, &[4, 96], &held);
-        assert!(again.to_f32().iter().zip(&values).all(|(a, b)| (a - b).abs() < 0.005));
-        assert_eq!(again.to_held(), held);
+        assert!(again.to_f32().unwrap().iter().zip(&values).all(|(a, b)| (a - b).abs() < 0.005));
+        assert_eq!(again.to_held().unwrap(), held);
     }
 }

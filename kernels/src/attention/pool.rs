@@ -1,5 +1,7 @@
 //! Memory for the keys and values of one layer, in blocks.
+#![allow(unsafe_code, reason = "looks at memory of the system's")]
 
+use crate::memory::{Mapping, Pages};
 use crate::simd::{LANES, to_bf16};
 use crate::team::Team;
 
@@ -171,24 +173,28 @@ impl KvPool {
 /// memory yet.
 #[derive(Debug)]
 struct Words {
-    data: Vec<u32>,
-    start: usize,
+    memory: Mapping,
     len: usize,
 }
 
 impl Words {
+    /// So many zeros, more than none.
+    ///
+    /// # Panics
+    /// If the system has no memory.
     fn zeros(len: usize) -> Self {
-        let data = vec![0; len + LANES];
-        let start = data.as_ptr().align_offset(LANES * size_of::<u32>()).min(LANES);
-        Self { data, start, len }
+        let memory = Mapping::new(len * size_of::<u32>(), Pages::Small).expect("the system gives memory that is not touched yet");
+        Self { memory, len }
     }
 
     fn get(&self) -> &[u32] {
-        &self.data[self.start..][..self.len]
+        // SAFETY: `len` words of a mapping that is ours alone, zeros at first.
+        unsafe { std::slice::from_raw_parts(self.memory.start().as_ptr().cast(), self.len) }
     }
 
     fn get_mut(&mut self) -> &mut [u32] {
-        &mut self.data[self.start..][..self.len]
+        // SAFETY: as above, and nobody else looks at them.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.start().as_ptr().cast(), self.len) }
     }
 }
 

@@ -119,8 +119,12 @@ impl Layout {
         columns.div_ceil(self.columns)
     }
 
-    /// Packs up to 16 rows of `row_bytes` bytes, which follow each other in `rows`, into `tiles`, which are zeros.
-    pub(super) fn pack(&self, row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
+    /// Packs up to 16 rows of `columns` numbers, which take `row_bytes` bytes each and follow each other in `rows`, into `tiles`. What is no number
+    /// of theirs becomes 0.
+    pub(super) fn pack(&self, row_bytes: usize, columns: usize, rows: &[u8], tiles: &mut [u8]) {
+        if rows.len() < TILE_ROWS * row_bytes || !columns.is_multiple_of(self.columns) {
+            tiles.fill(0);
+        }
         // Where the layout is known to the compiler, a block is moved without a branch.
         match self.format {
             Format::F16 => pack_dense::<2>(row_bytes, rows, tiles),

@@ -6,7 +6,6 @@ use super::*;
 use crate::isa::Isa;
 use crate::rows::{Activations, Form, Forms};
 use half::{bf16, f16};
-use std::sync::Mutex;
 
 /// A small generator of random numbers (xorshift), the same on every machine.
 pub(crate) struct Random(u64);
@@ -159,18 +158,31 @@ fn packing_loses_nothing() {
 }
 
 #[test]
-fn every_row_is_said_to_be_done_once() {
-    let (team, columns) = (Team::new(2).unwrap(), 1024);
-    for rows in [1, 64, 1024, 2500] {
-        let bytes = random_rows(Format::F32, rows, columns, 3);
-        let said = Mutex::new(Vec::new());
-        let done = |range: Range<usize>| said.lock().unwrap().push((range.start, range.end));
-        Matrix::load(Format::F32, Format::F32, rows, columns, &bytes, &team, &done).unwrap();
-        let mut said = said.into_inner().unwrap();
-        said.sort_unstable();
-        assert_eq!((said[0].0, said[said.len() - 1].1), (0, bytes.len()));
-        assert!(said.windows(2).all(|two| two[0].1 == two[1].0), "{said:?}");
+fn what_a_tile_held_before_is_gone_once_it_is_packed() {
+    for format in Format::ALL {
+        for (rows, columns) in [(16, 512), (5, 768), (16, if format.is_dense() { 301 } else { 256 })] {
+            let (bytes, layout) = (random_rows(format, rows, columns, 6), Layout::of(format));
+            let row_bytes = format.row_bytes(columns).unwrap();
+            let [clean, dirty] = [0, 0xab].map(|held| {
+                let mut tiles = vec![held; layout.n_blocks(columns) * layout.tile];
+                layout.pack(row_bytes, columns, &bytes, &mut tiles);
+                tiles
+            });
+            assert!(clean == dirty, "{format} {rows} x {columns}");
+        }
     }
+}
+
+#[test]
+fn rows_that_cannot_be_read_are_no_matrix() {
+    let (team, columns) = (Team::new(2).unwrap(), 1024);
+    let read = |rows: Range<usize>, out: &mut [u8]| {
+        out.fill(0);
+        if rows.contains(&1234) { Err("row 1234") } else { Ok(()) }
+    };
+    let load = |rows| Matrix::load(Format::F32, Format::Q8_0, rows, columns, &team, &read);
+    assert_eq!(load(1234).unwrap().rows(), 1234);
+    assert_eq!(load(2500).unwrap_err().to_string(), "row 1234");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use plexus_types::Bytes;
 use serde::{Deserialize, Deserializer, de};
 
-/// An amount of memory as people write it: `16MiB`, `2 GB`, `4096`.
+/// An amount of memory as people write it: `16MiB`, `1.5 GB`, `4096`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ByteSize(pub(crate) Bytes);
 
@@ -14,9 +14,8 @@ impl FromStr for ByteSize {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
-        let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (digits, unit) = text.split_at(split);
-        let count: u64 = digits.parse().map_err(|_| "not a size".to_owned())?;
+        let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(split);
         let scale: u64 = match unit.trim().to_ascii_lowercase().as_str() {
             "" | "b" => 1,
             "kb" => 1000,
@@ -25,9 +24,17 @@ impl FromStr for ByteSize {
             "kib" => 1 << 10,
             "mib" => 1 << 20,
             "gib" => 1 << 30,
+            "tb" => 1_000_000_000_000,
+            "tib" => 1 << 40,
             other => return Err(format!("{other:?} is no unit of memory")),
         };
-        count.checked_mul(scale).map(|bytes| Self(Bytes(bytes))).ok_or_else(|| "more than 64 bits can count".to_owned())
+        let not_a_size = || "not a size".to_owned();
+        let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
+        let whole: u64 = whole.parse().map_err(|_| not_a_size())?;
+        let part: f64 =
+            Some(part).filter(|part| !part.contains('.')).and_then(|part| format!("0.{part}").parse().ok()).ok_or_else(not_a_size)?;
+        let bytes = whole.checked_mul(scale).and_then(|bytes| bytes.checked_add((part * scale as f64) as u64));
+        bytes.map(|bytes| Self(Bytes(bytes))).ok_or_else(|| "more than 64 bits can count".to_owned())
     }
 }
 
@@ -125,10 +132,18 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_people_write_them() {
-        for (text, bytes) in [("16MiB", 16 << 20), ("2 GB", 2_000_000_000), ("4096", 4096), ("1kib", 1024), ("7b", 7)] {
+        for (text, bytes) in [
+            ("16MiB", 16 << 20),
+            ("2 GB", 2_000_000_000),
+            ("4096", 4096),
+            ("1kib", 1024),
+            ("7b", 7),
+            ("1.5 GiB", 3 << 29),
+            ("0.25TB", 250_000_000_000),
+        ] {
             assert_eq!(text.parse::<ByteSize>().unwrap().0, Bytes(bytes), "{text}");
         }
-        for text in ["", "MiB", "-1", "1.5GiB", "3 parsecs", "99999999999999999999", "20000000000GiB"] {
+        for text in ["", "MiB", "-1", "1.5.0GiB", ".", ".5", "3 parsecs", "99999999999999999999", "20000000000GiB"] {
             assert!(text.parse::<ByteSize>().is_err(), "{text}");
         }
     }

@@ -1,0 +1,247 @@
+//! Memory for matrices, on a cache line's boundary, in huge pages where the system has them. Matrices share mappings, because many are smaller
+//! than a huge page.
+//!
+//! ```text
+//!   Buffer::new ──> in the open mapping, where there is room ──┐
+//!                   in a spare one, which becomes the open one │── dropped ──> freed ──last of its mapping──> spare
+//!                   in a new one; all that is idle goes first ─┘                 └───────── give_back ──────────┴──> the system's
+//! ```
+//! So what is idle is never more than what was in use before, and what is taken anew takes the place of what is idle.
+#![allow(unsafe_code, reason = "hands out parts of mappings")]
+
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::mapping::{Mapping, Pages};
+
+/// Bytes of a mapping that matrices share. What is not used of it never becomes resident, but for the rest of a huge page at its end: so mappings
+/// are large. They are smaller where memory is taken when it is asked for, and in tests.
+const SHARED: usize = if cfg!(all(unix, not(test))) { 256 << 20 } else { 32 << 20 };
+const ALIGN: usize = 64;
+
+/// Bytes that one matrix has for itself.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    start: NonNull<u8>,
+    len: usize,
+    /// What the memory is a part of; absent where there is none.
+    part: Option<(Arc<Mapping>, Range<usize>)>,
+}
+
+// SAFETY: it has its part of the memory for itself, as a `Box<[u8]>` does, and keeps it alive.
+unsafe impl Send for Buffer {}
+// SAFETY: as above; shared use only reads.
+unsafe impl Sync for Buffer {}
+
+/// Mappings that are not, or not wholly, in the hands of buffers.
+#[derive(Debug)]
+struct Arena {
+    /// The mapping that is being handed out, and how much of it is.
+    open: Option<(Arc<Mapping>, usize)>,
+    /// Parts of mappings of which others are in use. They are not handed out again.
+    freed: Vec<(Arc<Mapping>, Range<usize>)>,
+    /// Mappings without buffers, which hold what their last ones did.
+    spare: Vec<Arc<Mapping>>,
+}
+
+static ARENA: Mutex<Arena> = Mutex::new(Arena { open: None, freed: Vec::new(), spare: Vec::new() });
+
+impl Arena {
+    fn lock() -> MutexGuard<'static, Self> {
+        ARENA.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&mut self, room: usize) -> Option<(Arc<Mapping>, Range<usize>)> {
+        if let Some((mapping, used)) = &mut self.open
+            && mapping.len() - *used >= room
+        {
+            *used += room;
+            return Some((mapping.clone(), *used - room..*used));
+        }
+        let fits = self.spare.iter().enumerate().filter(|(_, mapping)| mapping.len() >= room).min_by_key(|(_, mapping)| mapping.len());
+        let mapping = match fits.map(|(i, _)| i) {
+            Some(i) => self.spare.swap_remove(i),
+            None => {
+                self.give_back();
+                Arc::new(Mapping::new(if room > SHARED / 2 { room } else { SHARED }, Pages::Huge)?)
+            }
+        };
+        if self.open.as_ref().is_none_or(|(open, used)| open.len() - used < mapping.len() - room) {
+            self.open = Some((mapping.clone(), room));
+        }
+        Some((mapping, 0..room))
+    }
+
+    fn put_back(&mut self, mapping: Arc<Mapping>, part: Range<usize>) {
+        self.freed.push((mapping.clone(), part));
+        let is = |other: &Arc<Mapping>| Arc::ptr_eq(other, &mapping);
+        let is_open = self.open.as_ref().is_some_and(|(open, _)| is(open));
+        let n_freed = self.freed.iter().filter(|(other, _)| is(other)).count();
+        // Held by `mapping`, by each part that was freed, and by the arena itself while it is open: by no buffer.
+        if Arc::strong_count(&mapping) == 1 + n_freed + usize::from(is_open) {
+            self.freed.retain(|(other, _)| !is(other));
+            self.open.take_if(|(open, _)| is(open));
+            self.spare.push(mapping);
+        }
+    }
+
+    fn give_back(&mut self) {
+        self.spare.clear();
+        for (mapping, part) in self.freed.drain(..) {
+            // SAFETY: the part was a buffer's, which is gone, and is not handed out again.
+            unsafe { mapping.give_back(part) };
+        }
+    }
+}
+
+/// Gives what is idle back to the system.
+pub(super) fn give_back() {
+    Arena::lock().give_back();
+}
+
+impl Buffer {
+    /// `len` bytes, whatever they are, or `None` if the system has no memory.
+    pub(crate) fn new(len: usize) -> Option<Self> {
+        if len == 0 {
+            return Some(Self { start: NonNull::<Line>::dangling().cast(), len, part: None });
+        }
+        let (mapping, part) = Arena::lock().take(len.checked_next_multiple_of(ALIGN)?)?;
+        // SAFETY: the part lies within the mapping.
+        let start = unsafe { mapping.start().add(part.start) };
+        Some(Self { start, len, part: Some((mapping, part)) })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        // SAFETY: `len` bytes that are ours alone and that the system or a buffer before this one wrote.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some((mapping, part)) = self.part.take() {
+            Arena::lock().put_back(mapping, part);
+        }
+    }
+}
+
+/// Only its alignment matters.
+#[repr(align(64))]
+struct Line;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    /// As the global one, but no other test's.
+    struct Alone(Arena);
+
+    impl Alone {
+        fn new() -> Self {
+            Self(Arena { open: None, freed: Vec::new(), spare: Vec::new() })
+        }
+
+        fn take(&mut self, len: usize) -> (Arc<Mapping>, Range<usize>) {
+            self.0.take(len).unwrap()
+        }
+
+        /// Takes the part away from whoever holds it, as a buffer that is dropped does.
+        fn put_back(&mut self, (mapping, part): (Arc<Mapping>, Range<usize>)) {
+            self.0.put_back(mapping, part);
+        }
+    }
+
+    #[test]
+    fn buffers_do_not_overlap_also_where_others_were_freed() {
+        let mut held: Vec<Buffer> = Vec::new();
+        for round in 0..60usize {
+            let len = [1, 63, 64, 65, 5 * MIB, 40 * MIB, 0][round % 7];
+            let mut buffer = Buffer::new(len).unwrap();
+            assert_eq!((buffer.len(), buffer.as_slice().as_ptr().align_offset(ALIGN)), (len, 0));
+            // SAFETY: `len` bytes that nobody else uses.
+            unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr(), len) }.fill(round as u8 + 1);
+            held.push(buffer);
+            if round % 9 == 8 {
+                held.drain(..4);
+            }
+            if round % 20 == 19 {
+                give_back();
+            }
+            for (i, buffer) in held.iter().enumerate() {
+                let first = buffer.as_slice().first();
+                assert!(buffer.as_slice().iter().all(|byte| Some(byte) == first && *byte > 0), "buffer {i} was written to by another");
+            }
+        }
+    }
+
+    #[test]
+    fn what_comes_takes_the_memory_of_what_went() {
+        let mut arena = Alone::new();
+        let (small, large) = (arena.take(3 * MIB), arena.take(40 * MIB));
+        let (shared, own) = (small.0.start(), large.0.start());
+        assert!(shared != own, "a large matrix has a mapping for itself");
+        arena.put_back(large);
+        let again = arena.take(30 * MIB);
+        assert_eq!((again.0.start(), again.1.clone()), (own, 0..30 * MIB));
+        arena.put_back(small);
+        arena.put_back(again);
+        assert_eq!((arena.0.spare.len(), arena.0.freed.len(), arena.0.open.is_none()), (2, 0, true));
+        // Small ones share whatever is spare, the smallest first.
+        let (one, two) = (arena.take(20 * MIB), arena.take(10 * MIB));
+        assert_eq!((one.0.start(), two.0.start(), two.1.start), (shared, shared, 20 * MIB));
+    }
+
+    #[test]
+    fn what_is_idle_goes_before_more_is_taken() {
+        let mut arena = Alone::new();
+        let (one, two, three) = (arena.take(MIB), arena.take(MIB), arena.take(40 * MIB));
+        let spare = Arc::downgrade(&three.0);
+        arena.put_back(one);
+        arena.put_back(three);
+        assert_eq!((arena.0.spare.len(), arena.0.freed.len()), (1, 1));
+        let larger = arena.take(60 * MIB);
+        assert_eq!((arena.0.spare.len(), arena.0.freed.len(), spare.strong_count()), (0, 0, 0));
+        drop((two, larger));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_given_back_takes_no_memory_while_its_neighbour_stays() {
+        let mut arena = Alone::new();
+        let parts = [(); 3].map(|()| arena.take(4 * MIB + 128));
+        for (mapping, part) in &parts {
+            // SAFETY: a part that nobody else uses.
+            unsafe { std::slice::from_raw_parts_mut(mapping.start().as_ptr().add(part.start), part.len()) }.fill(7);
+        }
+        let (mapping, part) = (parts[1].0.clone(), parts[1].1.clone());
+        let first = part.start.next_multiple_of(1 << 16);
+        let resident = || {
+            let mut pages = vec![0u8; 4 * MIB / 4096];
+            // SAFETY: whole pages of a mapping that is there, and one byte for each, if pages are no smaller than usual.
+            let asked = unsafe { libc::mincore(mapping.start().as_ptr().add(first).cast(), 4 * MIB - (1 << 16), pages.as_mut_ptr()) };
+            assert_eq!(asked, 0);
+            pages.iter().filter(|page| **page & 1 == 1).count()
+        };
+        let [one, two, three] = parts;
+        arena.put_back(two);
+        assert!(resident() > 0, "it is kept for a while");
+        arena.0.give_back();
+        assert_eq!(resident(), 0);
+        for (mapping, part) in [one, three] {
+            // SAFETY: as above; it was written to.
+            let bytes = unsafe { std::slice::from_raw_parts(mapping.start().as_ptr().add(part.start), part.len()) };
+            assert!(bytes.iter().all(|byte| *byte == 7));
+        }
+    }
+}
