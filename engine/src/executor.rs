@@ -26,7 +26,7 @@ pub trait Executor {
     fn unload(&mut self, slot: Slot);
 
     /// Nothing is to be loaded soon: memory that was kept for that goes back to the system.
-    fn rest(&mut self) {}
+    fn rest(&mut self);
 
     /// Runs one step of the model in `slot` over `batch` and samples where the batch asks for it.
     ///

@@ -144,6 +144,8 @@ impl Executor for ScriptedExecutor {
         self.loaded.remove(&slot);
     }
 
+    fn rest(&mut self) {}
+
     fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError> {
         let step = self.steps;
         self.steps += 1;

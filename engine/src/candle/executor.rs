@@ -109,6 +109,10 @@ impl Executor for CandleExecutor {
         self.models.remove(&slot);
     }
 
+    fn rest(&mut self) {
+        plexus_kernels::memory::give_back(); // vocabularies and what else the host held
+    }
+
     fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError> {
         let mut logits = self.logits(slot, batch)?;
         draw_all(&self.alone, batch, &mut logits.iter_mut().map(Vec::as_mut_slice))

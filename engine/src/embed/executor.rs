@@ -43,6 +43,7 @@ impl<E: Executor> Executor for EmbeddingExecutor<E> {
         let Some(encoder) = files.encoder() else { return self.decoders.load(slot, files, kv) };
         let resident = self.encoders.iter().map(|(slot, encoder)| (*slot, encoder.files().weights_bytes));
         self.describe().admit(slot, encoder.weights_bytes, resident)?;
+        self.decoders.rest(); // what a decoder left is of no use to it
         let encoder = Encoder::load(encoder, &self.device, &|error| self.failed(error))?;
         self.encoders.insert(slot, encoder);
         Ok(())
@@ -52,6 +53,10 @@ impl<E: Executor> Executor for EmbeddingExecutor<E> {
         if self.encoders.remove(&slot).is_none() {
             self.decoders.unload(slot);
         }
+    }
+
+    fn rest(&mut self) {
+        self.decoders.rest();
     }
 
     fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError> {

@@ -130,6 +130,8 @@ impl Executor for SimExecutor {
     }
 
     /// Errors: [`EngineError::Device`] if the batch reads what was never computed, or was computed for others.
+    fn rest(&mut self) {}
+
     fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError> {
         let failed = |reason| EngineError::Device { device: DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, reason };
         let memory = self.memories.get_mut(&slot.0).ok_or_else(|| failed("the slot holds no model".to_owned()))?;
