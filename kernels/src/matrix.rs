@@ -8,6 +8,7 @@
 mod layout;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod pack;
 mod portable;
 mod product;
 #[cfg(test)]
@@ -155,7 +156,7 @@ impl Matrix {
             for (tile, bytes) in tiles.zip(bytes.chunks((TILE_ROWS * to_row).max(1))) {
                 // SAFETY: tile by tile, each in one task; the buffer is `n_tiles` tiles long and not used before the team is done.
                 let out = unsafe { std::slice::from_raw_parts_mut(start.get().add(tile * tile_bytes), tile_bytes) };
-                layout.pack(to_row, columns, bytes, out);
+                pack::pack(layout, to_row, bytes, out);
             }
         });
         match failed.into_inner() {

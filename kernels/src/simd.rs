@@ -152,6 +152,17 @@ pub(crate) trait Simd: Copy {
     fn fetch(_: &[u32; LANES]) {}
     /// Rounds to bfloat16, ties to even.
     fn store_bf16(v: Self::V, out: &mut [u16; LANES]);
+    /// The first four words of each of sixteen rows, which begin `stride` bytes from each other, word by word: `[4, 16]` words. The bits of `flip`
+    /// are turned round in each.
+    ///
+    /// If `PAST`, they go past the caches where the processor can: for what is written line after line and not read soon. Then see [`Simd::fence`].
+    ///
+    /// # Panics
+    /// If the rows lie beyond the end of `rows`.
+    fn transpose<const PAST: bool>(rows: &[u8], stride: usize, flip: u32, out: &mut [u8; 16 * LANES]);
+    /// What [`Simd::transpose`] wrote before it is there before anything that is written after it, for other threads too.
+    #[inline(always)]
+    fn fence() {}
 
     /// The sum of all lanes, in a tree.
     #[inline(always)]
@@ -317,6 +328,16 @@ impl Simd for Portable {
     fn store_bf16(v: Self::V, out: &mut [u16; LANES]) {
         for (out, x) in out.iter_mut().zip(v) {
             *out = to_bf16(x);
+        }
+    }
+    #[inline(always)]
+    fn transpose<const PAST: bool>(rows: &[u8], stride: usize, flip: u32, out: &mut [u8; 16 * LANES]) {
+        let lines = out.as_chunks_mut::<{ 4 * LANES }>().0;
+        for row in 0..LANES {
+            let words = rows[row * stride..][..16].as_chunks::<4>().0;
+            for (word, line) in words.iter().zip(lines.iter_mut()) {
+                line[4 * row..][..4].copy_from_slice(&(u32::from_ne_bytes(*word) ^ flip).to_ne_bytes());
+            }
         }
     }
 }

@@ -10,15 +10,15 @@ use crate::format::{Format, dequantize, scales_of_k, scales_of_q3k};
 /// Rows of a tile.
 pub(super) const TILE_ROWS: usize = 16;
 /// The longest record.
-const RECORD_MAX: usize = 256;
+pub(super) const RECORD_MAX: usize = 256;
 
 /// `count` fields of `width` bytes each, from byte `from` of a record on, from byte `to` of a tile on.
 #[derive(Debug)]
-struct Field {
-    from: usize,
-    to: usize,
-    width: usize,
-    count: usize,
+pub(super) struct Field {
+    pub(super) from: usize,
+    pub(super) to: usize,
+    pub(super) width: usize,
+    pub(super) count: usize,
 }
 
 const fn field(from: usize, to: usize, width: usize, count: usize) -> Field {
@@ -28,40 +28,42 @@ const fn field(from: usize, to: usize, width: usize, count: usize) -> Field {
 /// The layout of a format's tiles.
 #[derive(Debug)]
 pub(super) struct Layout {
-    format: Format,
+    pub(super) format: Format,
     /// Columns of a tile: those of a block, 2 for BF16, 1 for F16 and F32.
     pub(super) columns: usize,
     /// Bytes of a tile: sixteen records.
     pub(super) tile: usize,
-    fields: &'static [Field],
+    pub(super) fields: &'static [Field],
 }
 
 const fn layout(format: Format, columns: usize, record: usize, fields: &'static [Field]) -> Layout {
     Layout { format, columns, tile: record * TILE_ROWS, fields }
 }
 
-static F32: Layout = layout(Format::F32, 1, 4, &[field(0, 0, 4, 1)]);
-static F16: Layout = layout(Format::F16, 1, 2, &[field(0, 0, 2, 1)]);
-static BF16: Layout = layout(Format::Bf16, 2, 4, &[field(0, 0, 4, 1)]);
+pub(super) static F32: Layout = layout(Format::F32, 1, 4, &[field(0, 0, 4, 1)]);
+pub(super) static F16: Layout = layout(Format::F16, 1, 2, &[field(0, 0, 2, 1)]);
+pub(super) static BF16: Layout = layout(Format::Bf16, 2, 4, &[field(0, 0, 4, 1)]);
 /// d, 8 words.
-static Q8_0: Layout = layout(Format::Q8_0, 32, 34, &[field(0, 0, 2, 1), field(2, 32, 4, 8)]);
+pub(super) static Q8_0: Layout = layout(Format::Q8_0, 32, 34, &[field(0, 0, 2, 1), field(2, 32, 4, 8)]);
 /// d, 4 words of two times 4 bits: columns `4w..` low, `16 + 4w..` high.
-static Q4_0: Layout = layout(Format::Q4_0, 32, 18, &[field(0, 0, 2, 1), field(2, 32, 4, 4)]);
-static IQ4_NL: Layout = layout(Format::Iq4Nl, 32, 18, &[field(0, 0, 2, 1), field(2, 32, 4, 4)]);
+pub(super) static Q4_0: Layout = layout(Format::Q4_0, 32, 18, &[field(0, 0, 2, 1), field(2, 32, 4, 4)]);
+pub(super) static IQ4_NL: Layout = layout(Format::Iq4Nl, 32, 18, &[field(0, 0, 2, 1), field(2, 32, 4, 4)]);
 /// d, m, 4 words.
-static Q4_1: Layout = layout(Format::Q4_1, 32, 20, &[field(0, 0, 2, 2), field(4, 64, 4, 4)]);
+pub(super) static Q4_1: Layout = layout(Format::Q4_1, 32, 20, &[field(0, 0, 2, 2), field(4, 64, 4, 4)]);
 /// d, fifth bits (bit `w` of byte `t` is that of column `4w + t`), 4 words.
-static Q5_0: Layout = layout(Format::Q5_0, 32, 22, &[field(0, 0, 2, 1), field(2, 32, 4, 1), field(6, 96, 4, 4)]);
+pub(super) static Q5_0: Layout = layout(Format::Q5_0, 32, 22, &[field(0, 0, 2, 1), field(2, 32, 4, 1), field(6, 96, 4, 4)]);
 /// d, m, fifth bits, 4 words.
-static Q5_1: Layout = layout(Format::Q5_1, 32, 24, &[field(0, 0, 2, 2), field(4, 64, 4, 1), field(8, 128, 4, 4)]);
+pub(super) static Q5_1: Layout = layout(Format::Q5_1, 32, 24, &[field(0, 0, 2, 2), field(4, 64, 4, 1), field(8, 128, 4, 4)]);
 /// d, dmin, 16 bytes of scale (low) and minimum (high) as 8 pairs, 16 words of four times 2 bits.
-static Q2K: Layout = layout(Format::Q2K, 256, 84, &[field(80, 0, 2, 2), field(0, 64, 2, 8), field(16, 320, 4, 16)]);
+pub(super) static Q2K: Layout = layout(Format::Q2K, 256, 84, &[field(80, 0, 2, 2), field(0, 64, 2, 8), field(16, 320, 4, 16)]);
 /// d, 16 scales as 8 pairs, 8 words of third bits, 16 words of four times 2 bits.
-static Q3K: Layout = layout(Format::Q3K, 256, 114, &[field(96, 0, 2, 1), field(98, 32, 2, 8), field(0, 288, 4, 8), field(32, 800, 4, 16)]);
+pub(super) static Q3K: Layout =
+    layout(Format::Q3K, 256, 114, &[field(96, 0, 2, 1), field(98, 32, 2, 8), field(0, 288, 4, 8), field(32, 800, 4, 16)]);
 /// d, dmin, 8 scales, 8 minima as 4 pairs, 32 words.
-static Q4K: Layout = layout(Format::Q4K, 256, 148, &[field(0, 0, 2, 2), field(4, 64, 1, 8), field(12, 192, 2, 4), field(20, 320, 4, 32)]);
+pub(super) static Q4K: Layout =
+    layout(Format::Q4K, 256, 148, &[field(0, 0, 2, 2), field(4, 64, 1, 8), field(12, 192, 2, 4), field(20, 320, 4, 32)]);
 /// d, dmin, 8 scales, 8 minima as 4 pairs, 8 words of fifth bits, 32 words.
-static Q5K: Layout = layout(
+pub(super) static Q5K: Layout = layout(
     Format::Q5K,
     256,
     180,
@@ -69,7 +71,7 @@ static Q5K: Layout = layout(
 );
 /// d, 16 scales as 8 pairs; then, for each half and in it each 16 columns of a quarter, what is used together: 4 words of high bits for
 /// four quarters, 4 words of low bits for the first and third, 4 words for the second and fourth.
-static Q6K: Layout = layout(
+pub(super) static Q6K: Layout = layout(
     Format::Q6K,
     256,
     210,
@@ -91,7 +93,7 @@ static Q6K: Layout = layout(
     ],
 );
 /// d, 8 scales as 4 pairs, 32 words.
-static IQ4_XS: Layout = layout(Format::Iq4Xs, 256, 138, &[field(0, 0, 2, 1), field(2, 32, 2, 4), field(10, 160, 4, 32)]);
+pub(super) static IQ4_XS: Layout = layout(Format::Iq4Xs, 256, 138, &[field(0, 0, 2, 1), field(2, 32, 2, 4), field(10, 160, 4, 32)]);
 
 impl Layout {
     pub(super) fn of(format: Format) -> &'static Self {
@@ -119,31 +121,6 @@ impl Layout {
         columns.div_ceil(self.columns)
     }
 
-    /// Packs up to 16 rows of `columns` numbers, which take `row_bytes` bytes each and follow each other in `rows`, into `tiles`. What is no number
-    /// of theirs becomes 0.
-    pub(super) fn pack(&self, row_bytes: usize, columns: usize, rows: &[u8], tiles: &mut [u8]) {
-        if rows.len() < TILE_ROWS * row_bytes || !columns.is_multiple_of(self.columns) {
-            tiles.fill(0);
-        }
-        // Where the layout is known to the compiler, a block is moved without a branch.
-        match self.format {
-            Format::F16 => pack_dense::<2>(row_bytes, rows, tiles),
-            Format::F32 | Format::Bf16 => pack_dense::<4>(row_bytes, rows, tiles),
-            Format::Q8_0 => pack_q8_0(row_bytes, rows, tiles),
-            Format::Q4_0 => pack_blocks(&Q4_0, row_bytes, rows, tiles),
-            Format::Q4_1 => pack_blocks(&Q4_1, row_bytes, rows, tiles),
-            Format::Q5_0 => pack_blocks(&Q5_0, row_bytes, rows, tiles),
-            Format::Q5_1 => pack_blocks(&Q5_1, row_bytes, rows, tiles),
-            Format::Q2K => pack_blocks(&Q2K, row_bytes, rows, tiles),
-            Format::Q3K => pack_blocks(&Q3K, row_bytes, rows, tiles),
-            Format::Q4K => pack_blocks(&Q4K, row_bytes, rows, tiles),
-            Format::Q5K => pack_blocks(&Q5K, row_bytes, rows, tiles),
-            Format::Q6K => pack_blocks(&Q6K, row_bytes, rows, tiles),
-            Format::Iq4Nl => pack_blocks(&IQ4_NL, row_bytes, rows, tiles),
-            Format::Iq4Xs => pack_blocks(&IQ4_XS, row_bytes, rows, tiles),
-        }
-    }
-
     /// Row `row` (of 16) of `tiles`, as floats.
     pub(super) fn dequantize_row(&self, tiles: &[u8], row: usize, out: &mut [f32]) {
         let mut record = [0u8; RECORD_MAX];
@@ -162,80 +139,21 @@ impl Layout {
     }
 }
 
-/// Packs rows whose records are `W` bytes of the file; an odd last column of BF16 has no neighbour and keeps the zeros.
-fn pack_dense<const W: usize>(row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
-    /// Records that are moved row by row: their lanes stay in the first cache.
-    const PIECE: usize = 64;
-    for (p, tiles) in tiles.chunks_mut(PIECE * W * TILE_ROWS).enumerate() {
-        let lanes = tiles.as_chunks_mut::<W>().0;
-        for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
-            let at = p * PIECE * W;
-            let (records, rest) = bytes[at..bytes.len().min(at + PIECE * W)].as_chunks::<W>();
-            for (record, lanes) in records.iter().zip(lanes.chunks_exact_mut(TILE_ROWS)) {
-                lanes[row % TILE_ROWS] = *record;
-            }
-            if !rest.is_empty() {
-                lanes[records.len() * TILE_ROWS + row][..rest.len()].copy_from_slice(rest);
-            }
-        }
-    }
+/// Are a format's records other than its blocks?
+pub(super) const fn expands(format: Format) -> bool {
+    matches!(format, Format::Q4K | Format::Q5K | Format::Q3K | Format::Iq4Xs | Format::Q5_0 | Format::Q5_1 | Format::Q8_0)
 }
 
-/// As [`pack_blocks`] of Q8_0, without a record on the way: the largest files have this format, and reading one is then waiting for memory.
-fn pack_q8_0(row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
-    const BLOCK: usize = Format::Q8_0.block_bytes();
-    for (b, tile) in tiles.as_chunks_mut::<{ BLOCK * TILE_ROWS }>().0.iter_mut().enumerate() {
-        let (scales, words) = tile.split_at_mut(2 * TILE_ROWS);
-        let (scales, words) = (scales.as_chunks_mut::<2>().0, words.as_chunks_mut::<4>().0);
-        for ((bytes, scale), row) in rows.chunks_exact(row_bytes).zip(scales).zip(0..TILE_ROWS) {
-            let (d, quants) = bytes[b * BLOCK..][..BLOCK].split_at(2);
-            scale.copy_from_slice(d);
-            for (quants, lanes) in quants.as_chunks::<4>().0.iter().zip(words.as_chunks_mut::<TILE_ROWS>().0) {
-                lanes[row] = (u32::from_ne_bytes(*quants) ^ 0x8080_8080).to_ne_bytes();
-            }
-        }
-    }
-}
-
+/// The record of a block `b` of a format that [`expands`].
 #[inline(always)]
-fn pack_blocks(layout: &Layout, row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
-    let mut block = [0u8; RECORD_MAX];
-    let mut record = [0u8; RECORD_MAX];
-    let block_bytes = layout.format.block_bytes();
-    for (b, tile) in tiles.chunks_exact_mut(layout.tile).enumerate() {
-        for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
-            block[..block_bytes].copy_from_slice(&bytes[b * block_bytes..][..block_bytes]);
-            let record = if expand(layout.format, &block, &mut record) { &record } else { &block };
-            for field in layout.fields {
-                match field.width {
-                    1 => scatter::<1>(field, row, record, tile),
-                    2 => scatter::<2>(field, row, record, tile),
-                    _ => scatter::<4>(field, row, record, tile),
-                }
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn scatter<const W: usize>(field: &Field, row: usize, record: &[u8; RECORD_MAX], tile: &mut [u8]) {
-    let from = record[field.from..field.from + field.count * W].as_chunks::<W>().0;
-    let lanes = tile[field.to..field.to + field.count * W * TILE_ROWS].as_chunks_mut::<W>().0;
-    for (x, lanes) in from.iter().zip(lanes.as_chunks_mut::<TILE_ROWS>().0) {
-        lanes[row % TILE_ROWS] = *x;
-    }
-}
-
-/// The record of a block; `false` if it is the block itself.
-#[inline(always)]
-fn expand(format: Format, b: &[u8; RECORD_MAX], record: &mut [u8; RECORD_MAX]) -> bool {
+pub(super) fn expand(format: Format, b: &[u8], record: &mut [u8; RECORD_MAX]) {
     match format {
         Format::Q4K | Format::Q5K => {
             let (scales, mins) = scales_of_k(&b[4..16]);
             record[..4].copy_from_slice(&b[..4]);
             record[4..12].copy_from_slice(&scales);
             record[12..20].copy_from_slice(&mins);
-            record[20..180].copy_from_slice(&b[16..176]); // more than a Q4_K block has; the rest is not used
+            record[20..b.len() + 4].copy_from_slice(&b[16..]);
         }
         Format::Q3K => {
             record[..96].copy_from_slice(&b[..96]);
@@ -251,8 +169,8 @@ fn expand(format: Format, b: &[u8; RECORD_MAX], record: &mut [u8; RECORD_MAX]) -
             record[10..138].copy_from_slice(&b[8..136]);
         }
         Format::Q5_0 | Format::Q5_1 => {
-            let (at, len) = (format.block_bytes() - 20, format.block_bytes());
-            record[..len].copy_from_slice(&b[..len]);
+            let at = b.len() - 20;
+            record[..b.len()].copy_from_slice(b);
             let bits = u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
             for (t, byte) in record[at..at + 4].iter_mut().enumerate() {
                 *byte = (0..8).fold(0, |byte, w| byte | ((bits >> (4 * w + t as u32) & 1) as u8) << w);
@@ -264,9 +182,8 @@ fn expand(format: Format, b: &[u8; RECORD_MAX], record: &mut [u8; RECORD_MAX]) -
                 *x = q ^ 0x80;
             }
         }
-        _ => return false,
+        _ => {}
     }
-    true
 }
 
 /// The inverse of [`expand`].

@@ -6,14 +6,50 @@ use super::{LANES, Simd};
 
 /// Methods that are one expression of vector instructions.
 macro_rules! instructions {
-    ($($(#[$doc:meta])* fn $name:ident($($argument:ident : $type:ty),*) $(-> $result:ty)? { $body:expr })*) => {
-        $($(#[$doc])* #[inline(always)] fn $name($($argument: $type),*) $(-> $result)? {
+    ($($(#[$doc:meta])* fn $name:ident $(<const $flag:ident: bool>)? ($($argument:ident : $type:ty),*) $(-> $result:ty)? { $body:expr })*) => {
+        $($(#[$doc])* #[inline(always)] fn $name $(<const $flag: bool>)? ($($argument: $type),*) $(-> $result)? {
             // SAFETY: only `on_isa` names this type, in a function that enables the instructions on a processor that has them, and
             // whatever is read or written through a pointer lies in an array of the very size.
             #[allow(unused_unsafe, clippy::macro_metavars_in_unsafe, reason = "the expressions are those of this file")]
             unsafe { $body }
         })*
     };
+}
+
+/// Where sixteen rows begin, of which 16 bytes are looked at.
+#[inline(always)]
+fn start_of_rows(rows: &[u8], stride: usize) -> *const u8 {
+    assert!(rows.len() >= (LANES - 1) * stride + 16, "sixteen rows");
+    rows.as_ptr()
+}
+
+/// 16 bytes of this row, of the fourth after it, the eighth and the twelfth.
+#[inline(always)]
+unsafe fn every_fourth_row(row: *const u8, stride: usize) -> __m512i {
+    // SAFETY: the caller's.
+    unsafe {
+        let low = _mm512_castsi128_si512(_mm_loadu_si128(row.cast()));
+        let low = _mm512_inserti32x4::<1>(low, _mm_loadu_si128(row.add(4 * stride).cast()));
+        let high = _mm512_inserti32x4::<2>(low, _mm_loadu_si128(row.add(8 * stride).cast()));
+        _mm512_inserti32x4::<3>(high, _mm_loadu_si128(row.add(12 * stride).cast()))
+    }
+}
+
+/// Writes 64 bytes, if `PAST` past the caches, where they fill a line, which is then not fetched before.
+#[inline(always)]
+unsafe fn write_line<const PAST: bool>(out: *mut u8, v: __m512i) {
+    // SAFETY: the caller's.
+    unsafe { if PAST && out.addr().is_multiple_of(64) { _mm512_stream_si512(out.cast(), v) } else { _mm512_storeu_si512(out.cast(), v) } }
+}
+
+/// 16 bytes of this row and of the fourth after it.
+#[inline(always)]
+unsafe fn row_and_fourth_after(row: *const u8, stride: usize) -> __m256i {
+    // SAFETY: the caller's.
+    unsafe {
+        let low = _mm256_castsi128_si256(_mm_loadu_si128(row.cast()));
+        _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(row.add(4 * stride).cast()))
+    }
 }
 
 /// AVX-512; `BF16` says whether products of bfloat16 pairs are an instruction.
@@ -77,6 +113,24 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             };
             _mm256_storeu_si256(out.as_mut_ptr().cast(), words);
         }}
+        fn transpose<const PAST: bool>(rows: &[u8], stride: usize, flip: u32, out: &mut [u8; 16 * LANES]) {{
+            let flip = _mm512_set1_epi32(flip as i32);
+            // Quarter `q` of register `i` is row `4 q + i`; then all quarters are transposed at once. No closures: they would not have the
+            // instructions of the function around them.
+            let first = start_of_rows(rows, stride);
+            let (a, b) = (every_fourth_row(first, stride), every_fourth_row(first.add(stride), stride));
+            let (c, d) = (every_fourth_row(first.add(2 * stride), stride), every_fourth_row(first.add(3 * stride), stride));
+            let (a, b) = (_mm512_xor_si512(a, flip), _mm512_xor_si512(b, flip));
+            let (c, d) = (_mm512_xor_si512(c, flip), _mm512_xor_si512(d, flip));
+            let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+            let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+            let out = out.as_mut_ptr();
+            write_line::<PAST>(out, _mm512_unpacklo_epi64(ab, cd));
+            write_line::<PAST>(out.add(64), _mm512_unpackhi_epi64(ab, cd));
+            write_line::<PAST>(out.add(128), _mm512_unpacklo_epi64(ab_high, cd_high));
+            write_line::<PAST>(out.add(192), _mm512_unpackhi_epi64(ab_high, cd_high));
+        }}
+        fn fence() { _mm_sfence() }
         fn sum(v: __m512) -> f32 { _mm512_reduce_add_ps(v) }
         fn largest(v: __m512) -> f32 { _mm512_reduce_max_ps(v) }
     }
@@ -152,6 +206,24 @@ impl Simd for Avx2 {
             // Packing keeps to quarters: of the one, of the other, of the one, of the other.
             let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(words[0], words[1]));
             _mm256_storeu_si256(out.as_mut_ptr().cast(), packed);
+        }}
+        fn transpose<const PAST: bool>(rows: &[u8], stride: usize, flip: u32, out: &mut [u8; 16 * LANES]) {{
+            let flip = _mm256_set1_epi32(flip as i32);
+            let first = start_of_rows(rows, stride);
+            for half in 0..2 {
+                let first = first.add(8 * half * stride);
+                let (a, b) = (row_and_fourth_after(first, stride), row_and_fourth_after(first.add(stride), stride));
+                let (c, d) = (row_and_fourth_after(first.add(2 * stride), stride), row_and_fourth_after(first.add(3 * stride), stride));
+                let (a, b) = (_mm256_xor_si256(a, flip), _mm256_xor_si256(b, flip));
+                let (c, d) = (_mm256_xor_si256(c, flip), _mm256_xor_si256(d, flip));
+                let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+                let (ab_high, cd_high) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+                let out = out.as_mut_ptr().add(32 * half);
+                _mm256_storeu_si256(out.cast(), _mm256_unpacklo_epi64(ab, cd));
+                _mm256_storeu_si256(out.add(64).cast(), _mm256_unpackhi_epi64(ab, cd));
+                _mm256_storeu_si256(out.add(128).cast(), _mm256_unpacklo_epi64(ab_high, cd_high));
+                _mm256_storeu_si256(out.add(192).cast(), _mm256_unpackhi_epi64(ab_high, cd_high));
+            }
         }}
     }
 }

@@ -1,0 +1,139 @@
+//! How rows of a model file become tiles.
+
+use super::layout::{
+    Field, IQ4_NL, IQ4_XS, Layout, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, RECORD_MAX, TILE_ROWS, expand, expands,
+};
+use crate::format::Format;
+use crate::simd::{OpsIsa, Simd, on_isa};
+
+/// Bytes of four words of each row.
+const FOUR: usize = 4 * 4 * TILE_ROWS;
+
+/// Packs up to 16 rows of `row_bytes` bytes, which follow each other in `rows`, into `tiles`. Rows that are missing become some that give 0.
+pub(super) fn pack(layout: &'static Layout, row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
+    pack_as(OpsIsa::best(), layout, row_bytes, rows, tiles);
+}
+
+/// The same with given instructions.
+pub(super) fn pack_as(isa: OpsIsa, layout: &'static Layout, row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
+    if rows.len() < TILE_ROWS * row_bytes {
+        let mut all = vec![0; TILE_ROWS * row_bytes];
+        all[..rows.len()].copy_from_slice(rows);
+        return pack_as(isa, layout, row_bytes, &all, tiles);
+    }
+    on_isa!(isa, pack_rows(layout: &Layout, row_bytes: usize, rows: &[u8], tiles: &mut [u8]) using (layout, row_bytes, rows, tiles));
+}
+
+#[inline(always)]
+fn pack_rows<S: Simd>(layout: &Layout, row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
+    // Where the layout is known to the compiler, a block is moved without a branch.
+    match layout.format {
+        Format::F16 => pack_halves(row_bytes, rows, tiles),
+        Format::F32 | Format::Bf16 => pack_words::<S>(row_bytes, rows, tiles),
+        Format::Q8_0 => pack_q8_0::<S>(row_bytes, rows, tiles),
+        Format::Q4_0 => pack_blocks::<S>(&Q4_0, row_bytes, rows, tiles),
+        Format::Q4_1 => pack_blocks::<S>(&Q4_1, row_bytes, rows, tiles),
+        Format::Q5_0 => pack_blocks::<S>(&Q5_0, row_bytes, rows, tiles),
+        Format::Q5_1 => pack_blocks::<S>(&Q5_1, row_bytes, rows, tiles),
+        Format::Q2K => pack_blocks::<S>(&Q2K, row_bytes, rows, tiles),
+        Format::Q3K => pack_blocks::<S>(&Q3K, row_bytes, rows, tiles),
+        Format::Q4K => pack_blocks::<S>(&Q4K, row_bytes, rows, tiles),
+        Format::Q5K => pack_blocks::<S>(&Q5K, row_bytes, rows, tiles),
+        Format::Q6K => pack_blocks::<S>(&Q6K, row_bytes, rows, tiles),
+        Format::Iq4Nl => pack_blocks::<S>(&IQ4_NL, row_bytes, rows, tiles),
+        Format::Iq4Xs => pack_blocks::<S>(&IQ4_XS, row_bytes, rows, tiles),
+    }
+}
+
+/// Rows of 2 bytes for each number.
+#[inline(always)]
+fn pack_halves(row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
+    /// Numbers that are moved row by row: their lanes stay in the first cache.
+    const PIECE: usize = 64;
+    for (p, tiles) in tiles.chunks_mut(PIECE * 2 * TILE_ROWS).enumerate() {
+        let lanes = tiles.as_chunks_mut::<2>().0;
+        for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
+            let at = p * PIECE * 2;
+            let numbers = bytes[at..bytes.len().min(at + PIECE * 2)].as_chunks::<2>().0;
+            for (number, lanes) in numbers.iter().zip(lanes.chunks_exact_mut(TILE_ROWS)) {
+                lanes[row % TILE_ROWS] = *number;
+            }
+        }
+    }
+}
+
+/// Rows of words: a number of 4 bytes, or two of 2 bytes, of which an odd last one has the neighbour 0.
+#[inline(always)]
+fn pack_words<S: Simd>(row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
+    let n_whole = row_bytes / 16;
+    let (fours, rest) = tiles.split_at_mut(n_whole * FOUR);
+    for (i, out) in fours.as_chunks_mut::<FOUR>().0.iter_mut().enumerate() {
+        S::transpose::<true>(&rows[16 * i..], row_bytes, 0, out);
+    }
+    S::fence();
+    if !rest.is_empty() {
+        rest.fill(0);
+        for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
+            for (word, lanes) in bytes[16 * n_whole..].chunks(4).zip(rest.as_chunks_mut::<{ 4 * TILE_ROWS }>().0) {
+                lanes[4 * row..][..word.len()].copy_from_slice(word);
+            }
+        }
+    }
+}
+
+/// As [`pack_blocks`] of Q8_0, without a record on the way: the largest files have this format, and reading one is then waiting for memory.
+#[inline(always)]
+fn pack_q8_0<S: Simd>(row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
+    const BLOCK: usize = Format::Q8_0.block_bytes();
+    for (b, tile) in tiles.as_chunks_mut::<{ BLOCK * TILE_ROWS }>().0.iter_mut().enumerate() {
+        let (scales, words) = tile.split_at_mut(2 * TILE_ROWS);
+        let rows = &rows[b * BLOCK..];
+        for (row, scale) in scales.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            scale.copy_from_slice(&rows[row * row_bytes..][..2]);
+        }
+        for (i, out) in words.as_chunks_mut::<FOUR>().0.iter_mut().enumerate() {
+            S::transpose::<false>(&rows[2 + 16 * i..], row_bytes, 0x8080_8080, out);
+        }
+    }
+}
+
+#[inline(always)]
+fn pack_blocks<S: Simd>(layout: &Layout, row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
+    let mut records = [0u8; RECORD_MAX * TILE_ROWS];
+    let block_bytes = layout.format.block_bytes();
+    for (b, tile) in tiles.chunks_exact_mut(layout.tile).enumerate() {
+        let blocks = &rows[b * block_bytes..];
+        let (records, stride) = if expands(layout.format) {
+            for (row, record) in records.as_chunks_mut::<RECORD_MAX>().0.iter_mut().enumerate() {
+                expand(layout.format, &blocks[row * row_bytes..][..block_bytes], record);
+            }
+            (&records[..], RECORD_MAX)
+        } else {
+            (blocks, row_bytes)
+        };
+        for field in layout.fields {
+            match field.width {
+                1 => scatter::<1>(field, records, stride, tile),
+                2 => scatter::<2>(field, records, stride, tile),
+                _ if field.count.is_multiple_of(4) => {
+                    for i in 0..field.count / 4 {
+                        let out = tile[field.to + i * FOUR..].first_chunk_mut().expect("a field lies within its tile");
+                        S::transpose::<false>(&records[field.from + 16 * i..], stride, 0, out);
+                    }
+                }
+                _ => scatter::<4>(field, records, stride, tile),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn scatter<const W: usize>(field: &Field, records: &[u8], stride: usize, tile: &mut [u8]) {
+    let lanes = tile[field.to..field.to + field.count * W * TILE_ROWS].as_chunks_mut::<W>().0;
+    for row in 0..TILE_ROWS {
+        let from = records[row * stride + field.from..][..field.count * W].as_chunks::<W>().0;
+        for (x, lanes) in from.iter().zip(lanes.as_chunks_mut::<TILE_ROWS>().0) {
+            lanes[row] = *x;
+        }
+    }
+}
