@@ -49,8 +49,13 @@ pub(crate) async fn fetch(config: &StoreConfig, source: &HubSource, meter: &Mete
     let fetch_one = |file| BlobFetch { api: &api, repo: &repo, commit: &listing.commit, file, requests: &requests, meter }.run();
     let fetches: Vec<_> = in_order.into_iter().map(fetch_one).collect();
     stream::iter(fetches).buffer_unordered(FILES_AT_ONCE).try_collect::<()>().await?;
-    let (source, commit) = (source.clone(), listing.commit);
-    blocking(move || publish(&repo, &source, &commit, &files)).await
+    let (source, commit, config) = (source.clone(), listing.commit, config.clone());
+    blocking(move || {
+        let entry = publish(&repo, &source, &commit, &files)?;
+        config.note_whole(&source, &commit)?;
+        Ok(entry)
+    })
+    .await
 }
 
 /// Bytes of the files that a model needs, whether they are here or not.

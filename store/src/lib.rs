@@ -21,6 +21,7 @@
 
 mod cache;
 mod config;
+mod digest;
 mod disk;
 mod error;
 mod found;

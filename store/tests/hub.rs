@@ -327,3 +327,89 @@ async fn two_who_want_the_same_model_fetch_it_once() {
     assert_eq!(mirror.seen.listings.load(Ordering::SeqCst), 2);
     assert_eq!(mirror.bytes_sent(), large.len() as u64);
 }
+
+/// Lays files into the cache as another client does that was asked for these only.
+fn laid_by_others(folder: &Path, files: &[(&str, Vec<u8>)], only: &[&str]) -> PathBuf {
+    let repo = folder.join("cache/models--org--name");
+    let snapshot = repo.join("snapshots").join(COMMIT);
+    for made in [repo.join("blobs"), repo.join("refs"), snapshot.clone()] {
+        fs::create_dir_all(made).unwrap();
+    }
+    fs::write(repo.join("refs/main"), COMMIT).unwrap();
+    for (name, bytes) in files.iter().filter(|(name, _)| only.contains(name)) {
+        let etag = if mirror::is_large(name) { sha256(bytes) } else { git_sha1(bytes) };
+        fs::write(repo.join("blobs").join(&etag), bytes).unwrap();
+        std::os::unix::fs::symlink(format!("../../blobs/{etag}"), snapshot.join(name)).unwrap();
+    }
+    repo
+}
+
+fn decoder() -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        ("config.json", b"{\"model_type\": \"qwen3\"}".to_vec()),
+        ("tokenizer.json", b"{}".to_vec()),
+        ("tokenizer_config.json", b"{\"chat_template\": \"\"}".to_vec()),
+        ("chat_template.jinja", b"{{ messages }}".to_vec()),
+        ("model.safetensors", content(300_000, 1)),
+    ]
+}
+
+fn encoder() -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        ("config.json", b"{\"model_type\": \"bert\"}".to_vec()),
+        ("tokenizer.json", b"{}".to_vec()),
+        ("tokenizer_config.json", b"{}".to_vec()),
+        ("modules.json", b"[{\"path\": \"1_Pooling\", \"type\": \"sentence_transformers.models.Pooling\"}]".to_vec()),
+        ("1_Pooling/config.json", b"{\"pooling_mode_cls_token\": true}".to_vec()),
+        ("model.safetensors", content(300_000, 1)),
+    ]
+}
+
+#[tokio::test]
+async fn what_other_clients_left_half_is_not_taken_for_a_model_and_only_the_rest_is_fetched() {
+    let all = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors"];
+    let dangling = |repo: &Path| std::os::unix::fs::symlink("../../blobs/gone", repo.join("snapshots").join(COMMIT).join(all[3])).unwrap();
+    let unended = |repo: &Path| fs::write(repo.join("blobs").join(format!("{}.incomplete", "a".repeat(40))), b"{{ mess").unwrap();
+    let nothing = |_: &Path| {};
+    let cases: [(_, &[&str], &dyn Fn(&Path), bool); 5] = [
+        (decoder(), &["config.json", "tokenizer.json", "model.safetensors"], &nothing, true), // the tokenizer was not asked for
+        (decoder(), &["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"], &dangling, true),
+        (decoder(), &["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"], &unended, true),
+        (encoder(), &["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"], &nothing, true),
+        (decoder(), &["config.json", "tokenizer.json", "tokenizer_config.json"], &unended, false), // no weights: nothing to take as it is
+    ];
+    let wanted = source("hf:org/name");
+    for (files, only, spoil, opens) in cases {
+        let (mirror, folder) = (Mirror::start("org/name", files.clone()).await, TempDir::new().unwrap());
+        spoil(&laid_by_others(folder.path(), &files, only));
+        let store = store(&mirror, folder.path());
+        assert_eq!(store.locate(&wanted), Located::Absent);
+
+        let gone = StoreConfig { endpoint: "http://127.0.0.1:9".to_owned(), ..config(&mirror, folder.path()) };
+        let error = Store::new(gone, Arc::new(Alone)).fetch(&wanted, &[]).done().await.unwrap_err();
+        assert_eq!(matches!(&*error, FetchError::Doubtful { .. }), opens, "{error}");
+        let offline = Store::new(StoreConfig { offline: true, ..config(&mirror, folder.path()) }, Arc::new(Alone));
+        assert_eq!(matches!(offline.locate(&wanted), Located::Here(_)), opens);
+
+        let path = store.fetch(&wanted, &[]).done().await.unwrap();
+        for (name, bytes) in &files {
+            assert!(fs::read(path.join(name)).unwrap() == *bytes, "{name}");
+        }
+        let missing: usize = files.iter().filter(|(name, _)| !only.contains(name)).map(|(_, bytes)| bytes.len()).sum();
+        assert_eq!(mirror.bytes_sent(), missing as u64);
+        // From now on it is known to be whole, whatever else was not ended in the repository.
+        assert_eq!(self::store(&mirror, folder.path()).locate(&wanted), Located::Here(path));
+    }
+}
+
+#[tokio::test]
+async fn what_other_clients_left_whole_is_taken_without_asking() {
+    let folder = TempDir::new().unwrap();
+    let mirror = Mirror::start("org/name", decoder()).await;
+    let all: Vec<&str> = decoder().iter().map(|(name, _)| *name).collect();
+    laid_by_others(folder.path(), &decoder(), &all);
+    let store = store(&mirror, folder.path());
+    assert!(matches!(store.locate(&source("hf:org/name")), Located::Here(_)));
+    store.fetch(&source("hf:org/name"), &[]).done().await.unwrap();
+    assert_eq!(mirror.seen.listings.load(Ordering::SeqCst), 0);
+}

@@ -134,8 +134,13 @@ async fn a_model_goes_from_node_to_node() {
     let net = Net::default();
     let (a, b, c) = (net.node("a", |_| {}).await, net.node("b", |_| {}).await, net.node("c", |_| {}).await);
     let weights = content((CHUNK_LEN * 2 + 1234) as usize, 1);
-    let files: [(&str, &[u8]); 4] =
-        [("config.json", b"{}"), ("tokenizer.json", b"{}"), ("1_Pooling/config.json", b"{}"), ("model.safetensors", &weights)];
+    let files: [(&str, &[u8]); 5] = [
+        ("config.json", b"{}"),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer_config.json", b"{}"),
+        ("1_Pooling/config.json", b"{}"),
+        ("model.safetensors", &weights),
+    ];
     snapshot_of(&a, "org/name", &files);
     let wanted = source("hf:org/name");
     for (to, from) in [(&b, &a), (&c, &b)] {
