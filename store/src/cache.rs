@@ -139,6 +139,13 @@ pub(crate) struct Listed {
     pub(crate) snapshots: Vec<(String, PathBuf)>,
 }
 
+/// The repositories that lie in a cache, of which at most `entries_max` folders are looked at.
+pub(crate) fn repos(cache: &Path, entries_max: usize) -> Vec<CachedRepo> {
+    let entries = fs::read_dir(cache).into_iter().flatten().flatten().take(entries_max);
+    let folders = entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name.starts_with("models--"));
+    folders.map(|folder| CachedRepo { cache: cache.to_owned(), folder }).collect()
+}
+
 /// What lies in a cache, by name; empty if it is none. At most `entries_max` folders are looked at.
 pub(crate) fn list(cache: &Path, entries_max: usize) -> Vec<Listed> {
     let folders = |path: &Path| {

@@ -6,11 +6,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
 use mirror::{COMMIT, Faults, Mirror, git_sha1, sha256};
-use plexus_store::{Connect, FetchError, Io, Located, Origin, Store, StoreConfig, Token};
+use plexus_store::{Connect, FetchError, Io, KEPT_FOR, Located, Origin, Store, StoreConfig, Token};
 use plexus_types::{Bytes, ModelSource, NodeName};
 use tempfile::TempDir;
 
@@ -412,4 +412,34 @@ async fn what_other_clients_left_whole_is_taken_without_asking() {
     assert!(matches!(store.locate(&source("hf:org/name")), Located::Here(_)));
     store.fetch(&source("hf:org/name"), &[]).done().await.unwrap();
     assert_eq!(mirror.seen.listings.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn parts_that_nobody_goes_on_with_are_deleted_in_the_end_and_no_file_of_other_clients() {
+    let large = content(40 << 20, 12);
+    let (mirror, folder) = (Mirror::start("org/name", [("m.gguf", large.clone())]).await, TempDir::new().unwrap());
+    mirror.fail(Faults { stall_after: Some(3 << 20), ..Faults::default() });
+    let (first, second) = (store(&mirror, folder.path()), store(&mirror, folder.path()));
+    let mut fetch = first.fetch(&source("hf:org/name"), &[]);
+    while fetch.progress().done < Bytes::mib(2) {
+        assert!(fetch.changed().await);
+    }
+    let much_later = SystemTime::now() + KEPT_FOR * 2;
+    assert_eq!(second.tidy(much_later), Bytes(0), "it is under way in another process");
+    drop(fetch);
+    let blobs = folder.path().join("cache/models--org--name/blobs");
+    let of_others = blobs.join(format!("{}.incomplete", sha256(&large)));
+    fs::write(&of_others, b"theirs").unwrap();
+    let lock = folder.path().join(format!("cache/.locks/models--org--name/{}.lock", sha256(&large)));
+    while fs::File::open(&lock).unwrap().try_lock().is_err() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(second.tidy(SystemTime::now() + KEPT_FOR / 2), Bytes(0), "somebody may go on with it");
+    assert!(second.tidy(much_later) >= Bytes::mib(40));
+    assert_eq!(leftovers(folder.path()), [of_others]);
+
+    // What is here by now is deleted at once.
+    fs::write(blobs.join(sha256(&large)), &large).unwrap();
+    fs::write(blobs.join(format!("{}.plexus-parts.incomplete", sha256(&large))), b"12345").unwrap();
+    assert_eq!(second.tidy(SystemTime::now()), Bytes(5));
 }
