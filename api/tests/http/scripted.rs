@@ -94,7 +94,12 @@ impl Scripted {
 
 /// The first event of a good generation.
 pub(crate) fn started() -> GenerateEvent {
-    GenerateEvent::Started { prompt_tokens: 12, node: "n1".parse().unwrap(), route: "it goes to n1/cpu-0 of 1".to_owned() }
+    GenerateEvent::Started {
+        prompt_tokens: 12,
+        node: "n1".parse().unwrap(),
+        route: "it goes to n1/cpu-0 of 1".to_owned(),
+        cold_start: false,
+    }
 }
 
 pub(crate) fn text(text: &str) -> GenerateEvent {
