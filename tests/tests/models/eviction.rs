@@ -57,6 +57,33 @@ async fn a_model_displaces_its_own_class_in_both_directions_and_those_below_and_
 }
 
 #[tokio::test]
+async fn requests_without_a_key_are_bounded_and_those_with_one_are_not() {
+    // CX-93
+    let _alone = alone().await;
+    let mut shelf = Shelf::new();
+    shelf.add("m", 60, Stored::F16, "anonymous_max = 1");
+    let node = shelf.node("a", 100, "").start().await;
+    ready(&[&node], 1).await;
+    let mut body = question_body("m", "What is the capital of France?", true);
+    (body["max_tokens"], body["ignore_eos"]) = (json!(400), json!(true));
+    let mut stream = node.client().stream("/v1/chat/completions", &body).await.expect("it is answered");
+    stream.next().await.expect("more comes").expect("it is whole");
+    let refused = ask(node.client(), "m").await;
+    assert_eq!(refused.status, 429, "{}", refused.text);
+    assert!(refused.text.contains("1 requests without a key") && refused.header("retry-after").is_some(), "{}", refused.text);
+    (body["max_tokens"], body["stream"]) = (json!(4), json!(false));
+    let keyed = [("authorization", "Bearer anything")];
+    let reply = node.client().post_with("/v1/chat/completions", body.to_string(), &keyed).await.expect("it is answered");
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    drop(stream);
+    eventually("the place is free again", async || {
+        let reply = ask(node.client(), "m").await;
+        if reply.status == 200 { Ok(()) } else { Err(reply.text) }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_model_with_requests_is_never_evicted_and_whoever_waits_for_its_room_is_served_when_it_is_idle() {
     // CX-43
     let _alone = alone().await;
