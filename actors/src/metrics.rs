@@ -78,6 +78,11 @@ pub fn on_schedule(model: &ModelId, before: Counts, after: Counts) {
     }
 }
 
+/// Counts a request for `model` that waited for it to be loaded, and was then begun on `node`.
+pub fn on_cold_start(model: &str, node: &str) {
+    counter!(COLD_STARTS, "model" => model.to_owned(), "node" => node.to_owned()).increment(1);
+}
+
 /// Measures one request. A client that leaves still counts with what it had (CX-92).
 #[derive(Debug)]
 pub struct RequestMeter {
@@ -142,7 +147,7 @@ impl Drop for RequestMeter {
         let by_start = [model, node, ("cold_start", self.cold_start.to_string())];
         counter!(REQUESTS, &by_start).increment(1);
         if self.cold_start {
-            counter!(COLD_STARTS, &labels).increment(1);
+            on_cold_start(&self.model, &self.node);
         }
         histogram!(REQUEST_DURATION, &labels).record(self.arrived.elapsed().as_secs_f64());
         counter!(PROMPT_TOKENS, &labels).increment(self.prompt_tokens);
