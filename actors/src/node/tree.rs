@@ -122,6 +122,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
                 node: node.clone(),
                 router: router.clone(),
                 models: models.clone(),
+                pins: args.pins.clone(),
             },
             ask: Ask::Message(EvictorMsg::Inspect),
         },
