@@ -365,13 +365,16 @@ fn encoder() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// A repository's files, which of them another client fetched, what else it left, and whether an engine could open that.
+type Case<'a> = (Vec<(&'static str, Vec<u8>)>, &'a [&'a str], &'a dyn Fn(&Path), bool);
+
 #[tokio::test]
 async fn what_other_clients_left_half_is_not_taken_for_a_model_and_only_the_rest_is_fetched() {
     let all = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors"];
     let dangling = |repo: &Path| std::os::unix::fs::symlink("../../blobs/gone", repo.join("snapshots").join(COMMIT).join(all[3])).unwrap();
     let unended = |repo: &Path| fs::write(repo.join("blobs").join(format!("{}.incomplete", "a".repeat(40))), b"{{ mess").unwrap();
     let nothing = |_: &Path| {};
-    let cases: [(_, &[&str], &dyn Fn(&Path), bool); 5] = [
+    let cases: [Case<'_>; 5] = [
         (decoder(), &["config.json", "tokenizer.json", "model.safetensors"], &nothing, true), // the tokenizer was not asked for
         (decoder(), &["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"], &dangling, true),
         (decoder(), &["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"], &unended, true),

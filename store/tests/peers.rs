@@ -367,7 +367,7 @@ async fn what_nodes_gave_before_they_failed_is_kept_and_the_hub_gives_the_rest()
         assert!(fs::read(path).unwrap() == of_hub);
         let sent = mirror.bytes_sent();
         assert!(sent > 0 && sent <= wanted_most, "{name}: {sent} bytes of {}", bytes.len());
-        assert_eq!(fs::read_dir(b.folder.path().join("store/incoming")).unwrap().filter(|entry| is_folder(entry)).count(), 0);
+        assert_eq!(fs::read_dir(b.folder.path().join("store/incoming")).unwrap().filter(is_folder).count(), 0);
     }
 }
 
@@ -422,7 +422,7 @@ async fn a_file_that_a_disk_has_damaged_does_not_go_through_the_cluster() {
     let error = fetch(&c, &wanted, &[&d]).await.unwrap_err();
     assert!(matches!(&*error, FetchError::Offline { .. }), "{error}");
     assert_eq!(c.store.locate(&wanted), Located::Absent);
-    assert_eq!(fs::read_dir(c.folder.path().join("store/incoming")).unwrap().filter(|entry| is_folder(entry)).count(), 0);
+    assert_eq!(fs::read_dir(c.folder.path().join("store/incoming")).unwrap().filter(is_folder).count(), 0);
     assert!(fs::read(fetch(&c, &wanted, &[&b]).await.unwrap()).unwrap() == bytes);
 }
 
