@@ -143,19 +143,13 @@ impl ClusterInference {
         let mut done = Vec::new();
         for replica in here {
             let question = question(replica.model.clone(), replica.device);
-            let result = if replica.node == *self.peers.me() {
-                self.own(question).await
+            if replica.node == *self.peers.me() {
+                self.own(question).await?;
             } else {
-                match self.peers.get(&replica.node) {
-                    Some(peer) => match peer.ask(question, ORDER_DEADLINE).await {
-                        Ok(Answer::Done(result)) => result,
-                        Ok(_) => Err(internal("the node said something else")),
-                        Err(error) => Err(internal(&format!("the node '{}' did not answer: {error}", replica.node.name))),
-                    },
-                    None => Err(internal(&format!("there is no link to the node '{}'", replica.node.name))),
-                }
-            };
-            result?;
+                let peer = self.peers.get(&replica.node);
+                let peer = peer.ok_or_else(|| internal(&format!("there is no link to the node '{}'", replica.node.name)))?;
+                done_at(&peer, question, ORDER_DEADLINE).await?;
+            }
             done.push(format!("{}/{}", replica.node.name, replica.device));
         }
         Ok(done)
@@ -343,11 +337,7 @@ impl Inference for ClusterInference {
             Some(node) => {
                 let peer = self.peers.list().into_iter().find(|peer| peer.id().name == *node);
                 let no_node = || RequestError::invalid("node", format!("there is no link to a node '{node}'; GET /v1/cluster lists them"));
-                match peer.ok_or_else(no_node)?.ask(Question::Pull(model), PULL_DEADLINE).await {
-                    Ok(Answer::Done(result)) => result,
-                    Ok(_) => Err(internal("the node said something else")),
-                    Err(error) => Err(internal(&format!("the node '{node}' did not answer: {error}"))),
-                }
+                done_at(&peer.ok_or_else(no_node)?, Question::Pull(model), PULL_DEADLINE).await
             }
         }
     }
@@ -415,6 +405,15 @@ async fn actors_of(peer: &Peer) -> NodeActors {
         Ok(Answer::Actors(actors)) => NodeActors { node, actors, error: None },
         Ok(_) => NodeActors { node, actors: Vec::new(), error: Some("it answered something else".into()) },
         Err(error) => NodeActors { node, actors: Vec::new(), error: Some(error.to_string()) },
+    }
+}
+
+/// Has another node do something.
+async fn done_at(peer: &Peer, question: Question, deadline: Duration) -> Result<(), RequestError> {
+    match peer.ask(question, deadline).await {
+        Ok(Answer::Done(result)) => result,
+        Ok(_) => Err(internal("the node said something else")),
+        Err(error) => Err(internal(&format!("the node '{}' did not answer: {error}", peer.id().name))),
     }
 }
 
