@@ -14,6 +14,7 @@ use plexus_store::StoreConfig;
 use plexus_types::{DeviceId, ModelId, ModelProfile, NodeFacts};
 
 use crate::evictor::core::EvictionConfig;
+use crate::evictor::pins::PinsFile;
 use crate::membership::NetTiming;
 use crate::secret::ClusterSecret;
 
@@ -38,6 +39,8 @@ pub struct NodeArgs {
     pub catalogue: Listing,
     /// How models go when room is needed.
     pub eviction: EvictionConfig,
+    /// Where what is pinned by hand is kept.
+    pub pins: PinsFile,
     /// Where models' files are kept, and where they come from.
     pub store: StoreConfig,
     /// Deadlines and windows of streams.

@@ -175,20 +175,7 @@ impl CatalogueState {
         };
         let (profile, shelf, address) = (entry.profile.clone(), self.args.shelf.clone(), self.args.address.clone());
         tokio::spawn(async move {
-            let (wanted, from) = (profile.clone(), shelf.clone());
-            let missing = tokio::task::spawn_blocking(move || from.missing(&wanted)).await.unwrap_or_default();
-            let mut result = Ok(());
-            for source in missing {
-                result = shelf.fetch(&source, |_| {}).await.map_err(|error| RequestError::Unavailable {
-                    message: format!("{source} cannot be fetched: {}", chain(&*error)),
-                    retry_after: Duration::from_secs(60),
-                });
-                address.tell(CatalogueMsg::RescanNow);
-                if result.is_err() {
-                    break;
-                }
-            }
-            let _asker_left = reply.send(result);
+            let _asker_left = reply.send(pull(&profile, &shelf, &address).await);
         });
     }
 
@@ -252,6 +239,20 @@ impl CatalogueState {
             ],
         )
     }
+}
+
+/// Brings here what is missing of a model.
+async fn pull(profile: &ModelProfile, shelf: &Shelf, address: &Address<CatalogueMsg>) -> Result<(), RequestError> {
+    let missing = shelf.find_missing(profile).await;
+    for source in missing.map_err(|panicked| RequestError::Internal { message: format!("the model '{}': {panicked}", profile.id) })? {
+        let fetched = shelf.fetch(&source, |_| {}).await;
+        address.tell(CatalogueMsg::RescanNow);
+        fetched.map_err(|error| RequestError::Unavailable {
+            message: format!("{source} cannot be fetched: {}", chain(&*error)),
+            retry_after: Duration::from_secs(60),
+        })?;
+    }
+    Ok(())
 }
 
 fn entry(profile: ModelProfile, found: bool) -> (CatalogueEntry, Fingerprint) {

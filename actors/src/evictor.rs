@@ -6,6 +6,7 @@
 
 pub mod core;
 pub mod ledger;
+pub mod pins;
 pub mod plan;
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use tracing::info;
 
 use self::core::{Asker, Effect, Event, EvictionConfig, EvictorCore, Grant, Place};
 use self::ledger::Lease;
+use self::pins::PinsFile;
 use self::plan::{Needs, NoRoom};
 use crate::address::Address;
 use crate::inspect::Inspection;
@@ -46,6 +48,8 @@ pub struct EvictorArgs {
     pub router: Address<RouterMsg>,
     /// The replicas of this node.
     pub models: LocalModels,
+    /// Where what is pinned by hand is kept.
+    pub pins: PinsFile,
 }
 
 /// What the actor is told.
@@ -130,7 +134,7 @@ impl Actor for EvictorActor {
     async fn pre_start(&self, myself: ActorRef<EvictorMsg>, args: EvictorArgs) -> Result<EvictorState, ActorProcessingErr> {
         args.address.attach(myself);
         args.address.tell_after(TICK, EvictorMsg::TickDue);
-        let core = EvictorCore::new(args.config);
+        let core = EvictorCore::new(args.config, args.pins.load());
         Ok(EvictorState { args, core, next_asker: 0, rooms: HashMap::new(), answers: HashMap::new() })
     }
 
@@ -213,6 +217,7 @@ impl EvictorState {
                     model.tell(ModelMsg::Pinned(pinned));
                 }
             }
+            Effect::KeepPins(pins) => self.args.pins.save(&pins), // small, seldom, and before whoever asked is answered
             Effect::RestartDevice(device) => {
                 info!(%device, "opened anew, after so many loads and unloads");
                 self.args.node.tell(NodeMsg::Restart(crate::device::path(device)));

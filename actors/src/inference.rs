@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::Stream;
-use futures::future::join_all;
-use plexus_api::service::{Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place};
+use futures::future::{join_all, try_join_all};
+use plexus_api::service::{Embedded, Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place};
 use plexus_types::{
     ActorReport, ClusterReport, DeviceId, EmbedRequest, Embeddings, Explanation, GenerateEvent, GenerateRequest, Journal, ModelId,
     ModelReport, ModelState, NodeName, ReplicaId, ReplicaState, RequestError, RequestId, Retry,
@@ -22,7 +22,7 @@ use crate::args::StreamsConfig;
 use crate::catalogue::CatalogueMsg;
 use crate::evictor::EvictorMsg;
 use crate::messages::{Answer, Ensure, Question};
-use crate::metrics::RequestMeter;
+use crate::metrics::{self, RequestMeter};
 use crate::model::{LocalModels, ModelMsg, has_gone};
 use crate::node::NodeMsg;
 use crate::peers::{Peer, Peers};
@@ -77,19 +77,31 @@ pub struct ClusterInference {
     pub test_hooks: bool,
 }
 
+/// A replica for a request.
+#[derive(Debug)]
+struct Picked {
+    replica: ReplicaId,
+    /// Why that one, in a line for the client.
+    route: String,
+    /// Had the model to be loaded first?
+    cold_start: bool,
+}
+
 impl ClusterInference {
-    /// A replica for a request; waits while the model is being loaded.
-    async fn pick(&self, question: RouteRequest) -> Result<ReplicaId, RequestError> {
+    /// A replica for a request; waits while the model is being loaded. Whoever asks by the request's `id`, if its client knows one, is told why.
+    async fn pick(&self, id: Option<RequestId>, question: RouteRequest) -> Result<Picked, RequestError> {
         let until = Instant::now() + self.config.load_timeout;
+        let mut cold_start = false;
         loop {
             let question = question.clone();
-            let picked = self.router.call(|reply| RouterMsg::Pick(question, reply), ACTOR_DEADLINE).await;
+            let picked = self.router.call(|reply| RouterMsg::Pick(id, question, reply), ACTOR_DEADLINE).await;
             match picked.map_err(|error| internal(&format!("the router did not answer: {error}")))? {
-                Routed::To(replica) => return Ok(replica),
-                Routed::Refused(error) => return Err(error),
-                Routed::Wait(error) if Instant::now() >= until => return Err(error),
-                Routed::Wait(_) => tokio::time::sleep(LOAD_POLL).await,
+                (Routed::To(replica), route) => return Ok(Picked { replica, route, cold_start }),
+                (Routed::Refused(error), _) => return Err(error),
+                (Routed::Wait(error), _) if Instant::now() >= until => return Err(error),
+                (Routed::Wait(_), _) => tokio::time::sleep(LOAD_POLL).await,
             }
+            cold_start = true;
         }
     }
 
@@ -131,19 +143,13 @@ impl ClusterInference {
         let mut done = Vec::new();
         for replica in here {
             let question = question(replica.model.clone(), replica.device);
-            let result = if replica.node == *self.peers.me() {
-                self.own(question).await
+            if replica.node == *self.peers.me() {
+                self.own(question).await?;
             } else {
-                match self.peers.get(&replica.node) {
-                    Some(peer) => match peer.ask(question, ORDER_DEADLINE).await {
-                        Ok(Answer::Done(result)) => result,
-                        Ok(_) => Err(internal("the node said something else")),
-                        Err(error) => Err(internal(&format!("the node '{}' did not answer: {error}", replica.node.name))),
-                    },
-                    None => Err(internal(&format!("there is no link to the node '{}'", replica.node.name))),
-                }
-            };
-            result?;
+                let peer = self.peers.get(&replica.node);
+                let peer = peer.ok_or_else(|| internal(&format!("there is no link to the node '{}'", replica.node.name)))?;
+                done_at(&peer, question, ORDER_DEADLINE).await?;
+            }
             done.push(format!("{}/{}", replica.node.name, replica.device));
         }
         Ok(done)
@@ -163,16 +169,17 @@ impl ClusterInference {
         self.view.read().resolve(name).clone()
     }
 
-    /// The vectors of some texts; a replica that is lost, or has no place, is passed over for the next.
-    async fn embed_group(&self, request: EmbedRequest) -> Result<Embeddings, RequestError> {
+    /// The vectors of some texts, and whose they are; a replica that is lost, or has no place, is passed over for the next.
+    async fn embed_group(&self, id: RequestId, request: EmbedRequest) -> Result<(Embeddings, Picked), RequestError> {
         let mut tried = Vec::new();
         let mut refused = None;
         loop {
-            let replica = match (self.pick(RouteRequest::embed(&request, tried.clone())).await, refused.take()) {
-                (Ok(replica), _) => replica,
+            let picked = match (self.pick(Some(id), RouteRequest::embed(&request, tried.clone())).await, refused.take()) {
+                (Ok(picked), _) => picked,
                 (Err(_), Some(refused)) => return Err(refused),
                 (Err(error), None) => return Err(error),
             };
+            let replica = &picked.replica;
             let embedded = if replica.node == *self.peers.me() {
                 match self.models.get(&replica.model, replica.device) {
                     Some(model) => model.call(|reply| ModelMsg::Embed(Box::new(request.clone()), reply), EMBED_DEADLINE).await.ok(),
@@ -189,10 +196,10 @@ impl ClusterInference {
             };
             match embedded {
                 Some(Err(error)) if error.retry() != Retry::Never => refused = Some(error),
-                Some(embedded) => return embedded,
+                Some(embedded) => return embedded.map(|embeddings| (embeddings, picked)),
                 None => {}
             }
-            tried.push(replica);
+            tried.push(picked.replica);
         }
     }
 }
@@ -224,7 +231,7 @@ impl Inference for ClusterInference {
         request.model = self.resolve(&request.model);
         let mut tried = Vec::new();
         loop {
-            let replica = self.pick(RouteRequest::generate(&request, tried.clone())).await?;
+            let Picked { replica, .. } = self.pick(None, RouteRequest::generate(&request, tried.clone())).await?;
             let counted = if replica.node == *self.peers.me() {
                 match self.models.get(&replica.model, replica.device) {
                     Some(model) => model.call(|reply| ModelMsg::CountTokens(Box::new(request.clone()), reply), COUNT_DEADLINE).await.ok(),
@@ -246,17 +253,25 @@ impl Inference for ClusterInference {
         }
     }
 
-    async fn embed(&self, mut request: EmbedRequest) -> Result<Embeddings, RequestError> {
+    async fn embed(&self, id: RequestId, mut request: EmbedRequest) -> Result<Embedded, RequestError> {
         request.model = self.resolve(&request.model);
         // In groups, so that the vectors of each fit a message between nodes, and that several replicas share the work.
         let groups = request.inputs.chunks(EMBED_GROUP).map(|inputs| EmbedRequest { inputs: inputs.to_vec(), ..request.clone() });
-        let parts = futures::future::try_join_all(groups.map(|group| self.embed_group(group))).await?;
-        let mut whole = Embeddings::default();
+        let (parts, picked): (Vec<Embeddings>, Vec<Picked>) =
+            try_join_all(groups.map(|group| self.embed_group(id, group))).await?.into_iter().unzip();
+        let mut embeddings = Embeddings::default();
         for part in parts {
-            whole.vectors.extend(part.vectors);
-            whole.prompt_tokens += part.prompt_tokens;
+            embeddings.vectors.extend(part.vectors);
+            embeddings.prompt_tokens += part.prompt_tokens;
         }
-        Ok(whole)
+        let cold_start = picked.iter().any(|picked| picked.cold_start);
+        let first = picked.into_iter().next().ok_or_else(|| RequestError::invalid("input", "there is nothing to embed"))?;
+        let node = first.replica.node.name;
+        if cold_start {
+            Span::current().record("cold_start", true);
+            metrics::on_cold_start(request.model.as_str(), node.as_str());
+        }
+        Ok(Embedded { embeddings, node, route: first.route })
     }
 
     async fn models(&self) -> Vec<ModelReport> {
@@ -322,11 +337,7 @@ impl Inference for ClusterInference {
             Some(node) => {
                 let peer = self.peers.list().into_iter().find(|peer| peer.id().name == *node);
                 let no_node = || RequestError::invalid("node", format!("there is no link to a node '{node}'; GET /v1/cluster lists them"));
-                match peer.ok_or_else(no_node)?.ask(Question::Pull(model), PULL_DEADLINE).await {
-                    Ok(Answer::Done(result)) => result,
-                    Ok(_) => Err(internal("the node said something else")),
-                    Err(error) => Err(internal(&format!("the node '{node}' did not answer: {error}"))),
-                }
+                done_at(&peer.ok_or_else(no_node)?, Question::Pull(model), PULL_DEADLINE).await
             }
         }
     }
@@ -394,6 +405,15 @@ async fn actors_of(peer: &Peer) -> NodeActors {
         Ok(Answer::Actors(actors)) => NodeActors { node, actors, error: None },
         Ok(_) => NodeActors { node, actors: Vec::new(), error: Some("it answered something else".into()) },
         Err(error) => NodeActors { node, actors: Vec::new(), error: Some(error.to_string()) },
+    }
+}
+
+/// Has another node do something.
+async fn done_at(peer: &Peer, question: Question, deadline: Duration) -> Result<(), RequestError> {
+    match peer.ask(question, deadline).await {
+        Ok(Answer::Done(result)) => result,
+        Ok(_) => Err(internal("the node said something else")),
+        Err(error) => Err(internal(&format!("the node '{}' did not answer: {error}", peer.id().name))),
     }
 }
 

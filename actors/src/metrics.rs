@@ -1,4 +1,5 @@
-//! The names of all metrics, and what is measured of each request at its ingress (CX-90). Labels: `model`, `node` (the one that served).
+//! The names of all metrics, and what is measured of each request at its ingress (CX-90). Labels: `model`, `node` (the one that served), and
+//! `cold_start` where it changes what is to be expected: whether the request waited for the model to be loaded (CX-41).
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use plexus_types::{GenerateEvent, ModelId, RequestError};
 
 use crate::model::scheduler::Counts;
 
-/// Requests that were asked for, whatever became of them.
+/// Requests that were asked for, whatever became of them, by `cold_start` too.
 pub const REQUESTS: &str = "plexus_requests_total";
 /// Time from the request's arrival to its last event.
 pub const REQUEST_DURATION: &str = "plexus_request_duration_seconds";
@@ -19,11 +20,11 @@ pub const PROMPT_TOKENS: &str = "plexus_prompt_tokens_total";
 pub const CACHED_PROMPT_TOKENS: &str = "plexus_cached_prompt_tokens_total";
 /// Tokens generated.
 pub const COMPLETION_TOKENS: &str = "plexus_completion_tokens_total";
-/// Time from the request's arrival to its first text.
+/// Time from the request's arrival to its first text, by `cold_start` too.
 pub const TIME_TO_FIRST_TOKEN: &str = "plexus_time_to_first_token_seconds";
 /// Tokens per second of one request, from its first text to its last event.
 pub const TOKENS_PER_SECOND: &str = "plexus_tokens_per_second";
-/// Requests that had to wait for a model to be loaded.
+/// Requests that waited for a model to be loaded and were then begun.
 pub const COLD_STARTS: &str = "plexus_cold_starts_total";
 /// Models unloaded to make room for others.
 pub const EVICTIONS: &str = "plexus_evictions_total";
@@ -52,7 +53,7 @@ pub fn describe() {
     describe_counter!(COMPLETION_TOKENS, "Tokens generated");
     describe_histogram!(TIME_TO_FIRST_TOKEN, "Seconds from the request's arrival to its first text");
     describe_histogram!(TOKENS_PER_SECOND, "Tokens per second of one request, from its first text to its last event");
-    describe_counter!(COLD_STARTS, "Requests that had to wait for a model to be loaded");
+    describe_counter!(COLD_STARTS, "Requests that waited for a model to be loaded and were then begun");
     describe_counter!(EVICTIONS, "Models unloaded to make room for others");
     describe_counter!(PREEMPTIONS, "Times that a running request had to wait again for memory");
     describe_counter!(GUESSED_TOKENS, "Tokens guessed from a request's own text");
@@ -77,6 +78,11 @@ pub fn on_schedule(model: &ModelId, before: Counts, after: Counts) {
     }
 }
 
+/// Counts a request for `model` that waited for it to be loaded, and was then begun on `node`.
+pub fn on_cold_start(model: &str, node: &str) {
+    counter!(COLD_STARTS, "model" => model.to_owned(), "node" => node.to_owned()).increment(1);
+}
+
 /// Measures one request. A client that leaves still counts with what it had (CX-92).
 #[derive(Debug)]
 pub struct RequestMeter {
@@ -87,6 +93,7 @@ pub struct RequestMeter {
     tokens: u64,
     prompt_tokens: u64,
     cached_tokens: u64,
+    cold_start: bool,
     error: Option<&'static str>,
 }
 
@@ -101,6 +108,7 @@ impl RequestMeter {
             tokens: 0,
             prompt_tokens: 0,
             cached_tokens: 0,
+            cold_start: false,
             error: Some("client_gone"),
         }
     }
@@ -108,7 +116,8 @@ impl RequestMeter {
     /// The client was handed this.
     pub fn on_event(&mut self, event: &GenerateEvent) {
         match event {
-            GenerateEvent::Started { prompt_tokens, node, .. } => {
+            GenerateEvent::Started { prompt_tokens, node, cold_start, .. } => {
+                self.cold_start = *cold_start;
                 self.node = node.to_string();
                 self.prompt_tokens = u64::from(*prompt_tokens);
             }
@@ -134,13 +143,18 @@ impl RequestMeter {
 impl Drop for RequestMeter {
     fn drop(&mut self) {
         let labels = [("model", self.model.clone()), ("node", self.node.clone())];
-        counter!(REQUESTS, &labels).increment(1);
+        let [model, node] = labels.clone();
+        let by_start = [model, node, ("cold_start", self.cold_start.to_string())];
+        counter!(REQUESTS, &by_start).increment(1);
+        if self.cold_start {
+            on_cold_start(&self.model, &self.node);
+        }
         histogram!(REQUEST_DURATION, &labels).record(self.arrived.elapsed().as_secs_f64());
         counter!(PROMPT_TOKENS, &labels).increment(self.prompt_tokens);
         counter!(CACHED_PROMPT_TOKENS, &labels).increment(self.cached_tokens);
         counter!(COMPLETION_TOKENS, &labels).increment(self.tokens);
         if let Some(first_text) = self.first_text {
-            histogram!(TIME_TO_FIRST_TOKEN, &labels).record((first_text - self.arrived).as_secs_f64());
+            histogram!(TIME_TO_FIRST_TOKEN, &by_start).record((first_text - self.arrived).as_secs_f64());
             let decoding = first_text.elapsed();
             if decoding > Duration::ZERO && self.tokens > 1 {
                 histogram!(TOKENS_PER_SECOND, &labels).record((self.tokens - 1) as f64 / decoding.as_secs_f64());

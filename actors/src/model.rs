@@ -15,6 +15,7 @@ mod prepare;
 mod running;
 pub mod scheduler;
 pub mod sequence;
+mod share;
 pub mod sink;
 
 use std::collections::HashMap;
@@ -39,6 +40,7 @@ pub use self::local::{Devices, LocalModels};
 use self::prepare::{Prepared, prepare};
 use self::running::Batcher;
 use self::scheduler::Counts;
+use self::share::may_have_more;
 use self::sink::{Ingresses, Sink};
 use crate::address::Address;
 use crate::catalogue::CatalogueMsg;
@@ -309,14 +311,10 @@ impl ModelState {
             return sink.fail(self.overloaded(present));
         }
         let principal = generate.journal.request.principal;
-        if let Some(most) = self.args.profile.principal_max {
-            let encoding = self.encoding.values().filter(|arrival| arrival.generate.journal.request.principal == principal).count();
-            let own = (batcher.n_of(principal) + encoding) as u32;
-            if own >= most {
-                self.n_refused += 1;
-                let message = format!("{own} requests of this key run or wait for the model '{}', {most} may", self.args.profile.id);
-                return sink.fail(RequestError::Overloaded { message, retry_after: self.place_wait() });
-            }
+        let encoding = self.encoding.values().filter(|arrival| arrival.generate.journal.request.principal == principal).count();
+        if let Err(message) = may_have_more(&self.args.profile, principal, (batcher.n_of(principal) + encoding) as u32) {
+            self.n_refused += 1;
+            return sink.fail(RequestError::Overloaded { message, retry_after: self.place_wait() });
         }
         let serve_span = info_span!("serve", otel.kind = "server", request = %generate.request, model = %self.args.profile.id,
             attempt = generate.attempt.0, node = %self.args.ingresses.me.name, prompt_tokens = tracing::field::Empty,

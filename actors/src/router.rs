@@ -127,8 +127,8 @@ pub enum RouterMsg {
         /// Who asks.
         reply_to: Address<StreamsMsg>,
     },
-    /// Where would this request go?
-    Pick(RouteRequest, RpcReplyPort<Routed>),
+    /// Where does this request go, and why, in a line? Remembered for those who ask, if the request has an id that its client knows.
+    Pick(Option<RequestId>, RouteRequest, RpcReplyPort<(Routed, String)>),
     /// See that a model is loaded: this node is its home.
     Ensure(Ensure, RpcReplyPort<Result<Explanation, RequestError>>),
     /// Load a model at a place that somebody names. Answered once it is begun, or refused.
@@ -236,8 +236,10 @@ impl Actor for RouterActor {
                 let (result, route) = state.on_route(id, &request);
                 reply_to.tell(StreamsMsg::Routed { id, result, route });
             }
-            RouterMsg::Pick(request, reply) => {
-                drop(reply.send(state.pick(&request).map_or_else(|no| no, |decision| Routed::To(decision.replica))))
+            RouterMsg::Pick(Some(id), request, reply) => drop(reply.send(state.on_route(id, &request))),
+            RouterMsg::Pick(None, request, reply) => {
+                let routed = state.pick(&request).map_or_else(|no| no, |decision| Routed::To(decision.replica));
+                drop(reply.send((routed, String::new())));
             }
             RouterMsg::Ensure(ensure, reply) => state.on_ensure(&ensure, reply),
             RouterMsg::LoadAt(model, place, reply) => state.on_load_at(&model, &place, reply),
@@ -303,7 +305,7 @@ impl RouterState {
         }
     }
 
-    /// Where a stream goes, and why, in a line for its client.
+    /// Where a request goes, and why, in a line for its client.
     fn on_route(&mut self, id: RequestId, request: &RouteRequest) -> (Routed, String) {
         match self.pick(request) {
             Ok(decision) => {

@@ -9,6 +9,11 @@ use plexus_types::{Bytes, ModelProfile, ModelSource, NodeName};
 
 use crate::peers::Peers;
 
+/// Nothing is known of a model's files: in particular not that none is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("looking for its files panicked")]
+pub struct LookPanicked;
+
 /// The store of this node, and whom it may ask. Cheap to clone.
 #[derive(Clone)]
 pub struct Shelf {
@@ -35,6 +40,12 @@ impl Shelf {
             Located::Here(path) => Some(ModelPath::Path(path)),
             Located::Absent => None,
         }
+    }
+
+    /// As [`Shelf::missing`], for an async task.
+    pub async fn find_missing(&self, profile: &ModelProfile) -> Result<Vec<ModelSource>, LookPanicked> {
+        let (shelf, profile) = (self.clone(), profile.clone());
+        look(move || shelf.missing(&profile)).await
     }
 
     /// What of a model is not here: its own files, or those of its draft model. Looks at the disk.
@@ -67,5 +78,21 @@ impl Shelf {
     /// Lets other nodes have these.
     pub fn share(&self, sources: impl IntoIterator<Item = ModelSource>) {
         self.store.share(sources);
+    }
+}
+
+/// Looks at the disk where that may block.
+async fn look<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> Result<T, LookPanicked> {
+    tokio::task::spawn_blocking(look).await.map_err(|_panicked| LookPanicked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_look_that_panics_has_not_found_that_nothing_is_missing() {
+        assert_eq!(look(Vec::<ModelSource>::new).await, Ok(Vec::new()));
+        assert_eq!(look(|| -> Vec<ModelSource> { panic!("a file of a kind that nobody expected") }).await, Err(LookPanicked));
     }
 }

@@ -302,6 +302,9 @@ impl StreamsState {
 
     fn deliver(&mut self, id: RequestId, event: GenerateEvent) {
         let Some(stream) = self.streams.get(&id) else { return };
+        if matches!(event, GenerateEvent::Started { cold_start: true, .. }) {
+            stream.span.record("cold_start", true);
+        }
         match stream.events.try_send(event) {
             Ok(()) => {}
             Err(TrySendError::Closed(_)) => self.on_client_gone(id),

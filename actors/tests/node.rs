@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use plexus_actors::args::{DeviceSpec, HttpConfig, Listing, NodeArgs, RestartBudget, Sockets, StreamsConfig};
 use plexus_actors::evictor::core::EvictionConfig;
+use plexus_actors::evictor::pins::PinsFile;
 use plexus_actors::membership::NetTiming;
 use plexus_actors::node::{self, RunningNode};
 use plexus_actors::secret::ClusterSecret;
@@ -71,6 +72,7 @@ async fn node(script: Script, adjust: impl FnOnce(&mut NodeArgs)) -> RunningNode
             ..Listing::default()
         },
         eviction: EvictionConfig::default(),
+        pins: PinsFile::default(),
         store: StoreConfig::new(std::env::temp_dir().join(format!("plexus-store-{}", std::process::id()))),
         streams: StreamsConfig {
             accept_timeout: DEADLINE,

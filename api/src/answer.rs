@@ -91,7 +91,7 @@ impl Choices {
     fn on_event(&mut self, at: usize, event: GenerateEvent) -> ChoiceEvent {
         let choice = at as u32;
         match event {
-            GenerateEvent::Started { prompt_tokens, node, route } => {
+            GenerateEvent::Started { prompt_tokens, node, route, .. } => {
                 ChoiceEvent::Started { choice, prompt_tokens, served: Served { node, route } }
             }
             GenerateEvent::Tokens { deltas, tokens, logprobs } => {
@@ -248,7 +248,7 @@ mod tests {
     fn generation(text: &str, prompt_tokens: u32) -> Generation {
         let usage = Usage { prompt_tokens, cached_tokens: 1, completion_tokens: 2, ..Usage::default() };
         let events = [
-            GenerateEvent::Started { prompt_tokens, node: "n1".parse().unwrap(), route: String::new() },
+            GenerateEvent::Started { prompt_tokens, node: "n1".parse().unwrap(), route: String::new(), cold_start: false },
             GenerateEvent::Tokens { deltas: vec![Delta::Reasoning("hm".to_owned())], tokens: 1, logprobs: Vec::new() },
             GenerateEvent::Tokens { deltas: Delta::of_text(text.to_owned()), tokens: 1, logprobs: Vec::new() },
             GenerateEvent::Done { reason: FinishReason::Stop, usage },
@@ -281,7 +281,12 @@ mod tests {
         let silent = Generation::new(RequestId(1), stream::pending());
         let broken = Generation::new(
             RequestId(2),
-            stream::iter([GenerateEvent::Started { prompt_tokens: 1, node: "n1".parse().unwrap(), route: String::new() }]),
+            stream::iter([GenerateEvent::Started {
+                prompt_tokens: 1,
+                node: "n1".parse().unwrap(),
+                route: String::new(),
+                cold_start: false,
+            }]),
         );
         let mut choices = Choices::new(vec![silent, broken], 2);
         assert!(matches!(choices.next().await, Some(ChoiceEvent::Started { choice: 1, .. })));

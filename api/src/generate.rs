@@ -92,7 +92,8 @@ async fn whole<R: Render>(exchange: Exchange, choices: Choices, render: &R) -> R
     Ok(response)
 }
 
-fn mark_served(response: &mut Response, served: Option<&Served>) {
+/// Tells in the headers which node serves the request and why, if that is known.
+pub(crate) fn mark_served(response: &mut Response, served: Option<&Served>) {
     let Some(Served { node, route }) = served else { return };
     let name = HeaderValue::from_str(node.as_str()).expect("a node's name is a DNS label");
     response.headers_mut().insert(NODE_HEADER, name);

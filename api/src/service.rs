@@ -24,8 +24,8 @@ pub trait Inference: Send + Sync + 'static {
     /// Counts the tokens of a request's prompt, as the model's own template and tokenizer give them.
     async fn count_tokens(&self, request: GenerateRequest) -> Result<u32, RequestError>;
 
-    /// The vectors of some texts, in their order, scaled to length 1.
-    async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, RequestError>;
+    /// The vectors of some texts, in their order, scaled to length 1. `id` is what the client is told to ask about the request by.
+    async fn embed(&self, id: RequestId, request: EmbedRequest) -> Result<Embedded, RequestError>;
 
     /// The merged catalogue, by id.
     async fn models(&self) -> Vec<ModelReport>;
@@ -59,6 +59,17 @@ pub trait Inference: Send + Sync + 'static {
 
     /// What the node that answers is able to do now.
     async fn health(&self) -> Health;
+}
+
+/// The vectors of some texts, and where they come from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embedded {
+    /// The vectors.
+    pub embeddings: Embeddings,
+    /// The node that made them; of many texts, the first.
+    pub node: NodeName,
+    /// Why that node, in a line.
+    pub route: String,
 }
 
 /// A model to be loaded by hand.

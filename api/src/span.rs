@@ -22,6 +22,7 @@ pub(crate) async fn follow(State(api): State<Shared>, mut request: Request, next
         status = field::Empty,
         request_id = field::Empty,
         model = field::Empty,
+        cold_start = field::Empty,
         otel.kind = "server",
         otel.name = format!("{} {route}", request.method()),
         otel.status_code = field::Empty,

@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use plexus_actors::args::{DeviceSpec, HttpConfig, Listing, NodeArgs, OpenDevice, RestartBudget, Sockets, StreamsConfig};
 use plexus_actors::evictor::core::EvictionConfig;
+use plexus_actors::evictor::pins::PinsFile;
 use plexus_actors::membership::NetTiming;
 use plexus_actors::secret::ClusterSecret;
 use plexus_api::{ApiConfig, VersionInfo};
@@ -103,6 +104,7 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
         devices: vec![DeviceSpec { id, open }],
         catalogue: Listing { models: options.model.map(profile).into_iter().collect(), ..Listing::default() },
         eviction: EvictionConfig::default(),
+        pins: PinsFile::default(),
         store: StoreConfig::new(std::env::temp_dir().join(format!("plexus-store-{}", std::process::id()))),
         streams: StreamsConfig {
             accept_timeout: Duration::from_secs(2),

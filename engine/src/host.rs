@@ -1,6 +1,6 @@
 //! What the host is.
 
-use plexus_types::{DeviceId, DeviceKind};
+use plexus_types::{Bytes, DeviceId, DeviceKind};
 
 use crate::error::EngineError;
 
@@ -11,14 +11,28 @@ pub(crate) fn describe(id: DeviceId) -> Result<(String, u64), EngineError> {
     if id.kind != DeviceKind::Cpu || id.ordinal != 0 {
         return Err(EngineError::Device { device: id, reason: "the host's processors are one device, cpu-0".into() });
     }
-    let failed = |error: sysinfo::Error| EngineError::Device { device: id, reason: format!("the host's memory cannot be read: {error:?}") };
-    let refresh = sysinfo::RefreshKind::nothing()
-        .with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram())
-        .with_cpu(sysinfo::CpuRefreshKind::nothing());
-    let system = sysinfo::System::new_with_specifics(refresh).map_err(failed)?;
-    let memory = system.cgroup_limits().map_or(system.total_memory(), |limits| limits.total_memory.min(system.total_memory()));
+    let system = look(sysinfo::RefreshKind::nothing().with_cpu(sysinfo::CpuRefreshKind::nothing()))?;
     let name = system.cpus().first().map_or(String::new(), |cpu| cpu.brand().trim().to_owned());
-    Ok((if name.is_empty() { "host CPU".to_owned() } else { name }, memory))
+    Ok((if name.is_empty() { "host CPU".to_owned() } else { name }, memory_of(&system)))
+}
+
+/// The memory of the host; inside a container the limit of the container.
+///
+/// Errors: [`EngineError::Device`] if the host does not tell.
+pub fn host_memory() -> Result<Bytes, EngineError> {
+    look(sysinfo::RefreshKind::nothing()).map(|system| Bytes(memory_of(&system)))
+}
+
+/// The host's memory, and what else is asked for.
+fn look(also: sysinfo::RefreshKind) -> Result<sysinfo::System, EngineError> {
+    let device = DeviceId { kind: DeviceKind::Cpu, ordinal: 0 };
+    let refresh = also.with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram());
+    sysinfo::System::new_with_specifics(refresh)
+        .map_err(|error| EngineError::Device { device, reason: format!("the host's memory cannot be read: {error:?}") })
+}
+
+fn memory_of(system: &sysinfo::System) -> u64 {
+    system.cgroup_limits().map_or(system.total_memory(), |limits| limits.total_memory.min(system.total_memory()))
 }
 
 /// Threads that can run at once: the cores that this process may use.

@@ -29,6 +29,7 @@ pub use cpu::CpuExecutor;
 pub use draft::DraftingExecutor;
 pub use error::EngineError;
 pub use executor::{DeviceDescription, Executor, KvPlan, Slot};
+pub use host::host_memory;
 pub use kv::BlockPool;
 pub use model::{ModelFiles, ModelPath};
 pub use sample::{DrawLogprobs, SamplerSettings};

@@ -17,6 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use plexus_actors::args::{HttpConfig, Listing, NodeArgs, RestartBudget, Sockets, StreamsConfig};
 use plexus_actors::evictor::core::EvictionConfig;
+use plexus_actors::evictor::pins::PinsFile;
 use plexus_actors::evictor::plan::{EvictionPolicy, EvictionStrategy};
 use plexus_actors::membership::NetTiming;
 use plexus_api::ApiConfig;
@@ -164,6 +165,7 @@ impl Named {
             timing: timing(config),
             catalogue: listing(valid),
             eviction: eviction(config),
+            pins: PinsFile::at(home.nodes().join(format!("{}.pins", claim.name))),
             store: store::config(&config.store, home.file("store").join(claim.name.as_str()), |name| std::env::var(name).ok()),
             devices,
             streams: streams(config),

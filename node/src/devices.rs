@@ -5,7 +5,7 @@ use std::sync::Arc;
 use plexus_actors::args::{DeviceSpec, OpenDevice};
 use plexus_engine::embed::EmbeddingExecutor;
 use plexus_engine::executor::Executor;
-use plexus_engine::{CandleExecutor, CpuExecutor};
+use plexus_engine::{CandleExecutor, CpuExecutor, host_memory};
 use plexus_types::{Bytes, DeviceId, DeviceKind};
 
 use crate::config::{ConfigError, CudaDevices, Fraction, ValidConfig};
@@ -62,16 +62,10 @@ fn n_threads(valid: &ValidConfig) -> Result<Option<usize>, ConfigError> {
     }
 }
 
-/// The memory that was asked for by number, if the host has it.
+/// The memory that was asked for by number, if the host has it; in a container, if the container may have it.
 fn cpu_memory(valid: &ValidConfig) -> Result<Option<Bytes>, ConfigError> {
     let Some(asked) = valid.get().devices.cpu_memory else { return Ok(None) };
-    let total = match sysinfo::System::new() {
-        Ok(mut system) => {
-            system.refresh_memory();
-            Bytes(system.total_memory())
-        }
-        Err(_) => return Ok(Some(asked.0)), // the device itself finds out
-    };
+    let Ok(total) = host_memory() else { return Ok(Some(asked.0)) }; // the device itself says why
     if asked.0 > total || asked.0 == Bytes(0) {
         let (value, problem) = (format!("\"{}\"", asked.0), format!("this machine has {total}"));
         return Err(valid.refuse("devices.cpu_memory", value, problem, "write a size above zero that it has, or \"\" for the share"));
@@ -130,6 +124,14 @@ mod tests {
     fn a_gpu_that_was_asked_for_and_is_not_there_is_refused() {
         let error = found("PLEXUS_DEVICES__CUDA", "0,4096").unwrap_err();
         assert!(error.contains("devices.cuda = \"0,4096\"") && error.contains("write \"auto\""), "{error}");
+    }
+
+    #[test]
+    fn more_memory_than_the_engine_sees_is_refused() {
+        let total = host_memory().unwrap();
+        assert_eq!(found("PLEXUS_DEVICES__CPU_MEMORY", &total.0.to_string()).unwrap().last().unwrap(), "cpu-0");
+        let error = found("PLEXUS_DEVICES__CPU_MEMORY", &(total.0 + 1).to_string()).unwrap_err();
+        assert!(error.contains("devices.cpu_memory") && error.contains(&format!("this machine has {total}")), "{error}");
     }
 
     // CX-06

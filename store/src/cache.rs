@@ -6,17 +6,23 @@
 //!                   refs/<revision>         the commit that a branch or tag stood for when it was last fetched
 //! .locks/models--org--name/<etag>.lock      held by whoever fetches that blob
 //! ```
+//!
+//! A snapshot holds what somebody asked for, which need not be all that a model needs, and what other clients were stopped at leaves no trace
+//! in it. So [`CachedRepo::doubt`] says where a model in a snapshot may lack something that only the hub's list can tell; a snapshot that this
+//! store has laid by that list is noted as whole in its own folder.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use plexus_types::HubSource;
+use serde_json::Value;
 
 use crate::disk;
 use crate::error::FetchError;
-use crate::local::{LocalModel, model_at};
+use crate::local::{LocalModel, list_dangling, model_at, read_json};
 use crate::names::is_plain;
+use crate::select::select;
 
 /// One repository in one cache.
 #[derive(Debug, Clone)]
@@ -55,10 +61,39 @@ impl CachedRepo {
         (is_commit(revision) && self.snapshot(revision).is_dir()).then(|| revision.to_owned())
     }
 
-    /// The model, if all of its files are in this cache.
-    pub(crate) fn model(&self, source: &HubSource) -> Option<LocalModel> {
+    /// The model and its commit, if all files without which it cannot be opened are in this cache.
+    pub(crate) fn model(&self, source: &HubSource) -> Option<(LocalModel, String)> {
         let commit = self.commit(source.revision())?;
-        model_at(&self.snapshot(&commit), source.quant.as_deref()).ok()
+        Some((model_at(&self.snapshot(&commit), source.quant.as_deref()).ok()?, commit))
+    }
+
+    /// Why a model that can be opened may still lack files that change what it says; `None` if nothing speaks for that.
+    ///
+    /// A GGUF file holds all of a model. Of a folder may be missing: what links speak of that lead nowhere; what a download was stopped at, in
+    /// this snapshot or another; the tokenizer's configuration, which has the chat template; and how an encoder's vectors are pooled.
+    pub(crate) fn doubt(&self, model: &LocalModel) -> Option<String> {
+        let snapshot = &model.entry;
+        if !snapshot.is_dir() {
+            return None;
+        }
+        let has = |name: &str| model.files.iter().any(|(known, _)| known == name);
+        let dangling = list_dangling(snapshot).unwrap_or_default();
+        let all: Vec<&str> = model.files.iter().map(|(name, _)| name).chain(&dangling).map(String::as_str).collect();
+        let needed = select(&all, None).unwrap_or_default();
+        if let Some(name) = dangling.iter().find(|name| needed.contains(name)) {
+            return Some(format!("{name} is a link that leads nowhere"));
+        }
+        let blobs = fs::read_dir(self.root().join("blobs")).into_iter().flatten().flatten();
+        if blobs.map(|entry| entry.file_name()).any(|name| name.as_encoded_bytes().ends_with(b".incomplete")) {
+            return Some("a download of its repository was not ended".to_owned());
+        }
+        if !has("tokenizer_config.json") {
+            return Some("tokenizer_config.json is missing".to_owned());
+        }
+        let config = read_json(&snapshot.join("config.json")).unwrap_or_default();
+        let is_encoder = matches!(config.get("model_type").and_then(Value::as_str), Some("bert" | "roberta" | "xlm-roberta"));
+        let is_pooled = has("modules.json") || has("1_Pooling/config.json");
+        (is_encoder && !is_pooled).then(|| "modules.json is missing, which tells how an encoder's vectors are pooled".to_owned())
     }
 
     /// Gives a blob its name in a snapshot.
@@ -102,6 +137,13 @@ pub(crate) struct Listed {
     pub(crate) repo: String,
     /// Revision and snapshot, `main` first. A snapshot without a revision goes by its commit.
     pub(crate) snapshots: Vec<(String, PathBuf)>,
+}
+
+/// The repositories that lie in a cache, of which at most `entries_max` folders are looked at.
+pub(crate) fn repos(cache: &Path, entries_max: usize) -> Vec<CachedRepo> {
+    let entries = fs::read_dir(cache).into_iter().flatten().flatten().take(entries_max);
+    let folders = entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name.starts_with("models--"));
+    folders.map(|folder| CachedRepo { cache: cache.to_owned(), folder }).collect()
 }
 
 /// What lies in a cache, by name; empty if it is none. At most `entries_max` folders are looked at.

@@ -4,6 +4,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use plexus_types::{HubSource, ModelSource};
+
+use crate::disk;
+use crate::error::FetchError;
+use crate::store::key;
+
 /// The hub that is asked unless the operator names another.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
@@ -38,6 +44,20 @@ impl StoreConfig {
             offline: false,
             patience: Duration::from_secs(60),
         }
+    }
+
+    /// Notes that a snapshot holds all that the hub has of a model.
+    pub(crate) fn note_whole(&self, hub: &HubSource, commit: &str) -> Result<(), FetchError> {
+        let note = self.note(hub);
+        disk::write_whole(&note, commit.as_bytes()).map_err(FetchError::io(note))
+    }
+
+    pub(crate) fn is_noted_whole(&self, hub: &HubSource, commit: &str) -> bool {
+        std::fs::read_to_string(self.note(hub)).is_ok_and(|noted| noted == commit)
+    }
+
+    fn note(&self, hub: &HubSource) -> PathBuf {
+        self.folder.join("whole").join(key(&ModelSource::Hub(hub.clone())))
     }
 }
 

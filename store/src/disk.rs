@@ -81,16 +81,24 @@ pub(crate) fn beside(path: &Path) -> PathBuf {
 
 /// Waits until no other process of this machine works at what `path` stands for. Let go when the file is dropped.
 pub(crate) async fn lock(path: &Path) -> Result<File, FetchError> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(FetchError::io(folder))?;
-    }
     loop {
-        let file = File::options().create(true).truncate(false).write(true).open(path).map_err(FetchError::io(path))?;
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) => tokio::time::sleep(LOCK_EVERY).await,
-            Err(TryLockError::Error(source)) => return Err(FetchError::Io { path: path.to_owned(), source }),
+        if let Some(file) = try_lock(path).map_err(FetchError::io(path))? {
+            return Ok(file);
         }
+        tokio::time::sleep(LOCK_EVERY).await;
+    }
+}
+
+/// The lock, unless somebody on this machine holds it.
+pub(crate) fn try_lock(path: &Path) -> io::Result<Option<File>> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 

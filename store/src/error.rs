@@ -24,6 +24,20 @@ pub enum FetchError {
         /// The repository.
         repo: String,
     },
+    /// Some of it is in a cache, and the hub did not say what else there is.
+    #[error(
+        "{repo} is on this node, but perhaps not all of it ({why}), and the hub did not tell; let it be reached, or switch offline on to take \
+         what is there"
+    )]
+    Doubtful {
+        /// The repository.
+        repo: String,
+        /// What speaks against it.
+        why: String,
+        /// What the hub answered.
+        #[source]
+        source: Box<FetchError>,
+    },
     /// Status 401: no token, or one that the hub does not know.
     #[error(
         "{endpoint} does not let this node read {repo}{}: it is gated, private, or does not exist; accept its terms at {endpoint}/{repo} \

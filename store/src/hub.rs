@@ -8,17 +8,20 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use futures::{StreamExt, TryStreamExt, stream};
-use plexus_types::{Bytes, HubSource};
+use plexus_types::{Bytes, HubSource, ModelSource};
 use tokio::sync::Semaphore;
-use tracing::info;
+use tracing::{info, warn};
 
 use self::api::{Api, Listing, RemoteFile};
 use self::blob::{BlobFetch, bytes_missing};
+pub(crate) use self::parts::paths as part_paths;
+use self::parts::{PART_LEN, part_len};
 use crate::cache::CachedRepo;
 use crate::config::StoreConfig;
 use crate::disk::{self, blocking};
 use crate::error::FetchError;
 use crate::local::model_at;
+use crate::peers::leftover::{Leftover, whole_from};
 use crate::progress::{Meter, Origin};
 use crate::select::select;
 
@@ -38,9 +41,10 @@ pub(crate) async fn fetch(config: &StoreConfig, source: &HubSource, meter: &Mete
     // Files of the same content are one blob.
     let blobs: BTreeMap<&str, &RemoteFile> = files.iter().map(|file| (file.etag.as_str(), file)).collect();
     let repo = CachedRepo::new(cache, &source.repo);
+    let taken_over = take_over(config, source, &repo, &blobs).await?;
     let missing = make_room(&repo, &blobs).await?;
     let total = Bytes(blobs.values().map(|file| file.size).sum());
-    info!(model = %source, commit = %listing.commit, files = files.len(), %total, %missing, "a model is downloaded");
+    info!(model = %source, commit = %listing.commit, files = files.len(), %total, %missing, %taken_over, "a model is downloaded");
     meter.begin(total, Origin::Hub);
 
     let requests = Semaphore::new(REQUESTS_AT_ONCE);
@@ -49,8 +53,13 @@ pub(crate) async fn fetch(config: &StoreConfig, source: &HubSource, meter: &Mete
     let fetch_one = |file| BlobFetch { api: &api, repo: &repo, commit: &listing.commit, file, requests: &requests, meter }.run();
     let fetches: Vec<_> = in_order.into_iter().map(fetch_one).collect();
     stream::iter(fetches).buffer_unordered(FILES_AT_ONCE).try_collect::<()>().await?;
-    let (source, commit) = (source.clone(), listing.commit);
-    blocking(move || publish(&repo, &source, &commit, &files)).await
+    let (source, commit, config) = (source.clone(), listing.commit, config.clone());
+    blocking(move || {
+        let entry = publish(&repo, &source, &commit, &files)?;
+        config.note_whole(&source, &commit)?;
+        Ok(entry)
+    })
+    .await
 }
 
 /// Bytes of the files that a model needs, whether they are here or not.
@@ -70,6 +79,50 @@ fn needed(listing: &Listing, source: &HubSource) -> Result<Vec<String>, FetchErr
         return Err(FetchError::NoWeights { repo: source.repo.clone(), missing: "tokenizer.json is missing".to_owned() });
     }
     Ok(files)
+}
+
+/// Etags of the blobs of a repository of which this store has parts.
+pub(crate) fn blobs_in_parts(repo: &CachedRepo) -> Vec<String> {
+    let blobs = std::fs::read_dir(repo.root().join("blobs")).into_iter().flatten().flatten();
+    let mut etags: Vec<String> = blobs.filter_map(|entry| parts::etag_of(entry.file_name().to_str()?).map(str::to_owned)).collect();
+    etags.sort();
+    etags.dedup();
+    etags
+}
+
+/// Goes on with what other nodes gave and did not end, where that is safe: see [`crate::peers::leftover`]. Returns how much that is.
+async fn take_over(
+    config: &StoreConfig,
+    source: &HubSource,
+    repo: &CachedRepo,
+    blobs: &BTreeMap<&str, &RemoteFile>,
+) -> Result<Bytes, FetchError> {
+    let (config, source, repo) = (config.clone(), ModelSource::Hub(source.clone()), repo.clone());
+    let files: Vec<RemoteFile> = blobs.values().map(|file| (*file).clone()).collect();
+    blocking(move || {
+        let Some(leftover) = Leftover::open(&config, &source) else { return Ok(Bytes(0)) };
+        let folder = repo.root().join("blobs");
+        std::fs::create_dir_all(&folder).map_err(FetchError::io(&folder))?;
+        let mut taken = Bytes(0);
+        for RemoteFile { name, size, etag } in files {
+            let (blob, lock) = (repo.blob(etag.as_str()), repo.lock(etag.as_str()));
+            let Some((from, whole)) = leftover.file(&name, size, &etag) else { continue };
+            let Some(_held) = disk::try_lock(&lock).map_err(FetchError::io(&lock))? else { continue };
+            if bytes_missing(&blob, size) > 0 {
+                let done: Vec<u64> =
+                    (0..size.div_ceil(PART_LEN)).map(|part| whole_from(&whole, part * PART_LEN, part_len(size, part))).collect();
+                match parts::take_over(&blob, size, &from, &done) {
+                    Ok(()) => taken = taken + Bytes(done.iter().sum()),
+                    Err(error) => warn!(file = name, %error, "what other nodes gave of a file could not be kept"),
+                }
+            }
+        }
+        if taken > Bytes(0) {
+            leftover.remove(); // else it is kept for another try with the nodes, until the model is here or it is too old
+        }
+        Ok(taken)
+    })
+    .await
 }
 
 /// Makes the folders, and sees whether what is missing has room. Returns how much is missing.

@@ -17,10 +17,26 @@
 //!
 //! A model is described by its [`Manifest`]: names, sizes, and the BLAKE3 hash of each 8 MiB of each file. Chunks come from several nodes at
 //! once, each is checked before it counts, and a node that sends a wrong one is not asked again. The connections are those of the caller
-//! ([`Connect`]): this crate knows nothing of certificates.
+//! ([`Connect`]): this crate knows nothing of certificates. If all nodes fail, what they gave is kept, and the hub is asked for the rest.
+//!
+//! # What is checked against what
+//!
+//! | bytes | before they become a model |
+//! |---|---|
+//! | of the hub | the size, and the hash that the hub's list names: SHA-256 of large files, git's SHA-1 of small ones. A mirror that names neither: the size alone |
+//! | of other nodes | the manifest's names (none can lead out of the folder), sizes and counts; each chunk against its BLAKE3; then each whole file against the hub's hash of it, if the manifest names one |
+//! | of other nodes, and the rest from the hub | as those of the hub, over the whole file; not taken at all where a mirror names no hash |
+//! | found in a cache or a folder | names and links only: the file is that of whoever put it there. At a download, a blob of the right size is not read again |
+//!
+//! A manifest is the word of the node that sent it, which is of this cluster: the caller has authenticated it. It is believed for which files a
+//! model has, and for which commit of a repository they are of, as the hub is not asked. The hub's hash in it is what that node's cache has the
+//! file under, or what it was told itself. It does not protect from a member that lies, but from one whose disk does: a file that was damaged
+//! before its chunks were hashed would otherwise go through the whole cluster. A file without such a hash (at a path, or of a mirror that names
+//! none) is believed to be what its first node had. What was received is never trusted after an interruption: chunks are hashed again.
 
 mod cache;
 mod config;
+mod digest;
 mod disk;
 mod error;
 mod found;
@@ -33,6 +49,7 @@ mod progress;
 mod select;
 mod serve;
 mod store;
+mod tidy;
 
 pub use config::{DEFAULT_ENDPOINT, StoreConfig, Token};
 pub use error::FetchError;
@@ -40,3 +57,4 @@ pub use found::found;
 pub use manifest::{CHUNK_LEN, ChunkHash, Manifest, ManifestFile};
 pub use progress::{Fetch, Origin, Progress};
 pub use store::{Connect, Io, Located, Store};
+pub use tidy::KEPT_FOR;

@@ -94,7 +94,7 @@ fn is_whole(root: &Path, files: &[(String, PathBuf)]) -> Result<(), String> {
     Ok(())
 }
 
-fn read_json(path: &Path) -> Result<Value, String> {
+pub(crate) fn read_json(path: &Path) -> Result<Value, String> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let mut text = Vec::new();
     let read = fs::File::open(path).and_then(|file| file.take(JSON_MAX).read_to_end(&mut text));
@@ -105,6 +105,15 @@ fn read_json(path: &Path) -> Result<Value, String> {
 /// The files of a folder and of the folders in it, by relative name, sorted. A link to a file counts as a file; one to a folder is not followed.
 /// What is hidden, unusable as a name, or beyond the ten thousandth entry is left out.
 pub(crate) fn list(folder: &Path) -> std::io::Result<Vec<String>> {
+    entries(folder, Path::is_file)
+}
+
+/// The links of a folder and of the folders in it that lead nowhere, listed as by [`list`].
+pub(crate) fn list_dangling(folder: &Path) -> std::io::Result<Vec<String>> {
+    entries(folder, |path| path.is_symlink() && !path.exists())
+}
+
+fn entries(folder: &Path, is_wanted: impl Fn(&Path) -> bool) -> std::io::Result<Vec<String>> {
     let mut names = Vec::new();
     let mut left = ENTRIES_MAX;
     let mut folders = vec![String::new()];
@@ -124,7 +133,7 @@ pub(crate) fn list(folder: &Path) -> std::io::Result<Vec<String>> {
                 if within.is_empty() {
                     folders.push(name);
                 }
-            } else if entry.path().is_file() {
+            } else if is_wanted(&entry.path()) {
                 names.push(name);
             }
         }

@@ -9,6 +9,7 @@ use std::time::UNIX_EPOCH;
 use plexus_types::{Bytes, ModelSource};
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Etag;
 use crate::disk;
 use crate::error::FetchError;
 use crate::local::LocalModel;
@@ -86,6 +87,17 @@ pub struct ManifestFile {
     pub size: u64,
     /// The hashes of its chunks, in order.
     pub chunks: Vec<ChunkHash>,
+    /// What the hub called its content when the first of the nodes fetched it: SHA-256, or git's SHA-1 of small files, in hexadecimal digits.
+    /// Absent for what did not come from a hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
+}
+
+impl ManifestFile {
+    /// What all of the file can be checked with.
+    pub(crate) fn digest(&self) -> Option<Etag> {
+        self.etag.as_deref().and_then(Etag::new)
+    }
 }
 
 /// A chunk of a manifest: which file, where in it, how long.
@@ -125,6 +137,9 @@ impl Manifest {
             if file.size.div_ceil(CHUNK_LEN) != file.chunks.len() as u64 {
                 return Err(format!("{:?} of {} bytes has {} chunks", file.name, file.size, file.chunks.len()));
             }
+            if file.etag.is_some() && !file.digest().is_some_and(|etag| etag.is_hash()) {
+                return Err(format!("the hub's hash of {:?} is {:?}", file.name, file.etag));
+            }
             total = total.checked_add(file.size).ok_or("more bytes than can be counted")?;
         }
         let folder_of = |name: &str| name.rsplit_once('/').is_some_and(|(folder, _)| names.contains(&folder.to_lowercase()));
@@ -159,6 +174,9 @@ struct Remembered {
     size: u64,
     modified_ns: u128,
     chunks: Vec<ChunkHash>,
+    /// As in [`ManifestFile`], for files whose place does not tell.
+    #[serde(default)]
+    etag: Option<String>,
 }
 
 impl HashCache {
@@ -169,33 +187,34 @@ impl HashCache {
     /// Describes a model. Reads files that are not remembered; `read` is told of each stretch that is done.
     pub(crate) fn manifest(&self, source: &ModelSource, model: &LocalModel, read: &dyn Fn(u64)) -> Result<Manifest, FetchError> {
         let file = |(name, path): &(String, PathBuf)| {
-            let (size, chunks) = self.hashes(path, read)?;
-            Ok(ManifestFile { name: name.clone(), size, chunks })
+            let (size, chunks, noted) = self.hashes(path, read)?;
+            let linked = Etag::of_link(path).filter(Etag::is_hash).map(|etag| etag.as_str().to_owned());
+            Ok(ManifestFile { name: name.clone(), size, chunks, etag: linked.or(noted) })
         };
         let files = model.files.iter().map(file).collect::<Result<_, FetchError>>()?;
         Ok(Manifest { source: source.clone(), chunk_len: CHUNK_LEN, files })
     }
 
-    fn hashes(&self, path: &Path, read: &dyn Fn(u64)) -> Result<(u64, Vec<ChunkHash>), FetchError> {
+    fn hashes(&self, path: &Path, read: &dyn Fn(u64)) -> Result<(u64, Vec<ChunkHash>, Option<String>), FetchError> {
         let (size, modified_ns) = stamp(path)?;
         let remembered = fs::read(self.place(path)).ok().and_then(|text| serde_json::from_slice::<Remembered>(&text).ok());
         if let Some(known) = remembered.filter(|known| known.path == path && known.size == size && known.modified_ns == modified_ns) {
             read(size);
-            return Ok((size, known.chunks));
+            return Ok((size, known.chunks, known.etag));
         }
         let chunks = hash_file(path, size, read).map_err(FetchError::io(path))?;
         if stamp(path)? != (size, modified_ns) {
             return Err(FetchError::Corrupted { file: path.display().to_string(), problem: "it changed while it was read".to_owned() });
         }
-        self.remember(path, chunks.clone())?;
-        Ok((size, chunks))
+        self.remember(path, chunks.clone(), None)?;
+        Ok((size, chunks, None))
     }
 
     /// Notes the hashes of a file as it is now.
-    pub(crate) fn remember(&self, path: &Path, chunks: Vec<ChunkHash>) -> Result<(), FetchError> {
+    pub(crate) fn remember(&self, path: &Path, chunks: Vec<ChunkHash>, etag: Option<String>) -> Result<(), FetchError> {
         let (size, modified_ns) = stamp(path)?;
         let place = self.place(path);
-        let text = serde_json::to_vec(&Remembered { path: path.to_owned(), size, modified_ns, chunks }).expect("plain data is JSON");
+        let text = serde_json::to_vec(&Remembered { path: path.to_owned(), size, modified_ns, chunks, etag }).expect("plain data is JSON");
         disk::write_whole(&place, &text).map_err(FetchError::io(place))
     }
 

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use plexus_types::{Bytes, HubSource, ModelId, ModelSource, NodeName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::cache::CachedRepo;
 use crate::config::StoreConfig;
@@ -46,6 +46,14 @@ pub enum Located {
     Here(PathBuf),
     /// Not on this node, or not all of them.
     Absent,
+}
+
+/// What the caches of the hub hold of a model.
+enum Cached {
+    /// All of it.
+    Whole(LocalModel),
+    /// What an engine could open; why something else may be missing.
+    Doubtful(String),
 }
 
 /// The store of a node. Cheap to clone; all clones are one store.
@@ -168,13 +176,29 @@ impl Inner {
         let here = match source {
             ModelSource::Embedded => None,
             ModelSource::Path(path) => model_at(path, None).ok(),
-            ModelSource::Hub(hub) => self.in_caches(hub),
+            ModelSource::Hub(hub) => match self.in_caches(hub) {
+                Some(Cached::Whole(model)) => Some(model),
+                Some(Cached::Doubtful(_)) | None => None,
+            },
         };
         here.or_else(|| self.of_peers(source))
     }
 
-    fn in_caches(&self, hub: &HubSource) -> Option<LocalModel> {
-        self.config.hub_caches.iter().find_map(|cache| CachedRepo::new(cache, &hub.repo).model(hub))
+    /// What the caches hold of a model: the first that is whole, else the first that may be. Where the hub must not be asked, there is no doubt:
+    /// what is there is all that there will be.
+    fn in_caches(&self, hub: &HubSource) -> Option<Cached> {
+        let mut doubtful = None;
+        for cache in &self.config.hub_caches {
+            let repo = CachedRepo::new(cache, &hub.repo);
+            let Some((model, commit)) = repo.model(hub) else { continue };
+            match repo.doubt(&model) {
+                Some(why) if !self.config.offline && !self.config.is_noted_whole(hub, &commit) => {
+                    doubtful = doubtful.or(Some(Cached::Doubtful(why)));
+                }
+                _ => return Some(Cached::Whole(model)),
+            }
+        }
+        doubtful
     }
 
     /// A model that came whole from other nodes.
@@ -217,6 +241,12 @@ impl Inner {
         if let Some(here) = blocking(move || Ok(inner.entry(&looked_for))).await? {
             return Ok(here);
         }
+        // What is nearly whole here costs least at the hub: its list, and the few files that are missing.
+        if let ModelSource::Hub(hub) = source
+            && let Some(why) = self.doubt(hub).await?
+        {
+            return self.complete(hub, why, nodes, flight).await;
+        }
         let unserved = match nodes {
             [] => None,
             nodes => match peers::fetch(self, source, nodes, flight).await {
@@ -235,6 +265,39 @@ impl Inner {
             (ModelSource::Path(path), None) => Err(FetchError::NoSuchPath { path: path.clone() }),
             (ModelSource::Embedded, None) => Err(FetchError::Embedded),
         }
+    }
+}
+
+impl Inner {
+    async fn doubt(self: &Arc<Self>, hub: &HubSource) -> Result<Option<String>, FetchError> {
+        let (inner, looked_for) = (Arc::clone(self), hub.clone());
+        let cached = blocking(move || Ok(inner.in_caches(&looked_for))).await?;
+        Ok(cached.and_then(|cached| match cached {
+            Cached::Whole(_) => None,
+            Cached::Doubtful(why) => Some(why),
+        }))
+    }
+
+    /// Fetches what a model may lack, from the hub, or all of it from the nodes if the hub does not give it.
+    async fn complete(
+        self: &Arc<Self>,
+        hub: &HubSource,
+        why: String,
+        nodes: &[NodeName],
+        flight: &watch::Sender<Flight>,
+    ) -> Result<PathBuf, FetchError> {
+        info!(model = %hub, why, "a model in a cache may not be whole, so the hub is asked");
+        let refused = match hub::fetch(&self.config, hub, &Meter(flight)).await {
+            Ok(path) => return Ok(path),
+            Err(error) => error,
+        };
+        if !nodes.is_empty() {
+            match peers::fetch(self, &ModelSource::Hub(hub.clone()), nodes, flight).await {
+                Err(FetchError::Peers { .. }) => {}
+                other => return other,
+            }
+        }
+        Err(FetchError::Doubtful { repo: hub.repo.clone(), why, source: Box::new(refused) })
     }
 }
 

@@ -6,11 +6,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
 use mirror::{COMMIT, Faults, Mirror, git_sha1, sha256};
-use plexus_store::{Connect, FetchError, Io, Located, Origin, Store, StoreConfig, Token};
+use plexus_store::{Connect, FetchError, Io, KEPT_FOR, Located, Origin, Store, StoreConfig, Token};
 use plexus_types::{Bytes, ModelSource, NodeName};
 use tempfile::TempDir;
 
@@ -326,4 +326,123 @@ async fn two_who_want_the_same_model_fetch_it_once() {
     }
     assert_eq!(mirror.seen.listings.load(Ordering::SeqCst), 2);
     assert_eq!(mirror.bytes_sent(), large.len() as u64);
+}
+
+/// Lays files into the cache as another client does that was asked for these only.
+fn laid_by_others(folder: &Path, files: &[(&str, Vec<u8>)], only: &[&str]) -> PathBuf {
+    let repo = folder.join("cache/models--org--name");
+    let snapshot = repo.join("snapshots").join(COMMIT);
+    for made in [repo.join("blobs"), repo.join("refs"), snapshot.clone()] {
+        fs::create_dir_all(made).unwrap();
+    }
+    fs::write(repo.join("refs/main"), COMMIT).unwrap();
+    for (name, bytes) in files.iter().filter(|(name, _)| only.contains(name)) {
+        let etag = if mirror::is_large(name) { sha256(bytes) } else { git_sha1(bytes) };
+        fs::write(repo.join("blobs").join(&etag), bytes).unwrap();
+        std::os::unix::fs::symlink(format!("../../blobs/{etag}"), snapshot.join(name)).unwrap();
+    }
+    repo
+}
+
+fn decoder() -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        ("config.json", b"{\"model_type\": \"qwen3\"}".to_vec()),
+        ("tokenizer.json", b"{}".to_vec()),
+        ("tokenizer_config.json", b"{\"chat_template\": \"\"}".to_vec()),
+        ("chat_template.jinja", b"{{ messages }}".to_vec()),
+        ("model.safetensors", content(300_000, 1)),
+    ]
+}
+
+fn encoder() -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        ("config.json", b"{\"model_type\": \"bert\"}".to_vec()),
+        ("tokenizer.json", b"{}".to_vec()),
+        ("tokenizer_config.json", b"{}".to_vec()),
+        ("modules.json", b"[{\"path\": \"1_Pooling\", \"type\": \"sentence_transformers.models.Pooling\"}]".to_vec()),
+        ("1_Pooling/config.json", b"{\"pooling_mode_cls_token\": true}".to_vec()),
+        ("model.safetensors", content(300_000, 1)),
+    ]
+}
+
+/// A repository's files, which of them another client fetched, what else it left, and whether an engine could open that.
+type Case<'a> = (Vec<(&'static str, Vec<u8>)>, &'a [&'a str], &'a dyn Fn(&Path), bool);
+
+#[tokio::test]
+async fn what_other_clients_left_half_is_not_taken_for_a_model_and_only_the_rest_is_fetched() {
+    let all = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors"];
+    let dangling = |repo: &Path| std::os::unix::fs::symlink("../../blobs/gone", repo.join("snapshots").join(COMMIT).join(all[3])).unwrap();
+    let unended = |repo: &Path| fs::write(repo.join("blobs").join(format!("{}.incomplete", "a".repeat(40))), b"{{ mess").unwrap();
+    let nothing = |_: &Path| {};
+    let cases: [Case<'_>; 5] = [
+        (decoder(), &["config.json", "tokenizer.json", "model.safetensors"], &nothing, true), // the tokenizer was not asked for
+        (decoder(), &["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"], &dangling, true),
+        (decoder(), &["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"], &unended, true),
+        (encoder(), &["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"], &nothing, true),
+        (decoder(), &["config.json", "tokenizer.json", "tokenizer_config.json"], &unended, false), // no weights: nothing to take as it is
+    ];
+    let wanted = source("hf:org/name");
+    for (files, only, spoil, opens) in cases {
+        let (mirror, folder) = (Mirror::start("org/name", files.clone()).await, TempDir::new().unwrap());
+        spoil(&laid_by_others(folder.path(), &files, only));
+        let store = store(&mirror, folder.path());
+        assert_eq!(store.locate(&wanted), Located::Absent);
+
+        let gone = StoreConfig { endpoint: "http://127.0.0.1:9".to_owned(), ..config(&mirror, folder.path()) };
+        let error = Store::new(gone, Arc::new(Alone)).fetch(&wanted, &[]).done().await.unwrap_err();
+        assert_eq!(matches!(&*error, FetchError::Doubtful { .. }), opens, "{error}");
+        let offline = Store::new(StoreConfig { offline: true, ..config(&mirror, folder.path()) }, Arc::new(Alone));
+        assert_eq!(matches!(offline.locate(&wanted), Located::Here(_)), opens);
+
+        let path = store.fetch(&wanted, &[]).done().await.unwrap();
+        for (name, bytes) in &files {
+            assert!(fs::read(path.join(name)).unwrap() == *bytes, "{name}");
+        }
+        let missing: usize = files.iter().filter(|(name, _)| !only.contains(name)).map(|(_, bytes)| bytes.len()).sum();
+        assert_eq!(mirror.bytes_sent(), missing as u64);
+        // From now on it is known to be whole, whatever else was not ended in the repository.
+        assert_eq!(self::store(&mirror, folder.path()).locate(&wanted), Located::Here(path));
+    }
+}
+
+#[tokio::test]
+async fn what_other_clients_left_whole_is_taken_without_asking() {
+    let folder = TempDir::new().unwrap();
+    let mirror = Mirror::start("org/name", decoder()).await;
+    let all: Vec<&str> = decoder().iter().map(|(name, _)| *name).collect();
+    laid_by_others(folder.path(), &decoder(), &all);
+    let store = store(&mirror, folder.path());
+    assert!(matches!(store.locate(&source("hf:org/name")), Located::Here(_)));
+    store.fetch(&source("hf:org/name"), &[]).done().await.unwrap();
+    assert_eq!(mirror.seen.listings.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn parts_that_nobody_goes_on_with_are_deleted_in_the_end_and_no_file_of_other_clients() {
+    let large = content(40 << 20, 12);
+    let (mirror, folder) = (Mirror::start("org/name", [("m.gguf", large.clone())]).await, TempDir::new().unwrap());
+    mirror.fail(Faults { stall_after: Some(3 << 20), ..Faults::default() });
+    let (first, second) = (store(&mirror, folder.path()), store(&mirror, folder.path()));
+    let mut fetch = first.fetch(&source("hf:org/name"), &[]);
+    while fetch.progress().done < Bytes::mib(2) {
+        assert!(fetch.changed().await);
+    }
+    let much_later = SystemTime::now() + KEPT_FOR * 2;
+    assert_eq!(second.tidy(much_later), Bytes(0), "it is under way in another process");
+    drop(fetch);
+    let blobs = folder.path().join("cache/models--org--name/blobs");
+    let of_others = blobs.join(format!("{}.incomplete", sha256(&large)));
+    fs::write(&of_others, b"theirs").unwrap();
+    let lock = folder.path().join(format!("cache/.locks/models--org--name/{}.lock", sha256(&large)));
+    while fs::File::open(&lock).unwrap().try_lock().is_err() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(second.tidy(SystemTime::now() + KEPT_FOR / 2), Bytes(0), "somebody may go on with it");
+    assert!(second.tidy(much_later) >= Bytes::mib(40));
+    assert_eq!(leftovers(folder.path()), [of_others]);
+
+    // What is here by now is deleted at once.
+    fs::write(blobs.join(sha256(&large)), &large).unwrap();
+    fs::write(blobs.join(format!("{}.plexus-parts.incomplete", sha256(&large))), b"12345").unwrap();
+    assert_eq!(second.tidy(SystemTime::now()), Bytes(5));
 }

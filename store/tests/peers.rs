@@ -8,11 +8,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
 use mirror::{Faults, Mirror};
-use plexus_store::{CHUNK_LEN, Connect, FetchError, Io, Located, Manifest, Origin, Store, StoreConfig};
+use plexus_store::{CHUNK_LEN, Connect, FetchError, Io, KEPT_FOR, Located, Manifest, Origin, Store, StoreConfig};
 use plexus_types::{Bytes, ModelSource, NodeName};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -134,8 +134,13 @@ async fn a_model_goes_from_node_to_node() {
     let net = Net::default();
     let (a, b, c) = (net.node("a", |_| {}).await, net.node("b", |_| {}).await, net.node("c", |_| {}).await);
     let weights = content((CHUNK_LEN * 2 + 1234) as usize, 1);
-    let files: [(&str, &[u8]); 4] =
-        [("config.json", b"{}"), ("tokenizer.json", b"{}"), ("1_Pooling/config.json", b"{}"), ("model.safetensors", &weights)];
+    let files: [(&str, &[u8]); 5] = [
+        ("config.json", b"{}"),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer_config.json", b"{}"),
+        ("1_Pooling/config.json", b"{}"),
+        ("model.safetensors", &weights),
+    ];
     snapshot_of(&a, "org/name", &files);
     let wanted = source("hf:org/name");
     for (to, from) in [(&b, &a), (&c, &b)] {
@@ -342,4 +347,113 @@ async fn a_hostile_manifest_is_refused() {
         assert!(!b.folder.path().join("store/incoming").exists());
         server.abort();
     }
+}
+
+#[tokio::test]
+async fn what_nodes_gave_before_they_failed_is_kept_and_the_hub_gives_the_rest() {
+    let (net, bytes) = (Net::default(), content((CHUNK_LEN * 9 + 77) as usize, 7));
+    for (name, of_hub, wanted_most) in [
+        // Two of the nine whole chunks may be half here, and with each the rest of its 32 MiB.
+        ("same", bytes.clone(), CHUNK_LEN * 7),
+        // What came is of another commit: the hub's hash finds out, and all comes anew.
+        ("other", content(bytes.len(), 8), bytes.len() as u64 * 2),
+    ] {
+        let mirror = Mirror::start("org/name", [("m-Q8_0.gguf", of_hub.clone())]).await;
+        let (a, endpoint) = (net.node(&format!("a-{name}"), |_| {}).await, mirror.endpoint());
+        let b = net.node(&format!("b-{name}"), |config| config.endpoint = endpoint).await;
+        snapshot_of(&a, "org/name", &[("m-Q8_0.gguf", &bytes)]);
+        a.budget.store(CHUNK_LEN * 15 / 2, Ordering::SeqCst);
+        let path = fetch(&b, &source("hf:org/name:Q8_0"), &[&a]).await.unwrap();
+        assert!(fs::read(path).unwrap() == of_hub);
+        let sent = mirror.bytes_sent();
+        assert!(sent > 0 && sent <= wanted_most, "{name}: {sent} bytes of {}", bytes.len());
+        assert_eq!(fs::read_dir(b.folder.path().join("store/incoming")).unwrap().filter(is_folder).count(), 0);
+    }
+}
+
+fn is_folder(entry: &io::Result<fs::DirEntry>) -> bool {
+    entry.as_ref().unwrap().path().is_dir()
+}
+
+#[tokio::test]
+async fn a_mirror_that_names_no_hash_gives_the_whole_file() {
+    let (net, bytes) = (Net::default(), content((CHUNK_LEN * 5) as usize, 9));
+    let mirror = Mirror::start("org/name", [("m-Q8_0.gguf", bytes.clone())]).await;
+    mirror.fail(Faults { no_hash: true, ..Faults::default() });
+    let (a, endpoint) = (net.node("a", |_| {}).await, mirror.endpoint());
+    let b = net.node("b", |config| config.endpoint = endpoint).await;
+    snapshot_of(&a, "org/name", &[("m-Q8_0.gguf", &bytes)]);
+    a.budget.store(CHUNK_LEN * 7 / 2, Ordering::SeqCst);
+    let path = fetch(&b, &source("hf:org/name:Q8_0"), &[&a]).await.unwrap();
+    assert!(fs::read(path).unwrap() == bytes);
+    assert_eq!(mirror.bytes_sent(), bytes.len() as u64);
+}
+
+/// Puts a file into a node's cache as the hub's clients do: a link to a blob of this name.
+fn blob_of(node: &Node, name: &str, etag: &str, bytes: &[u8]) {
+    snapshot_of(node, "org/name", &[]);
+    let repo = node.folder.path().join("store/hub/models--org--name");
+    fs::create_dir_all(repo.join("blobs")).unwrap();
+    fs::write(repo.join("blobs").join(etag), bytes).unwrap();
+    let commit = fs::read_to_string(repo.join("refs/main")).unwrap();
+    std::os::unix::fs::symlink(format!("../../blobs/{etag}"), repo.join("snapshots").join(commit).join(name)).unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_a_disk_has_damaged_does_not_go_through_the_cluster() {
+    let net = Net::default();
+    let (a, b, c) = (net.node("a", |_| {}).await, net.node("b", |_| {}).await, net.node("c", |config| config.offline = true).await);
+    let bytes = content((CHUNK_LEN + 77) as usize, 10);
+    let wanted = source("hf:org/name:Q8_0");
+    blob_of(&a, "m-Q8_0.gguf", &mirror::sha256(&bytes), &bytes);
+    // The hub's hash goes along, though b never asked the hub.
+    fetch(&b, &wanted, &[&a]).await.unwrap();
+    let at = net.addresses.lock().unwrap()[&b.name];
+    let asked = reqwest::Client::builder().no_proxy().build().unwrap();
+    let answer = asked.get(format!("http://{at}/store/manifest?source=hf%3Aorg%2Fname%3AQ8_0")).send().await.unwrap();
+    let manifest: Manifest = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+    assert_eq!(manifest.files[0].etag, Some(mirror::sha256(&bytes)));
+
+    // d's disk changed a byte before d ever read the file: its chunks have the hashes of what it sends.
+    let d = net.node("d", |_| {}).await;
+    let mut damaged = bytes.clone();
+    damaged[12_345] ^= 1;
+    blob_of(&d, "m-Q8_0.gguf", &mirror::sha256(&bytes), &damaged);
+    let error = fetch(&c, &wanted, &[&d]).await.unwrap_err();
+    assert!(matches!(&*error, FetchError::Offline { .. }), "{error}");
+    assert_eq!(c.store.locate(&wanted), Located::Absent);
+    assert_eq!(fs::read_dir(c.folder.path().join("store/incoming")).unwrap().filter(is_folder).count(), 0);
+    assert!(fs::read(fetch(&c, &wanted, &[&b]).await.unwrap()).unwrap() == bytes);
+}
+
+#[tokio::test]
+async fn chunks_of_a_fetch_that_nobody_goes_on_with_are_deleted_in_the_end() {
+    let (net, [a, _b, c], wanted, bytes) = two_have_it().await;
+    let handle = c.store.fetch(&wanted, std::slice::from_ref(&a.name));
+    let mut watched = handle.clone();
+    while watched.progress().done < Bytes(CHUNK_LEN) {
+        assert!(watched.changed().await);
+    }
+    a.budget.store(0, Ordering::SeqCst);
+    let other = Store::new(StoreConfig::new(c.folder.path().join("store")), Arc::new(net.clone()));
+    let much_later = SystemTime::now() + KEPT_FOR * 2;
+    assert_eq!(other.tidy(much_later), Bytes(0), "it is under way in another process");
+    drop((handle, watched));
+    let incoming = c.folder.path().join("store/incoming");
+    let folder = fs::read_dir(&incoming).unwrap().flatten().map(|entry| entry.path()).find(|path| path.is_dir()).unwrap();
+    while fs::File::open(folder.with_extension("lock")).unwrap().try_lock().is_err() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(other.tidy(SystemTime::now() + KEPT_FOR / 2), Bytes(0), "somebody may go on with it");
+    assert!(other.tidy(much_later) > Bytes(CHUNK_LEN));
+    assert!(!folder.exists());
+
+    // What is here by now is deleted at once.
+    fs::create_dir_all(folder.join("files")).unwrap();
+    fs::write(folder.join("files/m-Q8_0.gguf"), b"12345").unwrap();
+    let manifest = format!(r#"{{"source": "{wanted}", "chunk_len": {CHUNK_LEN}, "files": []}}"#);
+    fs::write(folder.join("manifest.json"), manifest).unwrap();
+    assert_eq!(other.tidy(SystemTime::now()), Bytes(0));
+    snapshot_of(&c, "org/name", &[("m-Q8_0.gguf", &bytes)]);
+    assert!(other.tidy(SystemTime::now()) > Bytes(5) && !folder.exists());
 }

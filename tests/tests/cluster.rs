@@ -4,8 +4,9 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use plexus_tests::client::question_body;
+use plexus_tests::process::run_plexus;
 use plexus_tests::view::whole;
-use plexus_tests::{Home, Node, Signal, eventually, measured, process};
+use plexus_tests::{Home, Node, Signal, binary, eventually, measured, process};
 use plexus_types::NodeState;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
@@ -280,5 +281,31 @@ async fn a_request_that_cannot_be_placed_names_the_model() {
         let reply = node.client().ask("nobody/has-this", FRANCE).await.unwrap();
         assert_eq!((reply.status, &reply.json["error"]["code"]), (404, &Value::from("model_not_found")), "{}", reply.text);
         assert!(reply.text.contains("nobody/has-this"));
+    }
+}
+
+#[tokio::test]
+async fn vectors_say_who_made_them_and_any_node_tells_why() {
+    let home = Home::new();
+    let bert = binary::repository().join("engine/tests/golden/bert");
+    let config = home.path().join("cluster.toml");
+    std::fs::write(&config, format!("[[models]]\nid = \"bert\"\nsource = \"{}\"\n", bert.display())).unwrap();
+    let serving = home.node("serving").arg("--config", config.to_str().unwrap()).start().await;
+    let ingress = home.node("ingress").model_from_folder("unused").start().await;
+    whole(&[&serving, &ingress]).await;
+    ingress.offers_on_demand("bert").await;
+    for (asked, loaded_for_it) in [(&ingress, true), (&serving, false)] {
+        let reply = asked.client().post("/v1/embeddings", &json!({"model": "bert", "input": ["a", "b"]})).await.unwrap();
+        assert_eq!((reply.status, reply.header("x-plexus-node")), (200, Some("serving")), "{}", reply.text);
+        let route = reply.header("x-plexus-route").expect("it says why").to_owned();
+        assert!(route.starts_with("it goes to serving/cpu-0 of 1"), "{route}");
+        assert_eq!(route.contains("; "), loaded_for_it, "{route}");
+        let id = reply.header("x-request-id").expect("it has an id").to_owned();
+        for node in [&ingress, &serving] {
+            let told = run_plexus(&home, &["cluster", "explain", &id, "--node", node.client().base()], "").await;
+            assert!(told.success && told.stdout.contains("it goes to serving/cpu-0"), "{id}: {} {}", told.stdout, told.stderr);
+        }
+        let nobody = asked.client().post("/v1/embeddings", &json!({"model": "none", "input": "a"})).await.unwrap();
+        assert_eq!((nobody.status, nobody.header("x-plexus-node")), (404, None), "{}", nobody.text);
     }
 }

@@ -147,6 +147,25 @@ fn who_sends_many_requests_does_not_keep_others_from_a_place() {
 }
 
 #[test]
+fn who_sends_no_key_has_what_those_with_a_key_leave() {
+    // CX-93
+    let mut desk = Desk::new(2, 64, 512);
+    (0..4).for_each(|label| desk.ask_for(label, &prompt(label, 20), 20));
+    assert!(desk.step());
+    for key in [1, 2, 1, 2] {
+        desk.principal = Some(key);
+        let label = desk.answers.len() as u32;
+        desk.ask_for(label, &prompt(label, 20), 20);
+    }
+    desk.run();
+    desk.check();
+    let order = desk.order_of_ends();
+    let place = |label: u32| order.iter().position(|ended| *ended == label).unwrap();
+    assert!((0..2).all(|had_a_place| place(had_a_place) < 2), "nobody loses a place: {order:?}");
+    assert!((4..8).all(|keyed| place(keyed) < 6) && (2..4).all(|anonymous| place(anonymous) >= 6), "{order:?}");
+}
+
+#[test]
 fn who_has_waited_too_long_for_a_place_is_taken_out_and_who_runs_is_not() {
     // CX-93
     let mut desk = Desk::new(1, 64, 512);

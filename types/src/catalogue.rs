@@ -30,6 +30,8 @@ pub struct ModelProfile {
     pub waiting_time: Duration,
     /// Most requests of one principal that run or wait; absent: as many as fit.
     pub principal_max: Option<u32>,
+    /// Most requests without a key that run or wait, all together; absent: as many as fit.
+    pub anonymous_max: Option<u32>,
     /// Load it at the start of each node that lists it, rather than when it is first asked for.
     pub preload: bool,
     /// Memory that it takes, as its owner reckons; counts until its files are known.
@@ -81,6 +83,7 @@ impl ModelProfile {
             waiting_max: Self::DEFAULT_WAITING_MAX,
             waiting_time: Self::DEFAULT_WAITING_TIME,
             principal_max: None,
+            anonymous_max: None,
             preload: false,
             memory: None,
             device: None,

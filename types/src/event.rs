@@ -133,6 +133,8 @@ pub enum GenerateEvent {
         node: NodeName,
         /// Why there, in a line.
         route: String,
+        /// Did it wait for the model to be loaded?
+        cold_start: bool,
     },
     /// More of the answer.
     Tokens {

@@ -14,6 +14,7 @@ use plexus_types::{Bytes, DeviceId, DeviceReport, Footprint, ModelFacts, ModelId
 use tokio::time::Instant;
 
 use super::ledger::{Lease, Ledger, Resident};
+use super::pins::Pins;
 use super::plan::{EvictionPolicy, Needs, NoRoom, Plan, Room, plan, plan_eviction};
 
 /// A replica that could not be loaded is shown so long, and not loaded again meanwhile unless by hand.
@@ -178,6 +179,8 @@ pub enum Effect {
     },
     /// Tell a replica whether it is pinned.
     Pinned(Place, bool),
+    /// Keep what was pinned and unpinned by hand.
+    KeepPins(Pins),
     /// Open a device anew.
     RestartDevice(DeviceId),
     /// Tell the router of the devices.
@@ -194,6 +197,8 @@ pub struct EvictorCore {
     /// Models that have gone from a device since it was opened.
     cycles: BTreeMap<DeviceId, u32>,
     unloads: Vec<(Place, Asker)>,
+    /// What was said by hand; it counts before what the catalogue says.
+    pins: Pins,
     /// Models that went for others, or for nobody's use.
     pub n_evicted: u64,
     /// Loads that found no room.
@@ -221,9 +226,9 @@ struct Waiting {
 }
 
 impl EvictorCore {
-    /// Knows of no device yet.
-    pub fn new(config: EvictionConfig) -> Self {
-        Self { config, ..Self::default() }
+    /// Knows of no device yet, and of what was pinned by hand in a former life.
+    pub fn new(config: EvictionConfig, pins: Pins) -> Self {
+        Self { config, pins, ..Self::default() }
     }
 
     /// Who was promised what.
@@ -289,7 +294,7 @@ impl EvictorCore {
 
     fn on_load(
         &mut self,
-        profile: Box<ModelProfile>,
+        mut profile: Box<ModelProfile>,
         device: DeviceId,
         facts: Option<&ModelFacts>,
         now: Instant,
@@ -319,6 +324,7 @@ impl EvictorCore {
         if self.hosted.remove(&place).is_some() {
             out.push(Effect::Dismiss(place.clone())); // the one that failed; the new one is told from it by whoever starts it
         }
+        profile.pinned = self.pins.get(&profile.id).copied().unwrap_or(profile.pinned);
         let pinned = profile.pinned;
         self.hosted.insert(place, Hosted { profile: profile.clone(), pinned, failed_at: None, leaving: false });
         out.push(Effect::Host { profile, device });
@@ -443,6 +449,9 @@ impl EvictorCore {
             }
             self.note(&place, |resident| resident.pinned = pinned);
             out.push(Effect::Pinned(place, pinned));
+        }
+        if self.pins.insert(model.clone(), pinned) != Some(pinned) {
+            out.push(Effect::KeepPins(self.pins.clone()));
         }
         Ok(())
     }

@@ -190,10 +190,7 @@ pub(super) async fn load(args: &ModelArgs, life: ActorId) -> Result<Resident, Lo
 /// Fetches what is not here, unless it is larger than the device.
 async fn fetch(args: &ModelArgs, life: ActorId) -> Result<(), LoadError> {
     let ModelArgs { profile, shelf, evictor, .. } = args;
-    let (wanted, from) = (profile.clone(), shelf.clone());
-    let missing = tokio::task::spawn_blocking(move || from.missing(&wanted)).await;
-    let missing = missing.map_err(|_| LoadError::Refused("looking for its files panicked".into()))?;
-    for source in missing {
+    for source in shelf.find_missing(profile).await.map_err(|panicked| LoadError::Refused(panicked.to_string()))? {
         let refused = |error: &FetchError| LoadError::Refused(format!("{source} cannot be fetched: {}", chain(error)));
         if profile.quant.is_none() && matches!(source, ModelSource::Hub(_)) {
             // A hub that cannot be asked says nothing of other nodes, which may have the files.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use plexus_store::Store;
 use plexus_types::{DeviceId, NodeName};
@@ -58,6 +59,8 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
     let find = move |name: &NodeName| nodes.list().into_iter().find(|facts| facts.id.name == *name);
     let links = StoreLinks::new(args.secret.clone(), me.name.clone(), args.timing.clone(), find);
     let store = Store::new(args.store, Arc::new(links));
+    let tidied = store.clone();
+    tokio::task::spawn_blocking(move || tidied.tidy(SystemTime::now()));
     let shelf = Shelf::new(store.clone(), peers.clone());
 
     let mut children = Children::default();
@@ -119,6 +122,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
                 node: node.clone(),
                 router: router.clone(),
                 models: models.clone(),
+                pins: args.pins.clone(),
             },
             ask: Ask::Message(EvictorMsg::Inspect),
         },

@@ -294,7 +294,8 @@ impl StreamCore {
                     return Vec::new();
                 }
                 let prompt_tokens = self.journal.prompt_ids.len() as u32;
-                vec![Effect::Deliver(GenerateEvent::Started { prompt_tokens, node, route: self.route.clone() })]
+                let (route, cold_start) = (self.route.clone(), self.load_by.is_some());
+                vec![Effect::Deliver(GenerateEvent::Started { prompt_tokens, node, route, cold_start })]
             }
             StreamEvent::Tokens { .. } | StreamEvent::Done { .. } if !self.started => {
                 let message = "the replica's acceptance was lost on the way".to_owned();

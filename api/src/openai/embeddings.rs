@@ -10,10 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use super::input::{self, Input};
 use crate::Shared;
+use crate::answer::Served;
 use crate::body;
 use crate::dialect::Exchange;
 use crate::failure::Failure;
+use crate::generate::mark_served;
 use crate::params;
+use crate::service::Embedded;
 use crate::wire::TextOr;
 
 /// Most inputs of one request, the vendor's own limit.
@@ -25,10 +28,15 @@ pub(crate) async fn embeddings(State(api): State<Shared>, Extension(exchange): E
         let (request, format) = translate(&body::read(&api.config, request).await?)?;
         tracing::Span::current().record("model", request.model.as_str());
         let model = request.model.to_string();
-        Ok::<_, Failure>((model, format, api.inference.embed(request).await?))
+        tracing::Span::current().record("request_id", tracing::field::display(exchange.id));
+        Ok::<_, Failure>((model, format, api.inference.embed(exchange.id, request).await?))
     };
     match embed.await {
-        Ok((model, format, embeddings)) => exchange.json(StatusCode::OK, &reply(&model, format, &embeddings)),
+        Ok((model, format, Embedded { embeddings, node, route })) => {
+            let mut response = exchange.json(StatusCode::OK, &reply(&model, format, &embeddings));
+            mark_served(&mut response, Some(&Served { node, route }));
+            response
+        }
         Err(failure) => exchange.failure(&failure),
     }
 }

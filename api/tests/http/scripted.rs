@@ -12,7 +12,7 @@ use futures::StreamExt;
 use futures::stream;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
-use plexus_api::service::{Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place};
+use plexus_api::service::{Embedded, Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place};
 use plexus_api::{ApiConfig, VersionInfo, router};
 use plexus_types::{
     ActorReport, Bytes, Chat, ClusterReport, ConsideredPlace, Cost, Delta, DeviceReport, EmbedRequest, Embeddings, Explanation,
@@ -94,7 +94,12 @@ impl Scripted {
 
 /// The first event of a good generation.
 pub(crate) fn started() -> GenerateEvent {
-    GenerateEvent::Started { prompt_tokens: 12, node: "n1".parse().unwrap(), route: "it goes to n1/cpu-0 of 1".to_owned() }
+    GenerateEvent::Started {
+        prompt_tokens: 12,
+        node: "n1".parse().unwrap(),
+        route: "it goes to n1/cpu-0 of 1".to_owned(),
+        cold_start: false,
+    }
 }
 
 pub(crate) fn text(text: &str) -> GenerateEvent {
@@ -188,13 +193,14 @@ impl Inference for Scripted {
         Ok(42)
     }
 
-    async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, RequestError> {
+    async fn embed(&self, _id: RequestId, request: EmbedRequest) -> Result<Embedded, RequestError> {
         if let Some(Step::Say(GenerateEvent::Failed(error))) = self.script.first() {
             return Err(error.clone());
         }
         let vectors: Vec<_> = (0..request.inputs.len()).map(|index| vec![0.6, -0.8, index as f32]).collect();
         self.embedded.lock().unwrap().push(request);
-        Ok(Embeddings { prompt_tokens: 5 * vectors.len() as u32, vectors })
+        let embeddings = Embeddings { prompt_tokens: 5 * vectors.len() as u32, vectors };
+        Ok(Embedded { embeddings, node: "n1".parse().unwrap(), route: "it goes to n1/cpu-0 of 1".to_owned() })
     }
 
     async fn models(&self) -> Vec<ModelReport> {

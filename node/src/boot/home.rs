@@ -7,6 +7,7 @@
 //! nodes/.boot.lock        held while a node claims its name, its ports and its place
 //! nodes/<name>.lock       held by the node of this name for as long as it lives
 //! nodes/<name>.generation its last generation
+//! nodes/<name>.pins       models that were pinned and unpinned by hand
 //! nodes/<name>.json       where it answers, see [`super::neighbours`]
 //! ```
 

@@ -284,6 +284,8 @@ pub(crate) struct ModelSection {
     pub(crate) waiting_time: Duration,
     #[serde(default, deserialize_with = "unset_if_zero")]
     pub(crate) principal_max: Option<u32>,
+    #[serde(default, deserialize_with = "unset_if_zero")]
+    pub(crate) anonymous_max: Option<u32>,
     #[serde(default, deserialize_with = "unset_if_empty")]
     pub(crate) draft: Option<ModelSource>,
     #[serde(default = "prompt_lookup")]
@@ -376,6 +378,7 @@ impl ModelSection {
             waiting_max: waiting_max(),
             waiting_time: waiting_time(),
             principal_max: None,
+            anonymous_max: None,
             draft: None,
             prompt_lookup: prompt_lookup(),
             quant: None,
@@ -407,6 +410,7 @@ impl ModelSection {
             waiting_max: self.waiting_max,
             waiting_time: self.waiting_time,
             principal_max: self.principal_max,
+            anonymous_max: self.anonymous_max,
             preload: self.preload,
             memory: bytes(self.memory),
             device: self.device,

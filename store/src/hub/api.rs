@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::cache::is_commit;
 use crate::config::{StoreConfig, Token};
+use crate::digest::Etag;
 use crate::disk::blocking;
 use crate::error::FetchError;
 use crate::names::{encoded, is_plain};
@@ -52,38 +53,6 @@ pub(super) struct RemoteFile {
     pub(super) name: String,
     pub(super) size: u64,
     pub(super) etag: Etag,
-}
-
-/// What a hub calls a file's content by, and what it can be checked with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Etag {
-    /// SHA-256 of the content.
-    Sha256(String),
-    /// SHA-1 of git's blob.
-    Git(String),
-    /// A mirror's own; nothing can be checked with it but the size.
-    Opaque(String),
-}
-
-impl Etag {
-    /// Takes an `ETag` header or an id of a listing. `None` if it cannot be the name of a file.
-    fn new(text: &str) -> Option<Self> {
-        let text = text.strip_prefix("W/").unwrap_or(text).trim_matches('"');
-        if text.contains('/') || !is_plain(text) {
-            return None;
-        }
-        let hex = text.bytes().all(|b| b.is_ascii_hexdigit());
-        Some(match text.len() {
-            64 if hex => Self::Sha256(text.to_ascii_lowercase()),
-            40 if hex => Self::Git(text.to_ascii_lowercase()),
-            _ => Self::Opaque(text.to_owned()),
-        })
-    }
-
-    pub(super) fn as_str(&self) -> &str {
-        let (Self::Sha256(text) | Self::Git(text) | Self::Opaque(text)) = self;
-        text
-    }
 }
 
 #[derive(Deserialize)]

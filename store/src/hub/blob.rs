@@ -1,11 +1,9 @@
 //! One file from the hub: in parts, several at a time, checked, and under its name only when it is whole.
 
 use std::fs;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use aws_lc_rs::digest;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use http::StatusCode;
@@ -15,7 +13,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::REQUESTS_AT_ONCE;
-use super::api::{Api, Etag, Failed, RemoteFile, Wait, text};
+use super::api::{Api, Failed, RemoteFile, Wait, text};
 use super::parts::{PART_LEN, PartFile, bytes_here, part_len};
 use crate::cache::CachedRepo;
 use crate::disk::{self, blocking};
@@ -24,8 +22,6 @@ use crate::progress::Meter;
 
 /// How much is gathered before it is written.
 const WRITE_LEN: usize = 1 << 20;
-/// How much is read at a time when a file is checked.
-const READ_LEN: usize = 1 << 20;
 
 /// Bytes of a blob that still have to come.
 pub(super) fn bytes_missing(blob: &Path, size: u64) -> u64 {
@@ -65,7 +61,7 @@ impl BlobFetch<'_> {
             self.meter.add(resumed);
             self.all_parts(&parts_file, parts).await?;
             let (checked, etag) = (parts_file.clone(), self.file.etag.clone());
-            match blocking(move || check(checked.file(), open_size, &etag)).await? {
+            match blocking(move || etag.check(checked.file(), open_size)).await? {
                 Ok(()) => {
                     let path = blob.clone();
                     return blocking(move || parts_file.finish(&path)).await;
@@ -183,28 +179,4 @@ impl BlobFetch<'_> {
             _ => Ok(()),
         }
     }
-}
-
-/// Is this the content that the hub announced? The inner error says how it is not.
-fn check(file: &File, size: u64, etag: &Etag) -> Result<Result<(), String>, FetchError> {
-    let (wanted, mut context) = match etag {
-        Etag::Sha256(wanted) => (wanted, digest::Context::new(&digest::SHA256)),
-        Etag::Git(wanted) => {
-            let mut context = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
-            context.update(format!("blob {size}\0").as_bytes());
-            (wanted, context)
-        }
-        Etag::Opaque(etag) => {
-            debug!(etag, "a mirror names no hash; only the size was checked");
-            return Ok(Ok(()));
-        }
-    };
-    let mut buffer = vec![0; READ_LEN];
-    for at in (0..size).step_by(READ_LEN) {
-        let part = &mut buffer[..(size - at).min(READ_LEN as u64) as usize];
-        disk::read_at(file, part, at).map_err(FetchError::io(etag.as_str()))?;
-        context.update(part);
-    }
-    let found: String = context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(if found == *wanted { Ok(()) } else { Err(format!("its hash is {found} where {wanted} was announced")) })
 }

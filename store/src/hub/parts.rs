@@ -15,6 +15,7 @@ use crate::error::FetchError;
 
 /// Bytes of a part. Large against the time that a request takes to be answered, small enough that a large file keeps all connections busy.
 pub(super) const PART_LEN: u64 = 32 << 20;
+const _: () = assert!(PART_LEN.is_multiple_of(crate::manifest::CHUNK_LEN), "chunks of other nodes are taken over into parts");
 
 /// The file while it is not whole, and its note.
 #[derive(Debug, Clone)]
@@ -28,15 +29,22 @@ pub(super) struct PartFile {
     _lock: Arc<File>,
 }
 
-/// The names of both, for a blob.
-fn paths(blob: &Path) -> (PathBuf, PathBuf) {
+// Not `<etag>.incomplete`: other clients take that for the first bytes of the file, and these are not in order.
+const ENDINGS: [&str; 2] = [".plexus.incomplete", ".plexus-parts.incomplete"];
+
+/// The blob that a file of this name in its folder is a part of, or the note of one.
+pub(super) fn etag_of(name: &str) -> Option<&str> {
+    ENDINGS.iter().find_map(|ending| name.strip_suffix(ending))
+}
+
+/// The names of the file and its note, for a blob.
+pub(crate) fn paths(blob: &Path) -> [PathBuf; 2] {
     let with = |ending: &str| {
         let mut name = blob.file_name().unwrap_or_default().to_owned();
         name.push(ending);
         blob.with_file_name(name)
     };
-    // Not `<etag>.incomplete`: other clients take that for the first bytes of the file, and these are not in order.
-    (with(".plexus.incomplete"), with(".plexus-parts.incomplete"))
+    ENDINGS.map(with)
 }
 
 /// How many bytes a file of this size has in its part.
@@ -46,9 +54,28 @@ pub(super) fn part_len(size: u64, part: u64) -> u64 {
 
 /// What the notes say is here of a blob that is not whole.
 pub(super) fn bytes_here(blob: &Path, size: u64) -> u64 {
-    let (path, note) = paths(blob);
+    let [path, note] = paths(blob);
     let whole = fs::metadata(path).is_ok_and(|meta| meta.len() == size);
     fs::read(note).ok().filter(|_| whole).and_then(|note| read_note(&note, size)).map_or(0, |parts| parts.iter().sum())
+}
+
+/// Takes a file over that is `size` bytes long, of which the first `done` bytes of each part are there. Under the blob's lock. Does nothing if as
+/// much is here already. The file is moved; across disks it is copied.
+pub(super) fn take_over(blob: &Path, size: u64, from: &Path, done: &[u64]) -> Result<(), FetchError> {
+    if bytes_here(blob, size) >= done.iter().sum() {
+        return Ok(());
+    }
+    let [path, note] = paths(blob);
+    let taken = (|| {
+        // Without a note, nothing of the file counts until all of it is there.
+        match fs::remove_file(&note) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        fs::rename(from, &path).or_else(|_| fs::copy(from, &path).map(drop))?;
+        fs::write(&note, done.iter().flat_map(|done| done.to_le_bytes()).collect::<Vec<u8>>())
+    })();
+    taken.map_err(disk::write_error(&path, size))
 }
 
 fn read_note(note: &[u8], size: u64) -> Option<Vec<u64>> {
@@ -60,7 +87,7 @@ fn read_note(note: &[u8], size: u64) -> Option<Vec<u64>> {
 impl PartFile {
     /// Opens or begins it, under a lock that nobody else holds, and tells how many bytes of each part are here.
     pub(super) fn open(blob: &Path, size: u64, lock: Arc<File>) -> Result<(Self, Vec<u64>), FetchError> {
-        let (path, note_path) = paths(blob);
+        let [path, note_path] = paths(blob);
         let open =
             |path: &Path| File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(FetchError::io(path));
         let (file, note) = (open(&path)?, open(&note_path)?);

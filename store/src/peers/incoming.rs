@@ -1,5 +1,6 @@
 //! A model that is on its way from other nodes: its files at their full length, and a note of the chunks that are whole.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use plexus_types::Bytes as Amount;
 
 use crate::disk;
 use crate::error::FetchError;
-use crate::manifest::{HashCache, Manifest, Piece, hash_chunk};
+use crate::manifest::{HashCache, Manifest, ManifestFile, Piece, hash_chunk};
 
 /// The folder of such a model.
 #[derive(Debug)]
@@ -45,12 +46,8 @@ impl Incoming {
         }
         fs::create_dir_all(&folder).map_err(FetchError::io(&folder))?;
         let note_path = folder.join("whole");
-        let noted = fs::read(&note_path).unwrap_or_default();
         let pieces: Vec<Piece> = manifest.pieces().collect();
-        let mut candidates: Vec<usize> = noted.as_chunks::<4>().0.iter().map(|index| u32::from_le_bytes(*index) as usize).collect();
-        candidates.sort_unstable();
-        candidates.dedup();
-        candidates.retain(|index| *index < pieces.len());
+        let candidates: Vec<usize> = noted(&note_path).into_iter().filter(|index| *index < pieces.len()).collect();
         let here: Amount = candidates.iter().map(|index| Amount(pieces[*index].len)).sum();
         disk::make_sure_of(manifest.total().saturating_sub(here), &folder)?;
 
@@ -137,10 +134,31 @@ impl Incoming {
             disk::sync_folder(parent)
         })();
         moved.map_err(FetchError::io(kept))?;
-        self.manifest.files.iter().try_for_each(|file| hashes.remember(&kept.join("files").join(&file.name), file.chunks.clone()))
+        self.manifest
+            .files
+            .iter()
+            .try_for_each(|file| hashes.remember(&kept.join("files").join(&file.name), file.chunks.clone(), file.etag.clone()))
+    }
+
+    /// Has a file, all of whose chunks are here, the content by which the hub called it? Says how it is not. Reads all of it.
+    pub(super) fn check(&self, file: usize) -> Result<Result<(), String>, FetchError> {
+        let ManifestFile { name, size, .. } = &self.manifest.files[file];
+        let Some(etag) = self.manifest.files[file].digest() else { return Ok(Ok(())) };
+        Ok(etag.check(&self.files[file], *size)?.map_err(|problem| format!("its {name} is damaged: {problem}")))
+    }
+
+    /// Throws all of it away.
+    pub(super) fn discard(&self) -> Result<(), FetchError> {
+        fs::remove_dir_all(&self.folder).map_err(FetchError::io(&self.folder))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Whole> {
         self.whole.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The numbers of the chunks that a note speaks of.
+pub(super) fn noted(note: &Path) -> BTreeSet<usize> {
+    let note = fs::read(note).unwrap_or_default();
+    note.as_chunks::<4>().0.iter().map(|index| u32::from_le_bytes(*index) as usize).collect()
 }

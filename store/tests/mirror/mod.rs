@@ -30,6 +30,8 @@ pub(crate) struct Faults {
     pub(crate) corrupt: bool,
     /// The listing tells names only.
     pub(crate) bare_listing: bool,
+    /// Nobody says by which hash content goes.
+    pub(crate) no_hash: bool,
     /// Ranges are ignored.
     pub(crate) no_ranges: bool,
     /// The listing claims this size for each large file.
@@ -152,6 +154,7 @@ async fn listing(
     let sibling = |(name, bytes): (&String, &Bytes)| {
         let size = faults.claimed_size.filter(|_| is_large(name)).unwrap_or(bytes.len() as u64);
         match (faults.bare_listing, is_large(name)) {
+            _ if faults.no_hash => json!({"rfilename": name, "size": size, "blobId": "v1"}),
             (true, _) => json!({"rfilename": name}),
             (false, true) => json!({"rfilename": name, "size": size, "blobId": "f".repeat(40),
                 "lfs": {"sha256": sha256(bytes), "size": size, "pointerSize": 135}}),

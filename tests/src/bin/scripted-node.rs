@@ -14,6 +14,7 @@ use anyhow::Context;
 use clap::Parser;
 use plexus_actors::args::{DeviceSpec, HttpConfig, Listing, NodeArgs, OpenDevice, RestartBudget, Sockets, StreamsConfig};
 use plexus_actors::evictor::core::EvictionConfig;
+use plexus_actors::evictor::pins::PinsFile;
 use plexus_actors::membership::NetTiming;
 use plexus_actors::secret::ClusterSecret;
 use plexus_api::{ApiConfig, VersionInfo};
@@ -133,6 +134,7 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
         devices: if options.no_device { Vec::new() } else { vec![DeviceSpec { id: device, open }] },
         catalogue: Listing { models: if options.no_models { Vec::new() } else { vec![model] }, ..Listing::default() },
         eviction: EvictionConfig::default(),
+        pins: PinsFile::default(),
         store: StoreConfig::new(std::env::temp_dir().join(format!("plexus-store-{}", std::process::id()))),
         streams: StreamsConfig {
             accept_timeout: Duration::from_secs(2),

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use plexus_actors::evictor::core::{Effect, Event, EvictionConfig, EvictorCore, Place, needs_of};
 use plexus_actors::evictor::ledger::Lease;
+use plexus_actors::evictor::pins::Pins;
 use plexus_actors::inbound::{ClusterChange, PeerChange};
 use plexus_actors::messages::Ensure;
 use plexus_actors::router::home::{self, Home, home_of, spares};
@@ -64,7 +65,7 @@ impl SimNode {
             total: workload.nodes[index],
             view: ClusterView::new("simulated".into(), facts),
             home: Home::default(),
-            evictor: EvictorCore::new(EvictionConfig::default()),
+            evictor: EvictorCore::new(EvictionConfig::default(), Pins::new()),
             replicas: BTreeMap::new(),
             askers: BTreeMap::new(),
             rooms: BTreeMap::new(),
@@ -447,7 +448,7 @@ impl Placement {
                 self.publish(node);
                 Ok(())
             }
-            Effect::RestartDevice(_) | Effect::Pinned(..) => Ok(()),
+            Effect::RestartDevice(_) | Effect::Pinned(..) | Effect::KeepPins(_) => Ok(()),
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use plexus_tests::memory::memory_of;
-use plexus_tests::{DEADLINE, Node, eventually};
+use plexus_tests::{Client, DEADLINE, Node, eventually};
 
 use crate::files::Stored;
 use crate::{Shelf, alone, answer, ask, loads, ready};
@@ -121,6 +121,29 @@ async fn concurrent_first_requests_at_three_nodes_cause_one_load() {
         n_loads += loads(node).await;
     }
     assert_eq!(n_loads, 1);
+}
+
+// CX-41
+#[tokio::test]
+async fn only_requests_that_waited_for_a_load_are_marked_as_cold_starts() {
+    let _alone = alone().await;
+    let mut shelf = Shelf::new();
+    shelf.add("a", 8, Stored::F32, "");
+    let n1 = shelf.node("n1", 100, "").start().await;
+    ready(&[&n1], 1).await;
+    answer(n1.client(), "a").await;
+    answer(n1.client(), "a").await;
+    let text = Client::new(&format!("http://{}", n1.addresses().metrics)).get("/metrics").await.expect("metrics").text;
+    let counted = |name: &str, labels: &[&str]| -> Vec<String> {
+        let rows = text.lines().filter(|row| row.starts_with(name) && labels.iter().all(|label| row.contains(label)));
+        rows.filter_map(|row| row.rsplit(' ').next()).map(str::to_owned).collect()
+    };
+    assert_eq!(counted("plexus_cold_starts_total{", &["model=\"a\"", "node=\"n1\""]), ["1"], "{text}");
+    for name in ["plexus_requests_total{", "plexus_time_to_first_token_seconds_count{"] {
+        for cold_start in ["cold_start=\"true\"", "cold_start=\"false\""] {
+            assert_eq!(counted(name, &["model=\"a\"", cold_start]), ["1"], "{name} {cold_start} in\n{text}");
+        }
+    }
 }
 
 #[tokio::test]

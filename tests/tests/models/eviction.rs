@@ -33,6 +33,40 @@ async fn whoever_was_used_least_recently_goes_and_a_pinned_model_stays() {
 }
 
 #[tokio::test]
+async fn what_is_pinned_by_hand_stays_so_over_a_restart_of_the_node() {
+    let _alone = alone().await;
+    let mut shelf = Shelf::new();
+    shelf.add("x", 60, Stored::F16, "");
+    shelf.add("y", 60, Stored::F16, "pinned = true");
+    let mut node = shelf.node("a", 160, "").start().await;
+    let by_hand = async |node: &plexus_tests::Node, word: &str, model: &str| {
+        let reply = node.client().post(&format!("/v1/models/{word}"), &json!({"model_id": model})).await.unwrap();
+        assert_eq!(reply.status, 200, "{}", reply.text);
+    };
+    let pinned = async |node: &plexus_tests::Node| {
+        ready(&[node], 2).await;
+        answer(node.client(), "x").await;
+        answer(node.client(), "y").await;
+        let mut pinned: Vec<String> =
+            replicas(node).await.into_iter().filter(|replica| replica.pinned).map(|replica| replica.model.to_string()).collect();
+        pinned.sort();
+        pinned
+    };
+    assert_eq!(pinned(&node).await, ["y"]);
+    by_hand(&node, "pin", "x").await;
+    by_hand(&node, "unpin", "y").await;
+    node.kill().await;
+    node.start_again().await;
+    assert_eq!(pinned(&node).await, ["x"]);
+
+    node.kill().await;
+    std::fs::write(shelf.home.path().join(".local/share/plexus/nodes/a.pins"), "pinned \u{fffd}").unwrap();
+    node.start_again().await;
+    assert_eq!(pinned(&node).await, ["y"], "a damaged file is ignored");
+    assert!(node.log().contains("pin it again"), "{}", node.log());
+}
+
+#[tokio::test]
 async fn a_model_displaces_its_own_class_in_both_directions_and_those_below_and_none_above() {
     // CX-26
     let _alone = alone().await;
@@ -54,6 +88,33 @@ async fn a_model_displaces_its_own_class_in_both_directions_and_those_below_and_
         assert!(reply.header("retry-after").is_some(), "{:?}", reply.headers);
     }
     assert_eq!(loaded(&node).await, ["high"]);
+}
+
+#[tokio::test]
+async fn requests_without_a_key_are_bounded_and_those_with_one_are_not() {
+    // CX-93
+    let _alone = alone().await;
+    let mut shelf = Shelf::new();
+    shelf.add("m", 60, Stored::F16, "anonymous_max = 1");
+    let node = shelf.node("a", 100, "").start().await;
+    ready(&[&node], 1).await;
+    let mut body = question_body("m", "What is the capital of France?", true);
+    (body["max_tokens"], body["ignore_eos"]) = (json!(400), json!(true));
+    let mut stream = node.client().stream("/v1/chat/completions", &body).await.expect("it is answered");
+    stream.next().await.expect("more comes").expect("it is whole");
+    let refused = ask(node.client(), "m").await;
+    assert_eq!(refused.status, 429, "{}", refused.text);
+    assert!(refused.text.contains("1 requests without a key") && refused.header("retry-after").is_some(), "{}", refused.text);
+    (body["max_tokens"], body["stream"]) = (json!(4), json!(false));
+    let keyed = [("authorization", "Bearer anything")];
+    let reply = node.client().post_with("/v1/chat/completions", body.to_string(), &keyed).await.expect("it is answered");
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    drop(stream);
+    eventually("the place is free again", async || {
+        let reply = ask(node.client(), "m").await;
+        if reply.status == 200 { Ok(()) } else { Err(reply.text) }
+    })
+    .await;
 }
 
 #[tokio::test]

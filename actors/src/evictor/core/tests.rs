@@ -40,7 +40,7 @@ struct Bench {
 
 impl Bench {
     fn new(config: EvictionConfig) -> Self {
-        let mut bench = Self { core: EvictorCore::new(config), now: Instant::now(), leases: 0 };
+        let mut bench = Self { core: EvictorCore::new(config, Pins::new()), now: Instant::now(), leases: 0 };
         bench.tell(Event::DeviceUp { id: cpu(), name: "test".into(), total: Bytes::mib(100) });
         bench
     }
@@ -181,6 +181,30 @@ fn pinned_models_stay_and_go_by_hand_only_when_they_are_unpinned() {
 }
 
 #[test]
+fn what_is_pinned_by_hand_is_kept_and_counts_before_what_is_listed() {
+    let pin = |bench: &mut Bench, pinned| bench.tell(Event::Pin { model: "a".parse().unwrap(), pinned, asker: 1 });
+    let kept =
+        |effects: &[Effect]| effects.iter().find_map(|effect| if let Effect::KeepPins(pins) = effect { Some(pins.clone()) } else { None });
+    let mut bench = Bench::new(EvictionConfig::default());
+    assert_eq!(kept(&pin(&mut bench, true)), None, "it is not here");
+    bench.load(profile("a"), 10);
+    let pins = kept(&pin(&mut bench, true)).expect("it is new");
+    assert_eq!(pins, Pins::from([("a".parse().unwrap(), true)]));
+    assert_eq!(kept(&pin(&mut bench, true)), None, "it is known");
+    assert_eq!(kept(&pin(&mut bench, false)), Some(Pins::from([("a".parse().unwrap(), false)])));
+
+    // In the next life; the other way round too.
+    for (by_hand, listed) in [(true, false), (false, true)] {
+        let mut core = EvictorCore::new(EvictionConfig::default(), Pins::from([("a".parse().unwrap(), by_hand)]));
+        core.on_event(Event::DeviceUp { id: cpu(), name: "test".into(), total: Bytes::mib(100) }, Instant::now());
+        let listed = Box::new(ModelProfile { pinned: listed, ..*profile("a") });
+        let effects = core.on_event(Event::Load { profile: listed, device: cpu(), facts: Some(facts(1)), asker: 7 }, Instant::now());
+        let hosted = effects.iter().find_map(|effect| if let Effect::Host { profile, .. } = effect { Some(profile.pinned) } else { None });
+        assert_eq!(hosted, Some(by_hand), "{effects:?}");
+    }
+}
+
+#[test]
 fn what_nobody_uses_for_its_time_to_live_goes() {
     let config = EvictionConfig { idle_unload: Some(Duration::from_secs(10)), ..EvictionConfig::default() };
     let mut bench = Bench::new(config);
@@ -226,7 +250,7 @@ fn a_class_above_is_never_displaced_and_by_priority_the_lowest_goes() {
 
 #[test]
 fn what_is_held_is_known_even_if_the_model_says_so_before_its_device() {
-    let mut core = EvictorCore::new(EvictionConfig::default());
+    let mut core = EvictorCore::new(EvictionConfig::default(), Pins::new());
     let now = Instant::now();
     let holds = Event::Holds { place: place("a"), profile: profile("a"), lease: Lease(3), bytes: Bytes::mib(60), busy: false };
     core.on_event(holds, now);

@@ -4,7 +4,8 @@ use super::{Entry, Scheduler};
 
 impl<T> Scheduler<T> {
     /// First come, first served: nobody overtakes one who waits for blocks. Passed over are those whose client is behind, those who wait for a
-    /// prompt that is being read now and begins as theirs does, and those of a principal that has more places than another who waits (CX-93).
+    /// prompt that is being read now and begins as theirs does, those without a key while one with a key waits, and those of a key that has more
+    /// places than another which waits (CX-93).
     pub(super) fn admit(&mut self, on_place: &mut impl FnMut(&mut T)) {
         let mut i = 0;
         while self.running.len() < self.limits.running_max as usize && i < self.waiting.len() {
@@ -17,11 +18,15 @@ impl<T> Scheduler<T> {
         }
     }
 
-    /// Does somebody wait behind it who has fewer places? That one is next, then.
+    /// Does somebody with a key wait who comes before it: before anybody without a key, or with fewer places? That one is next, then.
     fn is_behind_others(&self, i: usize) -> bool {
+        let mut keyed = self.waiting.iter().enumerate().filter(|(_, other)| other.principal.is_some() && other.sequence.pending() > 0);
+        if self.waiting[i].principal.is_none() {
+            return keyed.next().is_some();
+        }
         let places = |entry: &Entry<T>| self.running.iter().filter(|other| !other.cancelled && other.principal == entry.principal).count();
         let mine = places(&self.waiting[i]);
-        mine > 0 && self.waiting.iter().skip(i + 1).any(|other| other.sequence.pending() > 0 && places(other) < mine)
+        mine > 0 && keyed.any(|(at, other)| at > i && places(other) < mine)
     }
 
     /// Gives a place to one that waits, if there are blocks for all its known tokens, and one more for each that runs, so that

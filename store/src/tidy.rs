@@ -1,0 +1,119 @@
+//! What fetches left behind that nobody will go on with.
+//!
+//! A fetch that is given up keeps what came, for the next. Thrown away is what no fetch has touched for [`KEPT_FOR`], and what is superseded: the
+//! blob, or the model, is here by now. Whatever somebody works at, in this process or another, is locked and left alone; so is whatever
+//! other clients of the hub have left, whose rules are theirs.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use plexus_types::Bytes;
+use tracing::{info, warn};
+
+use crate::cache;
+use crate::disk;
+use crate::hub::{blobs_in_parts, part_paths};
+use crate::manifest::Manifest;
+use crate::peers::incoming_lock;
+use crate::store::{Inner, Store};
+
+/// How long a fetch that was given up may be gone on with: longer than a weekend.
+pub const KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Most folders that are looked at, in each place.
+const ENTRIES_MAX: usize = 10_000;
+
+impl Store {
+    /// Deletes what earlier fetches left behind and nobody will go on with, and returns how much that was. Reads the disk: not for an async thread.
+    pub fn tidy(&self, now: SystemTime) -> Bytes {
+        let freed = self.inner.tidy_caches(now) + self.inner.tidy_incoming(now);
+        if freed > Bytes(0) {
+            info!(%freed, "downloads that were never ended are deleted");
+        }
+        freed
+    }
+}
+
+impl Inner {
+    /// Parts of files from a hub.
+    fn tidy_caches(&self, now: SystemTime) -> Bytes {
+        let mut freed = Bytes(0);
+        for repo in self.config.hub_caches.iter().flat_map(|cache| cache::repos(cache, ENTRIES_MAX)) {
+            for etag in blobs_in_parts(&repo) {
+                let blob = repo.blob(&etag);
+                let Some(_held) = free_to_take(&repo.lock(&etag)) else { continue };
+                let files = part_paths(&blob);
+                if blob.is_file() || files.iter().all(|file| is_old(file, now)) {
+                    freed = freed + files.iter().map(|file| remove(file)).sum();
+                }
+            }
+        }
+        freed
+    }
+
+    /// Chunks from other nodes.
+    fn tidy_incoming(&self, now: SystemTime) -> Bytes {
+        let mut freed = Bytes(0);
+        let folders = fs::read_dir(self.config.folder.join("incoming")).into_iter().flatten().flatten().take(ENTRIES_MAX);
+        for folder in folders.map(|entry| entry.path()).filter(|path| path.is_dir()) {
+            let Some(_held) = free_to_take(&incoming_lock(&folder)) else { continue };
+            let manifest = fs::read(folder.join("manifest.json")).ok().and_then(|text| serde_json::from_slice::<Manifest>(&text).ok());
+            let is_here = manifest.is_some_and(|manifest| self.model(&manifest.source).is_some());
+            // The note is written with each chunk.
+            if is_here || ["whole", "manifest.json"].iter().all(|name| is_old(&folder.join(name), now)) {
+                freed = freed + remove_folder(&folder);
+            }
+        }
+        freed
+    }
+}
+
+/// The lock, unless somebody works there.
+fn free_to_take(lock: &Path) -> Option<fs::File> {
+    disk::try_lock(lock).unwrap_or_else(|error| {
+        warn!(lock = %lock.display(), %error, "a lock could not be looked at, so what it guards is left as it is");
+        None
+    })
+}
+
+/// Was it last written before [`KEPT_FOR`], or is it not there?
+fn is_old(path: &Path, now: SystemTime) -> bool {
+    match path.metadata().and_then(|meta| meta.modified()) {
+        Ok(modified) => now.duration_since(modified).is_ok_and(|age| age > KEPT_FOR),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+fn remove(path: &Path) -> Bytes {
+    let size = path.metadata().map_or(0, |meta| meta.len());
+    match fs::remove_file(path) {
+        Ok(()) => Bytes(size),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Bytes(0),
+        Err(error) => {
+            warn!(path = %path.display(), %error, "an abandoned download could not be deleted");
+            Bytes(0)
+        }
+    }
+}
+
+fn remove_folder(folder: &Path) -> Bytes {
+    let mut size = Bytes(0);
+    let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
+    while let Some(within) = folders.pop() {
+        for entry in fs::read_dir(within).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => folders.push(entry.path()),
+                Ok(meta) => size = size + Bytes(meta.len()),
+                Err(_) => {} // gone meanwhile
+            }
+        }
+    }
+    match fs::remove_dir_all(folder) {
+        Ok(()) => size,
+        Err(error) => {
+            warn!(folder = %folder.display(), %error, "an abandoned download could not be deleted");
+            Bytes(0)
+        }
+    }
+}
