@@ -11,6 +11,7 @@ pub mod home;
 mod loads;
 pub mod place;
 pub mod policy;
+mod publish;
 pub mod view;
 
 use std::collections::{BTreeSet, HashMap};
@@ -38,12 +39,10 @@ use crate::evictor::EvictorMsg;
 use crate::evictor::plan::EvictionPolicy;
 use crate::inbound::{ClusterChange, PeerChange};
 use crate::inspect::Inspection;
-use crate::messages::{Ensure, Notice, Question};
-use crate::peers::{Peer, PeerError, Peers};
+use crate::messages::{Ensure, Question};
+use crate::peers::Peers;
 use crate::streams::StreamsMsg;
 
-/// Changes of load alone are gathered for so long before the peers are told.
-const LOAD_DELAY: Duration = Duration::from_millis(100);
 /// How often loads under way, preloads and spare replicas are looked at.
 const TICK: Duration = Duration::from_secs(1);
 /// The others are told every so many ticks for how long models have been idle.
@@ -391,17 +390,6 @@ impl RouterState {
         self.preload();
     }
 
-    fn send_catalogue(&self, peer: &Peer) {
-        let catalogue = self.args.view.read().own_catalogue().clone();
-        if let Err(error) = peer.notify(Notice::Catalogue(catalogue)) {
-            debug!(node = %peer.id(), %error, "catalogue not sent");
-            if error == PeerError::Congested {
-                let (address, me) = (self.args.address.clone(), peer.id().clone());
-                address.tell_after(LOAD_DELAY, RouterMsg::CatalogueDue(me));
-            }
-        }
-    }
-
     fn on_cluster_change(&mut self, change: ClusterChange) {
         match &change {
             ClusterChange::Up(facts) => info!(node = %facts.id, link = %facts.link, "a node is alive"),
@@ -448,28 +436,6 @@ impl RouterState {
         if answers {
             self.args.streams.tell(StreamsMsg::ModelChanged(model));
         }
-    }
-
-    fn publish(&mut self) {
-        let refused = self.args.peers.list().iter().filter(|peer| !self.send_summary(peer)).count();
-        if refused > 0 {
-            self.publish_later(); // else a peer would not know what this node holds until it changes again
-        }
-    }
-
-    fn publish_later(&mut self) {
-        if !self.publish_waiting {
-            self.publish_waiting = true;
-            self.args.address.tell_after(LOAD_DELAY, RouterMsg::PublishDue);
-        }
-    }
-
-    /// False if the peer takes none now, but may later.
-    fn send_summary(&self, peer: &Peer) -> bool {
-        let summary = self.args.view.read().own().clone();
-        let Err(error) = peer.notify(Notice::Summary(summary)) else { return true };
-        debug!(node = %peer.id(), %error, "summary not sent");
-        error != PeerError::Congested // when the link is gone, the next one brings it
     }
 
     fn inspect(&self) -> Inspection {
