@@ -11,6 +11,7 @@ mod embed;
 pub mod guess;
 pub mod load;
 mod local;
+pub mod prefixes;
 mod prepare;
 mod report;
 mod running;
@@ -35,6 +36,7 @@ use self::load::{LoadError, Resident};
 pub(crate) use self::local::has_gone;
 pub use self::local::{Devices, LocalModels};
 use self::prepare::{Prepared, prepare};
+use self::report::Said;
 use self::running::Batcher;
 use self::sink::{Ingresses, Sink};
 use crate::address::Address;
@@ -108,6 +110,8 @@ pub enum ModelMsg {
     Retire(RpcReplyPort<bool>),
     /// An ingress is gone, or the link to it: nobody takes what it asked for, and nobody would cancel it or give it credit.
     IngressLost(NodeId),
+    /// What is in the prefix cache may have changed since the router was told.
+    PrefixesDue,
     /// Tell evictor and router of yourself again.
     Announce,
     /// Say how you are.
@@ -130,6 +134,8 @@ pub struct ModelState {
     n_refused: u64,
     /// Requests running and waiting as last reported to the router, and when.
     reported: Option<((u32, u32), Instant)>,
+    /// What it has said of its prefix cache.
+    said: Said,
     /// Since when it has had no requests; absent while it has.
     idle_since: Option<Instant>,
     life: ActorId,
@@ -181,6 +187,7 @@ impl Actor for ModelActor {
             embedding: Arc::default(),
             n_refused: 0,
             reported: None,
+            said: Said::default(),
             idle_since: None,
             life,
         };
@@ -209,6 +216,7 @@ impl Actor for ModelActor {
             }
             ModelMsg::Retire(reply) => drop(reply.send(state.on_retire())),
             ModelMsg::IngressLost(ingress) => state.on_ingress_lost(&ingress),
+            ModelMsg::PrefixesDue => state.on_prefixes_due(),
             ModelMsg::Announce => state.announce(),
             ModelMsg::Inspect(reply) => drop(reply.send(state.inspect())),
         }

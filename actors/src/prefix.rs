@@ -31,7 +31,7 @@ pub struct PromptDigests {
 }
 
 impl PromptDigests {
-    /// Reads a prompt. Takes a quarter of a millisecond for half a megabyte.
+    /// Reads a prompt. Takes a fifth of a millisecond for half a megabyte.
     pub fn of(prompt: &Prompt) -> Self {
         let mut stream = Stream::new();
         match prompt {

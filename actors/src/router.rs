@@ -19,8 +19,8 @@ use std::time::{Duration, SystemTime};
 
 use plexus_api::service::Place;
 use plexus_types::{
-    Catalogue, DeviceId, DeviceReport, EmbedInput, EmbedRequest, Explanation, GenerateRequest, ModelId, NodeId, NodeState, NodeSummary,
-    Prompt, ReplicaId, ReplicaReport, ReplicaState, RequestError, RequestId,
+    Catalogue, DeviceId, DeviceReport, EmbedInput, EmbedRequest, Explanation, ModelId, NodeId, NodeState, NodeSummary, ReplicaId,
+    ReplicaReport, ReplicaState, RequestError, RequestId,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
@@ -41,6 +41,7 @@ use crate::inbound::{ClusterChange, PeerChange};
 use crate::inspect::Inspection;
 use crate::messages::{Ensure, Question};
 use crate::peers::Peers;
+use crate::prefix::PromptDigests;
 use crate::streams::StreamsMsg;
 
 /// How often loads under way, preloads and spare replicas are looked at.
@@ -49,8 +50,6 @@ const TICK: Duration = Duration::from_secs(1);
 const IDLE_TICKS: u32 = 5;
 /// A home, or a node that is told to load, answers from memory; one that does not is asked again.
 const ORDER_DEADLINE: Duration = Duration::from_secs(5);
-/// Bytes of text that make a token, to estimate the length of a prompt before it is encoded.
-const BYTES_PER_TOKEN: usize = 4;
 
 /// What the actor is started with.
 #[derive(Debug, Clone)]
@@ -87,30 +86,20 @@ pub enum Routed {
 pub struct RouteRequest {
     /// The model asked for.
     pub model: ModelId,
-    /// How long the prompt will be, about, tokens.
-    pub prompt_tokens: u32,
+    /// How long the prompt is, and what it begins with.
+    pub prompt: PromptDigests,
     /// Replicas that have failed the request.
     pub tried: Vec<ReplicaId>,
 }
 
 impl RouteRequest {
-    /// Where a generation goes.
-    pub fn generate(request: &GenerateRequest, tried: Vec<ReplicaId>) -> Self {
-        let bytes = match &request.prompt {
-            Prompt::Chat(chat) => chat.messages.iter().map(|message| message.content.len()).sum(),
-            Prompt::Text(text) => text.len(),
-            Prompt::Tokens(ids) => ids.len() * BYTES_PER_TOKEN,
-        };
-        Self { model: request.model.clone(), prompt_tokens: (bytes / BYTES_PER_TOKEN) as u32, tried }
-    }
-
     /// Where some texts go to be embedded.
     pub fn embed(request: &EmbedRequest, tried: Vec<ReplicaId>) -> Self {
         let bytes = request.inputs.iter().map(|input| match input {
             EmbedInput::Text(text) => text.len(),
-            EmbedInput::Tokens(ids) => ids.len() * BYTES_PER_TOKEN,
+            EmbedInput::Tokens(ids) => size_of_val(ids.as_slice()),
         });
-        Self { model: request.model.clone(), prompt_tokens: (bytes.sum::<usize>() / BYTES_PER_TOKEN) as u32, tried }
+        Self { model: request.model.clone(), prompt: PromptDigests::of_length(bytes.sum::<usize>() as u64), tried }
     }
 }
 
@@ -287,7 +276,7 @@ impl RouterState {
     fn pick(&mut self, request: &RouteRequest) -> Result<Decision, Routed> {
         let (decision, wanted) = {
             let view = self.args.view.read();
-            let decision = route(&view, &request.model, request.prompt_tokens, &request.tried, &mut self.rng);
+            let decision = route(&view, &request.model, &request.prompt, &request.tried, &mut self.rng);
             let wanted = decision.is_ok().then(|| replicas_wanted(&view, &request.model)).flatten();
             (decision, wanted)
         };
@@ -333,7 +322,7 @@ impl RouterState {
     fn explain(&mut self, model: &ModelId) -> Option<Explanation> {
         let view = self.args.view.read();
         let model = view.resolve(model).clone();
-        match route(&view, &model, 1, &[], &mut self.rng) {
+        match route(&view, &model, &PromptDigests::default(), &[], &mut self.rng) {
             Ok(decision) => Some(decisions::explain(&model, &decision)),
             Err(NoReplica::Refused(RequestError::ModelNotFound { .. })) => None,
             Err(_) => {
@@ -408,10 +397,7 @@ impl RouterState {
             PeerChange::Up(id) => {
                 info!(node = %id, "linked");
                 if let Some(peer) = self.args.peers.get(id) {
-                    self.send_catalogue(&peer);
-                    if !self.send_summary(&peer) {
-                        self.publish_later();
-                    }
+                    self.introduce(&peer);
                 }
             }
             PeerChange::Down { id, why } => {
@@ -449,6 +435,7 @@ impl RouterState {
                 ("refused", self.n_refused),
                 ("cold", self.n_cold),
                 ("orders", self.home.n_orders() as u64),
+                ("prefixes_known", view.n_prefixes() as u64),
                 ("nodes_up", count(NodeState::Up)),
                 ("nodes_unreachable", count(NodeState::Unreachable)),
             ],

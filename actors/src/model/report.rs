@@ -1,5 +1,6 @@
 //! What a replica tells of itself: to the router, to the evictor, and to whoever inspects it.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -7,13 +8,59 @@ use plexus_types::{Bytes, ModelKind, ReplicaLoad, ReplicaReport, ReplicaState};
 use tokio::time::Instant;
 
 use super::scheduler::Counts;
-use super::{ModelState, Phase};
+use super::{ModelMsg, ModelState, Phase};
 use crate::evictor::EvictorMsg;
 use crate::inspect::Inspection;
 use crate::router::RouterMsg;
 
-/// A load that has not changed in its counts is reported again after so long, for its speeds.
+/// A load that has not changed in its counts is reported again after so long, for its speeds. What is in the prefix cache is not looked at sooner.
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
+
+/// What the router was told of the prefix cache.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    /// The digests, and when they were looked at; absent until something was said.
+    last: Option<(Arc<[u32]>, Instant)>,
+    /// [`super::running::Batcher::prefix_changes`] then.
+    changes: u64,
+    /// Will it be looked at later?
+    is_due: bool,
+}
+
+/// When the prefix cache is to be looked at.
+#[derive(Debug, PartialEq, Eq)]
+enum When {
+    /// Not because of what is known now.
+    Never,
+    /// At once.
+    Now,
+    /// After so long; nobody waits for that yet.
+    After(Duration),
+}
+
+impl Said {
+    /// When is it to be looked at, having changed so often?
+    fn when(&mut self, changes: u64, now: Instant) -> When {
+        let Some((_, at)) = &self.last else { return When::Now };
+        let left = REPORT_PERIOD.saturating_sub(now.saturating_duration_since(*at));
+        if changes == self.changes {
+            When::Never
+        } else if left.is_zero() {
+            When::Now
+        } else if std::mem::replace(&mut self.is_due, true) {
+            When::Never
+        } else {
+            When::After(left)
+        }
+    }
+
+    /// It was looked at. Gives what it holds if that is new.
+    fn on_look(&mut self, held: Arc<[u32]>, changes: u64, now: Instant) -> Option<Arc<[u32]>> {
+        self.changes = changes;
+        let before = self.last.replace((held.clone(), now));
+        before.is_none_or(|(before, _)| before != held).then_some(held)
+    }
+}
 
 impl ModelState {
     pub(super) fn load(&self) -> ReplicaLoad {
@@ -35,6 +82,12 @@ impl ModelState {
             self.args.evictor.tell(holds);
         }
         self.reported = None;
+        self.said.last = None;
+        self.report();
+    }
+
+    pub(super) fn on_prefixes_due(&mut self) {
+        self.said.is_due = false;
         self.report();
     }
 
@@ -48,13 +101,35 @@ impl ModelState {
         self.args.evictor.tell(EvictorMsg::Used(self.place(), busy));
     }
 
-    /// Tells the router of state and load, when somebody came or left, or the last report is old.
+    /// The digests of what the prefix cache holds, if the router is to be told: once at first, and when they have changed, once in a period.
+    fn new_prefixes(&mut self, now: Instant) -> Option<Arc<[u32]>> {
+        let changes = match &self.phase {
+            Phase::Loaded { batcher, .. } => batcher.prefix_changes(),
+            Phase::Loading { .. } | Phase::Failed(_) | Phase::Retired => 0,
+        };
+        match self.said.when(changes, now) {
+            When::Never => return None,
+            When::After(left) => {
+                self.args.address.tell_after(left, ModelMsg::PrefixesDue);
+                return None;
+            }
+            When::Now => {}
+        }
+        let held = match &mut self.phase {
+            Phase::Loaded { batcher, .. } => batcher.prefixes(),
+            Phase::Loading { .. } | Phase::Failed(_) | Phase::Retired => Arc::default(),
+        };
+        self.said.on_look(held, changes, now)
+    }
+
+    /// Tells the router of state and load, when somebody came or left, when the last report is old, or for the prefix cache.
     pub(super) fn report(&mut self) {
         self.note_use();
         let load = self.load();
         let counts = (load.running, load.waiting);
         let now = Instant::now();
-        if self.reported.is_some_and(|(before, at)| before == counts && now - at < REPORT_PERIOD) {
+        let prefixes = self.new_prefixes(now);
+        if prefixes.is_none() && self.reported.is_some_and(|(before, at)| before == counts && now - at < REPORT_PERIOD) {
             return;
         }
         self.reported = Some((counts, now));
@@ -84,6 +159,7 @@ impl ModelState {
                 Phase::Loaded { .. } => 1.0,
                 Phase::Failed(_) | Phase::Retired => 0.0,
             },
+            prefixes,
         }));
     }
 
@@ -107,7 +183,32 @@ impl ModelState {
             ("guessed_right", counts.guessed_right),
             ("blocks_available", u64::from(available)),
             ("blocks_remembered", u64::from(remembered)),
+            ("prefixes_said", self.said.last.as_ref().map_or(0, |(said, _)| said.len() as u64)),
         ];
         Inspection::new(&state, counters)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prefix_cache_is_told_of_at_first_and_then_once_in_a_period_when_it_has_changed() {
+        let (mut said, begun) = (Said::default(), Instant::now());
+        let after = |ms| begun + Duration::from_millis(ms);
+        assert_eq!(said.when(0, begun), When::Now);
+        assert_eq!(said.on_look(Arc::default(), 0, begun), Some(Arc::default()), "that there is nothing is news, too");
+        assert_eq!(said.when(0, after(5000)), When::Never);
+        assert_eq!(said.when(1, after(400)), When::After(Duration::from_millis(600)));
+        assert_eq!(said.when(2, after(500)), When::Never, "somebody waits already");
+        said.is_due = false;
+        assert_eq!(said.when(2, after(1000)), When::Now);
+        assert_eq!(said.on_look([7].into(), 2, after(1000)), Some([7].into()));
+        assert_eq!(
+            (said.when(3, after(2000)), said.on_look([7].into(), 3, after(2000))),
+            (When::Now, None),
+            "a change that changed nothing"
+        );
     }
 }

@@ -10,6 +10,7 @@ use plexus_engine::sample::{DrawLogprobs, SamplerSettings};
 use plexus_types::{Delta, FinishReason, TokenLogprob, TokenLogprobs};
 
 use super::guess::Guesser;
+use super::prefixes::Prefixes;
 
 /// The tokens of a request and how far they have been computed.
 #[derive(Debug)]
@@ -41,6 +42,10 @@ pub struct Sequence {
     prefilling: bool,
     /// Prompt tokens that it did not have to compute when it first got a place.
     n_cached: Option<u32>,
+    /// Digests of what its prompt begins with, each with the number of tokens that it covers, the shortest first.
+    digests: Vec<(u32, u32)>,
+    /// The first so many of them are noted: see [`Self::note_prefixes`].
+    n_noted: usize,
 }
 
 /// What was guessed in a step, and how much of it was right.
@@ -108,6 +113,8 @@ impl Sequence {
             last_guess: Guessed::default(),
             prefilling: true,
             n_cached: None,
+            digests: Vec::new(),
+            n_noted: 0,
         };
         (sequence, end)
     }
@@ -175,6 +182,7 @@ impl Sequence {
         self.n_computed = 0;
         self.guesses.clear();
         self.n_draft = 0;
+        self.n_noted = 0;
         std::mem::take(&mut self.table)
     }
 
@@ -186,6 +194,22 @@ impl Sequence {
     /// Its blocks, for the pool to change.
     pub fn table_mut(&mut self) -> &mut BlockTable {
         &mut self.table
+    }
+
+    /// Digests of what its prompt begins with, each with the number of tokens that it covers, the shortest first.
+    pub fn begins_with(&mut self, digests: Vec<(u32, u32)>) {
+        self.digests = digests;
+    }
+
+    /// Notes those of its digests whose tokens are stored, when there are more than before.
+    pub fn note_prefixes(&mut self, pool: &BlockPool, prefixes: &mut Prefixes) {
+        let stored = |(digest, n_tokens): &(u32, u32)| Some((*digest, pool.stored_prefix(&self.table, *n_tokens)?));
+        if self.digests.get(self.n_noted).and_then(stored).is_none() {
+            return;
+        }
+        let all: Vec<_> = self.digests.iter().map_while(stored).collect();
+        self.n_noted = all.len();
+        all.into_iter().rev().for_each(|(digest, prefix)| prefixes.note(digest, prefix));
     }
 
     /// Remembers in the pool what is computed.

@@ -2,7 +2,7 @@
 
 mod report;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
 
@@ -23,6 +23,8 @@ pub struct ClusterView {
     me: NodeFacts,
     /// What this node holds; its age is always zero.
     own: NodeSummary,
+    /// Replicas of this node whose prefix cache the others were not told of since it changed.
+    unsaid: BTreeSet<(ModelId, DeviceId)>,
     others: BTreeMap<NodeId, Other>,
     /// Requests sent to a replica since it last reported its load.
     sent: BTreeMap<ReplicaId, u32>,
@@ -72,6 +74,13 @@ pub struct Candidate<'a> {
     pub node: NodeState,
 }
 
+impl<'a> Candidate<'a> {
+    /// Digests of the beginnings of prompts that are in its prefix cache, sorted.
+    pub fn prefixes(&self) -> &'a [u32] {
+        self.report.prefixes.as_deref().unwrap_or_default()
+    }
+}
+
 impl ClusterView {
     /// A view in which this node is alone.
     pub fn new(cluster: String, me: NodeFacts) -> Self {
@@ -79,6 +88,7 @@ impl ClusterView {
             cluster,
             me,
             own: NodeSummary::default(),
+            unsaid: BTreeSet::new(),
             others: BTreeMap::new(),
             sent: BTreeMap::new(),
             first_seen: BTreeMap::new(),
@@ -95,6 +105,32 @@ impl ClusterView {
     /// What this node holds.
     pub fn own(&self) -> &NodeSummary {
         &self.own
+    }
+
+    /// What this node holds, for those who were told before: the prefix caches only where they have changed since.
+    pub fn own_news(&self) -> NodeSummary {
+        let mut news = self.own.clone();
+        for replica in &mut news.replicas {
+            let is_unsaid = self.unsaid.iter().any(|(model, device)| (model, device) == (&replica.model, &replica.device));
+            replica.prefixes = replica.prefixes.take().filter(|_| is_unsaid);
+        }
+        news
+    }
+
+    /// What this node holds, for one who knows nothing of it, or only news.
+    pub fn own_in_full(&mut self) -> NodeSummary {
+        self.own.revision += 1; // it counts, whatever was said before
+        self.own.clone()
+    }
+
+    /// All others have [`Self::own_news`].
+    pub fn on_own_said(&mut self) {
+        self.unsaid.clear();
+    }
+
+    /// Another did not get [`Self::own_in_full`], and will get news instead.
+    pub fn on_own_unsaid(&mut self) {
+        self.unsaid = self.own.replicas.iter().map(|replica| (replica.model.clone(), replica.device)).collect();
     }
 
     /// What this node lists.
@@ -225,8 +261,12 @@ impl ClusterView {
         if summary.revision <= other.summary.revision {
             return;
         }
-        other.summary = summary;
+        let before = std::mem::replace(&mut other.summary, summary);
         sort(&mut other.summary.replicas);
+        for replica in other.summary.replicas.iter_mut().filter(|replica| replica.prefixes.is_none()) {
+            let known = of_model(&before.replicas, &replica.model).iter().find(|known| known.device == replica.device);
+            replica.prefixes = known.and_then(|known| known.prefixes.clone());
+        }
         other.lost.clear();
         other.heard = Some(now);
         self.sent.retain(|replica, _| replica.node != *from);
@@ -235,14 +275,18 @@ impl ClusterView {
     }
 
     /// A replica of this node changed. True if its state did, not only its load.
-    pub fn on_own_replica(&mut self, report: ReplicaReport, wall: SystemTime) -> bool {
+    pub fn on_own_replica(&mut self, mut report: ReplicaReport, wall: SystemTime) -> bool {
         self.own.revision += 1;
+        if report.prefixes.is_some() {
+            self.unsaid.insert((report.model.clone(), report.device));
+        }
         self.note_models([report.model.clone()], wall);
         let me = self.me.id.clone();
         self.sent.retain(|replica, _| replica.node != me || replica.model != report.model || replica.device != report.device);
         match self.own.replicas.iter_mut().find(|known| known.model == report.model && known.device == report.device) {
             Some(known) => {
                 let changed = known.state != report.state || known.memory != report.memory || known.idle.is_some() != report.idle.is_some();
+                report.prefixes = report.prefixes.or_else(|| known.prefixes.take());
                 *known = report;
                 changed
             }
@@ -267,6 +311,7 @@ impl ClusterView {
     pub fn on_own_replica_left(&mut self, model: &ModelId, device: DeviceId) {
         self.own.revision += 1;
         self.own.replicas.retain(|known| known.model != *model || known.device != device);
+        self.unsaid.remove(&(model.clone(), device));
     }
 
     /// The memory of this node's devices changed.
@@ -308,6 +353,11 @@ impl ClusterView {
     /// Did a node hold `model` that is not gone, but cannot be reached or has not said since what it holds?
     pub fn is_out_of_reach(&self, model: &ModelId) -> bool {
         self.others.values().any(|other| other.lost.contains(model))
+    }
+
+    /// Digests of prefixes that some replica holds, each as often as one does.
+    pub fn n_prefixes(&self) -> usize {
+        self.replicas().map(|candidate| candidate.prefixes().len()).sum()
     }
 
     fn replicas(&self) -> impl Iterator<Item = Candidate<'_>> {

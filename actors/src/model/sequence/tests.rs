@@ -104,3 +104,31 @@ fn a_sequence_that_loses_its_place_knows_all_it_knew() {
     pool.release(one.take_place());
     assert_eq!((one.pending(), one.known(), pool.available()), (5, vec![300, 301, 302, 400, 401], 4));
 }
+
+#[test]
+fn digests_are_noted_as_far_as_the_prompt_is_stored_and_again_after_a_preemption() {
+    let mut pool = BlockPool::new(4, 16);
+    let mut prefixes = Prefixes::default();
+    let (mut one, _) = sequence(60, &[], 50);
+    one.begins_with(vec![(9, 15), (8, 32), (7, 59)]);
+    let seat = |one: &mut Sequence, pool: &mut BlockPool| {
+        let (table, n_cached) = pool.open(&one.known(), 0).unwrap();
+        one.give_place(table, n_cached);
+    };
+    let step = |one: &mut Sequence, pool: &mut BlockPool, prefixes: &mut Prefixes, n: u32| {
+        one.on_step(n, &[]);
+        one.store(pool);
+        one.note_prefixes(pool, prefixes);
+        prefixes.held(pool).to_vec()
+    };
+    seat(&mut one, &mut pool);
+    assert_eq!(step(&mut one, &mut pool, &mut prefixes, 15), [0u32; 0]);
+    assert_eq!(step(&mut one, &mut pool, &mut prefixes, 1), [9], "a block holds it, and one token more");
+    assert_eq!(step(&mut one, &mut pool, &mut prefixes, 40), [7, 8, 9], "as far as it fills blocks");
+    pool.release(one.take_place());
+    let (other, _) = pool.open(&[1; 64], 0).unwrap();
+    assert!(prefixes.held(&pool).is_empty());
+    pool.release(other);
+    seat(&mut one, &mut pool);
+    assert_eq!(step(&mut one, &mut pool, &mut prefixes, 33), [8, 9]);
+}

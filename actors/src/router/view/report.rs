@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use plexus_types::{
-    ClusterReport, Cost, FilesState, Limits, ModelId, ModelKind, ModelLocation, ModelReport, ModelState, NodeReport, ReplicaReport,
-    ReplicaState,
+    ClusterReport, Cost, FilesState, Limits, ModelId, ModelKind, ModelLocation, ModelReport, ModelState, NodeReport, NodeSummary,
+    ReplicaReport, ReplicaState,
 };
 use tokio::time::Instant;
 
@@ -116,7 +116,7 @@ impl ClusterView {
             this_node: true,
             age: Duration::ZERO,
             round_trip: None,
-            summary: self.own.clone(),
+            summary: shown(&self.own),
         };
         let others = self.others.values().filter_map(|other| {
             Some(NodeReport {
@@ -125,7 +125,7 @@ impl ClusterView {
                 this_node: false,
                 age: other.heard.map_or(Duration::ZERO, |heard| now.saturating_duration_since(heard)),
                 round_trip: other.round_trip,
-                summary: other.summary.clone(),
+                summary: shown(&other.summary),
             })
         });
         let nodes = std::iter::once(me).chain(others).collect();
@@ -133,6 +133,13 @@ impl ClusterView {
         conflicts.extend(self.catalogue.models.values().filter_map(|model| nowhere(self, model)));
         ClusterReport { cluster: self.cluster.clone(), nodes, conflicts }
     }
+}
+
+/// Without what is not for people.
+fn shown(summary: &NodeSummary) -> NodeSummary {
+    let mut summary = summary.clone();
+    summary.replicas.iter_mut().for_each(|replica| replica.prefixes = None);
+    summary
 }
 
 fn state_of(report: &ReplicaReport) -> ModelState {

@@ -21,6 +21,7 @@ pub(crate) fn replica(model: &str, state: ReplicaState) -> ReplicaReport {
         idle: Some(Duration::ZERO),
         load_time: None,
         progress: 0.0,
+        prefixes: None,
     }
 }
 
@@ -80,4 +81,47 @@ fn a_node_that_is_gone_leaves_nothing_behind() {
     view.on_sent(&id);
     view.on_cluster_change(ClusterChange::Gone(b));
     assert_eq!((view.models().len(), view.sent.len(), view.report(Instant::now()).nodes.len()), (0, 0, 1));
+}
+
+fn held(view: &ClusterView) -> Vec<Vec<u32>> {
+    view.candidates(&"pip".parse().unwrap()).map(|candidate| candidate.prefixes().to_vec()).collect()
+}
+
+#[test]
+fn what_a_replica_does_not_say_anew_of_its_prefix_cache_is_as_it_said_before() {
+    let (mut view, b) = view_with("b");
+    let says = |prefixes: Option<&[u32]>| ReplicaReport { prefixes: prefixes.map(Into::into), ..replica("pip", ReplicaState::Loaded) };
+    let mut other = says(None);
+    other.device = "cpu-1".parse().unwrap();
+    for (revision, said, known) in
+        [(1, None, &[][..]), (2, Some(&[1, 2][..]), &[1, 2]), (3, None, &[1, 2]), (4, Some(&[]), &[]), (5, None, &[])]
+    {
+        view.on_summary(&b, summary(revision, vec![other.clone(), says(said)]), Instant::now(), SystemTime::now());
+        assert_eq!(held(&view), [known, &[]], "revision {revision}");
+    }
+    view.on_summary(&b, summary(6, vec![says(Some(&[7]))]), Instant::now(), SystemTime::now());
+    view.on_summary(&b, summary(7, vec![]), Instant::now(), SystemTime::now());
+    view.on_summary(&b, summary(8, vec![says(None)]), Instant::now(), SystemTime::now());
+    assert_eq!(held(&view), [[0u32; 0]], "a replica that went and came again has nothing of before");
+}
+
+#[test]
+fn the_others_are_told_of_a_prefix_cache_when_it_changed_and_of_all_when_they_come() {
+    let (mut view, _) = view_with("b");
+    let says = |prefixes: Option<&[u32]>| ReplicaReport { prefixes: prefixes.map(Into::into), ..replica("pip", ReplicaState::Loaded) };
+    let told = |summary: NodeSummary| summary.replicas[0].prefixes.as_ref().map(|prefixes| prefixes.to_vec());
+    view.on_own_replica(says(Some(&[])), SystemTime::now());
+    view.on_own_replica(says(Some(&[4, 5])), SystemTime::now());
+    view.on_own_replica(says(None), SystemTime::now());
+    assert_eq!((held(&view), view.n_prefixes()), (vec![vec![4, 5]], 2));
+    assert_eq!(told(view.own_news()), Some(vec![4, 5]), "nobody has it yet");
+    view.on_own_said();
+    assert_eq!(told(view.own_news()), None);
+    let before = view.own().revision;
+    let full = view.own_in_full();
+    assert!(full.revision > before);
+    assert_eq!(told(full), Some(vec![4, 5]));
+    view.on_own_unsaid();
+    assert_eq!(told(view.own_news()), Some(vec![4, 5]), "somebody did not get it");
+    assert_eq!(told(view.report(Instant::now()).nodes[0].summary.clone()), None, "people are not shown it");
 }
