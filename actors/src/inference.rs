@@ -26,6 +26,7 @@ use crate::metrics::{self, RequestMeter};
 use crate::model::{LocalModels, ModelMsg, has_gone};
 use crate::node::NodeMsg;
 use crate::peers::{Peer, Peers};
+use crate::prefix::PromptDigests;
 use crate::router::home::home_of;
 use crate::router::view::SharedView;
 use crate::router::{RouteRequest, Routed, RouterMsg};
@@ -212,8 +213,9 @@ impl Inference for ClusterInference {
         let meter = RequestMeter::new(request.model.clone());
         let seed = request.sampling.seed.unwrap_or_else(rand::random);
         let (events, inbox) = mpsc::channel((self.config.window_tokens + CHANNEL_SLACK) as usize);
+        let prompt = PromptDigests::of(&request.prompt);
         let journal = Box::new(Journal { request: Arc::new(request), seed, prompt_ids: Vec::new(), sampled_ids: Vec::new() });
-        let opened = self.streams.cast(StreamsMsg::Open { id, journal, events, span: Span::current() });
+        let opened = self.streams.cast(StreamsMsg::Open { id, journal, prompt, events, span: Span::current() });
         let client = ClientStream {
             id,
             inbox,
@@ -231,7 +233,9 @@ impl Inference for ClusterInference {
         request.model = self.resolve(&request.model);
         let mut tried = Vec::new();
         loop {
-            let Picked { replica, .. } = self.pick(None, RouteRequest::generate(&request, tried.clone())).await?;
+            // Counting is the tokenizer's work: what the model would have to read does not matter.
+            let question = RouteRequest { model: request.model.clone(), prompt: PromptDigests::default(), tried: tried.clone() };
+            let Picked { replica, .. } = self.pick(None, question).await?;
             let counted = if replica.node == *self.peers.me() {
                 match self.models.get(&replica.model, replica.device) {
                     Some(model) => model.call(|reply| ModelMsg::CountTokens(Box::new(request.clone()), reply), COUNT_DEADLINE).await.ok(),

@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod model;
 pub mod node;
 pub mod peers;
+pub mod prefix;
 pub mod router;
 pub mod secret;
 pub mod shelf;

@@ -11,7 +11,9 @@ mod embed;
 pub mod guess;
 pub mod load;
 mod local;
+pub mod prefixes;
 mod prepare;
+mod report;
 mod running;
 pub mod scheduler;
 pub mod sequence;
@@ -24,10 +26,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use plexus_engine::batch::BatchOutput;
-use plexus_types::{
-    Bytes, DeviceId, EmbedRequest, Embeddings, GenerateRequest, ModelKind, ModelProfile, NodeId, ReplicaLoad, ReplicaReport, ReplicaState,
-    RequestError, RequestId,
-};
+use plexus_types::{DeviceId, EmbedRequest, Embeddings, GenerateRequest, ModelKind, ModelProfile, NodeId, RequestError, RequestId};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use tokio::time::Instant;
@@ -38,8 +37,8 @@ use self::load::{LoadError, Resident};
 pub(crate) use self::local::has_gone;
 pub use self::local::{Devices, LocalModels};
 use self::prepare::{Prepared, prepare};
+use self::report::Said;
 use self::running::Batcher;
-use self::scheduler::Counts;
 use self::share::may_have_more;
 use self::sink::{Ingresses, Sink};
 use crate::address::Address;
@@ -55,9 +54,6 @@ use crate::trace;
 
 /// Tokens that an answer has when nothing better is known, to say when a place becomes free.
 const TYPICAL_ANSWER_TOKENS: f32 = 128.0;
-
-/// A load that has not changed in its counts is reported again after so long, for its speeds.
-const REPORT_PERIOD: Duration = Duration::from_secs(1);
 
 /// What the actor is started with.
 #[derive(Debug, Clone)]
@@ -116,6 +112,8 @@ pub enum ModelMsg {
     Retire(RpcReplyPort<bool>),
     /// An ingress is gone, or the link to it: nobody takes what it asked for, and nobody would cancel it or give it credit.
     IngressLost(NodeId),
+    /// What is in the prefix cache may have changed since the router was told.
+    PrefixesDue,
     /// Tell evictor and router of yourself again.
     Announce,
     /// Say how you are.
@@ -138,6 +136,8 @@ pub struct ModelState {
     n_refused: u64,
     /// Requests running and waiting as last reported to the router, and when.
     reported: Option<((u32, u32), Instant)>,
+    /// What it has said of its prefix cache.
+    said: Said,
     /// Since when it has had no requests; absent while it has.
     idle_since: Option<Instant>,
     life: ActorId,
@@ -189,6 +189,7 @@ impl Actor for ModelActor {
             embedding: Arc::default(),
             n_refused: 0,
             reported: None,
+            said: Said::default(),
             idle_since: None,
             life,
         };
@@ -217,6 +218,7 @@ impl Actor for ModelActor {
             }
             ModelMsg::Retire(reply) => drop(reply.send(state.on_retire())),
             ModelMsg::IngressLost(ingress) => state.on_ingress_lost(&ingress),
+            ModelMsg::PrefixesDue => state.on_prefixes_due(),
             ModelMsg::Announce => state.announce(),
             ModelMsg::Inspect(reply) => drop(reply.send(state.inspect())),
         }
@@ -456,100 +458,5 @@ impl ModelState {
         let profile = &self.args.profile;
         let message = format!("the model '{}' is busy: no place within {:?}", profile.id, profile.waiting_time);
         RequestError::Overloaded { message, retry_after: self.place_wait() }
-    }
-
-    fn load(&self) -> ReplicaLoad {
-        let load = match &self.phase {
-            Phase::Loaded { batcher, .. } => batcher.load(),
-            Phase::Loading { .. } | Phase::Failed(_) | Phase::Retired => ReplicaLoad::default(),
-        };
-        let profile = &self.args.profile;
-        let embedding = self.embedding.load(Ordering::Relaxed);
-        let running = load.running + embedding.min(profile.running_max);
-        let waiting = load.waiting + self.encoding.len() as u32 + embedding.saturating_sub(profile.running_max);
-        ReplicaLoad { running, waiting, running_max: profile.running_max, waiting_max: profile.waiting_max, ..load }
-    }
-
-    fn announce(&mut self) {
-        if let Phase::Loaded { resident, .. } = &self.phase {
-            let (profile, busy) = (Box::new(self.args.profile.clone()), self.idle_since.is_none());
-            let holds = EvictorMsg::Holds { place: self.place(), profile, lease: resident.lease, bytes: resident.memory, busy };
-            self.args.evictor.tell(holds);
-        }
-        self.reported = None;
-        self.report();
-    }
-
-    /// Tells the evictor when the first request comes and when the last has ended.
-    fn note_use(&mut self) {
-        let busy = self.n_present() > 0;
-        if busy == self.idle_since.is_none() || !matches!(self.phase, Phase::Loaded { .. }) {
-            return;
-        }
-        self.idle_since = (!busy).then(Instant::now);
-        self.args.evictor.tell(EvictorMsg::Used(self.place(), busy));
-    }
-
-    /// Tells the router of state and load, when somebody came or left, or the last report is old.
-    fn report(&mut self) {
-        self.note_use();
-        let load = self.load();
-        let counts = (load.running, load.waiting);
-        let now = Instant::now();
-        if self.reported.is_some_and(|(before, at)| before == counts && now - at < REPORT_PERIOD) {
-            return;
-        }
-        self.reported = Some((counts, now));
-        let (state, context_length, memory, load_time, kind) = match &self.phase {
-            Phase::Loading { .. } => (ReplicaState::Loading, 0, Bytes(0), None, ModelKind::Generate),
-            Phase::Loaded { resident, load_time, .. } => {
-                (ReplicaState::Loaded, resident.plan.context_length, resident.memory, Some(*load_time), resident.kind)
-            }
-            Phase::Failed(reason) => (ReplicaState::Failed(reason.clone()), 0, Bytes(0), None, ModelKind::Generate),
-            Phase::Retired => return, // it is as good as gone
-        };
-        let profile = &self.args.profile;
-        self.args.router.tell(RouterMsg::OwnReplica(ReplicaReport {
-            model: profile.id.clone(),
-            device: self.args.device,
-            state,
-            context_length,
-            memory,
-            load,
-            kind,
-            residency_priority: profile.residency_priority,
-            pinned: profile.pinned,
-            idle: self.idle_since.map(|since| now.saturating_duration_since(since)),
-            load_time,
-            progress: match self.phase {
-                Phase::Loading { progress, .. } => progress,
-                Phase::Loaded { .. } => 1.0,
-                Phase::Failed(_) | Phase::Retired => 0.0,
-            },
-        }));
-    }
-
-    fn inspect(&self) -> Inspection {
-        let load = self.load();
-        let (state, counts, n_cancelled, (available, remembered)) = match &self.phase {
-            Phase::Loading { .. } => ("loading".to_owned(), Counts::default(), 0, (0, 0)),
-            Phase::Retired => ("going".to_owned(), Counts::default(), 0, (0, 0)),
-            Phase::Failed(reason) => (format!("failed: {reason}"), Counts::default(), 0, (0, 0)),
-            Phase::Loaded { batcher, .. } => ("loaded".to_owned(), batcher.counts(), batcher.n_cancelled, batcher.blocks()),
-        };
-        let counters = [
-            ("running", u64::from(load.running)),
-            ("waiting", u64::from(load.waiting)),
-            ("done", counts.ended),
-            ("cancelled", n_cancelled),
-            ("refused", self.n_refused),
-            ("cached_tokens", counts.cached_tokens),
-            ("preemptions", counts.preemptions),
-            ("guessed", counts.guessed),
-            ("guessed_right", counts.guessed_right),
-            ("blocks_available", u64::from(available)),
-            ("blocks_remembered", u64::from(remembered)),
-        ];
-        Inspection::new(&state, counters)
     }
 }

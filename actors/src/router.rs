@@ -11,6 +11,7 @@ pub mod home;
 mod loads;
 pub mod place;
 pub mod policy;
+mod publish;
 pub mod view;
 
 use std::collections::{BTreeSet, HashMap};
@@ -18,8 +19,8 @@ use std::time::{Duration, SystemTime};
 
 use plexus_api::service::Place;
 use plexus_types::{
-    Catalogue, DeviceId, DeviceReport, EmbedInput, EmbedRequest, Explanation, GenerateRequest, ModelId, NodeId, NodeState, NodeSummary,
-    Prompt, ReplicaId, ReplicaReport, ReplicaState, RequestError, RequestId,
+    Catalogue, DeviceId, DeviceReport, EmbedInput, EmbedRequest, Explanation, ModelId, NodeId, NodeState, NodeSummary, ReplicaId,
+    ReplicaReport, ReplicaState, RequestError, RequestId,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
@@ -38,20 +39,17 @@ use crate::evictor::EvictorMsg;
 use crate::evictor::plan::EvictionPolicy;
 use crate::inbound::{ClusterChange, PeerChange};
 use crate::inspect::Inspection;
-use crate::messages::{Ensure, Notice, Question};
-use crate::peers::{Peer, PeerError, Peers};
+use crate::messages::{Ensure, Question};
+use crate::peers::Peers;
+use crate::prefix::PromptDigests;
 use crate::streams::StreamsMsg;
 
-/// Changes of load alone are gathered for so long before the peers are told.
-const LOAD_DELAY: Duration = Duration::from_millis(100);
 /// How often loads under way, preloads and spare replicas are looked at.
 const TICK: Duration = Duration::from_secs(1);
 /// The others are told every so many ticks for how long models have been idle.
 const IDLE_TICKS: u32 = 5;
 /// A home, or a node that is told to load, answers from memory; one that does not is asked again.
 const ORDER_DEADLINE: Duration = Duration::from_secs(5);
-/// Bytes of text that make a token, to estimate the length of a prompt before it is encoded.
-const BYTES_PER_TOKEN: usize = 4;
 
 /// What the actor is started with.
 #[derive(Debug, Clone)]
@@ -88,30 +86,20 @@ pub enum Routed {
 pub struct RouteRequest {
     /// The model asked for.
     pub model: ModelId,
-    /// How long the prompt will be, about, tokens.
-    pub prompt_tokens: u32,
+    /// How long the prompt is, and what it begins with.
+    pub prompt: PromptDigests,
     /// Replicas that have failed the request.
     pub tried: Vec<ReplicaId>,
 }
 
 impl RouteRequest {
-    /// Where a generation goes.
-    pub fn generate(request: &GenerateRequest, tried: Vec<ReplicaId>) -> Self {
-        let bytes = match &request.prompt {
-            Prompt::Chat(chat) => chat.messages.iter().map(|message| message.content.len()).sum(),
-            Prompt::Text(text) => text.len(),
-            Prompt::Tokens(ids) => ids.len() * BYTES_PER_TOKEN,
-        };
-        Self { model: request.model.clone(), prompt_tokens: (bytes / BYTES_PER_TOKEN) as u32, tried }
-    }
-
     /// Where some texts go to be embedded.
     pub fn embed(request: &EmbedRequest, tried: Vec<ReplicaId>) -> Self {
         let bytes = request.inputs.iter().map(|input| match input {
             EmbedInput::Text(text) => text.len(),
-            EmbedInput::Tokens(ids) => ids.len() * BYTES_PER_TOKEN,
+            EmbedInput::Tokens(ids) => size_of_val(ids.as_slice()),
         });
-        Self { model: request.model.clone(), prompt_tokens: (bytes.sum::<usize>() / BYTES_PER_TOKEN) as u32, tried }
+        Self { model: request.model.clone(), prompt: PromptDigests::of_length(bytes.sum::<usize>() as u64), tried }
     }
 }
 
@@ -290,7 +278,7 @@ impl RouterState {
     fn pick(&mut self, request: &RouteRequest) -> Result<Decision, Routed> {
         let (decision, wanted) = {
             let view = self.args.view.read();
-            let decision = route(&view, &request.model, request.prompt_tokens, &request.tried, &mut self.rng);
+            let decision = route(&view, &request.model, &request.prompt, &request.tried, &mut self.rng);
             let wanted = decision.is_ok().then(|| replicas_wanted(&view, &request.model)).flatten();
             (decision, wanted)
         };
@@ -336,7 +324,7 @@ impl RouterState {
     fn explain(&mut self, model: &ModelId) -> Option<Explanation> {
         let view = self.args.view.read();
         let model = view.resolve(model).clone();
-        match route(&view, &model, 1, &[], &mut self.rng) {
+        match route(&view, &model, &PromptDigests::default(), &[], &mut self.rng) {
             Ok(decision) => Some(decisions::explain(&model, &decision)),
             Err(NoReplica::Refused(RequestError::ModelNotFound { .. })) => None,
             Err(_) => {
@@ -393,17 +381,6 @@ impl RouterState {
         self.preload();
     }
 
-    fn send_catalogue(&self, peer: &Peer) {
-        let catalogue = self.args.view.read().own_catalogue().clone();
-        if let Err(error) = peer.notify(Notice::Catalogue(catalogue)) {
-            debug!(node = %peer.id(), %error, "catalogue not sent");
-            if error == PeerError::Congested {
-                let (address, me) = (self.args.address.clone(), peer.id().clone());
-                address.tell_after(LOAD_DELAY, RouterMsg::CatalogueDue(me));
-            }
-        }
-    }
-
     fn on_cluster_change(&mut self, change: ClusterChange) {
         match &change {
             ClusterChange::Up(facts) => info!(node = %facts.id, link = %facts.link, "a node is alive"),
@@ -422,10 +399,7 @@ impl RouterState {
             PeerChange::Up(id) => {
                 info!(node = %id, "linked");
                 if let Some(peer) = self.args.peers.get(id) {
-                    self.send_catalogue(&peer);
-                    if !self.send_summary(&peer) {
-                        self.publish_later();
-                    }
+                    self.introduce(&peer);
                 }
             }
             PeerChange::Down { id, why } => {
@@ -452,28 +426,6 @@ impl RouterState {
         }
     }
 
-    fn publish(&mut self) {
-        let refused = self.args.peers.list().iter().filter(|peer| !self.send_summary(peer)).count();
-        if refused > 0 {
-            self.publish_later(); // else a peer would not know what this node holds until it changes again
-        }
-    }
-
-    fn publish_later(&mut self) {
-        if !self.publish_waiting {
-            self.publish_waiting = true;
-            self.args.address.tell_after(LOAD_DELAY, RouterMsg::PublishDue);
-        }
-    }
-
-    /// False if the peer takes none now, but may later.
-    fn send_summary(&self, peer: &Peer) -> bool {
-        let summary = self.args.view.read().own().clone();
-        let Err(error) = peer.notify(Notice::Summary(summary)) else { return true };
-        debug!(node = %peer.id(), %error, "summary not sent");
-        error != PeerError::Congested // when the link is gone, the next one brings it
-    }
-
     fn inspect(&self) -> Inspection {
         let view = self.args.view.read();
         let report = view.report(Instant::now());
@@ -485,6 +437,7 @@ impl RouterState {
                 ("refused", self.n_refused),
                 ("cold", self.n_cold),
                 ("orders", self.home.n_orders() as u64),
+                ("prefixes_known", view.n_prefixes() as u64),
                 ("nodes_up", count(NodeState::Up)),
                 ("nodes_unreachable", count(NodeState::Unreachable)),
             ],

@@ -24,6 +24,7 @@ use crate::messages::{Attempt, Generate, Notice, StreamNotice};
 use crate::model::LocalModels;
 use crate::model::sink::Ingresses;
 use crate::peers::Peers;
+use crate::prefix::PromptDigests;
 use crate::router::{RouteRequest, Routed, RouterMsg};
 use crate::trace;
 
@@ -58,6 +59,8 @@ pub enum StreamsMsg {
         id: RequestId,
         /// The request.
         journal: Box<Journal>,
+        /// What its prompt begins with.
+        prompt: PromptDigests,
         /// Towards the client. Large enough for the window, so that sending never waits.
         events: mpsc::Sender<GenerateEvent>,
         /// The span of the request.
@@ -118,6 +121,8 @@ pub struct StreamsState {
 #[derive(Debug)]
 struct Stream {
     core: StreamCore,
+    /// What its prompt begins with.
+    prompt: PromptDigests,
     events: mpsc::Sender<GenerateEvent>,
     span: Span,
     /// Open while the router is asked.
@@ -141,7 +146,9 @@ impl Actor for StreamsActor {
     async fn handle(&self, _myself: ActorRef<StreamsMsg>, message: StreamsMsg, state: &mut StreamsState) -> Result<(), ActorProcessingErr> {
         state.args.address.taken();
         match message {
-            StreamsMsg::Open { id, journal, events, span } => state.on_open(id, *journal, events, span),
+            StreamsMsg::Open { id, journal, prompt, events, span } => {
+                state.on_open(Stream { core: StreamCore::new(id, *journal), prompt, events, span, route_span: Span::none() })
+            }
             StreamsMsg::Routed { id, result, route } => {
                 if let Some(stream) = state.streams.get_mut(&id) {
                     stream.core.route = route;
@@ -162,9 +169,9 @@ impl Actor for StreamsActor {
 }
 
 impl StreamsState {
-    fn on_open(&mut self, id: RequestId, journal: Journal, events: mpsc::Sender<GenerateEvent>, span: Span) {
+    fn on_open(&mut self, stream: Stream) {
         self.n_opened += 1;
-        let stream = Stream { core: StreamCore::new(id, journal), events, span, route_span: Span::none() };
+        let id = stream.core.id;
         self.streams.insert(id, stream);
         self.carry_out(id, vec![Effect::AskRouter]);
         self.run_clock();
@@ -253,7 +260,8 @@ impl StreamsState {
         if !stream.core.tried.is_empty() {
             self.n_rerouted += 1;
         }
-        let request = RouteRequest::generate(&stream.core.journal.request, stream.core.tried.clone());
+        let model = stream.core.journal.request.model.clone();
+        let request = RouteRequest { model, prompt: stream.prompt.clone(), tried: stream.core.tried.clone() };
         let (router, reply_to) = (self.args.router.clone(), self.args.address.clone());
         let asked = router.cast(RouterMsg::Route { id, request: request.clone(), reply_to: reply_to.clone() });
         if asked.is_err() {

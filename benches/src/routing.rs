@@ -5,13 +5,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use plexus_actors::evictor::plan::EvictionPolicy;
 use plexus_actors::inbound::{ClusterChange, PeerChange};
+use plexus_actors::prefix::PromptDigests;
 use plexus_actors::router::home::home_of;
 use plexus_actors::router::place::{Want, place};
 use plexus_actors::router::policy::{NoReplica, route};
 use plexus_actors::router::view::ClusterView;
 use plexus_types::{
     Bytes, Catalogue, CatalogueEntry, DeviceId, DeviceKind, DeviceReport, FilesState, Footprint, Generation, ModelFacts, ModelId,
-    ModelKind, ModelProfile, ModelSource, NodeFacts, NodeId, NodeSummary, ReplicaLoad, ReplicaReport, ReplicaState,
+    ModelKind, ModelProfile, ModelSource, NodeFacts, NodeId, NodeSummary, Prompt, ReplicaLoad, ReplicaReport, ReplicaState,
 };
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -24,6 +25,10 @@ const N_MODELS: usize = 200;
 const PER_NODE: usize = 15;
 /// Every so many-th model is loaded nowhere.
 const COLD_EVERY: usize = 10;
+/// Digests of prompts that each replica holds.
+const N_PREFIXES: u32 = 1024;
+/// Bytes of a long prompt.
+const PROMPT_LEN: usize = 512 << 10;
 /// So many requests are not counted.
 const N_WARM: usize = 1000;
 
@@ -35,12 +40,21 @@ pub(crate) fn measure(requests: usize) -> Vec<Figure> {
     let mut rng = SmallRng::seed_from_u64(1);
     let policy = EvictionPolicy::default();
     let few = (requests / 20).max(1);
+    let short = PromptDigests::of_length(400);
+    let text = Prompt::Text("The quick brown fox jumps over the lazy dog. ".repeat(PROMPT_LEN / 45));
+    let long = PromptDigests::of(&text);
+    let holder = holder(&view, &ids[loaded[0]], &long);
     let warm = time(requests, |i| {
-        let went = route(&view, &ids[loaded[i % loaded.len()]], 100, &[], &mut rng);
+        let went = route(&view, &ids[loaded[i % loaded.len()]], &short, &[], &mut rng);
         assert!(went.is_ok(), "it is loaded");
     });
+    let held = time(requests, |_| {
+        let went = route(&holder, &ids[loaded[0]], &long, &[], &mut rng);
+        assert!(went.is_ok_and(|went| went.considered.iter().any(|one| one.n_cached > 0)), "it is held");
+    });
+    let digests = time(few, |_| drop(black_box(PromptDigests::of(&text))));
     let without = time(requests, |i| {
-        let went = route(&view, &ids[cold[i % cold.len()]], 100, &[], &mut rng);
+        let went = route(&view, &ids[cold[i % cold.len()]], &short, &[], &mut rng);
         assert_eq!(went, Err(NoReplica::Cold));
     });
     let home = time(requests, |i| drop(black_box(home_of(&view, &ids[cold[i % cold.len()]]))));
@@ -54,6 +68,8 @@ pub(crate) fn measure(requests: usize) -> Vec<Figure> {
     };
     vec![
         figure("a request for a model with replicas is routed", "≤ 50 µs", &warm),
+        figure("one with half a megabyte of prompt, half of it cached on a node", "≤ 50 µs", &held),
+        figure("the digests of half a megabyte of prompt are computed", "", &digests),
         figure("a request for one that is loaded nowhere is found so", "≤ 50 µs", &without),
         figure("the home of a model is found", "", &home),
         figure("a place for it is found, where others must go", "", &placed),
@@ -112,6 +128,25 @@ fn view() -> ClusterView {
     view
 }
 
+/// The same, in which a node holds the first half of a prompt, and all others of the model the first eighth.
+fn holder(view: &ClusterView, model: &ModelId, prompt: &PromptDigests) -> ClusterView {
+    let mut held = self::view();
+    let nodes: Vec<NodeId> = view.candidates(model).map(|candidate| candidate.id.node).collect();
+    for (i, id) in nodes.iter().enumerate() {
+        let Some(known) = view.nodes().find(|node| node.id == id) else { continue };
+        let mut summary = NodeSummary { revision: 2, ..known.summary.clone() };
+        let share = if i == 1 { 2 } else { 8 };
+        for replica in summary.replicas.iter_mut().filter(|replica| replica.model == *model) {
+            let mut prefixes = prompt.digests()[..prompt.digests().len() / share].to_vec();
+            prefixes.extend((0..N_PREFIXES - prefixes.len() as u32).map(|i| i * 4_000_037));
+            prefixes.sort_unstable();
+            replica.prefixes = Some(prefixes.into());
+        }
+        held.on_summary(id, summary, tokio::time::Instant::now(), SystemTime::now());
+    }
+    held
+}
+
 fn catalogue() -> Catalogue {
     let footprint = Footprint { weights: Bytes::mib(5 << 10), kv_per_token: Bytes(1 << 16), working: Bytes::mib(100) };
     let facts = ModelFacts {
@@ -151,5 +186,6 @@ fn replica(i: usize, k: usize) -> ReplicaReport {
         idle: Some(Duration::from_secs(60 + k as u64)),
         load_time: Some(Duration::from_secs(2)),
         progress: 1.0,
+        prefixes: Some((0..N_PREFIXES).map(|i| i * 4_000_037).collect()),
     }
 }

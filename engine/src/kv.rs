@@ -32,6 +32,7 @@ pub struct BlockPool {
     evictable: BTreeSet<(u64, BlockId)>,
     /// Stored blocks without holders.
     n_idle: u32,
+    n_evicted: u64,
 }
 
 /// The blocks of one sequence, in order of position. To be given back by [`BlockPool::release`]: dropped, its blocks are lost to the pool.
@@ -49,6 +50,13 @@ impl BlockTable {
     pub fn blocks(&self) -> &[BlockId] {
         &self.blocks
     }
+}
+
+/// A stored block with all that comes before it, to be recognised later: see [`BlockPool::still_holds`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredPrefix {
+    block: BlockId,
+    number: u64,
 }
 
 /// What the pool has of a sequence's tokens.
@@ -76,6 +84,7 @@ impl BlockPool {
             clock: 0,
             evictable: BTreeSet::new(),
             n_idle: 0,
+            n_evicted: 0,
         }
     }
 
@@ -185,6 +194,23 @@ impl BlockPool {
         }
     }
 
+    /// The first `n_tokens` of a table, as far as they fill blocks, or else its first block; `None` while not all of that is stored.
+    pub fn stored_prefix(&self, table: &BlockTable, n_tokens: u32) -> Option<StoredPrefix> {
+        let last = (n_tokens / self.block_len).saturating_sub(1) as usize;
+        let block = *table.blocks[..table.n_stored].get(last)?;
+        Some(StoredPrefix { block, number: self.tree.number(block)? })
+    }
+
+    /// Is the block still stored, with the tokens that it had then? So are all before it, then.
+    pub fn still_holds(&self, prefix: StoredPrefix) -> bool {
+        self.tree.number(prefix.block) == Some(prefix.number)
+    }
+
+    /// Stored blocks that had to go for others so far.
+    pub fn n_evicted(&self) -> u64 {
+        self.n_evicted
+    }
+
     /// Takes the blocks of a sequence back. What was stored is remembered until its memory is needed.
     pub fn release(&mut self, table: BlockTable) {
         self.clock += 1;
@@ -220,6 +246,7 @@ impl BlockPool {
         let Some((_, block)) = self.evictable.pop_first() else { return };
         let parent = self.tree.remove(block);
         self.n_idle -= 1;
+        self.n_evicted += 1;
         self.free.push(block);
         if let Some(parent) = parent.filter(|parent| self.holders[parent.0 as usize] == 0 && self.tree.is_leaf(*parent)) {
             self.evictable.insert((self.left[parent.0 as usize], parent));

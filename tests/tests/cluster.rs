@@ -309,3 +309,71 @@ async fn vectors_say_who_made_them_and_any_node_tells_why() {
         assert_eq!((nobody.status, nobody.header("x-plexus-node")), (404, None), "{}", nobody.text);
     }
 }
+
+/// Asks so many requests of each of both nodes at once that neither can have them all, until both have measured about the same speed of reading.
+async fn equally_fast(nodes: [&Node; 2]) {
+    eventually("both nodes have read prompts, about as fast", async || {
+        let mut body = question_body("pip", STORY, false);
+        body["max_tokens"] = json!(64);
+        body["ignore_eos"] = json!(true);
+        let replies = futures::future::join_all((0..24).map(|i| nodes[i % 2].client().post("/v1/chat/completions", &body))).await;
+        assert!(replies.iter().all(|reply| reply.as_ref().is_ok_and(|reply| reply.status == 200)), "{replies:?}");
+        let replicas = nodes[0].view().await?.nodes.into_iter().flat_map(|node| node.summary.replicas);
+        let speeds: Vec<f32> = replicas.map(|replica| replica.load.prefill_tokens_per_s).collect();
+        let (least, most) = (speeds.iter().copied().fold(f32::INFINITY, f32::min), speeds.iter().copied().fold(0.0, f32::max));
+        if speeds.len() == 2 && least > 0.0 && most < 2.0 * least { Ok(()) } else { Err(format!("{speeds:?} tokens/s")) }
+    })
+    .await;
+}
+
+/// Waits until each of both nodes knows so many digests of prompts, and all that the other says of itself: that it is idle, too.
+async fn all_told(nodes: [&Node; 2], n_digests: u64) {
+    eventually(&format!("both nodes know {n_digests} digests and that nobody works"), async || {
+        for node in nodes {
+            let known: u64 = node.counters("prefixes_known").await?.values().sum();
+            if known < n_digests {
+                return Err(format!("{} knows {known} digests", node.name()));
+            }
+        }
+        let mut views = [nodes[0].view().await?.nodes, nodes[1].view().await?.nodes];
+        views.iter_mut().for_each(|nodes| nodes.sort_by(|a, b| a.facts.id.cmp(&b.facts.id)));
+        let said = views.each_ref().map(|nodes| nodes.iter().map(|node| node.summary.revision).collect::<Vec<u64>>());
+        let replicas = views[0].iter().flat_map(|node| &node.summary.replicas);
+        let present: u32 = replicas.map(|replica| replica.load.running + replica.load.waiting).sum();
+        if said[0] == said[1] && present == 0 { Ok(()) } else { Err(format!("{present} requests, revisions {said:?}")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_conversation_goes_on_at_the_node_that_has_it_cached_whichever_is_asked() {
+    let _alone = alone().await;
+    let home = Home::new();
+    let (n1, n2) = (home.node("n1").start().await, home.node("n2").start().await);
+    let nodes = [&n1, &n2];
+    whole(&nodes).await;
+    equally_fast(nodes).await;
+
+    let mut messages = vec![json!({"role": "system", "content": "The capital of France is Paris. ".repeat(31)})];
+    let mut holder = None;
+    for (turn, question) in
+        ["What is the capital of France?", "And of Italy?", "And of Spain?", "And of Japan?", "And of Egypt?"].iter().enumerate()
+    {
+        messages.push(json!({"role": "user", "content": question}));
+        let body = json!({"model": "pip", "messages": messages, "temperature": 0, "max_tokens": 8});
+        let reply = nodes[turn % 2].client().post("/v1/chat/completions", &body).await.unwrap();
+        messages.push(json!({"role": "assistant", "content": reply.chat_text()}));
+
+        let (node, route) = (reply.header("x-plexus-node").unwrap(), reply.header("x-plexus-route").unwrap());
+        let cached = reply.json["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+        eprintln!("turn {turn} at {node}: {route}; {}", reply.json["usage"]);
+        match &holder {
+            None => holder = Some(node.to_owned()),
+            Some(holder) => {
+                assert_eq!(node, holder, "turn {turn}, asked of {}: {route}", nodes[turn % 2].name());
+                assert!(cached > 0 && route.contains("tokens of the prompt cached"), "turn {turn}: {route}; {}", reply.text);
+            }
+        }
+        all_told(nodes, 2).await; // of 512 and of 1,024 bytes
+    }
+}

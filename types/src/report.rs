@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -105,6 +106,8 @@ pub struct ReplicaReport {
     pub load_time: Option<Duration>,
     /// How far its load is, from 0 to 1.
     pub progress: f32,
+    /// Digests of the beginnings of prompts that are still in its prefix cache, sorted; absent: as said before. Not shown to people.
+    pub prefixes: Option<Arc<[u32]>>,
 }
 
 /// How busy and how fast a replica is.

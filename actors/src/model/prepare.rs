@@ -5,11 +5,15 @@ use plexus_engine::codec::Codec;
 use plexus_engine::grammar::Grammar;
 use plexus_types::{Constraint, GenerateRequest, RequestError};
 
+use crate::prefix::PromptDigests;
+
 /// A request, ready to wait for a place.
 #[derive(Debug)]
 pub struct Prepared {
     /// Its prompt.
     pub prompt: Vec<u32>,
+    /// What its text begins with.
+    pub digests: PromptDigests,
     /// What its answer must look like; absent: anything.
     pub grammar: Option<Grammar>,
 }
@@ -26,5 +30,5 @@ pub(super) fn prepare(codec: &Codec, request: &GenerateRequest, known: Vec<u32>)
     // The field that a grammar comes from: the request's own constraint, or else a tool that must be called.
     let field = if request.constraint.is_some() { Constraint::FIELD } else { "tool_choice" };
     let grammar = constraint.map(|constraint| codec.grammar(&constraint, field)).transpose()?;
-    Ok(Prepared { prompt, grammar })
+    Ok(Prepared { prompt, digests: PromptDigests::of(&request.prompt), grammar })
 }

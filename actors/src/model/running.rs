@@ -1,5 +1,6 @@
 //! The batch of a replica: a [`Scheduler`] whose sequences each have a client, which is told what a step brought.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use plexus_engine::batch::{Batch, BatchOutput};
@@ -132,17 +133,19 @@ impl Batcher {
         let Journal { request, seed, sampled_ids, .. } = generate.journal;
         let codec = &resident.codec;
         let settings = SamplerSettings::resolve(&request.sampling, &resident.defaults, seed).with_stop_ids(codec.stop_ids());
-        let fitting = |Prepared { prompt, grammar }| Ok((fitting(prompt, context)?, grammar));
-        let (prompt, grammar) = match settings.check(codec.vocab_size()).and(prepared).and_then(fitting) {
+        let fitting = |Prepared { prompt, digests, grammar }| Ok((fitting(prompt, context)?, digests, grammar));
+        let (prompt, digests, grammar) = match settings.check(codec.vocab_size()).and(prepared).and_then(fitting) {
             Ok(fit) => fit,
             Err(error) => return sink.fail(error),
         };
         serve_span.record("prompt_tokens", prompt.len());
+        let digests = digests.positions(prompt.len() as u32);
         let room = context - prompt.len() as u32;
         let sampled_max = request.max_tokens.map_or(room, |max| max.min(room));
         let decoder = codec.answer(&request, seed, &prompt);
         sink.send(StreamEvent::Accepted { prompt_ids: prompt.clone() });
         let (mut sequence, end) = Sequence::new(settings, prompt, sampled_ids, decoder, sampled_max, generate.credit_until);
+        sequence.begins_with(digests);
         sequence.want_logprobs(request.logprobs);
         if let Some(grammar) = grammar {
             sequence.constrain(grammar);
@@ -182,6 +185,16 @@ impl Batcher {
     /// Blocks that hold nothing of a sequence that runs, and of them those whose content is remembered.
     pub(super) fn blocks(&self) -> (u32, u32) {
         (self.scheduler.pool().available(), self.scheduler.pool().idle())
+    }
+
+    /// Digests of what the pool holds of prompts, sorted.
+    pub(super) fn prefixes(&mut self) -> Arc<[u32]> {
+        self.scheduler.prefixes()
+    }
+
+    /// Changes when [`Self::prefixes`] may have changed.
+    pub(super) fn prefix_changes(&self) -> u64 {
+        self.scheduler.prefix_changes()
     }
 
     /// Brings the metrics up to date.

@@ -17,6 +17,7 @@ mod speed;
 mod step;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use plexus_engine::batch::{Batch, BatchOutput};
@@ -25,6 +26,7 @@ use tokio::time::Instant;
 
 use self::speed::Did;
 pub use self::speed::Speeds;
+use super::prefixes::Prefixes;
 use super::sequence::{Progress, Sequence};
 
 /// What a scheduler may do.
@@ -71,6 +73,8 @@ pub type Principal = Option<u64>;
 pub struct Scheduler<T> {
     limits: Limits,
     pool: BlockPool,
+    /// What of prompts is in the pool.
+    prefixes: Prefixes,
     /// In order of arrival.
     waiting: VecDeque<Entry<T>>,
     /// In order of arrival.
@@ -114,6 +118,7 @@ impl<T> Scheduler<T> {
         Self {
             limits,
             pool: BlockPool::new(limits.n_blocks, limits.block_len),
+            prefixes: Prefixes::default(),
             waiting: VecDeque::new(),
             running: Vec::new(),
             step: None,
@@ -164,6 +169,16 @@ impl<T> Scheduler<T> {
     /// The blocks.
     pub fn pool(&self) -> &BlockPool {
         &self.pool
+    }
+
+    /// Digests of what the pool holds of prompts, sorted.
+    pub fn prefixes(&mut self) -> Arc<[u32]> {
+        self.prefixes.held(&self.pool)
+    }
+
+    /// Changes when [`Self::prefixes`] may have changed.
+    pub fn prefix_changes(&self) -> u64 {
+        self.prefixes.n_new() + self.pool.n_evicted()
     }
 
     /// The owners of all sequences that have not been cancelled.
@@ -224,6 +239,7 @@ impl<T> Scheduler<T> {
             *n += u64::from(guessed.n_looked_up + guessed.n_drafted);
             *n_right += u64::from(guessed.n_right);
             sequence.store(&mut self.pool);
+            sequence.note_prefixes(&self.pool, &mut self.prefixes);
             if progress.end.is_some() || progress.refused.is_some() {
                 ended.push(member.place);
             }

@@ -10,6 +10,7 @@ use plexus_engine::sample::{DrawLogprobs, SamplerSettings};
 use plexus_types::{Delta, FinishReason, TokenLogprob, TokenLogprobs};
 
 use super::guess::Guesser;
+use super::prefixes::Prefixes;
 
 /// The tokens of a request and how far they have been computed.
 #[derive(Debug)]
@@ -41,6 +42,10 @@ pub struct Sequence {
     prefilling: bool,
     /// Prompt tokens that it did not have to compute when it first got a place.
     n_cached: Option<u32>,
+    /// Digests of what its prompt begins with, each with the number of tokens that it covers, the shortest first.
+    digests: Vec<(u32, u32)>,
+    /// The first so many of them are noted: see [`Self::note_prefixes`].
+    n_noted: usize,
 }
 
 /// What was guessed in a step, and how much of it was right.
@@ -108,6 +113,8 @@ impl Sequence {
             last_guess: Guessed::default(),
             prefilling: true,
             n_cached: None,
+            digests: Vec::new(),
+            n_noted: 0,
         };
         (sequence, end)
     }
@@ -175,6 +182,7 @@ impl Sequence {
         self.n_computed = 0;
         self.guesses.clear();
         self.n_draft = 0;
+        self.n_noted = 0;
         std::mem::take(&mut self.table)
     }
 
@@ -186,6 +194,22 @@ impl Sequence {
     /// Its blocks, for the pool to change.
     pub fn table_mut(&mut self) -> &mut BlockTable {
         &mut self.table
+    }
+
+    /// Digests of what its prompt begins with, each with the number of tokens that it covers, the shortest first.
+    pub fn begins_with(&mut self, digests: Vec<(u32, u32)>) {
+        self.digests = digests;
+    }
+
+    /// Notes those of its digests whose tokens are stored, when there are more than before.
+    pub fn note_prefixes(&mut self, pool: &BlockPool, prefixes: &mut Prefixes) {
+        let stored = |(digest, n_tokens): &(u32, u32)| Some((*digest, pool.stored_prefix(&self.table, *n_tokens)?));
+        if self.digests.get(self.n_noted).and_then(stored).is_none() {
+            return;
+        }
+        let all: Vec<_> = self.digests.iter().map_while(stored).collect();
+        self.n_noted = all.len();
+        all.into_iter().rev().for_each(|(digest, prefix)| prefixes.note(digest, prefix));
     }
 
     /// Remembers in the pool what is computed.
@@ -351,111 +375,4 @@ impl Sequence {
 }
 
 #[cfg(test)]
-mod tests {
-    use plexus_engine::model::{ModelFiles, ModelPath};
-    use plexus_types::Sampling;
-
-    use super::*;
-
-    fn codec() -> Arc<plexus_engine::codec::Codec> {
-        static FILES: std::sync::OnceLock<ModelFiles> = std::sync::OnceLock::new();
-        FILES.get_or_init(|| ModelFiles::open(&ModelPath::Embedded).unwrap()).codec.clone()
-    }
-
-    fn sequence(n_prompt: u32, sampled: &[u32], sampled_max: u32) -> (Sequence, Option<FinishReason>) {
-        let settings = SamplerSettings::resolve(&Sampling::default(), &Sampling::default(), 1);
-        Sequence::new(settings, (0..n_prompt).map(|i| 300 + i).collect(), sampled.to_vec(), codec().decoder(&[]), sampled_max, 1000)
-    }
-
-    #[test]
-    fn a_prompt_is_read_in_chunks_and_drawn_from_only_at_its_end() {
-        let (mut one, _) = sequence(10, &[], 5);
-        let mut batch = Batch::default();
-        one.join(&mut batch, 6);
-        assert_eq!((batch.positions.clone(), batch.draws[0].is_none()), ((0..6).collect(), true));
-        one.on_step(6, &[]);
-        let mut batch = Batch::default();
-        one.join(&mut batch, one.pending());
-        assert_eq!((batch.positions, batch.draws[0].as_ref().map(|draw| draw.position)), ((6..10).collect(), Some(10)));
-    }
-
-    #[test]
-    fn the_last_allowed_token_ends_the_sequence_and_what_lies_beyond_is_dropped() {
-        let (mut one, _) = sequence(3, &[], 2);
-        let progress = one.on_step(3, &[400, 401, 402]);
-        assert_eq!((progress.ids, progress.end), (vec![400, 401], Some(FinishReason::Length)));
-    }
-
-    #[test]
-    fn a_continued_sequence_goes_on_at_the_next_index_with_the_same_text_as_an_unbroken_one() {
-        let ids: Vec<u32> = (320..340).collect();
-        let (mut whole, _) = sequence(3, &[], 50);
-        let mut text = String::new();
-        for id in &ids {
-            text += &Delta::text_of(&whole.on_step(1, &[*id]).deltas);
-        }
-        let (mut first, _) = sequence(3, &[], 50);
-        let mut pieces: String = ids[..7].iter().map(|id| Delta::text_of(&first.on_step(1, &[*id]).deltas)).collect();
-        let (mut second, end) = sequence(3, &ids[..7], 50);
-        assert_eq!(end, None);
-        for (i, id) in ids[7..].iter().enumerate() {
-            let progress = second.on_step(1, &[*id]);
-            assert_eq!(progress.index, 7 + i as u32);
-            pieces += &Delta::text_of(&progress.deltas);
-        }
-        assert_eq!(pieces, text);
-    }
-
-    #[test]
-    fn a_journal_that_has_reached_its_end_ends_at_once() {
-        assert_eq!(sequence(3, &[400, 401], 2).1, Some(FinishReason::Length));
-    }
-
-    #[test]
-    fn a_sequence_without_credit_takes_no_part() {
-        let (mut one, _) = sequence(3, &[], 50);
-        one.credit_until = 1;
-        one.on_step(3, &[400]);
-        assert_eq!(one.pending(), 0);
-        one.on_credit(2);
-        assert_eq!(one.pending(), 1);
-    }
-
-    #[test]
-    fn right_guesses_need_not_be_computed_again_and_wrong_ones_leave_no_trace() {
-        let (mut one, _) = sequence(3, &[], 50);
-        one.on_step(3, &[400]);
-        for (guesses, drawn, n_computed) in [([401, 402], &[401, 402, 403][..], 6), ([9, 405], &[404], 7), ([405, 9], &[405, 406], 9)] {
-            one.guesses = guesses.to_vec();
-            let mut batch = Batch::default();
-            one.join(&mut batch, one.pending());
-            assert_eq!((batch.tokens.len(), batch.draws[0].as_ref().map(|draw| draw.n_guesses)), (3, Some(2)));
-            assert_eq!(one.on_step(1, drawn).ids, drawn);
-            assert_eq!((one.n_computed, one.pending(), one.guesses.len()), (n_computed, 1, 0));
-        }
-    }
-
-    #[test]
-    fn nothing_is_guessed_beyond_the_end_or_what_the_client_takes() {
-        let guesses = |sampled_max, credit| {
-            let settings = SamplerSettings::resolve(&Sampling::default(), &Sampling::default(), 1);
-            let prompt = vec![301, 302, 303, 304, 305, 301, 302];
-            let mut one = Sequence::new(settings, prompt, Vec::new(), codec().decoder(&[]), sampled_max, credit).0;
-            one.on_step(7, &[303]);
-            one.guess(100)
-        };
-        assert_eq!([guesses(100, 100), guesses(4, 100), guesses(100, 3), guesses(2, 2), guesses(100, 1)], [4, 2, 1, 0, 0]);
-    }
-
-    #[test]
-    fn a_sequence_that_loses_its_place_knows_all_it_knew() {
-        let mut pool = BlockPool::new(4, 16);
-        let (mut one, _) = sequence(3, &[], 50);
-        let (table, n_cached) = pool.open(&one.known(), 0).unwrap();
-        one.give_place(table, n_cached);
-        one.on_step(3, &[400]);
-        one.on_step(1, &[401]);
-        pool.release(one.take_place());
-        assert_eq!((one.pending(), one.known(), pool.available()), (5, vec![300, 301, 302, 400, 401], 4));
-    }
-}
+mod tests;

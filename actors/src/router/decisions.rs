@@ -77,7 +77,10 @@ pub(super) fn explain(model: &ModelId, decision: &Decision) -> Explanation {
     let considered = decision.considered.iter().map(|one| ConsideredPlace {
         place: place_name(&(one.replica.node.clone(), one.replica.device)),
         verdict: match one.verdict {
-            Ok(wait) => format!("first token expected in {:.0} ms", wait.as_secs_f64() * 1e3),
+            Ok(wait) => {
+                let cached = if one.n_cached > 0 { format!(", about {} tokens of the prompt cached", one.n_cached) } else { String::new() };
+                format!("first token expected in {:.0} ms{cached}", wait.as_secs_f64() * 1e3)
+            }
             Err(why) => why.to_owned(),
         },
         chosen: one.replica == decision.replica,

@@ -1,5 +1,6 @@
 //! Where a request goes: a pure function of the view.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use plexus_types::{ModelId, NodeState, ReplicaId, ReplicaState, RequestError};
@@ -7,6 +8,7 @@ use rand::Rng;
 use rand::seq::index;
 
 use super::view::{Candidate, ClusterView};
+use crate::prefix::PromptDigests;
 
 /// What a request costs that must cross to another node, in seconds. Measured over loopback; it decides only between equals.
 const HOP_S: f64 = 0.000_5;
@@ -40,6 +42,8 @@ pub struct Considered {
     pub replica: ReplicaId,
     /// The expected time to the first token, or why it was left out.
     pub verdict: Result<Duration, &'static str>,
+    /// About how many tokens of the prompt are in its prefix cache.
+    pub n_cached: u32,
 }
 
 /// No replica can be sent to.
@@ -53,30 +57,37 @@ pub enum NoReplica {
     Refused(RequestError),
 }
 
-/// Chooses a replica for a request: of two drawn at random among those that can serve it, the one with the shorter expected time to the
-/// first token (Mitzenmacher 2001, "the power of two choices"). Replicas in `tried` have failed this request and are left out.
+/// Chooses a replica for a request: of two drawn at random among those that can serve it, and of the one that has most of the prompt in its
+/// prefix cache, the one with the shortest expected time to the first token (Mitzenmacher 2001, "the power of two choices"). So a conversation
+/// goes on where it is held, unless waiting there takes longer than reading it anew. Replicas in `tried` have failed this request and are left
+/// out.
 ///
-/// `prompt_tokens` is an estimate. Refused are: [`RequestError::ModelNotFound`] if no node tells of the model;
+/// Refused are: [`RequestError::ModelNotFound`] if no node tells of the model;
 /// [`RequestError::Unavailable`] if some do, or did before their link was lost, but none can serve it now.
 pub fn route(
     view: &ClusterView,
     model: &ModelId,
-    prompt_tokens: u32,
+    prompt: &PromptDigests,
     tried: &[ReplicaId],
     rng: &mut impl Rng,
 ) -> Result<Decision, NoReplica> {
     let considered: Vec<Considered> = view
         .candidates(model)
-        .map(|candidate| Considered { verdict: verdict(&candidate, prompt_tokens, tried), replica: candidate.id })
+        .map(|candidate| {
+            let n_cached = prompt.n_cached(candidate.prefixes());
+            let n_unread = prompt.n_tokens().saturating_sub(n_cached).max(1);
+            Considered { verdict: verdict(&candidate, n_unread, tried), replica: candidate.id, n_cached }
+        })
         .collect();
-    let able: Vec<(&ReplicaId, Duration)> =
-        considered.iter().filter_map(|one| one.verdict.as_ref().ok().map(|wait| (&one.replica, *wait))).collect();
+    let able: Vec<(&Considered, Duration)> = considered.iter().filter_map(|one| Some((one, one.verdict.ok()?))).collect();
     if able.is_empty() {
         return Err(without_replica(view, model, &considered));
     }
     let drawn = index::sample(rng, able.len(), able.len().min(2));
-    let (best, _) = drawn.iter().map(|i| able[i]).min_by_key(|(_, wait)| *wait).expect("at least one was drawn");
-    Ok(Decision { replica: best.clone(), considered })
+    let holders = able.iter().filter(|(one, _)| one.n_cached > 0).copied();
+    let holder = holders.min_by_key(|(one, wait)| (Reverse(one.n_cached), *wait));
+    let (best, _) = drawn.iter().map(|i| able[i]).chain(holder).min_by_key(|(_, wait)| *wait).expect("at least one was drawn");
+    Ok(Decision { replica: best.replica.clone(), considered })
 }
 
 /// Would a request wait longer for a place at the best replica than another replica takes to load? The number of replicas that are wanted then.
@@ -98,7 +109,7 @@ pub fn replicas_wanted(view: &ClusterView, model: &ModelId) -> Option<u32> {
     (n_replicas < replicas_max && least_wait_s.is_finite() && least_wait_s > load_s?).then_some(n_replicas + 1)
 }
 
-fn verdict(candidate: &Candidate<'_>, prompt_tokens: u32, tried: &[ReplicaId]) -> Result<Duration, &'static str> {
+fn verdict(candidate: &Candidate<'_>, n_unread: u32, tried: &[ReplicaId]) -> Result<Duration, &'static str> {
     match candidate.node {
         NodeState::Up => {}
         NodeState::Draining => return Err("its node is stopping"),
@@ -113,7 +124,7 @@ fn verdict(candidate: &Candidate<'_>, prompt_tokens: u32, tried: &[ReplicaId]) -
     if tried.contains(&candidate.id) {
         return Err(TRIED);
     }
-    Ok(expected_first_token(candidate, prompt_tokens))
+    Ok(expected_first_token(candidate, n_unread))
 }
 
 /// Until one of those ahead has ended, and its place is free.
@@ -127,11 +138,11 @@ fn measured(speed: f32, assumed: f64) -> f64 {
     if speed > 0.0 { f64::from(speed) } else { assumed }
 }
 
-/// Waiting for a place, then reading the prompt beside what runs, plus the hop.
-fn expected_first_token(candidate: &Candidate<'_>, prompt_tokens: u32) -> Duration {
+/// Waiting for a place, then reading what of the prompt is not cached beside what runs, plus the hop.
+fn expected_first_token(candidate: &Candidate<'_>, n_unread: u32) -> Duration {
     let load = &candidate.report.load;
     let busy = load.running + candidate.sent;
-    let prompt_s = f64::from(prompt_tokens.max(1)) / measured(load.prefill_tokens_per_s, ASSUMED_PREFILL) * f64::from(1 + busy);
+    let prompt_s = f64::from(n_unread) / measured(load.prefill_tokens_per_s, ASSUMED_PREFILL) * f64::from(1 + busy);
     let hop_s = if candidate.local { 0.0 } else { HOP_S };
     Duration::from_secs_f64(place_wait_s(candidate) + prompt_s + hop_s)
 }
@@ -168,7 +179,7 @@ fn without_replica(view: &ClusterView, model: &ModelId, considered: &[Considered
 mod tests {
     use std::time::SystemTime;
 
-    use plexus_types::{NodeId, ReplicaReport};
+    use plexus_types::{NodeId, Prompt, ReplicaReport};
     use proptest::prelude::*;
     use rand::SeedableRng;
     use rand::rngs::StdRng;
@@ -197,7 +208,7 @@ mod tests {
     }
 
     fn go(view: &ClusterView, tried: &[ReplicaId]) -> Result<Decision, NoReplica> {
-        route(view, &model(), 10, tried, &mut StdRng::seed_from_u64(7))
+        route(view, &model(), &PromptDigests::of_length(40), tried, &mut StdRng::seed_from_u64(7))
     }
 
     #[test]
@@ -249,6 +260,75 @@ mod tests {
         assert!(matches!(go(&view, &[first, second]), Err(NoReplica::Refused(RequestError::Unavailable { .. }))));
     }
 
+    /// Some six replicas, of which one holds so many digests of the prompt and has so many requests waiting.
+    fn view_with_a_holder(prompt: &PromptDigests, n_held: usize, waiting: u32) -> ClusterView {
+        let mut holder = replica("pip", ReplicaState::Loaded);
+        let mut held = prompt.digests()[..n_held].to_vec();
+        held.extend([1, 2, 3]);
+        held.sort_unstable();
+        holder.prefixes = Some(held.into());
+        holder.load.waiting = waiting;
+        let other = || replica("pip", ReplicaState::Loaded);
+        view(Some(other()), &[("b", other()), ("c", other()), ("d", holder), ("e", other()), ("f", other())])
+    }
+
+    fn conversation(bytes: usize) -> PromptDigests {
+        PromptDigests::of(&Prompt::Text("What was said before. ".repeat(bytes / 22)))
+    }
+
+    fn chosen(view: &ClusterView, prompt: &PromptDigests, seed: u64) -> Considered {
+        let decision = route(view, &model(), prompt, &[], &mut StdRng::seed_from_u64(seed)).unwrap();
+        decision.considered.into_iter().find(|one| one.replica == decision.replica).unwrap()
+    }
+
+    #[test]
+    fn whoever_is_drawn_a_conversation_goes_where_it_is_held() {
+        let prompt = conversation(8000);
+        let view = view_with_a_holder(&prompt, 8, 0);
+        for seed in 0..50 {
+            let chosen = chosen(&view, &prompt, seed);
+            assert_eq!((chosen.replica.node.name.as_str(), chosen.n_cached), ("d", 1024));
+            let nine_hundred_and_some_tokens = Duration::from_millis(900)..Duration::from_millis(1000);
+            assert!(nine_hundred_and_some_tokens.contains(&chosen.verdict.unwrap()), "at the assumed speed: {chosen:?}");
+        }
+    }
+
+    #[test]
+    fn where_waiting_takes_longer_than_reading_it_anew_a_conversation_goes_elsewhere() {
+        let prompt = conversation(8000);
+        let view = view_with_a_holder(&prompt, 8, 1); // a typical answer takes 2.56 s; 1,024 tokens are read in 1.024 s
+        let nodes: std::collections::BTreeSet<String> =
+            (0..50).map(|seed| chosen(&view, &prompt, seed).replica.node.name.to_string()).collect();
+        assert!(!nodes.contains("d") && nodes.len() > 2, "{nodes:?}");
+        let long = conversation(32_000);
+        let view = view_with_a_holder(&long, 24, 1); // 4,096 tokens take longer than the wait
+        assert!((0..50).all(|seed| chosen(&view, &long, seed).replica.node.name.as_str() == "d"));
+    }
+
+    #[test]
+    fn of_two_holders_the_one_of_the_longer_part_is_considered_and_one_that_failed_is_not() {
+        let prompt = conversation(8000);
+        let mut view = view_with_a_holder(&prompt, 8, 0);
+        let mut shorter = replica("pip", ReplicaState::Loaded);
+        shorter.prefixes = Some(prompt.digests()[..1].into());
+        view.on_own_replica(shorter, SystemTime::now());
+        assert!((0..50).all(|seed| chosen(&view, &prompt, seed).replica.node.name.as_str() == "d"));
+        let failed = chosen(&view, &prompt, 0).replica;
+        let decision = route(&view, &model(), &prompt, &[failed], &mut StdRng::seed_from_u64(1)).unwrap();
+        assert_eq!(decision.replica.node.name.as_str(), "a");
+    }
+
+    #[test]
+    fn digests_that_a_replica_no_longer_reports_count_no_more() {
+        let prompt = conversation(8000);
+        let mut view = view_with_a_holder(&prompt, 8, 0);
+        let mut evicted = replica("pip", ReplicaState::Loaded);
+        evicted.prefixes = Some([1, 2, 3].into());
+        view.on_summary(&facts("d").id, summary(2, vec![evicted]), Instant::now(), SystemTime::now());
+        let nodes: Vec<Considered> = (0..50).map(|seed| chosen(&view, &prompt, seed)).collect();
+        assert!(nodes.iter().all(|one| one.n_cached == 0) && nodes.iter().any(|one| one.replica.node.name.as_str() != "d"));
+    }
+
     #[test]
     fn a_model_that_is_loading_or_recovering_is_refused_with_the_reason_and_a_time() {
         // CX-48
@@ -276,7 +356,7 @@ mod tests {
             }).collect();
             let others: Vec<(&str, ReplicaReport)> = others.iter().map(|(name, report)| (name.as_str(), report.clone())).collect();
             let view = view(None, &others);
-            let decision = route(&view, &model(), 100, &[], &mut StdRng::seed_from_u64(seed)).unwrap();
+            let decision = route(&view, &model(), &PromptDigests::of_length(400), &[], &mut StdRng::seed_from_u64(seed)).unwrap();
             let chosen = decision.considered.iter().find(|one| one.replica == decision.replica).unwrap();
             prop_assert!(chosen.verdict.is_ok());
             let able: Vec<Duration> = decision.considered.iter().filter_map(|one| one.verdict.as_ref().ok().copied()).collect();

@@ -1,18 +1,19 @@
 //! What this node believes of the cluster, with the age of each belief. Written by the router alone; it outlives the router's restarts.
 
-use std::collections::BTreeMap;
+mod report;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
 
 use plexus_types::{
-    Catalogue, ClusterReport, Cost, DeviceId, DeviceReport, FilesState, Limits, ModelId, ModelKind, ModelLocation, ModelReport, ModelState,
-    NodeFacts, NodeId, NodeReport, NodeState, NodeSummary, ReplicaId, ReplicaReport, ReplicaState,
+    Catalogue, DeviceId, DeviceReport, FilesState, ModelId, NodeFacts, NodeId, NodeState, NodeSummary, ReplicaId, ReplicaReport,
+    ReplicaState,
 };
 use tokio::time::Instant;
 
-use super::catalogue::{MergedCatalogue, MergedModel, merge};
-use super::place::{feasible_on, nowhere};
-
+use super::catalogue::{MergedCatalogue, merge};
+use super::place::feasible_on;
 use crate::inbound::{ClusterChange, PeerChange};
 
 /// The view of one node.
@@ -22,6 +23,8 @@ pub struct ClusterView {
     me: NodeFacts,
     /// What this node holds; its age is always zero.
     own: NodeSummary,
+    /// Replicas of this node whose prefix cache the others were not told of since it changed.
+    unsaid: BTreeSet<(ModelId, DeviceId)>,
     others: BTreeMap<NodeId, Other>,
     /// Requests sent to a replica since it last reported its load.
     sent: BTreeMap<ReplicaId, u32>,
@@ -71,6 +74,13 @@ pub struct Candidate<'a> {
     pub node: NodeState,
 }
 
+impl<'a> Candidate<'a> {
+    /// Digests of the beginnings of prompts that are in its prefix cache, sorted.
+    pub fn prefixes(&self) -> &'a [u32] {
+        self.report.prefixes.as_deref().unwrap_or_default()
+    }
+}
+
 impl ClusterView {
     /// A view in which this node is alone.
     pub fn new(cluster: String, me: NodeFacts) -> Self {
@@ -78,6 +88,7 @@ impl ClusterView {
             cluster,
             me,
             own: NodeSummary::default(),
+            unsaid: BTreeSet::new(),
             others: BTreeMap::new(),
             sent: BTreeMap::new(),
             first_seen: BTreeMap::new(),
@@ -94,6 +105,32 @@ impl ClusterView {
     /// What this node holds.
     pub fn own(&self) -> &NodeSummary {
         &self.own
+    }
+
+    /// What this node holds, for those who were told before: the prefix caches only where they have changed since.
+    pub fn own_news(&self) -> NodeSummary {
+        let mut news = self.own.clone();
+        for replica in &mut news.replicas {
+            let is_unsaid = self.unsaid.iter().any(|(model, device)| (model, device) == (&replica.model, &replica.device));
+            replica.prefixes = replica.prefixes.take().filter(|_| is_unsaid);
+        }
+        news
+    }
+
+    /// What this node holds, for one who knows nothing of it, or only news.
+    pub fn own_in_full(&mut self) -> NodeSummary {
+        self.own.revision += 1; // it counts, whatever was said before
+        self.own.clone()
+    }
+
+    /// All others have [`Self::own_news`].
+    pub fn on_own_said(&mut self) {
+        self.unsaid.clear();
+    }
+
+    /// Another did not get [`Self::own_in_full`], and will get news instead.
+    pub fn on_own_unsaid(&mut self) {
+        self.unsaid = self.own.replicas.iter().map(|replica| (replica.model.clone(), replica.device)).collect();
     }
 
     /// What this node lists.
@@ -224,8 +261,12 @@ impl ClusterView {
         if summary.revision <= other.summary.revision {
             return;
         }
-        other.summary = summary;
+        let before = std::mem::replace(&mut other.summary, summary);
         sort(&mut other.summary.replicas);
+        for replica in other.summary.replicas.iter_mut().filter(|replica| replica.prefixes.is_none()) {
+            let known = of_model(&before.replicas, &replica.model).iter().find(|known| known.device == replica.device);
+            replica.prefixes = known.and_then(|known| known.prefixes.clone());
+        }
         other.lost.clear();
         other.heard = Some(now);
         self.sent.retain(|replica, _| replica.node != *from);
@@ -234,14 +275,18 @@ impl ClusterView {
     }
 
     /// A replica of this node changed. True if its state did, not only its load.
-    pub fn on_own_replica(&mut self, report: ReplicaReport, wall: SystemTime) -> bool {
+    pub fn on_own_replica(&mut self, mut report: ReplicaReport, wall: SystemTime) -> bool {
         self.own.revision += 1;
+        if report.prefixes.is_some() {
+            self.unsaid.insert((report.model.clone(), report.device));
+        }
         self.note_models([report.model.clone()], wall);
         let me = self.me.id.clone();
         self.sent.retain(|replica, _| replica.node != me || replica.model != report.model || replica.device != report.device);
         match self.own.replicas.iter_mut().find(|known| known.model == report.model && known.device == report.device) {
             Some(known) => {
                 let changed = known.state != report.state || known.memory != report.memory || known.idle.is_some() != report.idle.is_some();
+                report.prefixes = report.prefixes.or_else(|| known.prefixes.take());
                 *known = report;
                 changed
             }
@@ -266,6 +311,7 @@ impl ClusterView {
     pub fn on_own_replica_left(&mut self, model: &ModelId, device: DeviceId) {
         self.own.revision += 1;
         self.own.replicas.retain(|known| known.model != *model || known.device != device);
+        self.unsaid.remove(&(model.clone(), device));
     }
 
     /// The memory of this node's devices changed.
@@ -309,6 +355,11 @@ impl ClusterView {
         self.others.values().any(|other| other.lost.contains(model))
     }
 
+    /// Digests of prefixes that some replica holds, each as often as one does.
+    pub fn n_prefixes(&self) -> usize {
+        self.replicas().map(|candidate| candidate.prefixes().len()).sum()
+    }
+
     fn replicas(&self) -> impl Iterator<Item = Candidate<'_>> {
         let all = self.nodes().flat_map(|node| node.summary.replicas.iter().map(move |report| (node, report)));
         all.map(|(node, report)| self.candidate(node, report))
@@ -318,126 +369,6 @@ impl ClusterView {
         let id = ReplicaId { node: node.id.clone(), device: report.device, model: report.model.clone() };
         let sent = self.sent.get(&id).copied().unwrap_or(0);
         Candidate { id, report, sent, local: *node.id == self.me.id, node: node.state }
-    }
-
-    /// Every model that some node holds or can hold, by id (CX-20, CX-21).
-    pub fn models(&self) -> Vec<ModelReport> {
-        let mut models: BTreeMap<ModelId, ModelReport> = BTreeMap::new();
-        let mut tightest: BTreeMap<ModelId, u32> = BTreeMap::new();
-        for (id, merged) in &self.catalogue.models {
-            models.insert(id.clone(), self.listed(id, merged));
-        }
-        for candidate in self.replicas() {
-            let report = candidate.report;
-            let model = models.entry(report.model.clone()).or_insert_with(|| self.unlisted(&report.model, report.kind));
-            if report.context_length > 0 {
-                // CX-29: the tightest context of all replicas, so that a request that fits one fits all.
-                let tightest = tightest.entry(report.model.clone()).or_insert(report.context_length);
-                *tightest = report.context_length.min(*tightest);
-                model.context_length = *tightest;
-            }
-            if report.state == ReplicaState::Loaded {
-                (model.loaded, model.kind) = (true, report.kind);
-            }
-            let state = state_of(report);
-            if rank(&state) > rank(&model.state) {
-                model.state = state;
-            }
-            model.locations.push(ModelLocation {
-                node: candidate.id.node.name.to_string(),
-                device: report.device,
-                state: report.state.clone(),
-                memory: report.memory,
-            });
-        }
-        // What no node can hold is hidden (CX-21), unless it has something to say for itself.
-        models.retain(|_, model| {
-            !model.locations.is_empty() || !model.feasible_on.is_empty() || matches!(model.state, ModelState::Failed(_))
-        });
-        for (alias, target) in &self.catalogue.aliases {
-            if let Some(model) = models.get(target).cloned().filter(|_| !models.contains_key(alias)) {
-                models.insert(alias.clone(), ModelReport { id: alias.clone(), alias_of: Some(target.clone()), ..model });
-            }
-        }
-        models.into_values().collect()
-    }
-
-    fn unlisted(&self, id: &ModelId, kind: ModelKind) -> ModelReport {
-        ModelReport {
-            id: id.clone(),
-            loaded: false,
-            state: ModelState::Unloaded,
-            context_length: 0,
-            created: self.first_seen.get(id).copied().unwrap_or(0),
-            kind,
-            tools: false,
-            reasoning: false,
-            capabilities: Vec::new(),
-            limit: Limits::default(),
-            cost: Cost::default(),
-            alias_of: None,
-            quant: None,
-            feasible_on: Vec::new(),
-            locations: Vec::new(),
-        }
-    }
-
-    fn listed(&self, id: &ModelId, merged: &MergedModel) -> ModelReport {
-        let facts = merged.facts.as_ref();
-        let kind = facts.map_or(ModelKind::Generate, |facts| facts.kind);
-        let made_for = facts.map_or(0, |facts| facts.context_length);
-        let refused = merged.on.values().find_map(|entry| match &entry.files {
-            FilesState::Refused(why) => Some(why.clone()),
-            _ => None,
-        });
-        let feasible_on = feasible_on(self, merged);
-        let fetching = merged.on.values().find_map(|entry| match &entry.files {
-            FilesState::Fetching { done, total } => Some(done.0 as f32 / total.0.max(1) as f32),
-            _ => None,
-        });
-        let state = match (refused, fetching) {
-            (Some(why), _) if feasible_on.is_empty() => ModelState::Failed(why),
-            (_, Some(share)) => ModelState::Loading(share),
-            (_, None) => ModelState::Unloaded,
-        };
-        ModelReport {
-            state,
-            context_length: merged.profile.context_length.map_or(made_for, |wanted| wanted.min(made_for)),
-            tools: facts.is_some_and(|facts| facts.tools),
-            reasoning: facts.is_some_and(|facts| facts.reasoning),
-            capabilities: merged.profile.capabilities.clone(),
-            limit: merged.profile.limit,
-            cost: merged.profile.cost,
-            quant: merged.profile.quant,
-            feasible_on,
-            ..self.unlisted(id, kind)
-        }
-    }
-
-    /// Everything, for people: this node first, then the others by name.
-    pub fn report(&self, now: Instant) -> ClusterReport {
-        let me = NodeReport {
-            facts: self.me.clone(),
-            state: self.own_state(),
-            this_node: true,
-            age: Duration::ZERO,
-            round_trip: None,
-            summary: self.own.clone(),
-        };
-        let others = self.others.values().filter_map(|other| {
-            Some(NodeReport {
-                facts: other.facts.clone()?,
-                state: other.state(),
-                this_node: false,
-                age: other.heard.map_or(Duration::ZERO, |heard| now.saturating_duration_since(heard)),
-                round_trip: other.round_trip,
-                summary: other.summary.clone(),
-            })
-        });
-        let nodes = std::iter::once(me).chain(others).collect();
-        let mut conflicts = self.catalogue.conflicts.clone();
-        conflicts.extend(self.catalogue.models.values().filter_map(|model| nowhere(self, model)));
-        ClusterReport { cluster: self.cluster.clone(), nodes, conflicts }
     }
 
     /// Nodes that requests may be sent to, this one included.
@@ -455,26 +386,6 @@ fn of_model<'a>(sorted: &'a [ReplicaReport], model: &ModelId) -> &'a [ReplicaRep
     let from = sorted.partition_point(|report| report.model < *model);
     let until = from + sorted[from..].partition_point(|report| report.model == *model);
     &sorted[from..until]
-}
-
-fn state_of(report: &ReplicaReport) -> ModelState {
-    match &report.state {
-        ReplicaState::Loaded => ModelState::Loaded,
-        ReplicaState::Loading => ModelState::Loading(report.progress),
-        ReplicaState::Recovering => ModelState::Recovering,
-        ReplicaState::Failed(why) => ModelState::Failed(why.clone()),
-    }
-}
-
-/// The best that any replica can say counts; one that failed says more than none.
-fn rank(state: &ModelState) -> u8 {
-    match state {
-        ModelState::Loaded => 4,
-        ModelState::Loading(_) => 3,
-        ModelState::Recovering => 2,
-        ModelState::Failed(_) => 1,
-        ModelState::Unloaded => 0,
-    }
 }
 
 impl Other {
@@ -509,88 +420,4 @@ impl SharedView {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use plexus_types::{Bytes, Generation, ModelKind, ReplicaLoad};
-
-    pub(crate) fn facts(name: &str) -> NodeFacts {
-        let address = "127.0.0.1:1".parse().unwrap();
-        let id = NodeId { name: name.parse().unwrap(), generation: Generation(1) };
-        NodeFacts { id, version: "0".into(), link: address, http: address, gossip: address }
-    }
-
-    pub(crate) fn replica(model: &str, state: ReplicaState) -> ReplicaReport {
-        ReplicaReport {
-            model: model.parse().unwrap(),
-            device: "cpu-0".parse().unwrap(),
-            state,
-            context_length: 512,
-            memory: Bytes::mib(3),
-            load: ReplicaLoad { running_max: 8, waiting_max: 64, ..ReplicaLoad::default() },
-            kind: ModelKind::Generate,
-            residency_priority: 100,
-            pinned: false,
-            idle: Some(Duration::ZERO),
-            load_time: None,
-            progress: 0.0,
-        }
-    }
-
-    pub(crate) fn summary(revision: u64, replicas: Vec<ReplicaReport>) -> NodeSummary {
-        NodeSummary { revision, replicas, ..NodeSummary::default() }
-    }
-
-    fn view_with(other: &str) -> (ClusterView, NodeId) {
-        let mut view = ClusterView::new("test".into(), facts("a"));
-        let id = facts(other).id;
-        view.on_cluster_change(ClusterChange::Up(facts(other)));
-        view.on_peer_change(&PeerChange::Up(id.clone()), Instant::now());
-        (view, id)
-    }
-
-    #[test]
-    fn a_model_on_two_nodes_is_one_entry_with_two_locations_and_the_tighter_context() {
-        // CX-21, CX-29
-        let (mut view, b) = view_with("b");
-        view.on_own_replica(replica("pip", ReplicaState::Loaded), SystemTime::now());
-        let mut tighter = replica("pip", ReplicaState::Loading);
-        tighter.context_length = 256;
-        view.on_summary(&b, summary(1, vec![tighter]), Instant::now(), SystemTime::now());
-        let models = view.models();
-        assert_eq!(models.len(), 1);
-        assert!(models[0].loaded);
-        assert_eq!((models[0].context_length, models[0].locations.len()), (256, 2));
-    }
-
-    #[test]
-    fn an_older_summary_never_replaces_a_newer_one() {
-        let (mut view, b) = view_with("b");
-        view.on_summary(&b, summary(2, vec![replica("pip", ReplicaState::Loaded)]), Instant::now(), SystemTime::now());
-        view.on_summary(&b, summary(1, vec![]), Instant::now(), SystemTime::now());
-        assert_eq!(view.models().len(), 1);
-    }
-
-    #[test]
-    fn a_node_without_a_link_is_shown_unreachable_and_holds_nothing() {
-        let (mut view, b) = view_with("b");
-        view.on_summary(&b, summary(1, vec![replica("pip", ReplicaState::Loaded)]), Instant::now(), SystemTime::now());
-        view.on_peer_change(&PeerChange::Down { id: b.clone(), why: "cut".into() }, Instant::now());
-        assert_eq!(view.report(Instant::now()).nodes[1].state, NodeState::Unreachable);
-        assert_eq!((view.models().len(), view.n_up()), (0, 1));
-        assert!(view.is_out_of_reach(&"pip".parse().unwrap()));
-        view.on_peer_change(&PeerChange::Up(b.clone()), Instant::now());
-        view.on_summary(&b, summary(1, vec![replica("pip", ReplicaState::Loaded)]), Instant::now(), SystemTime::now());
-        assert_eq!((view.models().len(), view.n_up()), (1, 2), "the same revision counts again after a new link");
-        assert!(!view.is_out_of_reach(&"pip".parse().unwrap()));
-    }
-
-    #[test]
-    fn a_node_that_is_gone_leaves_nothing_behind() {
-        let (mut view, b) = view_with("b");
-        view.on_summary(&b, summary(1, vec![replica("pip", ReplicaState::Loaded)]), Instant::now(), SystemTime::now());
-        let id = ReplicaId { node: b.clone(), device: "cpu-0".parse().unwrap(), model: "pip".parse().unwrap() };
-        view.on_sent(&id);
-        view.on_cluster_change(ClusterChange::Gone(b));
-        assert_eq!((view.models().len(), view.sent.len(), view.report(Instant::now()).nodes.len()), (0, 0, 1));
-    }
-}
+pub(crate) mod tests;

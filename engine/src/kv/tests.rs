@@ -99,6 +99,24 @@ fn room_is_given_all_or_nothing() {
     assert!(pool.extend(&mut table, 3), "it has that already");
 }
 
+#[test]
+fn a_stored_prefix_is_told_from_what_its_block_holds_later() {
+    let mut pool = BlockPool::new(2, LEN);
+    let (table, _) = seat(&mut pool, &[1, 2, 3, 4, 5, 6, 7]).unwrap();
+    assert_eq!(pool.stored_prefix(&table, 8), None, "its second block is not full");
+    let prefix = pool.stored_prefix(&table, 7).unwrap();
+    assert_eq!((pool.stored_prefix(&table, 4), pool.stored_prefix(&table, 1)), (Some(prefix), Some(prefix)));
+    pool.release(table);
+    assert!(pool.still_holds(prefix));
+    let (table, _) = seat(&mut pool, &[9, 9, 9, 9, 9, 9, 9, 9]).unwrap();
+    assert!(!pool.still_holds(prefix) && pool.n_evicted() == 1);
+    pool.release(table);
+    let (again, _) = seat(&mut pool, &[1, 2, 3, 4, 5]).unwrap();
+    assert!(!pool.still_holds(prefix), "computed anew, it is another");
+    assert!(pool.still_holds(pool.stored_prefix(&again, 4).unwrap()));
+    pool.release(again);
+}
+
 #[derive(Debug, Clone)]
 enum Op {
     Open(Vec<u32>, u32),
@@ -125,6 +143,7 @@ proptest! {
         // For each place the whole sequence up to it: keys and values depend on all tokens before.
         let mut memory: Vec<Vec<u32>> = vec![Vec::new(); (n_blocks * LEN) as usize];
         let mut all: Vec<Held> = Vec::new();
+        let mut noted: Vec<(StoredPrefix, Vec<u32>)> = Vec::new();
         let place = |table: &BlockTable, position: usize| {
             (table.blocks()[position / LEN as usize].0 * LEN) as usize + position % LEN as usize
         };
@@ -156,6 +175,9 @@ proptest! {
                     for position in 0..tokens.len() {
                         prop_assert_eq!(&memory[place(table, position)], &tokens[..=position]);
                     }
+                    for n in (LEN..=tokens.len() as u32).step_by(LEN as usize) {
+                        noted.extend(pool.stored_prefix(table, n).map(|prefix| (prefix, tokens[..n as usize].to_vec())));
+                    }
                 }
                 Op::Grow(i, token) if !all.is_empty() => {
                     let i = i % all.len();
@@ -174,6 +196,9 @@ proptest! {
             }
             let checked = pool.check_invariants(all.iter().map(|held| &held.table));
             prop_assert!(checked.is_ok(), "{:?}", checked);
+            for (_, tokens) in noted.iter().filter(|(prefix, _)| pool.still_holds(*prefix)) {
+                prop_assert!(pool.n_found(&[tokens.as_slice(), &[0]].concat()) as usize >= tokens.len());
+            }
         }
         all.into_iter().for_each(|held| pool.release(held.table));
         prop_assert_eq!(pool.available(), n_blocks);

@@ -15,17 +15,21 @@ pub(super) struct PrefixTree {
     children: Vec<BTreeMap<Arc<[u32]>, BlockId>>,
     /// `[n_blocks]` where each stored block is.
     places: Vec<Option<Place>>,
+    /// Blocks stored so far.
+    n_stored: u64,
 }
 
 #[derive(Debug, Clone)]
 struct Place {
     parent: Option<BlockId>,
     tokens: Arc<[u32]>,
+    /// Never the same again, though the block may be.
+    number: u64,
 }
 
 impl PrefixTree {
     pub(super) fn new(n_blocks: u32) -> Self {
-        Self { children: vec![BTreeMap::new(); n_blocks as usize + 1], places: vec![None; n_blocks as usize] }
+        Self { children: vec![BTreeMap::new(); n_blocks as usize + 1], places: vec![None; n_blocks as usize], n_stored: 0 }
     }
 
     fn index(&self, parent: Option<BlockId>) -> usize {
@@ -52,6 +56,11 @@ impl PrefixTree {
         self.places[block.0 as usize].is_some()
     }
 
+    /// The number that a block got when it was stored, unless it has been forgotten since.
+    pub(super) fn number(&self, block: BlockId) -> Option<u64> {
+        self.places[block.0 as usize].as_ref().map(|place| place.number)
+    }
+
     pub(super) fn is_leaf(&self, block: BlockId) -> bool {
         self.children[block.0 as usize].is_empty()
     }
@@ -64,13 +73,14 @@ impl PrefixTree {
     pub(super) fn insert(&mut self, parent: Option<BlockId>, tokens: Arc<[u32]>, block: BlockId) {
         let index = self.index(parent);
         self.children[index].insert(Arc::clone(&tokens), block);
-        self.places[block.0 as usize] = Some(Place { parent, tokens });
+        self.places[block.0 as usize] = Some(Place { parent, tokens, number: self.n_stored });
+        self.n_stored += 1;
     }
 
     /// Forgets a leaf. Gives its parent.
     pub(super) fn remove(&mut self, block: BlockId) -> Option<BlockId> {
         debug_assert!(self.is_leaf(block), "its children would be left without a way to them");
-        let Place { parent, tokens } = self.places[block.0 as usize].take()?;
+        let Place { parent, tokens, .. } = self.places[block.0 as usize].take()?;
         let index = self.index(parent);
         self.children[index].remove(&tokens);
         parent

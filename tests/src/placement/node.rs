@@ -8,6 +8,7 @@ use plexus_actors::evictor::ledger::Lease;
 use plexus_actors::evictor::pins::Pins;
 use plexus_actors::inbound::{ClusterChange, PeerChange};
 use plexus_actors::messages::Ensure;
+use plexus_actors::prefix::PromptDigests;
 use plexus_actors::router::home::{self, Home, home_of, spares};
 use plexus_actors::router::policy::{NoReplica, replicas_wanted, route};
 use plexus_actors::router::view::ClusterView;
@@ -150,7 +151,7 @@ impl Placement {
         let n_nodes = self.nodes.len();
         let ingress = (0..n_nodes).map(|i| (ingress + i) % n_nodes).find(|i| self.nodes[*i].up).unwrap_or(ingress);
         let node = &mut self.nodes[ingress];
-        let decision = route(&node.view, &model, 100, &[], &mut self.rng);
+        let decision = route(&node.view, &model, &PromptDigests::of_length(400), &[], &mut self.rng);
         if decision.is_ok()
             && let Some(replicas) = replicas_wanted(&node.view, &model)
         {
@@ -477,6 +478,7 @@ impl Placement {
             idle: (replica.loaded && running + waiting == 0).then(|| self.now - replica.idle_since),
             load_time: replica.loaded.then(|| self.workload.load_time(&place.0)),
             progress: 0.0,
+            prefixes: None,
         };
         if self.nodes[node].view.on_own_replica(report, SystemTime::UNIX_EPOCH) {
             self.publish(node);

@@ -7,6 +7,7 @@ use plexus_actors::evictor::ledger::{Lease, Ledger, Resident};
 use plexus_actors::inbound::{ClusterChange, PeerChange};
 use plexus_actors::link::core::Event as LinkEvent;
 use plexus_actors::messages::{Notice, StreamNotice};
+use plexus_actors::prefix::PromptDigests;
 use plexus_actors::router::Routed;
 use plexus_actors::router::policy::{NoReplica, route};
 use plexus_actors::router::view::ClusterView;
@@ -299,7 +300,7 @@ impl Process {
     }
 
     fn on_route(&mut self, id: RequestId, model: &ModelId, tried: &[ReplicaId], world: &mut World) {
-        let result = match route(&self.view, model, 8, tried, &mut self.rng) {
+        let result = match route(&self.view, model, &PromptDigests::of_length(32), tried, &mut self.rng) {
             Ok(decision) => Routed::To(decision.replica),
             Err(NoReplica::Loading(error)) => Routed::Wait(error),
             Err(NoReplica::Refused(error)) => Routed::Refused(error),

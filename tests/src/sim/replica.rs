@@ -217,6 +217,7 @@ impl Replica {
             idle: (counts.1 + counts.2 == 0 && self.loaded).then_some(Duration::ZERO),
             load_time: None,
             progress: 0.0,
+            prefixes: None,
         })
     }
 

@@ -1,0 +1,163 @@
+//! What the view says to people: the models of the cluster, and the cluster itself.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use plexus_types::{
+    ClusterReport, Cost, FilesState, Limits, ModelId, ModelKind, ModelLocation, ModelReport, ModelState, NodeReport, NodeSummary,
+    ReplicaReport, ReplicaState,
+};
+use tokio::time::Instant;
+
+use super::ClusterView;
+use crate::router::catalogue::MergedModel;
+use crate::router::place::{feasible_on, nowhere};
+
+impl ClusterView {
+    /// Every model that some node holds or can hold, by id (CX-20, CX-21).
+    pub fn models(&self) -> Vec<ModelReport> {
+        let mut models: BTreeMap<ModelId, ModelReport> = BTreeMap::new();
+        let mut tightest: BTreeMap<ModelId, u32> = BTreeMap::new();
+        for (id, merged) in &self.catalogue.models {
+            models.insert(id.clone(), self.listed(id, merged));
+        }
+        for candidate in self.replicas() {
+            let report = candidate.report;
+            let model = models.entry(report.model.clone()).or_insert_with(|| self.unlisted(&report.model, report.kind));
+            if report.context_length > 0 {
+                // CX-29: the tightest context of all replicas, so that a request that fits one fits all.
+                let tightest = tightest.entry(report.model.clone()).or_insert(report.context_length);
+                *tightest = report.context_length.min(*tightest);
+                model.context_length = *tightest;
+            }
+            if report.state == ReplicaState::Loaded {
+                (model.loaded, model.kind) = (true, report.kind);
+            }
+            let state = state_of(report);
+            if rank(&state) > rank(&model.state) {
+                model.state = state;
+            }
+            model.locations.push(ModelLocation {
+                node: candidate.id.node.name.to_string(),
+                device: report.device,
+                state: report.state.clone(),
+                memory: report.memory,
+            });
+        }
+        // What no node can hold is hidden (CX-21), unless it has something to say for itself.
+        models.retain(|_, model| {
+            !model.locations.is_empty() || !model.feasible_on.is_empty() || matches!(model.state, ModelState::Failed(_))
+        });
+        for (alias, target) in &self.catalogue.aliases {
+            if let Some(model) = models.get(target).cloned().filter(|_| !models.contains_key(alias)) {
+                models.insert(alias.clone(), ModelReport { id: alias.clone(), alias_of: Some(target.clone()), ..model });
+            }
+        }
+        models.into_values().collect()
+    }
+
+    fn unlisted(&self, id: &ModelId, kind: ModelKind) -> ModelReport {
+        ModelReport {
+            id: id.clone(),
+            loaded: false,
+            state: ModelState::Unloaded,
+            context_length: 0,
+            created: self.first_seen.get(id).copied().unwrap_or(0),
+            kind,
+            tools: false,
+            reasoning: false,
+            capabilities: Vec::new(),
+            limit: Limits::default(),
+            cost: Cost::default(),
+            alias_of: None,
+            quant: None,
+            feasible_on: Vec::new(),
+            locations: Vec::new(),
+        }
+    }
+
+    fn listed(&self, id: &ModelId, merged: &MergedModel) -> ModelReport {
+        let facts = merged.facts.as_ref();
+        let kind = facts.map_or(ModelKind::Generate, |facts| facts.kind);
+        let made_for = facts.map_or(0, |facts| facts.context_length);
+        let refused = merged.on.values().find_map(|entry| match &entry.files {
+            FilesState::Refused(why) => Some(why.clone()),
+            _ => None,
+        });
+        let feasible_on = feasible_on(self, merged);
+        let fetching = merged.on.values().find_map(|entry| match &entry.files {
+            FilesState::Fetching { done, total } => Some(done.0 as f32 / total.0.max(1) as f32),
+            _ => None,
+        });
+        let state = match (refused, fetching) {
+            (Some(why), _) if feasible_on.is_empty() => ModelState::Failed(why),
+            (_, Some(share)) => ModelState::Loading(share),
+            (_, None) => ModelState::Unloaded,
+        };
+        ModelReport {
+            state,
+            context_length: merged.profile.context_length.map_or(made_for, |wanted| wanted.min(made_for)),
+            tools: facts.is_some_and(|facts| facts.tools),
+            reasoning: facts.is_some_and(|facts| facts.reasoning),
+            capabilities: merged.profile.capabilities.clone(),
+            limit: merged.profile.limit,
+            cost: merged.profile.cost,
+            quant: merged.profile.quant,
+            feasible_on,
+            ..self.unlisted(id, kind)
+        }
+    }
+
+    /// Everything, for people: this node first, then the others by name.
+    pub fn report(&self, now: Instant) -> ClusterReport {
+        let me = NodeReport {
+            facts: self.me.clone(),
+            state: self.own_state(),
+            this_node: true,
+            age: Duration::ZERO,
+            round_trip: None,
+            summary: shown(&self.own),
+        };
+        let others = self.others.values().filter_map(|other| {
+            Some(NodeReport {
+                facts: other.facts.clone()?,
+                state: other.state(),
+                this_node: false,
+                age: other.heard.map_or(Duration::ZERO, |heard| now.saturating_duration_since(heard)),
+                round_trip: other.round_trip,
+                summary: shown(&other.summary),
+            })
+        });
+        let nodes = std::iter::once(me).chain(others).collect();
+        let mut conflicts = self.catalogue.conflicts.clone();
+        conflicts.extend(self.catalogue.models.values().filter_map(|model| nowhere(self, model)));
+        ClusterReport { cluster: self.cluster.clone(), nodes, conflicts }
+    }
+}
+
+/// Without what is not for people.
+fn shown(summary: &NodeSummary) -> NodeSummary {
+    let mut summary = summary.clone();
+    summary.replicas.iter_mut().for_each(|replica| replica.prefixes = None);
+    summary
+}
+
+fn state_of(report: &ReplicaReport) -> ModelState {
+    match &report.state {
+        ReplicaState::Loaded => ModelState::Loaded,
+        ReplicaState::Loading => ModelState::Loading(report.progress),
+        ReplicaState::Recovering => ModelState::Recovering,
+        ReplicaState::Failed(why) => ModelState::Failed(why.clone()),
+    }
+}
+
+/// The best that any replica can say counts; one that failed says more than none.
+fn rank(state: &ModelState) -> u8 {
+    match state {
+        ModelState::Loaded => 4,
+        ModelState::Loading(_) => 3,
+        ModelState::Recovering => 2,
+        ModelState::Failed(_) => 1,
+        ModelState::Unloaded => 0,
+    }
+}
