@@ -14,7 +14,7 @@ use crate::prefix::PromptDigests;
 const HOP_S: f64 = 0.000_5;
 /// Tokens that an answer has when nothing better is known, to estimate how soon a place becomes free.
 const TYPICAL_ANSWER_TOKENS: f64 = 128.0;
-/// Speeds taken for a replica that has not been measured yet, tokens per second.
+/// Speeds taken where none has been measured yet, tokens per second.
 const ASSUMED_PREFILL: f64 = 1_000.0;
 const ASSUMED_DECODE: f64 = 50.0;
 /// When to ask again for a model that is being loaded or whose nodes are out of reach.
@@ -71,12 +71,15 @@ pub fn route(
     tried: &[ReplicaId],
     rng: &mut impl Rng,
 ) -> Result<Decision, NoReplica> {
+    // One that was not measured yet counts as the fastest, or it would never be asked and measured.
+    let fastest = view.candidates(model).map(|one| one.report.load.prefill_tokens_per_s).fold(0.0, f32::max);
+    let assumed = measured(fastest, ASSUMED_PREFILL);
     let considered: Vec<Considered> = view
         .candidates(model)
         .map(|candidate| {
             let n_cached = prompt.n_cached(candidate.prefixes());
             let n_unread = prompt.n_tokens().saturating_sub(n_cached).max(1);
-            Considered { verdict: verdict(&candidate, n_unread, tried), replica: candidate.id, n_cached }
+            Considered { verdict: verdict(&candidate, n_unread, assumed, tried), replica: candidate.id, n_cached }
         })
         .collect();
     let able: Vec<(&Considered, Duration)> = considered.iter().filter_map(|one| Some((one, one.verdict.ok()?))).collect();
@@ -109,7 +112,7 @@ pub fn replicas_wanted(view: &ClusterView, model: &ModelId) -> Option<u32> {
     (n_replicas < replicas_max && least_wait_s.is_finite() && least_wait_s > load_s?).then_some(n_replicas + 1)
 }
 
-fn verdict(candidate: &Candidate<'_>, n_unread: u32, tried: &[ReplicaId]) -> Result<Duration, &'static str> {
+fn verdict(candidate: &Candidate<'_>, n_unread: u32, assumed: f64, tried: &[ReplicaId]) -> Result<Duration, &'static str> {
     match candidate.node {
         NodeState::Up => {}
         NodeState::Draining => return Err("its node is stopping"),
@@ -124,7 +127,7 @@ fn verdict(candidate: &Candidate<'_>, n_unread: u32, tried: &[ReplicaId]) -> Res
     if tried.contains(&candidate.id) {
         return Err(TRIED);
     }
-    Ok(expected_first_token(candidate, n_unread))
+    Ok(expected_first_token(candidate, n_unread, assumed))
 }
 
 /// Until one of those ahead has ended, and its place is free.
@@ -138,11 +141,12 @@ fn measured(speed: f32, assumed: f64) -> f64 {
     if speed > 0.0 { f64::from(speed) } else { assumed }
 }
 
-/// Waiting for a place, then reading what of the prompt is not cached beside what runs, plus the hop.
-fn expected_first_token(candidate: &Candidate<'_>, n_unread: u32) -> Duration {
+/// Waiting for a place, then reading what of the prompt is not cached beside what runs, plus the hop. `assumed` is the speed of reading of one that
+/// was not measured.
+fn expected_first_token(candidate: &Candidate<'_>, n_unread: u32, assumed: f64) -> Duration {
     let load = &candidate.report.load;
     let busy = load.running + candidate.sent;
-    let prompt_s = f64::from(n_unread) / measured(load.prefill_tokens_per_s, ASSUMED_PREFILL) * f64::from(1 + busy);
+    let prompt_s = f64::from(n_unread) / measured(load.prefill_tokens_per_s, assumed) * f64::from(1 + busy);
     let hop_s = if candidate.local { 0.0 } else { HOP_S };
     Duration::from_secs_f64(place_wait_s(candidate) + prompt_s + hop_s)
 }
@@ -241,6 +245,19 @@ mod tests {
         busy.load.waiting = 3;
         let view = view(Some(busy), &[("b", replica("pip", ReplicaState::Loaded))]);
         assert_eq!(go(&view, &[]).unwrap().replica.node.name.as_str(), "b");
+    }
+
+    #[test]
+    fn one_that_was_not_measured_is_taken_for_as_fast_as_the_fastest_and_so_gets_measured() {
+        let read_at = |tokens_per_s| {
+            let mut report = replica("pip", ReplicaState::Loaded);
+            report.load.prefill_tokens_per_s = tokens_per_s;
+            report
+        };
+        let view = view(Some(read_at(0.0)), &[("b", read_at(100.0)), ("c", read_at(5_000.0))]);
+        let decision = route(&view, &model(), &conversation(400), &[], &mut StdRng::seed_from_u64(1)).unwrap();
+        let wait = |name: &str| decision.considered.iter().find(|one| one.replica.node.name.as_str() == name).unwrap().verdict.unwrap();
+        assert!(wait("a") < wait("c") && wait("c") < wait("b"), "{decision:?}");
     }
 
     #[test]
