@@ -154,7 +154,10 @@ pub(crate) async fn load(State(api): State<Shared>, Extension(exchange): Extensi
     let load = async {
         let hand = read(&api, request).await?;
         let load = hand.load()?;
-        hand.check_quant(&known(&api, &load.model).await?)?;
+        // One that no node can hold is listed nowhere; it is refused with the reason.
+        if let Ok(known) = known(&api, &load.model).await {
+            hand.check_quant(&known)?;
+        }
         Ok::<_, Failure>(api.inference.load_model(load).await?)
     };
     match load.await {

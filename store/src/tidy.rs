@@ -111,6 +111,7 @@ fn remove_folder(folder: &Path) -> Bytes {
     }
     match fs::remove_dir_all(folder) {
         Ok(()) => size,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Bytes(0), // whoever fetched it was done meanwhile
         Err(error) => {
             warn!(folder = %folder.display(), %error, "an abandoned download could not be deleted");
             Bytes(0)

@@ -24,7 +24,8 @@ use crate::args::OpenDevice;
 /// model that generates sends its next step.
 const SPIN: Duration = Duration::from_micros(40);
 
-/// A model that makes room for another is followed by it within this; the memory that it left is given back after that.
+/// A model that makes room for another is followed by it within this; the memory that it left is given back after that, between two jobs if need
+/// be.
 const KEPT: Duration = Duration::from_millis(500);
 
 /// Work for the device.
@@ -150,23 +151,25 @@ fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, progress: &
         Err(_) => return report(Report::Broken(format!("opening {id} panicked"))),
     };
     report(Report::Opened(executor.describe()));
-    // Does the device keep memory for the model that is loaded next?
-    let mut keeps = false;
+    // Until then memory is kept for a model that is loaded next: of those that went, of a load that failed, of a thread before this one.
+    let mut kept_until = Some(Instant::now() + KEPT);
     loop {
-        let job = match next_job(inbox, keeps.then_some(KEPT)) {
+        if kept_until.take_if(|until| Instant::now() >= *until).is_some() {
+            executor.rest();
+        }
+        let job = match next_job(inbox, kept_until) {
             Next::Job(Job::End) | Next::None => break,
             Next::Job(job) => job,
-            Next::Idle => {
-                executor.rest();
-                keeps = false;
-                continue;
-            }
+            Next::Idle => continue,
         };
-        keeps |= matches!(job, Job::Unload { .. });
+        let changes_memory = matches!(job, Job::Unload { .. } | Job::Load { .. });
         progress.begin(&job);
         // The executor is not used again after a panic: the thread ends and the device is opened anew.
         let outcome = catch_unwind(AssertUnwindSafe(|| perform(&mut executor, job)));
         progress.end();
+        if changes_memory {
+            kept_until = Some(Instant::now() + KEPT);
+        }
         match outcome {
             Ok(Ok(())) => {}
             Ok(Err(why)) => return report(Report::Broken(why)),
@@ -177,13 +180,13 @@ fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, progress: &
 
 enum Next {
     Job(Job),
-    /// None came for as long as was to be waited.
+    /// None came until then.
     Idle,
     /// There will be none.
     None,
 }
 
-fn next_job(inbox: &mpsc::Receiver<Job>, patience: Option<Duration>) -> Next {
+fn next_job(inbox: &mpsc::Receiver<Job>, until: Option<Instant>) -> Next {
     let since = Instant::now();
     loop {
         match inbox.try_recv() {
@@ -193,9 +196,9 @@ fn next_job(inbox: &mpsc::Receiver<Job>, patience: Option<Duration>) -> Next {
             Err(mpsc::TryRecvError::Empty) => break,
         }
     }
-    match patience {
+    match until {
         None => inbox.recv().map_or(Next::None, Next::Job),
-        Some(patience) => match inbox.recv_timeout(patience) {
+        Some(until) => match inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(job) => Next::Job(job),
             Err(mpsc::RecvTimeoutError::Timeout) => Next::Idle,
             Err(mpsc::RecvTimeoutError::Disconnected) => Next::None,

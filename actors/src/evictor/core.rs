@@ -269,7 +269,12 @@ impl EvictorCore {
                 }
             }
             Event::Holds { place, profile, lease, bytes, busy } => {
-                let (class, pinned) = (profile.residency_priority, profile.pinned);
+                let class = profile.residency_priority;
+                // One that was restarted knows only how it was started first.
+                let pinned = self.pins.get(&place.0).copied().unwrap_or(profile.pinned);
+                if pinned != profile.pinned {
+                    out.push(Effect::Pinned(place.clone(), pinned));
+                }
                 self.hosted.entry(place.clone()).or_insert(Hosted { profile, pinned, failed_at: None, leaving: false });
                 let resident = Resident { lease, bytes, class, pinned, idle_since: (!busy).then_some(now) };
                 self.ledger.hold(place.1, &place.0, resident); // its device may not have said yet how large it is
@@ -450,9 +455,8 @@ impl EvictorCore {
             self.note(&place, |resident| resident.pinned = pinned);
             out.push(Effect::Pinned(place, pinned));
         }
-        if self.pins.insert(model.clone(), pinned) != Some(pinned) {
-            out.push(Effect::KeepPins(self.pins.clone()));
-        }
+        self.pins.insert(model.clone(), pinned);
+        out.push(Effect::KeepPins(self.pins.clone())); // even if it is known: it may not have been kept
         Ok(())
     }
 

@@ -14,14 +14,14 @@ use std::net::{SocketAddr, UdpSocket};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use chitchat::transport::{Socket, Transport};
 use chitchat::{ChitchatMessage, Deserializable, Serializable};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::secret::ClusterSecret;
 
@@ -32,6 +32,8 @@ const TAG: usize = 16;
 const DATAGRAM_MAX: usize = 65_507;
 /// Senders whose counters are remembered; beyond it the one not heard for longest is forgotten. Only holders of the key get in here.
 const EPOCHS_MAX: usize = 1024;
+/// How often a datagram under another seal is worth a line of the log.
+const COMPLAINT_PERIOD: Duration = Duration::from_secs(60);
 
 /// Datagrams, by what became of them.
 #[derive(Debug, Default)]
@@ -71,15 +73,33 @@ impl Transport for SealedTransport {
         let seal =
             Seal { cipher: self.cipher.clone(), key_id: self.key_id, epoch: rand::random(), counter: 0, windows: Windows::default() };
         let socket = tokio::net::UdpSocket::from_std(socket)?;
-        Ok(Box::new(SealedSocket { socket, seal, datagrams: Arc::clone(&self.datagrams), buffer: vec![0; DATAGRAM_MAX].into() }))
+        Ok(Box::new(SealedSocket {
+            socket,
+            seal,
+            complained: None,
+            datagrams: Arc::clone(&self.datagrams),
+            buffer: vec![0; DATAGRAM_MAX].into(),
+        }))
     }
 }
 
 struct SealedSocket {
     socket: tokio::net::UdpSocket,
     seal: Seal,
+    /// When it was last said that somebody has another secret.
+    complained: Option<Instant>,
     datagrams: Arc<Datagrams>,
     buffer: Box<[u8]>,
+}
+
+impl SealedSocket {
+    /// The usual reason why nodes do not find each other. Strangers can cause it too, so it is said now and then only.
+    fn complain(&mut self, from: SocketAddr) {
+        if self.complained.is_none_or(|at| at.elapsed() > COMPLAINT_PERIOD) {
+            self.complained = Some(Instant::now());
+            warn!(%from, "somebody gossips with another secret or version: if it is a node of this cluster, give all the same secret_file and binary");
+        }
+    }
 }
 
 #[async_trait]
@@ -115,7 +135,10 @@ impl Socket for SealedSocket {
                     }
                     None => &self.datagrams.malformed,
                 },
-                Err(Refusal::Rejected) => &self.datagrams.rejected,
+                Err(Refusal::Rejected) => {
+                    self.complain(from);
+                    &self.datagrams.rejected
+                }
                 Err(Refusal::Replayed) => &self.datagrams.replayed,
                 Err(Refusal::Own) => continue,
             };

@@ -133,7 +133,8 @@ fn verdict(candidate: &Candidate<'_>, n_unread: u32, assumed: f64, tried: &[Repl
 /// Until one of those ahead has ended, and its place is free.
 fn place_wait_s(candidate: &Candidate<'_>) -> f64 {
     let load = &candidate.report.load;
-    let ahead = load.waiting + (load.running + candidate.sent + 1).saturating_sub(load.running_max);
+    let running = load.running.saturating_add(candidate.sent).saturating_add(1);
+    let ahead = load.waiting.saturating_add(running.saturating_sub(load.running_max));
     f64::from(ahead) * TYPICAL_ANSWER_TOKENS / measured(load.decode_tokens_per_s, ASSUMED_DECODE)
 }
 
@@ -145,10 +146,10 @@ fn measured(speed: f32, assumed: f64) -> f64 {
 /// was not measured.
 fn expected_first_token(candidate: &Candidate<'_>, n_unread: u32, assumed: f64) -> Duration {
     let load = &candidate.report.load;
-    let busy = load.running + candidate.sent;
-    let prompt_s = f64::from(n_unread) / measured(load.prefill_tokens_per_s, assumed) * f64::from(1 + busy);
+    let busy = load.running.saturating_add(candidate.sent);
+    let prompt_s = f64::from(n_unread) / measured(load.prefill_tokens_per_s, assumed) * (1.0 + f64::from(busy));
     let hop_s = if candidate.local { 0.0 } else { HOP_S };
-    Duration::from_secs_f64(place_wait_s(candidate) + prompt_s + hop_s)
+    Duration::try_from_secs_f64(place_wait_s(candidate) + prompt_s + hop_s).unwrap_or(Duration::MAX) // others may say what they like
 }
 
 fn without_replica(view: &ClusterView, model: &ModelId, considered: &[Considered]) -> NoReplica {
@@ -258,6 +259,20 @@ mod tests {
         let decision = route(&view, &model(), &conversation(400), &[], &mut StdRng::seed_from_u64(1)).unwrap();
         let wait = |name: &str| decision.considered.iter().find(|one| one.replica.node.name.as_str() == name).unwrap().verdict.unwrap();
         assert!(wait("a") < wait("c") && wait("c") < wait("b"), "{decision:?}");
+    }
+
+    #[test]
+    fn whatever_others_say_of_themselves_is_weighed() {
+        let mut absurd = replica("pip", ReplicaState::Loaded);
+        absurd.load = plexus_types::ReplicaLoad {
+            running: u32::MAX,
+            waiting: u32::MAX,
+            decode_tokens_per_s: f32::MIN_POSITIVE,
+            prefill_tokens_per_s: f32::MIN_POSITIVE,
+            ..absurd.load
+        };
+        let view = view(Some(replica("pip", ReplicaState::Loaded)), &[("b", absurd)]);
+        assert_eq!(go(&view, &[]).unwrap().replica.node.name.as_str(), "a");
     }
 
     #[test]

@@ -45,6 +45,7 @@ impl<E: Executor> Executor for EmbeddingExecutor<E> {
         self.describe().admit(slot, encoder.weights_bytes, resident)?;
         self.decoders.rest(); // what a decoder left is of no use to it
         let encoder = Encoder::load(encoder, &self.device, &|error| self.failed(error))?;
+        files.weights().check_unchanged()?;
         self.encoders.insert(slot, encoder);
         Ok(())
     }

@@ -39,7 +39,7 @@ unsafe impl Sync for Buffer {}
 struct Arena {
     /// The mapping that is being handed out, and how much of it is.
     open: Option<(Arc<Mapping>, usize)>,
-    /// Parts of mappings of which others are in use. They are not handed out again.
+    /// Parts of mappings of which others are in use: what buffers left, and ends that no buffer had room in. They are not handed out again.
     freed: Vec<(Arc<Mapping>, Range<usize>)>,
     /// Mappings without buffers, which hold what their last ones did.
     spare: Vec<Arc<Mapping>>,
@@ -67,9 +67,17 @@ impl Arena {
                 Arc::new(Mapping::new(if room > SHARED / 2 { room } else { SHARED }, Pages::Huge)?)
             }
         };
-        if self.open.as_ref().is_none_or(|(open, used)| open.len() - used < mapping.len() - room) {
-            self.open = Some((mapping.clone(), room));
-        }
+        // Of two that have room left the larger is handed out on; what is left of the other may be resident, from buffers before.
+        let left = (mapping.clone(), room);
+        let other = match &mut self.open {
+            Some(open) if open.0.len() - open.1 < left.0.len() - left.1 => Some(std::mem::replace(open, left)),
+            Some(_) => Some(left),
+            None => {
+                self.open = Some(left);
+                None
+            }
+        };
+        self.freed.extend(other.map(|(mapping, used)| (mapping.clone(), used..mapping.len())).filter(|(_, rest)| !rest.is_empty()));
         Some((mapping, 0..room))
     }
 
@@ -88,8 +96,12 @@ impl Arena {
 
     fn give_back(&mut self) {
         self.spare.clear();
+        if let Some((mapping, used)) = &self.open {
+            // SAFETY: nobody has that part yet.
+            unsafe { mapping.give_back(*used..mapping.len()) };
+        }
         for (mapping, part) in self.freed.drain(..) {
-            // SAFETY: the part was a buffer's, which is gone, and is not handed out again.
+            // SAFETY: the part is no buffer's, and is not handed out again.
             unsafe { mapping.give_back(part) };
         }
     }
@@ -216,23 +228,47 @@ mod tests {
     }
 
     #[cfg(target_os = "linux")]
+    fn fill((mapping, part): &(Arc<Mapping>, Range<usize>)) {
+        // SAFETY: a part that nobody else uses.
+        unsafe { std::slice::from_raw_parts_mut(mapping.start().as_ptr().add(part.start), part.len()) }.fill(7);
+    }
+
+    /// Pages of a part, but for its ends, that take memory.
+    #[cfg(target_os = "linux")]
+    fn n_resident(mapping: &Mapping, part: Range<usize>) -> usize {
+        const ENDS: usize = 1 << 16;
+        let (first, last) = (part.start.next_multiple_of(ENDS), part.end / ENDS * ENDS);
+        let mut pages = vec![0u8; (last - first) / 4096];
+        // SAFETY: whole pages of a mapping that is there, and one byte for each, if pages are no smaller than usual.
+        let asked = unsafe { libc::mincore(mapping.start().as_ptr().add(first).cast(), last - first, pages.as_mut_ptr()) };
+        assert_eq!(asked, 0);
+        pages.iter().filter(|page| **page & 1 == 1).count()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_a_smaller_one_leaves_of_a_mapping_is_given_back() {
+        let mut arena = Alone::new();
+        let old = [40, 48].map(|mib| arena.take(mib * MIB));
+        old.iter().for_each(fill);
+        old.into_iter().for_each(|part| arena.put_back(part));
+        let new = [36, 38].map(|mib| arena.take(mib * MIB));
+        assert!(new.iter().all(|(mapping, part)| n_resident(mapping, part.end..mapping.len()) > 0), "they have the memory of the old ones");
+        arena.0.give_back();
+        assert!(new.iter().all(|(mapping, part)| n_resident(mapping, part.end..mapping.len()) == 0));
+        assert!(new.iter().all(|(mapping, part)| n_resident(mapping, part.clone()) > 0));
+        new.into_iter().for_each(|part| arena.put_back(part));
+        assert_eq!((arena.0.spare.len(), arena.0.freed.len(), arena.0.open.is_none()), (2, 0, true));
+    }
+
+    #[cfg(target_os = "linux")]
     #[test]
     fn what_is_given_back_takes_no_memory_while_its_neighbour_stays() {
         let mut arena = Alone::new();
         let parts = [(); 3].map(|()| arena.take(4 * MIB + 128));
-        for (mapping, part) in &parts {
-            // SAFETY: a part that nobody else uses.
-            unsafe { std::slice::from_raw_parts_mut(mapping.start().as_ptr().add(part.start), part.len()) }.fill(7);
-        }
+        parts.iter().for_each(fill);
         let (mapping, part) = (parts[1].0.clone(), parts[1].1.clone());
-        let first = part.start.next_multiple_of(1 << 16);
-        let resident = || {
-            let mut pages = vec![0u8; 4 * MIB / 4096];
-            // SAFETY: whole pages of a mapping that is there, and one byte for each, if pages are no smaller than usual.
-            let asked = unsafe { libc::mincore(mapping.start().as_ptr().add(first).cast(), 4 * MIB - (1 << 16), pages.as_mut_ptr()) };
-            assert_eq!(asked, 0);
-            pages.iter().filter(|page| **page & 1 == 1).count()
-        };
+        let resident = || n_resident(&mapping, part.clone());
         let [one, two, three] = parts;
         arena.put_back(two);
         assert!(resident() > 0, "it is kept for a while");

@@ -72,7 +72,7 @@ pub(super) fn take_over(blob: &Path, size: u64, from: &Path, done: &[u64]) -> Re
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        fs::rename(from, &path).or_else(|_| fs::copy(from, &path).map(drop))?;
+        fs::rename(from, &path).or_else(|_| fs::copy(from, &path).map(drop)).inspect_err(|_| drop(fs::remove_file(&path)))?; // half a copy takes room
         fs::write(&note, done.iter().flat_map(|done| done.to_le_bytes()).collect::<Vec<u8>>())
     })();
     taken.map_err(disk::write_error(&path, size))

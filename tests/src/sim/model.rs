@@ -129,9 +129,9 @@ impl Executor for SimExecutor {
         self.memories.remove(&slot.0);
     }
 
-    /// Errors: [`EngineError::Device`] if the batch reads what was never computed, or was computed for others.
     fn rest(&mut self) {}
 
+    /// Errors: [`EngineError::Device`] if the batch reads what was never computed, or was computed for others.
     fn step(&mut self, slot: Slot, batch: &Batch) -> Result<BatchOutput, EngineError> {
         let failed = |reason| EngineError::Device { device: DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, reason };
         let memory = self.memories.get_mut(&slot.0).ok_or_else(|| failed("the slot holds no model".to_owned()))?;

@@ -1,5 +1,6 @@
 //! Memory: no node takes more than it may, and what does not fit is refused before anything is read.
 
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -163,6 +164,8 @@ async fn what_cannot_fit_is_refused_before_anything_is_read_and_what_nobody_list
         for words in ["a/cpu-0", "b/cpu-0", "MiB needed", "95.4 MiB", "19.1 MiB"] {
             assert!(reply.text.contains(words), "no {words} in {}", reply.text);
         }
+        let reply = node.client().post("/v1/models/load", &json!({"model_id": "large"})).await.unwrap();
+        assert!(reply.status == 503 && reply.text.contains("MiB needed"), "by hand too: {} {}", reply.status, reply.text);
         let reply = ask(node.client(), "nobody/lists-this").await;
         assert_eq!((reply.status, reply.json["error"]["code"].as_str()), (404, Some("model_not_found")), "{}", reply.text);
     }

@@ -190,7 +190,7 @@ fn what_is_pinned_by_hand_is_kept_and_counts_before_what_is_listed() {
     bench.load(profile("a"), 10);
     let pins = kept(&pin(&mut bench, true)).expect("it is new");
     assert_eq!(pins, Pins::from([("a".parse().unwrap(), true)]));
-    assert_eq!(kept(&pin(&mut bench, true)), None, "it is known");
+    assert_eq!(kept(&pin(&mut bench, true)), Some(pins), "that it could not be kept is told to nobody, so saying it again tries again");
     assert_eq!(kept(&pin(&mut bench, false)), Some(Pins::from([("a".parse().unwrap(), false)])));
 
     // In the next life; the other way round too.
@@ -201,6 +201,11 @@ fn what_is_pinned_by_hand_is_kept_and_counts_before_what_is_listed() {
         let effects = core.on_event(Event::Load { profile: listed, device: cpu(), facts: Some(facts(1)), asker: 7 }, Instant::now());
         let hosted = effects.iter().find_map(|effect| if let Effect::Host { profile, .. } = effect { Some(profile.pinned) } else { None });
         assert_eq!(hosted, Some(by_hand), "{effects:?}");
+        // It crashes, and says of itself what it was started with.
+        let profile = Box::new(ModelProfile { pinned: !by_hand, ..*profile("a") });
+        let effects =
+            core.on_event(Event::Holds { place: place("a"), profile, lease: Lease(3), bytes: Bytes::mib(1), busy: false }, Instant::now());
+        assert!(effects.contains(&Effect::Pinned(place("a"), by_hand)), "{effects:?}");
     }
 }
 
