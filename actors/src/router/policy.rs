@@ -73,7 +73,7 @@ pub fn route(
 ) -> Result<Decision, NoReplica> {
     // One that was not measured yet counts as the fastest, or it would never be asked and measured.
     let fastest = view.candidates(model).map(|one| one.report.load.prefill_tokens_per_s).fold(0.0, f32::max);
-    let assumed = measured(fastest, ASSUMED_PREFILL);
+    let assumed = f64::from(fastest).max(ASSUMED_PREFILL);
     let considered: Vec<Considered> = view
         .candidates(model)
         .map(|candidate| {

@@ -290,6 +290,9 @@ impl Inference for Scripted {
 
     async fn load_model(&self, load: LoadModel) -> Result<LoadedModel, RequestError> {
         let model = load.model.clone();
+        if model.as_str() == "none" {
+            return Err(RequestError::model_not_found(&model));
+        }
         self.loads.lock().unwrap().push(load.clone());
         if model.as_str() == "pip" {
             let message = "the model 'pip' cannot be loaded now (n1/cpu-0: 3.00 GiB needed, 1.00 GiB free)".to_owned();

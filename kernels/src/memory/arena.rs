@@ -2,11 +2,11 @@
 //! than a huge page.
 //!
 //! ```text
-//!   Buffer::new ──> in the open mapping, where there is room ──┐
-//!                   in a spare one, which becomes the open one │── dropped ──> freed ──last of its mapping──> spare
-//!                   in a new one; all that is idle goes first ─┘                 └───────── give_back ──────────┴──> the system's
+//!   Buffer::new ──> in a mapping that others used ─────────────┐
+//!                   in the open one, or in a new one: but      │── dropped ──> freed ──last of its mapping──> spare
+//!                   first all that is idle goes ───────────────┘                 └───────── give_back ──────────┴──> the system's
 //! ```
-//! So what is idle is never more than what was in use before, and what is taken anew takes the place of what is idle.
+//! So what is in use and what is idle together are never more than what was in use before, or is now.
 #![allow(unsafe_code, reason = "hands out parts of mappings")]
 
 use std::ops::Range;
@@ -37,12 +37,27 @@ unsafe impl Sync for Buffer {}
 /// Mappings that are not, or not wholly, in the hands of buffers.
 #[derive(Debug)]
 struct Arena {
-    /// The mapping that is being handed out, and how much of it is.
-    open: Option<(Arc<Mapping>, usize)>,
+    open: Option<Open>,
     /// Parts of mappings of which others are in use: what buffers left, and ends that no buffer had room in. They are not handed out again.
     freed: Vec<(Arc<Mapping>, Range<usize>)>,
     /// Mappings without buffers, which hold what their last ones did.
     spare: Vec<Arc<Mapping>>,
+}
+
+/// The mapping that is being handed out.
+#[derive(Debug)]
+struct Open {
+    mapping: Arc<Mapping>,
+    /// How much of it is.
+    used: usize,
+    /// Did others use it before? Then what is left of it may take memory already.
+    again: bool,
+}
+
+impl Open {
+    fn left(&self) -> Range<usize> {
+        self.used..self.mapping.len()
+    }
 }
 
 static ARENA: Mutex<Arena> = Mutex::new(Arena { open: None, freed: Vec::new(), spare: Vec::new() });
@@ -52,53 +67,61 @@ impl Arena {
         ARENA.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Memory that others left comes first; more is taken from the system only when nothing is idle any more.
     fn take(&mut self, room: usize) -> Option<(Arc<Mapping>, Range<usize>)> {
-        if let Some((mapping, used)) = &mut self.open
-            && mapping.len() - *used >= room
-        {
-            *used += room;
-            return Some((mapping.clone(), *used - room..*used));
+        if let Some(part) = self.take_open(room, true) {
+            return Some(part);
         }
         let fits = self.spare.iter().enumerate().filter(|(_, mapping)| mapping.len() >= room).min_by_key(|(_, mapping)| mapping.len());
-        let mapping = match fits.map(|(i, _)| i) {
-            Some(i) => self.spare.swap_remove(i),
+        let (mapping, again) = match fits.map(|(i, _)| i) {
+            Some(i) => (self.spare.swap_remove(i), true),
             None => {
                 self.give_back();
-                Arc::new(Mapping::new(if room > SHARED / 2 { room } else { SHARED }, Pages::Huge)?)
+                if let Some(part) = self.take_open(room, false) {
+                    return Some(part);
+                }
+                (Arc::new(Mapping::new(if room > SHARED / 2 { room } else { SHARED }, Pages::Huge)?), false)
             }
         };
-        // Of two that have room left the larger is handed out on; what is left of the other may be resident, from buffers before.
-        let left = (mapping.clone(), room);
+        // Of two that have room left the larger is handed out on.
+        let new = Open { mapping: mapping.clone(), used: room, again };
         let other = match &mut self.open {
-            Some(open) if open.0.len() - open.1 < left.0.len() - left.1 => Some(std::mem::replace(open, left)),
-            Some(_) => Some(left),
+            Some(open) if open.left().len() < new.left().len() => Some(std::mem::replace(open, new)),
+            Some(_) => Some(new),
             None => {
-                self.open = Some(left);
+                self.open = Some(new);
                 None
             }
         };
-        self.freed.extend(other.map(|(mapping, used)| (mapping.clone(), used..mapping.len())).filter(|(_, rest)| !rest.is_empty()));
+        self.freed.extend(other.filter(|other| !other.left().is_empty()).map(|other| (other.mapping.clone(), other.left())));
         Some((mapping, 0..room))
+    }
+
+    fn take_open(&mut self, room: usize, again: bool) -> Option<(Arc<Mapping>, Range<usize>)> {
+        let open = self.open.as_mut().filter(|open| open.again == again && open.left().len() >= room)?;
+        open.used += room;
+        Some((open.mapping.clone(), open.used - room..open.used))
     }
 
     fn put_back(&mut self, mapping: Arc<Mapping>, part: Range<usize>) {
         self.freed.push((mapping.clone(), part));
         let is = |other: &Arc<Mapping>| Arc::ptr_eq(other, &mapping);
-        let is_open = self.open.as_ref().is_some_and(|(open, _)| is(open));
+        let is_open = self.open.as_ref().is_some_and(|open| is(&open.mapping));
         let n_freed = self.freed.iter().filter(|(other, _)| is(other)).count();
         // Held by `mapping`, by each part that was freed, and by the arena itself while it is open: by no buffer.
         if Arc::strong_count(&mapping) == 1 + n_freed + usize::from(is_open) {
             self.freed.retain(|(other, _)| !is(other));
-            self.open.take_if(|(open, _)| is(open));
+            self.open.take_if(|open| is(&open.mapping));
             self.spare.push(mapping);
         }
     }
 
     fn give_back(&mut self) {
         self.spare.clear();
-        if let Some((mapping, used)) = &self.open {
+        if let Some(open) = self.open.as_mut().filter(|open| open.again) {
             // SAFETY: nobody has that part yet.
-            unsafe { mapping.give_back(*used..mapping.len()) };
+            unsafe { open.mapping.give_back(open.left()) };
+            open.again = false;
         }
         for (mapping, part) in self.freed.drain(..) {
             // SAFETY: the part is no buffer's, and is not handed out again.
@@ -212,6 +235,21 @@ mod tests {
         // Small ones share whatever is spare, the smallest first.
         let (one, two) = (arena.take(20 * MIB), arena.take(10 * MIB));
         assert_eq!((one.0.start(), two.0.start(), two.1.start), (shared, shared, 20 * MIB));
+    }
+
+    #[test]
+    fn what_is_idle_goes_before_what_is_left_of_a_new_mapping_is_used() {
+        let mut arena = Alone::new();
+        let (one, two) = (arena.take(10 * MIB), arena.take(10 * MIB));
+        arena.put_back(one);
+        assert_eq!(arena.0.freed.len(), 1);
+        let three = arena.take(5 * MIB);
+        assert_eq!((arena.0.freed.len(), three.0.start() == two.0.start()), (0, true));
+        let large = arena.take(20 * MIB);
+        arena.put_back(large);
+        let small = arena.take(2 * MIB);
+        assert_eq!((arena.0.spare.len(), small.0.start() == two.0.start()), (0, false), "what others used comes first");
+        drop((two, three, small));
     }
 
     #[test]
