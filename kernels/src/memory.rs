@@ -11,15 +11,10 @@ mod mapping;
 pub(crate) use arena::Buffer;
 pub(crate) use mapping::{Mapping, Pages};
 
-/// Gives the memory of weights that are gone back to the system: those that came in their place are there.
-pub fn release_weights() {
-    arena::give_back();
-}
-
-/// Gives whatever was freed back to the system. Worth its milliseconds once nothing is to be loaded in place of a model that has gone: its weights, its
-/// vocabulary, its tables and what its steps worked in would else stay with the process, which may use no more than it was given.
+/// Gives whatever was freed back to the system. Worth its milliseconds once another model is there in place of one that has gone, or none is to
+/// come: its weights, its vocabulary, its tables and what its steps worked in would else stay with the process, which may use no more than it was given.
 pub fn give_back() {
-    release_weights();
+    arena::give_back();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it concerns memory that nobody holds, and takes the allocator's own locks.
     unsafe {

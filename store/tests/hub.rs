@@ -171,7 +171,8 @@ async fn a_download_that_was_given_up_goes_on_where_it_stopped() {
     let sent = mirror.bytes_sent();
     let path = store(&mirror, folder.path()).fetch(&source("hf:org/name"), &[]).done().await.unwrap();
     assert!(fs::read(path).unwrap() == large);
-    assert!(mirror.bytes_sent() - sent <= 24 << 20, "{} bytes came again", mirror.bytes_sent() - sent);
+    // What each connection had not noted yet comes again.
+    assert!(mirror.bytes_sent() - sent <= 32 << 20, "{} bytes came again", mirror.bytes_sent() - sent);
     assert_eq!(leftovers(folder.path()), Vec::<PathBuf>::new());
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use plexus_kernels::Team;
 use plexus_kernels::attention::KvPool;
-use plexus_kernels::memory::{give_back, release_weights};
+use plexus_kernels::memory::give_back;
 use plexus_types::{Bytes, DeviceId};
 
 use super::buffers::Buffers;
@@ -107,7 +107,7 @@ impl Executor for CpuExecutor {
         self.description.admit(slot, files.footprint(kv), self.models.iter().map(|(slot, model)| (*slot, model.footprint)))?;
         let small = files.weights().small();
         let decoder = load(files, if small { &self.single } else { &self.team })?;
-        release_weights(); // before the pool takes memory, which was promised without what others left
+        give_back(); // before the pool takes memory, which was promised without what others left
         let element = kv_element(small);
         let config = &files.config;
         let pool = |_| KvPool::new(element, config.kv_heads, config.head_dim, kv.n_blocks as usize, kv.block_len as usize);

@@ -11,6 +11,7 @@
 
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::mapping::{Mapping, Pages};
@@ -26,7 +27,7 @@ pub(crate) struct Buffer {
     start: NonNull<u8>,
     len: usize,
     /// What the memory is a part of; absent where there is none.
-    part: Option<(Arc<Mapping>, Range<usize>)>,
+    part: Option<(Arc<Shared>, Range<usize>)>,
 }
 
 // SAFETY: it has its part of the memory for itself, as a `Box<[u8]>` does, and keeps it alive.
@@ -37,26 +38,30 @@ unsafe impl Sync for Buffer {}
 /// Mappings that are not, or not wholly, in the hands of buffers.
 #[derive(Debug)]
 struct Arena {
-    open: Option<Open>,
+    /// The mapping that is being handed out, and how much of it is.
+    open: Option<(Arc<Shared>, usize)>,
     /// Parts of mappings of which others are in use: what buffers left, and ends that no buffer had room in. They are not handed out again.
-    freed: Vec<(Arc<Mapping>, Range<usize>)>,
+    freed: Vec<(Arc<Shared>, Range<usize>)>,
     /// Mappings without buffers, which hold what their last ones did.
-    spare: Vec<Arc<Mapping>>,
+    spare: Vec<Arc<Shared>>,
 }
 
-/// The mapping that is being handed out.
+/// A mapping that buffers share.
 #[derive(Debug)]
-struct Open {
-    mapping: Arc<Mapping>,
-    /// How much of it is.
-    used: usize,
-    /// Did others use it before? Then what is left of it may take memory already.
-    again: bool,
+struct Shared {
+    mapping: Mapping,
+    /// So much of it, from its start, takes memory as far as buffers used all of theirs. 0 once a part was given back. Changed under the lock of
+    /// the arena.
+    resident: AtomicUsize,
 }
 
-impl Open {
-    fn left(&self) -> Range<usize> {
-        self.used..self.mapping.len()
+impl Shared {
+    fn len(&self) -> usize {
+        self.mapping.len()
+    }
+
+    fn resident(&self) -> usize {
+        self.resident.load(Ordering::Relaxed)
     }
 }
 
@@ -68,64 +73,74 @@ impl Arena {
     }
 
     /// Memory that others left comes first; more is taken from the system only when nothing is idle any more.
-    fn take(&mut self, room: usize) -> Option<(Arc<Mapping>, Range<usize>)> {
-        if let Some(part) = self.take_open(room, true) {
+    fn take(&mut self, room: usize) -> Option<(Arc<Shared>, Range<usize>)> {
+        if let Some(part) = self.take_open(room, |mapping| mapping.resident()) {
             return Some(part);
         }
-        let fits = self.spare.iter().enumerate().filter(|(_, mapping)| mapping.len() >= room).min_by_key(|(_, mapping)| mapping.len());
-        let (mapping, again) = match fits.map(|(i, _)| i) {
-            Some(i) => (self.spare.swap_remove(i), true),
+        let fits = self.spare.iter().enumerate().filter(|(_, mapping)| mapping.resident() >= room);
+        let mapping = match fits.min_by_key(|(_, mapping)| mapping.resident()).map(|(i, _)| i) {
+            Some(i) => self.spare.swap_remove(i),
             None => {
                 self.give_back();
-                if let Some(part) = self.take_open(room, false) {
-                    return Some(part);
+                if let Some((mapping, part)) = self.take_open(room, |mapping| mapping.len()) {
+                    if mapping.resident() == part.start {
+                        mapping.resident.store(part.end, Ordering::Relaxed);
+                    }
+                    return Some((mapping, part));
                 }
-                (Arc::new(Mapping::new(if room > SHARED / 2 { room } else { SHARED }, Pages::Huge)?), false)
+                let mapping = Mapping::new(if room > SHARED / 2 { room } else { SHARED }, Pages::Huge)?;
+                Arc::new(Shared { mapping, resident: room.into() })
             }
         };
         // Of two that have room left the larger is handed out on.
-        let new = Open { mapping: mapping.clone(), used: room, again };
+        let new = (mapping.clone(), room);
+        let left = |open: &(Arc<Shared>, usize)| open.0.len() - open.1;
         let other = match &mut self.open {
-            Some(open) if open.left().len() < new.left().len() => Some(std::mem::replace(open, new)),
+            Some(open) if left(open) < left(&new) => Some(std::mem::replace(open, new)),
             Some(_) => Some(new),
             None => {
                 self.open = Some(new);
                 None
             }
         };
-        self.freed.extend(other.filter(|other| !other.left().is_empty()).map(|other| (other.mapping.clone(), other.left())));
+        self.freed.extend(other.filter(|other| left(other) > 0).map(|(mapping, used)| (mapping.clone(), used..mapping.len())));
         Some((mapping, 0..room))
     }
 
-    fn take_open(&mut self, room: usize, again: bool) -> Option<(Arc<Mapping>, Range<usize>)> {
-        let open = self.open.as_mut().filter(|open| open.again == again && open.left().len() >= room)?;
-        open.used += room;
-        Some((open.mapping.clone(), open.used - room..open.used))
+    fn take_open(&mut self, room: usize, end: impl Fn(&Shared) -> usize) -> Option<(Arc<Shared>, Range<usize>)> {
+        let (mapping, used) = self.open.as_mut().filter(|(mapping, used)| *used + room <= end(mapping))?;
+        *used += room;
+        Some((mapping.clone(), *used - room..*used))
     }
 
-    fn put_back(&mut self, mapping: Arc<Mapping>, part: Range<usize>) {
+    fn put_back(&mut self, mapping: Arc<Shared>, part: Range<usize>) {
         self.freed.push((mapping.clone(), part));
-        let is = |other: &Arc<Mapping>| Arc::ptr_eq(other, &mapping);
-        let is_open = self.open.as_ref().is_some_and(|open| is(&open.mapping));
+        let is = |other: &Arc<Shared>| Arc::ptr_eq(other, &mapping);
+        let is_open = self.open.as_ref().is_some_and(|(open, _)| is(open));
         let n_freed = self.freed.iter().filter(|(other, _)| is(other)).count();
         // Held by `mapping`, by each part that was freed, and by the arena itself while it is open: by no buffer.
         if Arc::strong_count(&mapping) == 1 + n_freed + usize::from(is_open) {
             self.freed.retain(|(other, _)| !is(other));
-            self.open.take_if(|open| is(&open.mapping));
-            self.spare.push(mapping);
+            self.open.take_if(|(open, _)| is(open));
+            if mapping.resident() > 0 {
+                self.spare.push(mapping);
+            }
         }
     }
 
     fn give_back(&mut self) {
         self.spare.clear();
-        if let Some(open) = self.open.as_mut().filter(|open| open.again) {
-            // SAFETY: nobody has that part yet.
-            unsafe { open.mapping.give_back(open.left()) };
-            open.again = false;
-        }
-        for (mapping, part) in self.freed.drain(..) {
-            // SAFETY: the part is no buffer's, and is not handed out again.
-            unsafe { mapping.give_back(part) };
+        let open = self
+            .open
+            .iter()
+            .filter(|(mapping, used)| mapping.resident() > *used)
+            .map(|(mapping, used)| (mapping.clone(), *used..mapping.len()));
+        let idle: Vec<_> = open.chain(self.freed.drain(..)).collect();
+        for (mapping, part) in idle {
+            // SAFETY: the part is no buffer's, and what is handed out of it later may hold anything.
+            unsafe { mapping.mapping.give_back(part.clone()) };
+            let resident = if part.start < mapping.resident() && part.end < mapping.len() { 0 } else { mapping.resident().min(part.start) };
+            mapping.resident.store(resident, Ordering::Relaxed);
         }
     }
 }
@@ -143,7 +158,7 @@ impl Buffer {
         }
         let (mapping, part) = Arena::lock().take(len.checked_next_multiple_of(ALIGN)?)?;
         // SAFETY: the part lies within the mapping.
-        let start = unsafe { mapping.start().add(part.start) };
+        let start = unsafe { mapping.mapping.start().add(part.start) };
         Some(Self { start, len, part: Some((mapping, part)) })
     }
 
@@ -187,12 +202,12 @@ mod tests {
             Self(Arena { open: None, freed: Vec::new(), spare: Vec::new() })
         }
 
-        fn take(&mut self, len: usize) -> (Arc<Mapping>, Range<usize>) {
+        fn take(&mut self, len: usize) -> (Arc<Shared>, Range<usize>) {
             self.0.take(len).unwrap()
         }
 
         /// Takes the part away from whoever holds it, as a buffer that is dropped does.
-        fn put_back(&mut self, (mapping, part): (Arc<Mapping>, Range<usize>)) {
+        fn put_back(&mut self, (mapping, part): (Arc<Shared>, Range<usize>)) {
             self.0.put_back(mapping, part);
         }
     }
@@ -224,17 +239,19 @@ mod tests {
     fn what_comes_takes_the_memory_of_what_went() {
         let mut arena = Alone::new();
         let (small, large) = (arena.take(3 * MIB), arena.take(40 * MIB));
-        let (shared, own) = (small.0.start(), large.0.start());
+        let (shared, own) = (small.0.mapping.start(), large.0.mapping.start());
         assert!(shared != own, "a large matrix has a mapping for itself");
         arena.put_back(large);
         let again = arena.take(30 * MIB);
-        assert_eq!((again.0.start(), again.1.clone()), (own, 0..30 * MIB));
+        assert_eq!((again.0.mapping.start(), again.1.clone()), (own, 0..30 * MIB));
         arena.put_back(small);
         arena.put_back(again);
         assert_eq!((arena.0.spare.len(), arena.0.freed.len(), arena.0.open.is_none()), (2, 0, true));
-        // Small ones share whatever is spare, the smallest first.
+        // Small ones share whatever takes memory already; the other had three MiB.
         let (one, two) = (arena.take(20 * MIB), arena.take(10 * MIB));
-        assert_eq!((one.0.start(), two.0.start(), two.1.start), (shared, shared, 20 * MIB));
+        assert_eq!((one.0.mapping.start(), two.0.mapping.start(), two.1.start), (own, own, 20 * MIB));
+        let (rest, least) = (arena.take(10 * MIB), arena.take(2 * MIB));
+        assert_eq!((rest.0.mapping.start(), least.0.mapping.start(), arena.0.spare.len()), (own, shared, 0));
     }
 
     #[test]
@@ -244,11 +261,13 @@ mod tests {
         arena.put_back(one);
         assert_eq!(arena.0.freed.len(), 1);
         let three = arena.take(5 * MIB);
-        assert_eq!((arena.0.freed.len(), three.0.start() == two.0.start()), (0, true));
+        assert_eq!((arena.0.freed.len(), three.0.mapping.start() == two.0.mapping.start()), (0, true));
         let large = arena.take(20 * MIB);
         arena.put_back(large);
         let small = arena.take(2 * MIB);
-        assert_eq!((arena.0.spare.len(), small.0.start() == two.0.start()), (0, false), "what others used comes first");
+        assert_eq!((arena.0.spare.len(), small.0.mapping.start() == two.0.mapping.start()), (0, false), "what others used comes first");
+        let more = arena.take(19 * MIB);
+        assert!(more.0.resident() == 20 * MIB || more.0.mapping.start() != small.0.mapping.start(), "it is not counted twice");
         drop((two, three, small));
     }
 
@@ -266,19 +285,19 @@ mod tests {
     }
 
     #[cfg(target_os = "linux")]
-    fn fill((mapping, part): &(Arc<Mapping>, Range<usize>)) {
+    fn fill((mapping, part): &(Arc<Shared>, Range<usize>)) {
         // SAFETY: a part that nobody else uses.
-        unsafe { std::slice::from_raw_parts_mut(mapping.start().as_ptr().add(part.start), part.len()) }.fill(7);
+        unsafe { std::slice::from_raw_parts_mut(mapping.mapping.start().as_ptr().add(part.start), part.len()) }.fill(7);
     }
 
     /// Pages of a part, but for its ends, that take memory.
     #[cfg(target_os = "linux")]
-    fn n_resident(mapping: &Mapping, part: Range<usize>) -> usize {
+    fn n_resident(mapping: &Shared, part: Range<usize>) -> usize {
         const ENDS: usize = 1 << 16;
         let (first, last) = (part.start.next_multiple_of(ENDS), part.end / ENDS * ENDS);
         let mut pages = vec![0u8; (last - first) / 4096];
         // SAFETY: whole pages of a mapping that is there, and one byte for each, if pages are no smaller than usual.
-        let asked = unsafe { libc::mincore(mapping.start().as_ptr().add(first).cast(), last - first, pages.as_mut_ptr()) };
+        let asked = unsafe { libc::mincore(mapping.mapping.start().as_ptr().add(first).cast(), last - first, pages.as_mut_ptr()) };
         assert_eq!(asked, 0);
         pages.iter().filter(|page| **page & 1 == 1).count()
     }
@@ -314,7 +333,7 @@ mod tests {
         assert_eq!(resident(), 0);
         for (mapping, part) in [one, three] {
             // SAFETY: as above; it was written to.
-            let bytes = unsafe { std::slice::from_raw_parts(mapping.start().as_ptr().add(part.start), part.len()) };
+            let bytes = unsafe { std::slice::from_raw_parts(mapping.mapping.start().as_ptr().add(part.start), part.len()) };
             assert!(bytes.iter().all(|byte| *byte == 7));
         }
     }
