@@ -1,6 +1,6 @@
 //! Memory for weights and for keys and values, and what of it is kept for later.
 //!
-//! A model that goes makes room for another most of the time. Its weights' memory is kept for that one ([`arena`]), because a page that is new
+//! A model that goes makes room for another most of the time. Its weights' memory is kept for that one (`arena`), because a page that is new
 //! to the process has to be cleared by the system, and on a virtual machine to be fetched from the host, which takes longer than to pack weights
 //! into it. [`give_back`] ends that.
 #![allow(unsafe_code, reason = "asks the system for memory")]
