@@ -52,6 +52,7 @@ mod store;
 mod tidy;
 
 pub use config::{DEFAULT_ENDPOINT, StoreConfig, Token};
+pub use disk::write_whole;
 pub use error::FetchError;
 pub use found::found;
 pub use manifest::{CHUNK_LEN, ChunkHash, Manifest, ManifestFile};

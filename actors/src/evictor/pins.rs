@@ -3,10 +3,11 @@
 //! A line for each model: `pinned` or `unpinned`, a space, its id.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::PathBuf;
 
+use plexus_store::write_whole;
 use plexus_types::ModelId;
 use tracing::warn;
 
@@ -40,14 +41,7 @@ impl PinsFile {
     /// Keeps them, whole or not at all. One that cannot be written is a warning: the pins hold for as long as the process runs.
     pub fn save(&self, pins: &Pins) {
         let Some(path) = &self.0 else { return };
-        let beside = path.with_extension("tmp");
-        let saved = (|| {
-            let mut file = File::create(&beside)?;
-            file.write_all(written(pins).as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&beside, path)
-        })();
-        if let Err(error) = saved {
+        if let Err(error) = write_whole(path, written(pins).as_bytes()) {
             warn!(file = %path.display(), %error, "what is pinned by hand cannot be kept over a restart");
         }
     }
