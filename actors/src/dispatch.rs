@@ -67,12 +67,12 @@ impl Inbound for Dispatch {
                 let counted = model.call(|reply| ModelMsg::CountTokens(request, reply), COUNT_DEADLINE).await;
                 Answer::CountTokens(counted.map_err(lost).flatten())
             }
-            Question::Embed(request) => {
+            Question::Embed(id, request) => {
                 let Some(model) = self.models.any(&request.model) else {
                     return Answer::Embed(Err(has_gone(&request.model)));
                 };
                 let lost = |_| RequestError::Lost { message: "the model is being restarted".into() };
-                let embedded = model.call(|reply| ModelMsg::Embed(request, reply), EMBED_DEADLINE).await;
+                let embedded = model.call(|reply| ModelMsg::Embed(id, request, reply), EMBED_DEADLINE).await;
                 Answer::Embed(embedded.map_err(lost).flatten())
             }
             Question::Ensure(ensure) => {

@@ -190,12 +190,12 @@ impl ClusterInference {
             let replica = &picked.replica;
             let embedded = if replica.node == *self.peers.me() {
                 match self.models.get(&replica.model, replica.device) {
-                    Some(model) => model.call(|reply| ModelMsg::Embed(Box::new(request.clone()), reply), EMBED_DEADLINE).await.ok(),
+                    Some(model) => model.call(|reply| ModelMsg::Embed(id, Box::new(request.clone()), reply), EMBED_DEADLINE).await.ok(),
                     None => Some(Err(has_gone(&replica.model))),
                 }
             } else {
                 match self.peers.get(&replica.node) {
-                    Some(peer) => match peer.ask(Question::Embed(Box::new(request.clone())), EMBED_DEADLINE).await {
+                    Some(peer) => match peer.ask(Question::Embed(id, Box::new(request.clone())), EMBED_DEADLINE).await {
                         Ok(Answer::Embed(embedded)) => Some(embedded),
                         Ok(_) | Err(_) => None,
                     },
@@ -332,7 +332,7 @@ impl Inference for ClusterInference {
             let failed = states.iter().find_map(|state| if let ReplicaState::Failed(why) = state { Some(why) } else { None });
             if let Some(why) = failed.filter(|_| begun && states.iter().all(|state| matches!(state, ReplicaState::Failed(_)))) {
                 let message = format!("the model '{model}' could not be loaded: {why}");
-                return Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(60) });
+                return Err(RequestError::Unservable { message });
             }
             tokio::time::sleep(LOAD_POLL).await;
         }

@@ -21,8 +21,8 @@ pub enum Question {
     Actors,
     /// Tokens of this prompt, by the tokenizer of a replica that you hold.
     CountTokens(Box<plexus_types::GenerateRequest>),
-    /// The vectors of these texts, by a replica that you hold.
-    Embed(Box<plexus_types::EmbedRequest>),
+    /// The vectors of these texts, which are all of a request or some, by a replica that you hold.
+    Embed(RequestId, Box<plexus_types::EmbedRequest>),
     /// See that this model is loaded somewhere: you are its home.
     Ensure(Ensure),
     /// Load this model on a device of yours.

@@ -180,6 +180,7 @@ fn reason(error: &RequestError) -> &'static str {
         RequestError::WrongModality { .. } => "wrong_modality",
         RequestError::Overloaded { .. } => "overloaded",
         RequestError::Unavailable { .. } => "unavailable",
+        RequestError::Unservable { .. } => "unservable",
         RequestError::Lost { .. } => "lost",
         RequestError::Internal { .. } => "internal",
     }

@@ -22,8 +22,6 @@ pub mod sink;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use plexus_engine::batch::BatchOutput;
@@ -34,7 +32,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{Span, info, info_span, warn};
 
-use self::embed::{Seat, Turns};
+use self::embed::Embeds;
 use self::load::{LoadError, Resident};
 pub(crate) use self::local::has_gone;
 pub use self::local::{Devices, LocalModels};
@@ -95,8 +93,8 @@ pub enum ModelMsg {
     Credit(SequenceKey, u32),
     /// How many tokens has this prompt?
     CountTokens(Box<GenerateRequest>, RpcReplyPort<Result<u32, RequestError>>),
-    /// The vectors of these texts.
-    Embed(Box<EmbedRequest>, RpcReplyPort<Result<Embeddings, RequestError>>),
+    /// The vectors of these texts, which are all of a request or some.
+    Embed(RequestId, Box<EmbedRequest>, RpcReplyPort<Result<Embeddings, RequestError>>),
     /// From the blocking pool: a prompt was encoded, and the grammar of the answer compiled.
     Encoded(SequenceKey, Result<Prepared, RequestError>),
     /// From the device: a step ended.
@@ -107,8 +105,8 @@ pub enum ModelMsg {
     LoadEnded(Box<Result<Resident, LoadError>>),
     /// The device was restarted: what was on it is gone.
     DeviceLost(DeviceId),
-    /// From a task: a request to embed texts ended.
-    Embedded,
+    /// From a task: it has embedded its texts, or failed.
+    Embedded(embed::Number),
     /// You are pinned, or no longer.
     Pinned(bool),
     /// Go, if you have no requests: take nothing new from now on. Answered with whether you do.
@@ -135,9 +133,7 @@ pub struct ModelState {
     /// Requests whose prompt is being encoded.
     encoding: HashMap<SequenceKey, Arrival>,
     /// Requests to embed texts that are under way.
-    embedding: Arc<AtomicU32>,
-    /// Whose texts are embedded.
-    turns: Turns,
+    embeds: Embeds,
     n_refused: u64,
     /// Requests running and waiting as last reported to the router, and when.
     reported: Option<((u32, u32), Instant)>,
@@ -153,14 +149,12 @@ pub struct ModelState {
 #[derive(Debug)]
 enum Phase {
     Loading {
-        since: Instant,
         /// How far it is, from 0 to 1: the files that had to be fetched, then the weights.
         progress: f32,
     },
     Loaded {
         resident: Box<Resident>,
         batcher: Box<Batcher>,
-        load_time: Duration,
     },
     Failed(String),
     /// It goes: nothing new is taken.
@@ -200,10 +194,9 @@ impl Actor for ModelActor {
         });
         let mut state = ModelState {
             args,
-            phase: Phase::Loading { since: Instant::now(), progress: 0.0 },
+            phase: Phase::Loading { progress: 0.0 },
             encoding: HashMap::new(),
-            embedding: Arc::default(),
-            turns: Arc::default(),
+            embeds: Embeds::default(),
             n_refused: 0,
             reported: None,
             said: Said::default(),
@@ -222,13 +215,16 @@ impl Actor for ModelActor {
             ModelMsg::Cancel(key) => state.on_cancel(&key),
             ModelMsg::Credit(key, until) => state.on_credit(&key, until),
             ModelMsg::CountTokens(request, reply) => state.on_count_tokens(*request, reply),
-            ModelMsg::Embed(request, reply) => state.on_embed(*request, reply),
+            ModelMsg::Embed(id, request, reply) => state.on_embed(id, *request, reply),
             ModelMsg::Encoded(key, prompt) => state.on_encoded(&key, prompt),
             ModelMsg::Stepped(output) => state.on_stepped(output)?,
             ModelMsg::Progress(share) => state.on_progress(share),
             ModelMsg::LoadEnded(result) => state.on_load_ended(*result)?,
             ModelMsg::DeviceLost(device) => state.on_device_lost(device)?,
-            ModelMsg::Embedded => state.report(),
+            ModelMsg::Embedded(number) => {
+                state.embeds.on_end(number, Instant::now());
+                state.report();
+            }
             ModelMsg::Pinned(pinned) => {
                 state.args.profile.pinned = pinned;
                 state.reported = None;
@@ -246,7 +242,7 @@ impl Actor for ModelActor {
 
 impl ModelState {
     fn on_progress(&mut self, share: f32) {
-        if let Phase::Loading { progress, .. } = &mut self.phase {
+        if let Phase::Loading { progress } = &mut self.phase {
             *progress = share;
             self.reported = None;
             self.report();
@@ -259,11 +255,10 @@ impl ModelState {
                 info!(model = %self.args.profile.id, device = %resident.device, memory = %resident.memory,
                     context_length = resident.plan.context_length, "model loaded");
                 let batcher = Box::new(Batcher::new(&self.args.profile, &resident));
-                let load_time = match self.phase {
-                    Phase::Loading { since, .. } => since.elapsed(),
-                    Phase::Loaded { .. } | Phase::Failed(_) | Phase::Retired => return Ok(()), // it was told to go meanwhile
-                };
-                self.phase = Phase::Loaded { resident: Box::new(resident), batcher, load_time };
+                if !matches!(self.phase, Phase::Loading { .. }) {
+                    return Ok(()); // it was told to go meanwhile
+                }
+                self.phase = Phase::Loaded { resident: Box::new(resident), batcher };
                 self.idle_since = Some(Instant::now());
                 self.args.evictor.tell(EvictorMsg::Loaded(self.place()));
             }
@@ -312,7 +307,7 @@ impl ModelState {
             Phase::Loaded { batcher, .. } => batcher.n_present(),
             Phase::Loading { .. } | Phase::Failed(_) | Phase::Retired => 0,
         };
-        batched + self.encoding.len() + self.embedding.load(Ordering::Relaxed) as usize
+        batched + self.encoding.len() + self.embeds.n_requests() as usize
     }
 
     fn on_generate(&mut self, from: NodeId, generate: Box<Generate>) {
@@ -430,41 +425,17 @@ impl ModelState {
         tokio::task::spawn_blocking(move || drop(reply.send(codec.encode(&request.prompt).map(|ids| ids.len() as u32))));
     }
 
-    fn on_embed(&mut self, request: EmbedRequest, reply: RpcReplyPort<Result<Embeddings, RequestError>>) {
-        let Phase::Loaded { resident, .. } = &self.phase else {
-            return drop(reply.send(Err(self.not_loaded())));
-        };
-        if resident.kind != ModelKind::Embed {
-            let message = format!("the model '{}' answers and does not embed: choose a model of kind \"embed\"", self.args.profile.id);
-            return drop(reply.send(Err(RequestError::WrongModality { message })));
-        }
-        let present = self.embedding.load(Ordering::Relaxed);
-        if present >= self.args.profile.running_max + self.args.profile.waiting_max {
-            self.n_refused += 1;
-            return drop(reply.send(Err(overloaded(&self.args.profile, present, self.place_wait()))));
-        }
-        let seat = Seat::take(&self.embedding);
-        let address = self.args.address.clone();
-        let (codec, context) = (resident.codec.clone(), resident.plan.context_length);
-        let place = (resident.steps.clone(), Arc::clone(&self.turns));
-        tokio::spawn(async move {
-            let embedded = embed::embed(codec, place, context, request, || !reply.is_closed()).await;
-            drop(seat);
-            drop(reply.send(embedded));
-            address.tell(ModelMsg::Embedded);
-        });
-        self.note_use();
-    }
-
     fn not_loaded(&self) -> RequestError {
         let message = format!("the model '{}' is not loaded on '{}'", self.args.profile.id, self.args.ingresses.me.name);
         RequestError::Unavailable { message, retry_after: Duration::from_secs(1) }
     }
 
-    /// When a place in the queue is expected to be free: when one of those that run ends, by the speed and the length of answers that were measured.
+    /// When a place in the queue is expected to be free: when one of those that run ends, by what was measured of speed and length of answers, or of
+    /// the time that texts took.
     fn place_wait(&self) -> Duration {
         let Phase::Loaded { batcher, .. } = &self.phase else { return PLACE_WAIT_MIN };
-        batcher.time_of_answer().unwrap_or_default().clamp(PLACE_WAIT_MIN, PLACE_WAIT_MAX)
+        let time = batcher.time_of_answer().or_else(|| self.embeds.time_to_next_end());
+        time.unwrap_or_default().clamp(PLACE_WAIT_MIN, PLACE_WAIT_MAX)
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod catalogue;
 pub(crate) mod decisions;
+mod expected;
 mod explain;
 pub mod home;
 mod loads;

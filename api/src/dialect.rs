@@ -10,6 +10,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::failure::Failure;
+use crate::generate::mark_route;
 use crate::{Api, Shared, anthropic, openai};
 
 /// A vendor's API.
@@ -69,6 +70,15 @@ impl Exchange {
             // Whole seconds, rounded up: a client that comes early is refused again.
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        response
+    }
+
+    /// The response that says why a model has not answered: in a header, too, if no replica has taken the request.
+    pub(crate) fn unanswered(&self, failure: &Failure) -> Response {
+        let mut response = self.failure(failure);
+        if let Some(why) = failure.why_not_routed() {
+            mark_route(&mut response, &why);
         }
         response
     }

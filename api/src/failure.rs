@@ -5,6 +5,9 @@ use std::time::Duration;
 use http::Method;
 use plexus_types::{Bytes, RequestError};
 
+/// When to ask again for what somebody has to mend first.
+const MENDED_AFTER: Duration = Duration::from_secs(60);
+
 /// Why a request is not answered: by the cluster, or already at the door.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
@@ -46,12 +49,26 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// Why no replica has taken the request, if it got as far as that.
+    pub(crate) fn why_not_routed(&self) -> Option<String> {
+        match self {
+            Self::Request(
+                error @ (RequestError::Overloaded { .. }
+                | RequestError::Unavailable { .. }
+                | RequestError::Unservable { .. }
+                | RequestError::ModelNotFound { .. }),
+            ) => Some(format!("it is refused: {error}")),
+            _ => None,
+        }
+    }
+
     /// When to ask again, if that may help.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Request(RequestError::Overloaded { retry_after, .. } | RequestError::Unavailable { retry_after, .. }) => {
                 Some(*retry_after)
             }
+            Self::Request(RequestError::Unservable { .. }) => Some(MENDED_AFTER),
             // Another replica may answer at once.
             Self::Request(RequestError::Lost { .. }) => Some(Duration::from_secs(1)),
             Self::Request(

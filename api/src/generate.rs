@@ -66,7 +66,7 @@ pub(crate) async fn respond<R: Render>(
     let choices = Choices::new(generations, n);
     let render = render(exchange.id);
     let result = if stream { streamed(exchange, choices, render).await } else { whole(exchange, choices, &render).await };
-    result.unwrap_or_else(|error| exchange.failure(&Failure::from(constraint::rename(error, constraint_field))))
+    result.unwrap_or_else(|error| exchange.unanswered(&Failure::from(constraint::rename(error, constraint_field))))
 }
 
 async fn streamed<R: Render>(exchange: Exchange, mut choices: Choices, render: R) -> Result<Response, RequestError> {
@@ -97,6 +97,11 @@ pub(crate) fn mark_served(response: &mut Response, served: Option<&Served>) {
     let Some(Served { node, route }) = served else { return };
     let name = HeaderValue::from_str(node.as_str()).expect("a node's name is a DNS label");
     response.headers_mut().insert(NODE_HEADER, name);
+    mark_route(response, route);
+}
+
+/// Tells in the headers where the request went and why, or why nowhere.
+pub(crate) fn mark_route(response: &mut Response, route: &str) {
     if let Ok(route) = HeaderValue::from_str(route) {
         response.headers_mut().insert(ROUTE_HEADER, route);
     }

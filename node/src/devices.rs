@@ -48,6 +48,9 @@ pub(crate) fn find(valid: &ValidConfig) -> Result<Vec<DeviceSpec>, ConfigError> 
     Ok(devices)
 }
 
+/// What serving takes beside the models themselves: connections, stacks of threads, prompts, and what the allocator keeps for later.
+const SERVING: Bytes = Bytes(24 << 20);
+
 /// The threads that were asked for, if this process has a core for each: threads of one operation wait for each other, so that one too
 /// many would hold up all.
 fn n_threads(valid: &ValidConfig) -> Result<Option<usize>, ConfigError> {
@@ -62,15 +65,20 @@ fn n_threads(valid: &ValidConfig) -> Result<Option<usize>, ConfigError> {
     }
 }
 
-/// The memory that was asked for by number, if the host has it; in a container, if the container may have it.
+/// What models have of the memory that was asked for by number, if the host has it; in a container, if the container may have it.
 fn cpu_memory(valid: &ValidConfig) -> Result<Option<Bytes>, ConfigError> {
     let Some(asked) = valid.get().devices.cpu_memory else { return Ok(None) };
-    let Ok(total) = host_memory() else { return Ok(Some(asked.0)) }; // the device itself says why
-    if asked.0 > total || asked.0 == Bytes(0) {
-        let (value, problem) = (format!("\"{}\"", asked.0), format!("this machine has {total}"));
-        return Err(valid.refuse("devices.cpu_memory", value, problem, "write a size above zero that it has, or \"\" for the share"));
+    let refused = |problem: String| {
+        let remedy = format!("write a size above {SERVING} that it has, or \"\" for the share");
+        Err(valid.refuse("devices.cpu_memory", format!("\"{}\"", asked.0), problem, remedy))
+    };
+    if asked.0 <= SERVING {
+        return refused(format!("serving takes {SERVING} of it"));
     }
-    Ok(Some(asked.0))
+    match host_memory() {
+        Ok(total) if asked.0 > total => refused(format!("this machine has {total}")),
+        Ok(_) | Err(_) => Ok(Some(asked.0.saturating_sub(SERVING))), // why it cannot be told, the device itself says
+    }
 }
 
 fn host(id: DeviceId, share: Fraction, memory: Option<Bytes>, n_threads: Option<usize>) -> OpenDevice {
@@ -132,6 +140,8 @@ mod tests {
         assert_eq!(found("PLEXUS_DEVICES__CPU_MEMORY", &total.0.to_string()).unwrap().last().unwrap(), "cpu-0");
         let error = found("PLEXUS_DEVICES__CPU_MEMORY", &(total.0 + 1).to_string()).unwrap_err();
         assert!(error.contains("devices.cpu_memory") && error.contains(&format!("this machine has {total}")), "{error}");
+        let error = found("PLEXUS_DEVICES__CPU_MEMORY", "24 MiB").unwrap_err();
+        assert!(error.contains("devices.cpu_memory") && error.contains("serving takes 24.0 MiB"), "{error}");
     }
 
     // CX-06

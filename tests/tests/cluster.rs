@@ -298,8 +298,8 @@ async fn vectors_say_who_made_them_and_any_node_tells_why() {
         let reply = asked.client().post("/v1/embeddings", &json!({"model": "bert", "input": ["a", "b"]})).await.unwrap();
         assert_eq!((reply.status, reply.header("x-plexus-node")), (200, Some("serving")), "{}", reply.text);
         let route = reply.header("x-plexus-route").expect("it says why").to_owned();
-        assert!(route.starts_with("it goes to serving/cpu-0 of 1"), "{route}");
-        assert_eq!(route.contains("; "), loaded_for_it, "{route}");
+        assert!(route.starts_with("it goes to serving/cpu-0 (serving/cpu-0: first token expected in "), "{route}");
+        assert_eq!(route.contains("; before that"), loaded_for_it, "{route}");
         let id = reply.header("x-request-id").expect("it has an id").to_owned();
         for node in [&ingress, &serving] {
             let told = run_plexus(&home, &["cluster", "explain", &id, "--node", node.client().base()], "").await;

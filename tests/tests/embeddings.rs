@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use plexus_tests::{Home, binary};
+use plexus_tests::{Home, binary, eventually};
 use serde_json::{Value, json};
 
 /// The rows of a tensor in a safetensors file of f32.
@@ -52,5 +52,58 @@ async fn long_texts_of_several_requests_take_turns_and_each_has_its_own_vector()
                 assert!(worst < 1e-5, "{model}, text {i}: {worst}");
             }
         }
+    }
+}
+
+// CX-93
+#[tokio::test]
+async fn requests_of_a_key_are_counted_as_such_however_many_texts_they_have_and_one_with_a_key_displaces_one_without() {
+    let folder = binary::repository().join("engine/tests/golden/qwen3_embedding");
+    let home = Home::new();
+    let config = home.path().join("cluster.toml");
+    let entry = format!(
+        "[[models]]\nid = \"m\"\nsource = \"{}\"\npreload = true\nprincipal_max = 1\nanonymous_max = 2\nrunning_max = 1\nwaiting_max = 1\n",
+        folder.display()
+    );
+    std::fs::write(&config, entry).unwrap();
+    let node = home.node("n1").arg("--config", config.to_str().unwrap()).start().await;
+    node.offers("m").await;
+    let client = node.client();
+    let many = vec!["word ".repeat(60); 700]; // six messages to the replica
+    let ask = async |input: &[String], key: Option<&str>| {
+        let body = json!({"model": "m", "input": input}).to_string();
+        let headers: Vec<(&str, &str)> = key.map(|key| ("authorization", key)).into_iter().collect();
+        client.post_with("/v1/embeddings", body, &headers).await.unwrap()
+    };
+    let present = async || {
+        let view = node.view().await?;
+        let load = view.nodes[0].summary.replicas[0].load;
+        Ok::<_, String>((load.running, load.waiting))
+    };
+    let comes_to = async |expected: (u32, u32)| {
+        eventually("the requests are there", async || match present().await? {
+            known if known == expected => Ok(()),
+            known => Err(format!("{known:?}")),
+        })
+        .await;
+    };
+    let others = async {
+        comes_to((1, 0)).await;
+        let again = ask(&many[..1], Some("Bearer a")).await;
+        let anonymous = ask(&many, None);
+        let after_it = async {
+            comes_to((1, 1)).await;
+            (ask(&many[..1], None).await, ask(&many[..1], Some("Bearer b")).await)
+        };
+        let (anonymous, (second, keyed)) = futures::future::join(anonymous, after_it).await;
+        (again, anonymous, second, keyed)
+    };
+    let (first, (again, anonymous, second, keyed)) = futures::future::join(ask(&many, Some("Bearer a")), others).await;
+    assert_eq!((first.status, keyed.status), (200, 200), "{} {}", first.text.get(..200).unwrap_or_default(), keyed.text);
+    assert_eq!(first.json["data"].as_array().unwrap().len(), 700);
+    for (refused, words) in [(&again, "1 requests of this key"), (&second, "the model 'm' is busy"), (&anonymous, "the model 'm' is busy")]
+    {
+        assert!(refused.status == 429 && refused.text.contains(words), "{}", refused.text.get(..300).unwrap_or(&refused.text));
+        assert!(refused.header("retry-after").is_some() && refused.header("x-plexus-route").is_some(), "{:?}", refused.headers);
     }
 }

@@ -30,7 +30,7 @@ pub struct ModelProfile {
     pub waiting_time: Duration,
     /// Most requests of one principal that run or wait; absent: as many as fit.
     pub principal_max: Option<u32>,
-    /// Most requests without a key that run or wait, all together; absent: as many as fit.
+    /// Most requests without a key that run or wait, all together; absent: as many as one principal may.
     pub anonymous_max: Option<u32>,
     /// Load it at the start of each node that lists it, rather than when it is first asked for.
     pub preload: bool,

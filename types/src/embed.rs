@@ -24,6 +24,8 @@ pub struct EmbedRequest {
     pub inputs: Vec<EmbedInput>,
     /// Keep only so many numbers of each vector, which is then scaled to length 1 again; absent: all.
     pub dimensions: Option<u32>,
+    /// Who asks, as in [`crate::GenerateRequest::principal`].
+    pub principal: Option<u64>,
 }
 
 /// One text to embed.

@@ -56,7 +56,7 @@ pub enum RequestError {
         /// When a place is expected.
         retry_after: Duration,
     },
-    /// Nothing can serve the model now, but something may soon.
+    /// Nothing can serve the model now, but something is going to: it is being loaded, or waits for what others use.
     #[error("{message}")]
     Unavailable {
         /// What is missing.
@@ -76,6 +76,12 @@ pub enum RequestError {
         /// What failed. No paths, no addresses.
         message: String,
     },
+    /// Nothing can serve the model before somebody has mended something.
+    #[error("{message}")]
+    Unservable {
+        /// What is missing, at each place.
+        message: String,
+    },
 }
 
 impl RequestError {
@@ -93,9 +99,12 @@ impl RequestError {
     pub fn retry(&self) -> Retry {
         match self {
             // A peer may know less than we do: its view of a model may be older than ours.
-            Self::ModelNotFound { .. } | Self::Overloaded { .. } | Self::Unavailable { .. } | Self::Lost { .. } | Self::Internal { .. } => {
-                Retry::Elsewhere
-            }
+            Self::ModelNotFound { .. }
+            | Self::Overloaded { .. }
+            | Self::Unavailable { .. }
+            | Self::Unservable { .. }
+            | Self::Lost { .. }
+            | Self::Internal { .. } => Retry::Elsewhere,
             Self::Invalid { .. } | Self::ContextLength { .. } | Self::WrongModality { .. } => Retry::Never,
         }
     }

@@ -101,7 +101,7 @@ pub struct ReplicaReport {
     /// How long nobody has used it, when this was said; absent while it has requests, or is not loaded.
     #[serde(rename = "idle_s", with = "seconds::option")]
     pub idle: Option<Duration>,
-    /// How long it took to load; absent until it is.
+    /// How long it took to load, once its files were here; absent until it is.
     #[serde(rename = "load_s", with = "seconds::option")]
     pub load_time: Option<Duration>,
     /// How far its load is, from 0 to 1.
@@ -125,6 +125,8 @@ pub struct ReplicaLoad {
     pub prefill_tokens_per_s: f32,
     /// Measured speed of generating, tokens per second over the whole batch; 0 while unknown.
     pub decode_tokens_per_s: f32,
+    /// Tokens of an answer, in the mean of the last; 0 while unknown.
+    pub answer_tokens: f32,
 }
 
 /// What the node that answers believes of a node.

@@ -375,15 +375,12 @@ pub fn needs_with(profile: &ModelProfile, footprint: Footprint, made_for: u32) -
 
 /// No room, in words for whoever asked (CX-53).
 pub fn no_room_error(model: &ModelId, device: DeviceId, no_room: &NoRoom) -> RequestError {
-    let may_pass = no_room.may_pass();
-    let remedy = if may_pass {
-        "it is loaded once they are idle"
+    let message = |remedy| format!("the model '{model}' does not fit {device}: {no_room}; {remedy}");
+    if no_room.may_pass() {
+        RequestError::Unavailable { message: message("it is loaded once they are idle"), retry_after: Duration::from_secs(1) }
     } else {
-        "free memory, give the device a larger share, or choose a smaller model or context_length"
-    };
-    RequestError::Unavailable {
-        message: format!("the model '{model}' does not fit {device}: {no_room}; {remedy}"),
-        retry_after: Duration::from_secs(if may_pass { 1 } else { 60 }),
+        let remedy = "free memory, give the device a larger share, or choose a smaller model or context_length";
+        RequestError::Unservable { message: message(remedy) }
     }
 }
 

@@ -1,67 +1,182 @@
 //! Texts to vectors on a replica: encoded, checked, and computed in pieces between the steps of others.
 
+mod turns;
+
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use plexus_engine::codec::Codec;
 use plexus_engine::embed::EmbedWork;
-use plexus_types::{EmbedInput, EmbedRequest, Embeddings, Prompt, RequestError};
-use tokio::sync::{Mutex, oneshot};
+use plexus_types::{EmbedInput, EmbedRequest, Embeddings, ModelKind, Prompt, RequestError, RequestId};
+use ractor::RpcReplyPort;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 
+use self::turns::Turns;
+use super::scheduler::Principal;
+use super::share::may_have_more;
+use super::{ModelMsg, ModelState, Phase, late, overloaded};
 use crate::device::{DeviceError, Reply, StepQueue};
 
-/// A request that is under way, as long as this lives.
-#[derive(Debug)]
-pub(super) struct Seat(Arc<AtomicU32>);
+/// Weight of the newest measurement.
+const WEIGHT: f32 = 0.2;
 
-impl Seat {
-    pub(super) fn take(places: &Arc<AtomicU32>) -> Self {
-        places.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(places))
+/// A message with texts to embed, as long as it is under way.
+pub(super) type Number = u64;
+
+/// The requests to embed texts that are under way. One of many texts comes in several messages and counts as one.
+#[derive(Debug, Default)]
+pub(super) struct Embeds {
+    under_way: HashMap<Number, UnderWay>,
+    next: Number,
+    /// How long they took lately, from their coming to their end.
+    took: Option<Duration>,
+    turns: Turns,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    request: RequestId,
+    principal: Principal,
+    since: Instant,
+}
+
+impl Embeds {
+    /// Requests that are under way.
+    pub(super) fn n_requests(&self) -> u32 {
+        self.count(|_| true)
     }
+
+    fn count(&self, is_it: impl Fn(&UnderWay) -> bool) -> u32 {
+        let mut requests: Vec<RequestId> = self.under_way.values().filter(|one| is_it(one)).map(|one| one.request).collect();
+        requests.sort_unstable();
+        requests.dedup();
+        requests.len() as u32
+    }
+
+    fn on_begin(&mut self, request: RequestId, principal: Principal, since: Instant) -> Number {
+        self.next += 1;
+        self.under_way.insert(self.next, UnderWay { request, principal, since });
+        self.next
+    }
+
+    pub(super) fn on_end(&mut self, number: Number, now: Instant) {
+        let Some(ended) = self.under_way.remove(&number) else { return };
+        let took = now.saturating_duration_since(ended.since);
+        self.took = Some(self.took.map_or(took, |before| before.mul_f32(1.0 - WEIGHT) + took.mul_f32(WEIGHT)));
+    }
+
+    /// In what time one of those under way ends: of so many that each take so long, one in that part of it (Little's law).
+    pub(super) fn time_to_next_end(&self) -> Option<Duration> {
+        Some(self.took? / self.n_requests().max(1))
+    }
+}
+
+/// Says that a message's texts are done with, whatever became of them.
+#[derive(Debug)]
+struct Seat {
+    model: crate::address::Address<ModelMsg>,
+    life: ractor::ActorId,
+    number: Number,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.model.tell_life(self.life, ModelMsg::Embedded(self.number));
     }
 }
 
-/// Whose texts are on the device: one request's at a time, since a text in pieces keeps its state in the model's KV pool. Asked for in order, and
-/// given on at the end of each text, so that no request waits for all of another's.
-pub(super) type Turns = Arc<Mutex<()>>;
+impl ModelState {
+    pub(super) fn on_embed(&mut self, id: RequestId, request: EmbedRequest, reply: RpcReplyPort<Result<Embeddings, RequestError>>) {
+        let profile = &self.args.profile;
+        let Phase::Loaded { resident, .. } = &self.phase else {
+            return drop(reply.send(Err(self.not_loaded())));
+        };
+        if resident.kind != ModelKind::Embed {
+            let message = format!("the model '{}' answers and does not embed: choose a model of kind \"embed\"", profile.id);
+            return drop(reply.send(Err(RequestError::WrongModality { message })));
+        }
+        let (principal, place_wait) = (request.principal, self.place_wait());
+        let own = self.embeds.count(|one| one.principal == principal && one.request != id);
+        if let Err(message) = may_have_more(profile, principal, own) {
+            self.n_refused += 1;
+            return drop(reply.send(Err(RequestError::Overloaded { message, retry_after: place_wait })));
+        }
+        let present = self.embeds.count(|one| one.request != id);
+        let full = overloaded(profile, present, place_wait);
+        if present >= profile.running_max + profile.waiting_max {
+            self.n_refused += 1;
+            if principal.is_none() || !self.embeds.turns.displace_anonymous() {
+                return drop(reply.send(Err(full)));
+            }
+        }
+        let number = self.embeds.on_begin(id, principal, Instant::now());
+        let seat = Seat { model: self.args.address.clone(), life: self.life, number };
+        let work = Work {
+            codec: resident.codec.clone(),
+            context: resident.plan.context_length,
+            steps: resident.steps.clone(),
+            turns: self.embeds.turns.clone(),
+            waiting_time: profile.waiting_time,
+            late: late(profile, place_wait),
+            full,
+        };
+        tokio::spawn(async move {
+            let embedded = work.embed(request, || !reply.is_closed()).await;
+            drop(seat);
+            drop(reply.send(embedded));
+        });
+        self.note_use();
+    }
+}
 
-/// The vectors of a request's texts. Errors name the first text at fault, before anything is computed. Nothing more is computed once nobody
-/// `is_waiting` for them.
-pub(super) async fn embed(
+/// What it takes to embed a message's texts.
+#[derive(Debug)]
+struct Work {
     codec: Arc<Codec>,
-    (steps, turns): (StepQueue, Turns),
     context: u32,
-    request: EmbedRequest,
-    is_waiting: impl Fn() -> bool,
-) -> Result<Embeddings, RequestError> {
-    let EmbedRequest { inputs, dimensions, .. } = request;
-    let encoded = tokio::task::spawn_blocking(move || encode(&codec, context, inputs)).await;
-    let inputs = encoded.map_err(|_| RequestError::Internal { message: "the tokenizer panicked".into() })??;
-    let prompt_tokens = inputs.iter().map(|ids| ids.len() as u32).sum();
-    let mut work = EmbedWork::new(inputs);
-    let mut turn = turns.lock().await;
-    while !work.is_done() {
-        if !is_waiting() {
-            return Err(RequestError::Lost { message: "nobody waits for the vectors".into() });
+    steps: StepQueue,
+    turns: Turns,
+    /// How long it may wait for its first turn.
+    waiting_time: Duration,
+    /// What is said if it has waited for longer.
+    late: RequestError,
+    /// What is said if somebody with a key takes its place.
+    full: RequestError,
+}
+
+impl Work {
+    /// The vectors. Errors name the first text at fault, before anything is computed. Nothing more is computed once nobody `is_waiting` for them.
+    async fn embed(self, request: EmbedRequest, is_waiting: impl Fn() -> bool) -> Result<Embeddings, RequestError> {
+        let Self { codec, context, steps, turns, waiting_time, late, full } = self;
+        let EmbedRequest { inputs, dimensions, principal, .. } = request;
+        let encoded = tokio::task::spawn_blocking(move || encode(&codec, context, inputs)).await;
+        let inputs = encoded.map_err(|_| RequestError::Internal { message: "the tokenizer panicked".into() })??;
+        let prompt_tokens = inputs.iter().map(|ids| ids.len() as u32).sum();
+        let mut work = EmbedWork::new(inputs);
+        let mut turn = tokio::time::timeout(waiting_time, turns.take(principal, true)).await.map_err(|_| late)?.ok_or(full)?;
+        while !work.is_done() {
+            if !is_waiting() {
+                return Err(RequestError::Lost { message: "nobody waits for the vectors".into() });
+            }
+            work = run_piece(&steps, work).await?;
+            if !work.is_within_text() && !work.is_done() {
+                drop(turn);
+                turn = turns.take(principal, false).await.ok_or_else(lost)?;
+            }
         }
-        work = run_piece(&steps, work).await?;
-        if !work.is_within_text() {
-            drop(turn);
-            turn = turns.lock().await;
+        drop(turn);
+        let mut vectors = work.into_vectors();
+        if let Some(dimensions) = dimensions {
+            vectors.iter_mut().try_for_each(|vector| shorten(vector, dimensions))?;
         }
+        Ok(Embeddings { vectors, prompt_tokens })
     }
-    drop(turn);
-    let mut vectors = work.into_vectors();
-    if let Some(dimensions) = dimensions {
-        vectors.iter_mut().try_for_each(|vector| shorten(vector, dimensions))?;
-    }
-    Ok(Embeddings { vectors, prompt_tokens })
+}
+
+fn lost() -> RequestError {
+    RequestError::Lost { message: "the device was lost while it embedded".into() }
 }
 
 async fn run_piece(steps: &StepQueue, work: EmbedWork) -> Result<EmbedWork, RequestError> {
@@ -70,7 +185,7 @@ async fn run_piece(steps: &StepQueue, work: EmbedWork) -> Result<EmbedWork, Requ
     match embedded.await {
         Ok(Ok(work)) => Ok(work),
         Ok(Err(DeviceError::Engine(why))) => Err(RequestError::Internal { message: format!("the model failed: {why}") }),
-        Ok(Err(DeviceError::Lost)) | Err(_) => Err(RequestError::Lost { message: "the device was lost while it embedded".into() }),
+        Ok(Err(DeviceError::Lost)) | Err(_) => Err(lost()),
     }
 }
 

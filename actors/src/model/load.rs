@@ -59,6 +59,8 @@ pub struct Resident {
     pub memory: Bytes,
     /// The promise.
     pub lease: Lease,
+    /// From its files to its place on the device.
+    pub took: Duration,
     _weights: OnDevice,
     _promise: Promised,
 }
@@ -220,10 +222,11 @@ pub(super) async fn load(args: &ModelArgs, gauge: &mut Gauge<'_>) -> Result<Resi
     let draft = draft.map(|draft| draft.placed_on(device.kind));
     gauge.begin(1.0);
     let Placed { slot, steps } = load_on(&device_address, files, draft, plan, gauge).await?;
-    let (room, packed) = (had_room - opened, began.elapsed() - had_room);
+    let took = began.elapsed();
+    let (room, packed) = (had_room - opened, took - had_room);
     debug!(model = %profile.id, ?opened, ?room, ?packed, "what the load took");
     let weights = OnDevice { device: device_address, slot };
-    Ok(Resident { codec, kind, defaults, device, steps, plan, memory: bytes, lease, _weights: weights, _promise: promise })
+    Ok(Resident { codec, kind, defaults, device, steps, plan, memory: bytes, lease, took, _weights: weights, _promise: promise })
 }
 
 /// Brings the model's files here if they are not, unless their weights alone could never get room on the device.

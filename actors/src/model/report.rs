@@ -1,7 +1,6 @@
 //! What a replica tells of itself: to the router, to the evictor, and to whoever inspects it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use plexus_types::{Bytes, ModelKind, ReplicaLoad, ReplicaReport, ReplicaState};
@@ -69,7 +68,7 @@ impl ModelState {
             Phase::Loading { .. } | Phase::Failed(_) | Phase::Retired => ReplicaLoad::default(),
         };
         let profile = &self.args.profile;
-        let embedding = self.embedding.load(Ordering::Relaxed);
+        let embedding = self.embeds.n_requests();
         let running = load.running + embedding.min(profile.running_max);
         let waiting = load.waiting + self.encoding.len() as u32 + embedding.saturating_sub(profile.running_max);
         ReplicaLoad { running, waiting, running_max: profile.running_max, waiting_max: profile.waiting_max, ..load }
@@ -135,8 +134,8 @@ impl ModelState {
         self.reported = Some((counts, now));
         let (state, context_length, memory, load_time, kind) = match &self.phase {
             Phase::Loading { .. } => (ReplicaState::Loading, 0, Bytes(0), None, ModelKind::Generate),
-            Phase::Loaded { resident, load_time, .. } => {
-                (ReplicaState::Loaded, resident.plan.context_length, resident.memory, Some(*load_time), resident.kind)
+            Phase::Loaded { resident, .. } => {
+                (ReplicaState::Loaded, resident.plan.context_length, resident.memory, Some(resident.took), resident.kind)
             }
             Phase::Failed(reason) => (ReplicaState::Failed(reason.clone()), 0, Bytes(0), None, ModelKind::Generate),
             Phase::Retired => return, // it is as good as gone
@@ -155,7 +154,7 @@ impl ModelState {
             idle: self.idle_since.map(|since| now.saturating_duration_since(since)),
             load_time,
             progress: match self.phase {
-                Phase::Loading { progress, .. } => progress,
+                Phase::Loading { progress } => progress,
                 Phase::Loaded { .. } => 1.0,
                 Phase::Failed(_) | Phase::Retired => 0.0,
             },

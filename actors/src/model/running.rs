@@ -178,6 +178,7 @@ impl Batcher {
             waiting: self.scheduler.n_waiting() as u32,
             prefill_tokens_per_s: speeds.prefill_tokens_per_s(),
             decode_tokens_per_s: speeds.decode_tokens_per_s(),
+            answer_tokens: self.scheduler.mean_answer().unwrap_or_default(),
             ..ReplicaLoad::default()
         }
     }
@@ -235,7 +236,8 @@ impl Batcher {
     /// In what time an answer as long as those of late is generated, at the speed of the whole batch; absent while that is not known.
     pub(super) fn time_of_answer(&self) -> Option<Duration> {
         let speed = self.scheduler.speeds().decode_tokens_per_s();
-        (speed > 0.0).then(|| Duration::from_secs_f32((self.scheduler.mean_answer() / speed).min(1e6)))
+        let answer = self.scheduler.mean_answer()?;
+        (speed > 0.0).then(|| Duration::from_secs_f32((answer / speed).min(1e6)))
     }
 
     /// Refuses the youngest without a key that has not had a place yet, so that one with a key can wait in its stead. False if there is none.

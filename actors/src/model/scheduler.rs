@@ -222,8 +222,8 @@ impl<T> Scheduler<T> {
         self.waiting.iter_mut().chain(reading).map(|entry| &mut entry.owner)
     }
 
-    /// Tokens that answers had lately, in the mean.
-    pub fn mean_answer(&self) -> f32 {
+    /// Tokens that answers had lately, in the mean; absent while none has ended.
+    pub fn mean_answer(&self) -> Option<f32> {
         self.answers.mean()
     }
 

@@ -9,16 +9,18 @@ use super::scheduler::Principal;
 
 /// May `principal`, of whom `own` requests run or wait, have one more? Says why not.
 pub(super) fn may_have_more(profile: &ModelProfile, principal: Principal, own: u32) -> Result<(), String> {
-    let full = |most: &u32| own >= *most;
-    if let Some(most) = profile.anonymous_max.filter(|most| principal.is_none() && full(most)) {
-        let model = &profile.id;
-        return Err(format!(
-            "{own} requests without a key run or wait for the model '{model}', {most} may; send a key, or come back later"
-        ));
-    }
-    match profile.principal_max.filter(full) {
-        Some(most) => Err(format!("{own} requests of this key run or wait for the model '{}', {most} may", profile.id)),
-        None => Ok(()),
+    let model = &profile.id;
+    match principal {
+        None => match profile.anonymous_max.or(profile.principal_max) {
+            Some(most) if own >= most => {
+                Err(format!("{own} requests without a key run or wait for the model '{model}', {most} may; send a key, or come back later"))
+            }
+            Some(_) | None => Ok(()),
+        },
+        Some(_) => match profile.principal_max {
+            Some(most) if own >= most => Err(format!("{own} requests of this key run or wait for the model '{model}', {most} may")),
+            Some(_) | None => Ok(()),
+        },
     }
 }
 
@@ -35,6 +37,8 @@ mod tests {
         let most = |profile: &ModelProfile, principal| (0..10).take_while(|own| may_have_more(profile, principal, *own).is_ok()).count();
         assert_eq!([most(&limited, Some(1)), most(&limited, None)], [3, 2]);
         assert_eq!([most(&profile, Some(1)), most(&profile, None)], [10, 10]);
+        let of_a_key = ModelProfile { principal_max: Some(3), ..profile.clone() };
+        assert_eq!([most(&of_a_key, Some(1)), most(&of_a_key, None)], [3, 3], "those without a key are as one");
         let error = may_have_more(&limited, None, 2).unwrap_err();
         assert_eq!(error, "2 requests without a key run or wait for the model 'm', 2 may; send a key, or come back later");
     }

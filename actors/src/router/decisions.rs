@@ -11,6 +11,8 @@ use super::policy::Decision;
 
 /// So many requests are remembered, and so many placements of models.
 const REMEMBERED: usize = 1024;
+/// So many places are told in a line: headers have their limits.
+const PLACES_IN_LINE: usize = 16;
 
 /// The decisions of the last requests, and why models were placed where they are.
 #[derive(Debug, Default)]
@@ -43,12 +45,9 @@ impl Decisions {
         let waited = self.by_request.get(&id).is_some_and(|kept| kept.waits);
         let loaded = loaded.or_else(|| self.placement(model, now).filter(|_| waited));
         let mut explanation = explain(model, &decision);
-        let mut line = format!("{} of {}", explanation.decision, decision.considered.len());
-        if let Some(first) = explanation.considered.first() {
-            line += &format!(", {}", first.verdict);
-        }
+        let mut line = in_a_line(&explanation);
         if let Some(loaded) = &loaded {
-            line += &format!("; {}", loaded.decision);
+            line = format!("{line}; before that {}", in_a_line(loaded));
         }
         if let Some(loaded) = loaded {
             explanation.decision = format!("{}; before that {}", explanation.decision, loaded.decision);
@@ -166,6 +165,17 @@ pub(crate) fn with_placement(mut explanation: Explanation, placement: Option<Exp
     explanation
 }
 
+/// A decision with the verdict on each place, the chosen one's first: `it goes to a/cpu-0 (a/cpu-0: first token expected in 9 ms; b/cpu-0: …)`.
+fn in_a_line(explanation: &Explanation) -> String {
+    let mut places: Vec<String> =
+        explanation.considered.iter().take(PLACES_IN_LINE).map(|place| format!("{}: {}", place.place, place.verdict)).collect();
+    let more = explanation.considered.len().saturating_sub(PLACES_IN_LINE);
+    if more > 0 {
+        places.push(format!("and {more} more"));
+    }
+    if places.is_empty() { explanation.decision.clone() } else { format!("{} ({})", explanation.decision, places.join("; ")) }
+}
+
 /// A choice among replicas, in words.
 pub(super) fn explain(model: &ModelId, decision: &Decision) -> Explanation {
     let considered = decision.considered.iter().map(|one| ConsideredPlace {
@@ -226,7 +236,9 @@ mod tests {
         assert!(waits.decision.starts_with("it waits: ") && !waits.decision.contains("then"), "{}", waits.decision);
         decisions.on_placed(&placement(), now);
         let line = decisions.on_routed(ID, &model(), decision(), None, now);
-        assert!(line.contains("for which 'x' goes"), "whoever waited for the load is told of it: {line}");
+        let expected = "it goes to a/cpu-0 (a/cpu-0: first token expected in 0 ms); \
+                        before that it is loaded on a/cpu-0, for which 'x' goes (a/cpu-0: fits)";
+        assert_eq!(line, expected, "whoever waited for the load is told of it");
         let sent = decisions.get(ID, now).unwrap();
         assert!(!sent.decision.contains("waits") && sent.decision.contains("before that it is loaded on a/cpu-0"), "{}", sent.decision);
         assert_eq!(sent.considered.len(), 2);
@@ -253,6 +265,26 @@ mod tests {
         decisions.on_left(ID, now);
         let known = decisions.get(ID, now).unwrap();
         assert_eq!((known.decision.as_str(), known.considered), ("its client has left while it waited", vec![place(false)]));
+    }
+
+    #[test]
+    fn a_line_tells_the_cost_of_each_place_as_far_as_a_header_has_room() {
+        let (mut decisions, now) = (Decisions::default(), Instant::now());
+        let mut choice = decision();
+        let chosen = choice.considered[0].clone();
+        let other = |i: usize| super::super::policy::Considered {
+            replica: plexus_types::ReplicaId { node: format!("n{i}#1").parse().unwrap(), ..chosen.replica.clone() },
+            verdict: if i == 0 { Err("it is being loaded") } else { Ok(Duration::from_millis(i as u64)) },
+            n_cached: 0,
+        };
+        choice.considered = vec![other(0), other(1), chosen.clone()];
+        let line = decisions.on_routed(ID, &model(), choice.clone(), None, now);
+        let expected = "it goes to a/cpu-0 (a/cpu-0: first token expected in 0 ms; n0/cpu-0: it is being loaded; \
+                        n1/cpu-0: first token expected in 1 ms)";
+        assert_eq!(line, expected);
+        choice.considered.extend((2..40).map(other));
+        let line = decisions.on_routed(ID, &model(), choice, None, now);
+        assert!(line.ends_with("; and 25 more)") && line.len() < 2_000, "{line}");
     }
 
     #[test]

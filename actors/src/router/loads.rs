@@ -10,6 +10,7 @@ use ractor::concurrency::oneshot;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
+use super::expected;
 use super::home::{self, home_of};
 use super::place::{Placement, Unplaced, Want, may_pass, place};
 use super::view::Candidate;
@@ -29,7 +30,8 @@ impl RouterState {
     /// No replica is loaded: the model's home is asked for one, unless it was a moment ago.
     pub(super) fn on_cold(&mut self, model: &ModelId) -> Routed {
         let now = Instant::now();
-        let wait = |message: String| Routed::Wait(RequestError::Unavailable { message, retry_after: Duration::from_secs(2) });
+        let retry_after = expected::load(&self.args.view.read(), model);
+        let wait = |message: String| Routed::Wait(RequestError::Unavailable { message, retry_after });
         let believed = |at: Instant, time: Duration| now.saturating_duration_since(at) < time;
         match self.ensured.get(model) {
             Some(Ensured::Asked) => wait(format!("the model '{model}' is being looked for a place")),

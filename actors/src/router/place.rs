@@ -9,17 +9,11 @@ use plexus_types::{
 };
 
 use super::catalogue::MergedModel;
+use super::expected;
 use super::view::{Candidate, ClusterView, NodeInView};
 use crate::evictor::core::{needs_of, needs_with};
 use crate::evictor::plan::{EvictionPolicy, Needs, Occupant, plan_eviction};
 use crate::messages::LoadOrder;
-
-/// When to ask again for a model that there is no room for until others are idle.
-const RETRY_SOON: Duration = Duration::from_secs(1);
-/// When to ask again for a model that cannot be loaded before somebody has mended something.
-const RETRY_LATE: Duration = Duration::from_secs(60);
-/// What is refused for no longer than this passes by itself.
-const MAY_PASS: Duration = Duration::from_secs(10);
 
 /// A device of a node.
 pub type Site = (NodeId, DeviceId);
@@ -107,7 +101,7 @@ type Victim = (ModelId, Duration);
 /// the one with most room.
 pub fn place(view: &ClusterView, want: &Want<'_>, policy: &EvictionPolicy) -> Result<Placement, Box<Unplaced>> {
     let Some(model) = view.catalogue().models.get(want.model) else {
-        return Err(Box::new(unplaced(want.model, Vec::new(), false)));
+        return Err(Box::new(unplaced(view, want.model, Vec::new(), &[])));
     };
     let mut fits: Vec<(Rank, Vec<Victim>)> = Vec::new();
     let mut refused: Vec<(Site, NotHere)> = Vec::new();
@@ -121,12 +115,12 @@ pub fn place(view: &ClusterView, want: &Want<'_>, policy: &EvictionPolicy) -> Re
         }
     }
     fits.sort();
-    let may_pass = refused.iter().any(|(_, why)| why.may_pass);
+    let busy: Vec<Site> = refused.iter().filter(|(_, why)| why.may_pass).map(|(site, _)| site.clone()).collect();
     let mut considered: Vec<ConsideredPlace> =
         fits.iter().enumerate().map(|(i, (rank, victims))| describe(rank, victims, i == 0)).collect();
     considered.extend(refused.into_iter().map(|(site, why)| ConsideredPlace { place: place_name(&site), verdict: why.why, chosen: false }));
     let Some((Rank { site, .. }, victims)) = fits.into_iter().next() else {
-        return Err(Box::new(unplaced(want.model, considered, may_pass)));
+        return Err(Box::new(unplaced(view, want.model, considered, &busy)));
     };
     let victims: Vec<ModelId> = victims.into_iter().map(|(victim, _)| victim).collect();
     let order = LoadOrder { profile: profile_on(model, &site.0), device: site.1, facts: facts_on(model, &site.0).cloned() };
@@ -335,15 +329,19 @@ fn describe(rank: &Rank, victims: &[Victim], chosen: bool) -> ConsideredPlace {
     ConsideredPlace { place: place_name(&rank.site), verdict, chosen }
 }
 
-fn unplaced(model: &ModelId, considered: Vec<ConsideredPlace>, may_pass: bool) -> Unplaced {
+/// There is no room, or not before what is in use at the `busy` places no longer is.
+fn unplaced(view: &ClusterView, model: &ModelId, considered: Vec<ConsideredPlace>, busy: &[Site]) -> Unplaced {
     let reasons: Vec<String> = considered.iter().map(|place| format!("{}: {}", place.place, place.verdict)).collect();
     let reasons = if reasons.is_empty() { "no device is open".to_owned() } else { reasons.join("; ") };
     let message = format!("the model '{model}' cannot be loaded now ({reasons})");
-    let decision = if may_pass { "it waits for room" } else { "it cannot be loaded" }.to_owned();
+    let (decision, error) = match busy {
+        [] => ("it cannot be loaded", RequestError::Unservable { message }),
+        busy => ("it waits for room", RequestError::Unavailable { message, retry_after: expected::room(view, model, busy) }),
+    };
     Unplaced {
-        error: RequestError::Unavailable { message, retry_after: if may_pass { RETRY_SOON } else { RETRY_LATE } },
-        may_pass,
-        explanation: Explanation { model: model.clone(), decision, considered, age: Duration::ZERO },
+        error,
+        may_pass: !busy.is_empty(),
+        explanation: Explanation { model: model.clone(), decision: decision.to_owned(), considered, age: Duration::ZERO },
     }
 }
 
@@ -353,7 +351,7 @@ fn names(models: &[ModelId]) -> String {
 
 /// Will it do to wait?
 pub fn may_pass(error: &RequestError) -> bool {
-    matches!(error, RequestError::Unavailable { retry_after, .. } if *retry_after <= MAY_PASS)
+    matches!(error, RequestError::Unavailable { .. })
 }
 
 /// `node/device`

@@ -7,20 +7,12 @@ use plexus_types::{ModelId, NodeState, ReplicaId, ReplicaState, RequestError};
 use rand::Rng;
 use rand::seq::index;
 
+use super::expected;
 use super::view::{Candidate, ClusterView};
 use crate::prefix::PromptDigests;
 
-/// What a request costs that must cross to another node, in seconds. Measured over loopback; it decides only between equals.
-const HOP_S: f64 = 0.000_5;
-/// Tokens that an answer has when nothing better is known, to estimate how soon a place becomes free.
-const TYPICAL_ANSWER_TOKENS: f64 = 128.0;
-/// Speeds taken where none has been measured yet, tokens per second.
-const ASSUMED_PREFILL: f64 = 1_000.0;
-const ASSUMED_DECODE: f64 = 50.0;
-/// When to ask again for a model that is being loaded or whose nodes are out of reach.
+/// When to ask again for a model whose nodes are out of reach, or whose replicas have just failed.
 const RETRY_SOON: Duration = Duration::from_secs(2);
-/// When to ask again for a model that no node could load: not before somebody has mended something.
-const RETRY_LATE: Duration = Duration::from_secs(60);
 const NOT_LOADED: &str = "it could not be loaded";
 const LOADING: &str = "it is being loaded";
 const RECOVERING: &str = "it is being brought back after a failure";
@@ -63,7 +55,8 @@ pub enum NoReplica {
 /// out.
 ///
 /// Refused are: [`RequestError::ModelNotFound`] if no node tells of the model;
-/// [`RequestError::Unavailable`] if some do, or did before their link was lost, but none can serve it now.
+/// [`RequestError::Unavailable`] if some do, or did before their link was lost, but none can serve it now;
+/// [`RequestError::Unservable`] if none could load it.
 pub fn route(
     view: &ClusterView,
     model: &ModelId,
@@ -71,9 +64,7 @@ pub fn route(
     tried: &[ReplicaId],
     rng: &mut impl Rng,
 ) -> Result<Decision, NoReplica> {
-    // One that was not measured yet counts as the fastest, or it would never be asked and measured.
-    let fastest = view.candidates(model).map(|one| one.report.load.prefill_tokens_per_s).fold(0.0, f32::max);
-    let assumed = f64::from(fastest).max(ASSUMED_PREFILL);
+    let assumed = expected::prefill_of_unmeasured(view, model);
     let considered: Vec<Considered> = view
         .candidates(model)
         .map(|candidate| {
@@ -97,19 +88,18 @@ pub fn route(
 pub fn replicas_wanted(view: &ClusterView, model: &ModelId) -> Option<u32> {
     let replicas_max = view.catalogue().models.get(model)?.profile.replicas_max;
     let mut n_replicas = 0;
-    let (mut least_wait_s, mut load_s) = (f64::INFINITY, None::<f64>);
+    let (load_s, mut least_wait_s) = (view.load_times().get(model)?.as_secs_f64(), f64::INFINITY);
     for candidate in view.candidates(model).filter(|one| one.node == NodeState::Up) {
         match candidate.report.state {
             ReplicaState::Loaded => {
                 n_replicas += 1;
-                least_wait_s = least_wait_s.min(place_wait_s(&candidate));
+                least_wait_s = least_wait_s.min(expected::place_wait_s(&candidate));
             }
             ReplicaState::Loading | ReplicaState::Recovering => return None, // help is on its way
             ReplicaState::Failed(_) => {}
         }
-        load_s = load_s.into_iter().chain(candidate.report.load_time.map(|time| time.as_secs_f64())).reduce(f64::max);
     }
-    (n_replicas < replicas_max && least_wait_s.is_finite() && least_wait_s > load_s?).then_some(n_replicas + 1)
+    (n_replicas < replicas_max && least_wait_s.is_finite() && least_wait_s > load_s).then_some(n_replicas + 1)
 }
 
 fn verdict(candidate: &Candidate<'_>, n_unread: u32, assumed: f64, tried: &[ReplicaId]) -> Result<Duration, &'static str> {
@@ -127,29 +117,7 @@ fn verdict(candidate: &Candidate<'_>, n_unread: u32, assumed: f64, tried: &[Repl
     if tried.contains(&candidate.id) {
         return Err(TRIED);
     }
-    Ok(expected_first_token(candidate, n_unread, assumed))
-}
-
-/// Until one of those ahead has ended, and its place is free.
-fn place_wait_s(candidate: &Candidate<'_>) -> f64 {
-    let load = &candidate.report.load;
-    let running = load.running.saturating_add(candidate.sent).saturating_add(1);
-    let ahead = load.waiting.saturating_add(running.saturating_sub(load.running_max));
-    f64::from(ahead) * TYPICAL_ANSWER_TOKENS / measured(load.decode_tokens_per_s, ASSUMED_DECODE)
-}
-
-fn measured(speed: f32, assumed: f64) -> f64 {
-    if speed > 0.0 { f64::from(speed) } else { assumed }
-}
-
-/// Waiting for a place, then reading what of the prompt is not cached beside what runs, plus the hop. `assumed` is the speed of reading of one that
-/// was not measured.
-fn expected_first_token(candidate: &Candidate<'_>, n_unread: u32, assumed: f64) -> Duration {
-    let load = &candidate.report.load;
-    let busy = load.running.saturating_add(candidate.sent);
-    let prompt_s = f64::from(n_unread) / measured(load.prefill_tokens_per_s, assumed) * (1.0 + f64::from(busy));
-    let hop_s = if candidate.local { 0.0 } else { HOP_S };
-    Duration::try_from_secs_f64(place_wait_s(candidate) + prompt_s + hop_s).unwrap_or(Duration::MAX) // others may say what they like
+    Ok(expected::first_token(candidate, n_unread, assumed))
 }
 
 fn without_replica(view: &ClusterView, model: &ModelId, considered: &[Considered]) -> NoReplica {
@@ -165,12 +133,14 @@ fn without_replica(view: &ClusterView, model: &ModelId, considered: &[Considered
         .iter()
         .filter_map(|one| one.verdict.as_ref().err().map(|why| format!("{} on {}: {why}", one.replica.device, one.replica.node.name)))
         .collect();
-    let hopeless = considered.iter().all(|one| one.verdict == Err(NOT_LOADED));
-    let error = RequestError::Unavailable {
-        message: format!("the model '{model}' cannot be served now ({})", reasons.join("; ")),
-        retry_after: if hopeless { RETRY_LATE } else { RETRY_SOON },
-    };
     let is = |why| considered.iter().any(|one| one.verdict == Err(why));
+    let message = format!("the model '{model}' cannot be served now ({})", reasons.join("; "));
+    let error = if considered.iter().all(|one| one.verdict == Err(NOT_LOADED)) {
+        RequestError::Unservable { message }
+    } else {
+        let loads = is(LOADING) || is(RECOVERING);
+        RequestError::Unavailable { message, retry_after: if loads { expected::load(view, model) } else { RETRY_SOON } }
+    };
     if is(LOADING) {
         NoReplica::Loading(error)
     } else if listed && !is(RECOVERING) && !is(TRIED) {

@@ -32,6 +32,8 @@ pub struct ClusterView {
     sent: BTreeMap<ReplicaId, u32>,
     /// When each model was first seen, seconds since 1970.
     first_seen: BTreeMap<ModelId, u64>,
+    /// How long each model took to load when it was loaded last.
+    load_times: BTreeMap<ModelId, Duration>,
     /// What this node lists.
     own_catalogue: Catalogue,
     /// What all nodes list, as one.
@@ -95,6 +97,7 @@ impl ClusterView {
             others: BTreeMap::new(),
             sent: BTreeMap::new(),
             first_seen: BTreeMap::new(),
+            load_times: BTreeMap::new(),
             own_catalogue: Catalogue::default(),
             catalogue: MergedCatalogue::default(),
         }
@@ -275,6 +278,7 @@ impl ClusterView {
         }
         other.lost.clear();
         other.heard = Some(now);
+        note_load_times(&mut self.load_times, &other.summary.replicas);
         self.sent.retain(|replica, _| replica.node != *from);
         let models: Vec<ModelId> = self.others[from].summary.replicas.iter().map(|replica| replica.model.clone()).collect();
         self.note_models(models, wall);
@@ -287,6 +291,7 @@ impl ClusterView {
             self.unsaid.insert((report.model.clone(), report.device));
         }
         self.note_models([report.model.clone()], wall);
+        note_load_times(&mut self.load_times, std::slice::from_ref(&report));
         let me = self.me.id.clone();
         self.sent.retain(|replica, _| replica.node != me || replica.model != report.model || replica.device != report.device);
         match self.own.replicas.iter_mut().find(|known| known.model == report.model && known.device == report.device) {
@@ -351,6 +356,11 @@ impl ClusterView {
         }
     }
 
+    /// How long models took to load when they were loaded last, wherever that was.
+    pub fn load_times(&self) -> &BTreeMap<ModelId, Duration> {
+        &self.load_times
+    }
+
     /// Every replica of `model` that some node tells of.
     pub fn candidates<'a>(&'a self, model: &ModelId) -> impl Iterator<Item = Candidate<'a>> {
         let found = self.nodes().flat_map(|node| of_model(&node.summary.replicas, model).iter().map(move |report| (node, report)));
@@ -381,6 +391,15 @@ impl ClusterView {
     /// Nodes that requests may be sent to, this one included.
     pub fn n_up(&self) -> usize {
         1 + self.others.values().filter(|other| other.state() == NodeState::Up).count()
+    }
+}
+
+fn note_load_times(known: &mut BTreeMap<ModelId, Duration>, replicas: &[ReplicaReport]) {
+    for (replica, time) in replicas.iter().filter_map(|replica| Some((replica, replica.load_time?))) {
+        match known.get_mut(&replica.model) {
+            Some(known) => *known = time,
+            None => drop(known.insert(replica.model.clone(), time)),
+        }
     }
 }
 

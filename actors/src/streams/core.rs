@@ -226,7 +226,7 @@ impl StreamCore {
     /// more than that none is left.
     fn no_replica(&mut self, error: RequestError, now: Instant) -> Vec<Effect> {
         let soon = match &error {
-            RequestError::Unavailable { retry_after, .. } => *retry_after <= RECOVERY_MAX,
+            RequestError::Unavailable { .. } => true,
             // No node tells of the model any more, but one did: it was lost with its replica, and both may come back.
             RequestError::ModelNotFound { .. } => self.last_error.is_some(),
             _ => false,

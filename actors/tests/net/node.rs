@@ -48,7 +48,7 @@ impl Inbound for Rest {
                 let Prompt::Text(text) = &request.prompt else { return Answer::CountTokens(Ok(0)) };
                 Answer::CountTokens(Ok(text.len() as u32))
             }
-            Question::Embed(request) => Answer::Embed(Err(plexus_types::RequestError::model_not_found(&request.model))),
+            Question::Embed(_, request) => Answer::Embed(Err(plexus_types::RequestError::model_not_found(&request.model))),
             Question::Ensure(_)
             | Question::Load(_)
             | Question::Unload(..)

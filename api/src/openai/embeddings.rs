@@ -25,7 +25,8 @@ const INPUTS_MAX: usize = 2048;
 /// `POST /v1/embeddings`
 pub(crate) async fn embeddings(State(api): State<Shared>, Extension(exchange): Extension<Exchange>, request: Request) -> Response {
     let embed = async {
-        let (request, format) = translate(&body::read(&api.config, request).await?)?;
+        let (mut request, format) = translate(&body::read(&api.config, request).await?)?;
+        request.principal = exchange.principal;
         tracing::Span::current().record("model", request.model.as_str());
         let model = request.model.to_string();
         tracing::Span::current().record("request_id", tracing::field::display(exchange.id));
@@ -37,7 +38,7 @@ pub(crate) async fn embeddings(State(api): State<Shared>, Extension(exchange): E
             mark_served(&mut response, Some(&Served { node, route }));
             response
         }
-        Err(failure) => exchange.failure(&failure),
+        Err(failure) => exchange.unanswered(&failure),
     }
 }
 
@@ -71,7 +72,7 @@ fn translate(json: &[u8]) -> Result<(EmbedRequest, Format), Failure> {
         Ok(dimensions @ 1..) => Ok(dimensions),
         _ => Err(params::out_of_range("dimensions", dimensions, "at least 1, and at most the width of the model's vectors")),
     });
-    let request = EmbedRequest { model, inputs: inputs.collect(), dimensions: dimensions.transpose()? };
+    let request = EmbedRequest { model, inputs: inputs.collect(), dimensions: dimensions.transpose()?, principal: None };
     Ok((request, format(body.encoding_format.as_deref())?))
 }
 

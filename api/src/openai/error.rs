@@ -48,7 +48,7 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, Option<&'static str
             RequestError::ContextLength { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("context_length_exceeded")),
             RequestError::WrongModality { .. } => (StatusCode::UNPROCESSABLE_ENTITY, INVALID, Some("wrong_modality")),
             RequestError::Overloaded { .. } => (StatusCode::TOO_MANY_REQUESTS, "requests", Some("rate_limit_exceeded")),
-            RequestError::Unavailable { .. } | RequestError::Lost { .. } => {
+            RequestError::Unavailable { .. } | RequestError::Unservable { .. } | RequestError::Lost { .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("service_unavailable"))
             }
             RequestError::Internal { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("server_error")),

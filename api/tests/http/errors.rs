@@ -25,6 +25,7 @@ fn every_error() -> Vec<RequestError> {
         RequestError::WrongModality { message: message() },
         RequestError::Overloaded { message: message(), retry_after: Duration::from_millis(2500) },
         RequestError::Unavailable { message: message(), retry_after: Duration::ZERO },
+        RequestError::Unservable { message: message() },
         RequestError::Lost { message: message() },
         RequestError::Internal { message: message() },
     ]

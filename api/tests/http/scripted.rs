@@ -97,7 +97,7 @@ pub(crate) fn started() -> GenerateEvent {
     GenerateEvent::Started {
         prompt_tokens: 12,
         node: "n1".parse().unwrap(),
-        route: "it goes to n1/cpu-0 of 1".to_owned(),
+        route: "it goes to n1/cpu-0 (n1/cpu-0: first token expected in 5 ms)".to_owned(),
         cold_start: false,
     }
 }
@@ -200,7 +200,11 @@ impl Inference for Scripted {
         let vectors: Vec<_> = (0..request.inputs.len()).map(|index| vec![0.6, -0.8, index as f32]).collect();
         self.embedded.lock().unwrap().push(request);
         let embeddings = Embeddings { prompt_tokens: 5 * vectors.len() as u32, vectors };
-        Ok(Embedded { embeddings, node: "n1".parse().unwrap(), route: "it goes to n1/cpu-0 of 1".to_owned() })
+        Ok(Embedded {
+            embeddings,
+            node: "n1".parse().unwrap(),
+            route: "it goes to n1/cpu-0 (n1/cpu-0: first token expected in 5 ms)".to_owned(),
+        })
     }
 
     async fn models(&self) -> Vec<ModelReport> {

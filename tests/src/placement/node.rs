@@ -241,8 +241,7 @@ impl Placement {
             }
             Message::Ensured(model, result) => {
                 self.nodes[node].asked.remove(&model);
-                let refused =
-                    |error: &RequestError| matches!(error, RequestError::Unavailable { retry_after, .. } if retry_after.as_secs() > 10);
+                let refused = |error: &RequestError| matches!(error, RequestError::Unservable { .. });
                 if let Err(error) = result
                     && refused(&error)
                 {

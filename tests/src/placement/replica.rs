@@ -296,6 +296,7 @@ impl Placement {
             waiting_max: 1 << 20,
             prefill_tokens_per_s: 5000.0,
             decode_tokens_per_s: 600.0,
+            answer_tokens: 0.0,
         };
         let report = ReplicaReport {
             model: place.0.clone(),

@@ -10,10 +10,7 @@ use plexus_tests::memory::memory_of;
 use plexus_tests::{Client, DEADLINE, Node, eventually};
 
 use crate::files::Stored;
-use crate::{Shelf, alone, answer, ask, ledger, loads, ready};
-
-/// What a process takes beside its models once it serves: connections, stacks of threads, prompts, and what the allocator keeps for later.
-const SLACK: u64 = 24 << 20;
+use crate::{SERVING, Shelf, alone, answer, ask, ledger, loads, ready};
 
 /// The greatest memory of a process while it is watched.
 struct Watch {
@@ -65,7 +62,7 @@ async fn eight_models_that_do_not_fit_together_are_served_by_three_unequal_nodes
     let budgets = [("a", 300u64), ("b", 200), ("c", 100)];
     let mut nodes = Vec::new();
     for (name, megabytes) in budgets {
-        nodes.push(shelf.node(name, megabytes, "").start().await);
+        nodes.push(shelf.node_within(name, megabytes).start().await);
     }
     let all: Vec<&Node> = nodes.iter().collect();
     ready(&all, 8).await;
@@ -98,7 +95,7 @@ async fn eight_models_that_do_not_fit_together_are_served_by_three_unequal_nodes
         let growth = watch.growth();
         let (loads, evicted) = (loads(node).await, node.counters("evicted").await.expect("the node answers"));
         eprintln!("{name}: {:.1} MB more than before, of {megabytes} MB; {loads} loads, {evicted:?}", growth as f64 / 1e6);
-        assert!(growth <= megabytes * 1_000_000 + SLACK, "{name} took {growth} bytes for its models, of {megabytes} MB");
+        assert!(growth <= megabytes * 1_000_000, "{name} took {growth} bytes for its models and serving, of {megabytes} MB");
     }
 }
 
@@ -201,7 +198,7 @@ async fn memory_of_a_model_that_has_gone_goes_back_to_the_system() {
         assert!(node.memory().expect("the node runs").resident > before + 140_000_000, "both are there");
         eventually("both go when nobody uses them, with their memory", async || {
             let (left, replicas) = (node.memory().expect("the node runs").resident.saturating_sub(before), crate::replicas(&node).await);
-            if left < SLACK && replicas.is_empty() { Ok(()) } else { Err(format!("{left} bytes, {replicas:?}")) }
+            if left < SERVING && replicas.is_empty() { Ok(()) } else { Err(format!("{left} bytes, {replicas:?}")) }
         })
         .await;
         let view = node.view().await.unwrap();

@@ -34,6 +34,9 @@ async fn alone() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().await
 }
 
+/// What a node keeps of its memory for serving.
+const SERVING: u64 = 24 << 20;
+
 /// A home folder with models in it, and what is listed of them.
 struct Shelf {
     home: Home,
@@ -61,16 +64,29 @@ impl Shelf {
 
     /// Writes the configuration of a node with so much memory for models, and further sections.
     fn configure(&self, name: &str, megabytes: u64, sections: &str) -> PathBuf {
+        self.configure_within(name, megabytes * 1_000_000 + SERVING, sections)
+    }
+
+    /// Writes the configuration of a node with so many bytes for models and for serving them.
+    fn configure_within(&self, name: &str, bytes: u64, sections: &str) -> PathBuf {
         let path = self.home.path().join(format!("{name}.toml"));
         let none = if self.entries.is_empty() { "models = []\n" } else { "" };
-        let text = format!("{none}[devices]\ncpu_memory = \"{megabytes}MB\"\n{sections}\n{}", self.entries);
+        let text = format!("{none}[devices]\ncpu_memory = \"{bytes}\"\n{sections}\n{}", self.entries);
         std::fs::write(&path, text).expect("a file in a temporary folder can be written");
         path
     }
 
     /// A node that lists all of it, with so much memory for models.
     fn node(&self, name: &str, megabytes: u64, sections: &str) -> NodeBuilder {
-        let config = self.configure(name, megabytes, sections);
+        self.start_with(name, self.configure(name, megabytes, sections))
+    }
+
+    /// A node that lists all of it, with so much memory for models and for serving them.
+    fn node_within(&self, name: &str, megabytes: u64) -> NodeBuilder {
+        self.start_with(name, self.configure_within(name, megabytes * 1_000_000, ""))
+    }
+
+    fn start_with(&self, name: &str, config: PathBuf) -> NodeBuilder {
         self.home.node(name).test_hooks().arg("--config", config.to_str().expect("temporary folders have names of text"))
     }
 }

@@ -26,10 +26,10 @@ impl Answers {
         self.0.push_back(n_tokens);
     }
 
-    /// Tokens that they had in the mean.
-    pub(super) fn mean(&self) -> f32 {
+    /// Tokens that they had in the mean; absent while none has ended.
+    pub(super) fn mean(&self) -> Option<f32> {
         let sum: f32 = self.0.iter().map(|n| *n as f32).sum();
-        if self.0.is_empty() { UNKNOWN as f32 } else { sum / self.0.len() as f32 }
+        (!self.0.is_empty()).then(|| sum / self.0.len() as f32)
     }
 
     /// Tokens that nine in ten did not exceed.
@@ -96,11 +96,11 @@ mod tests {
     #[test]
     fn an_answer_is_expected_to_be_as_long_as_nine_in_ten_were_lately() {
         let mut answers = Answers::default();
-        assert_eq!(answers.expected(), UNKNOWN);
+        assert_eq!((answers.expected(), answers.mean()), (UNKNOWN, None));
         answers.on_end(5);
-        assert_eq!((answers.expected(), answers.mean()), (5, 5.0));
+        assert_eq!((answers.expected(), answers.mean()), (5, Some(5.0)));
         (0..90).for_each(|_| answers.on_end(1_000));
         (1..=N_REMEMBERED as u32).rev().for_each(|n| answers.on_end(n));
-        assert_eq!((answers.expected(), answers.mean()), (58, 32.5), "of 1 to 64");
+        assert_eq!((answers.expected(), answers.mean()), (58, Some(32.5)), "of 1 to 64");
     }
 }

@@ -238,11 +238,15 @@ fn requests_just_sent_count_for_another_replica_and_one_that_comes_is_waited_for
 
 #[test]
 fn nobody_knows_how_long_a_replica_takes_that_was_never_loaded() {
-    let mut view = queues(&[(8, 9)]);
     let mut unknown = replica("pip", ReplicaState::Loaded);
     unknown.load.waiting = 99;
-    view.on_own_replica(unknown, SystemTime::now());
+    let profile = ModelProfile { replicas_max: 3, ..ModelProfile::new(model(), ModelSource::Embedded) };
+    let entries = vec![CatalogueEntry { profile, found: false, files: FilesState::Absent }];
+    let mut view = view(Some(unknown.clone()), &[]);
+    view.on_own_catalogue(Catalogue { entries, ..Catalogue::default() }, SystemTime::now());
     assert_eq!(replicas_wanted(&view, &model()), None);
+    view.on_own_replica(ReplicaReport { load_time: Some(Duration::from_secs(3)), ..unknown }, SystemTime::now());
+    assert_eq!(replicas_wanted(&view, &model()), Some(2));
 }
 
 proptest! {

@@ -1,0 +1,171 @@
+//! Whose texts are on the device.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::model::scheduler::Principal;
+
+/// So many principals are known by when they had their last turn.
+const KNOWN_MAX: usize = 256;
+
+/// One request's texts are on the device at a time, since a text in pieces keeps its state in the model's KV pool. A turn ends with each text. The
+/// next is of those with a key before those without, among keys of the one whose last turn is the longest ago, and of one key in order (CX-93).
+#[derive(Debug, Clone, Default)]
+pub(super) struct Turns(Arc<Mutex<Line>>);
+
+/// The device, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Turn(Turns);
+
+#[derive(Debug, Default)]
+struct Line {
+    is_taken: bool,
+    waiting: Vec<Waiter>,
+    /// Those that had turns since the line was last empty, whoever had the last one at the end.
+    served: Vec<Principal>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    principal: Principal,
+    /// It has had no turn yet.
+    is_first: bool,
+    called: oneshot::Sender<Turn>,
+}
+
+impl Turns {
+    /// Waits for the next turn of a request, its first or another. Nothing if it was displaced.
+    pub(super) async fn take(&self, principal: Principal, is_first: bool) -> Option<Turn> {
+        let called = {
+            let mut line = self.line();
+            if !line.is_taken {
+                line.is_taken = true;
+                line.on_turn(principal);
+                return Some(Turn(self.clone()));
+            }
+            let (called, turn) = oneshot::channel();
+            line.waiting.push(Waiter { principal, is_first, called });
+            turn
+        };
+        called.await.ok()
+    }
+
+    /// Sends away the youngest without a key that has had no turn yet. False if there is none.
+    pub(super) fn displace_anonymous(&self) -> bool {
+        let mut line = self.line();
+        let youngest = line.waiting.iter().rposition(|one| one.principal.is_none() && one.is_first && !one.called.is_closed());
+        youngest.map(|at| drop(line.waiting.remove(at))).is_some()
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whoever is next, or nobody: then the device is free.
+    fn call(&self) -> Option<oneshot::Sender<Turn>> {
+        let mut line = self.line();
+        line.waiting.retain(|one| !one.called.is_closed());
+        let ago = |line: &Line, principal| line.served.iter().position(|known| *known == principal).map_or(0, |at| at + 1);
+        let Some(next) = (0..line.waiting.len()).min_by_key(|at| {
+            let principal = line.waiting[*at].principal;
+            (principal.is_none(), ago(&line, principal), *at)
+        }) else {
+            *line = Line::default();
+            return None;
+        };
+        let Waiter { principal, called, .. } = line.waiting.remove(next);
+        line.on_turn(principal);
+        Some(called)
+    }
+}
+
+impl Line {
+    fn on_turn(&mut self, principal: Principal) {
+        self.served.retain(|known| *known != principal);
+        self.served.push(principal);
+        if self.served.len() > KNOWN_MAX {
+            self.served.remove(0);
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(called) = self.0.call() {
+            drop(called.send(Self(self.0.clone()))); // one that has left meanwhile drops it again: the next is called
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Those that wait are called by their names, one turn after the other.
+    async fn order(turns: &Turns, first: Turn, names: &[(&'static str, Principal)]) -> Vec<&'static str> {
+        let (heard, mut said) = tokio::sync::mpsc::unbounded_channel();
+        for (name, principal) in names.iter().copied() {
+            let (turns, heard) = (turns.clone(), heard.clone());
+            tokio::spawn(async move {
+                if let Some(_turn) = turns.take(principal, true).await {
+                    heard.send(name).unwrap();
+                }
+            });
+            tokio::task::yield_now().await;
+        }
+        drop((first, heard));
+        let mut order = Vec::new();
+        while let Some(name) = said.recv().await {
+            order.push(name);
+        }
+        order
+    }
+
+    #[tokio::test]
+    async fn keys_take_turns_and_those_without_come_last() {
+        let turns = Turns::default();
+        let first = turns.take(Some(1), true).await.unwrap();
+        let waiting =
+            [("nobody", None), ("a1", Some(1)), ("a2", Some(1)), ("a3", Some(1)), ("b1", Some(2)), ("b2", Some(2)), ("c", Some(3))];
+        assert_eq!(order(&turns, first, &waiting).await, ["b1", "c", "a1", "b2", "a2", "a3", "nobody"]);
+        assert_eq!(turns.line().served, [], "nobody is remembered once the line is empty");
+    }
+
+    #[tokio::test]
+    async fn whoever_leaves_while_it_waits_or_just_as_it_is_called_holds_up_nobody() {
+        let turns = Turns::default();
+        let first = turns.take(None, true).await.unwrap();
+        let at_once = Duration::ZERO;
+        assert!(tokio::time::timeout(at_once, turns.take(None, true)).await.is_err(), "it is taken");
+        let mut leaves = Box::pin(turns.take(Some(1), true));
+        let mut stays = Box::pin(turns.take(Some(2), true));
+        assert!(tokio::time::timeout(at_once, &mut leaves).await.is_err());
+        assert!(tokio::time::timeout(at_once, &mut stays).await.is_err());
+        drop(first); // the one that leaves is called
+        assert!(tokio::time::timeout(at_once, &mut stays).await.is_err());
+        drop(leaves);
+        drop(stays.await.unwrap());
+        assert!(tokio::time::timeout(at_once, turns.take(None, true)).await.is_ok_and(|turn| turn.is_some()), "it is free again");
+    }
+
+    #[tokio::test]
+    async fn only_those_without_a_key_and_without_a_turn_yet_are_displaced() {
+        let turns = Turns::default();
+        let _first = turns.take(Some(1), true).await.unwrap();
+        let mut waiting = BTreeMap::new();
+        for (name, principal, is_first) in [("old", None, true), ("young", None, true), ("begun", None, false), ("keyed", Some(1), true)] {
+            let turns = turns.clone();
+            waiting.insert(name, tokio::spawn(async move { turns.take(principal, is_first).await.is_some() }));
+            tokio::task::yield_now().await;
+        }
+        assert!(turns.displace_anonymous());
+        assert!(!waiting.remove("young").unwrap().await.unwrap());
+        assert!(turns.displace_anonymous() && !turns.displace_anonymous());
+        assert!(!waiting.remove("old").unwrap().await.unwrap());
+        assert!(waiting.values().all(|one| !one.is_finished()));
+    }
+}

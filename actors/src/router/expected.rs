@@ -1,0 +1,99 @@
+//! How long things are expected to take, by what replicas tell of themselves and what was seen of loads.
+
+use std::time::Duration;
+
+use plexus_types::{DeviceKind, ModelId, NodeState, ReplicaState};
+
+use super::place::Site;
+use super::view::{Candidate, ClusterView};
+
+/// What a request costs that must cross to another node, in seconds. Measured over loopback; it decides only between equals.
+const HOP_S: f64 = 0.000_5;
+/// Tokens of an answer while none has been measured.
+const ASSUMED_ANSWER: f64 = 128.0;
+/// Speeds taken where none has been measured yet, tokens per second.
+const ASSUMED_PREFILL: f64 = 1_000.0;
+const ASSUMED_DECODE: f64 = 50.0;
+/// Speed of loading while none has been measured, bytes per second: that of a slow disk.
+const ASSUMED_LOAD: f64 = 200e6;
+/// Nobody is told to ask again sooner, nor later.
+const ASK_AGAIN_MIN: Duration = Duration::from_secs(1);
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(300);
+
+/// The speed of reading prompts that a replica is taken to have which was not measured yet: the fastest's, or it would never be asked and measured.
+pub(super) fn prefill_of_unmeasured(view: &ClusterView, model: &ModelId) -> f64 {
+    let fastest = view.candidates(model).map(|one| one.report.load.prefill_tokens_per_s).fold(0.0, f32::max);
+    f64::from(fastest).max(ASSUMED_PREFILL)
+}
+
+/// Until one of those ahead has ended, and its place is free.
+pub(super) fn place_wait_s(candidate: &Candidate<'_>) -> f64 {
+    let load = &candidate.report.load;
+    let running = load.running.saturating_add(candidate.sent).saturating_add(1);
+    answers_s(candidate, load.waiting.saturating_add(running.saturating_sub(load.running_max)))
+}
+
+/// Waiting for a place, then reading what of the prompt is not cached beside what runs, plus the hop. `assumed` is the speed of reading of one that
+/// was not measured.
+pub(super) fn first_token(candidate: &Candidate<'_>, n_unread: u32, assumed: f64) -> Duration {
+    let load = &candidate.report.load;
+    let busy = load.running.saturating_add(candidate.sent);
+    let prompt_s = f64::from(n_unread) / measured(load.prefill_tokens_per_s, assumed) * (1.0 + f64::from(busy));
+    let hop_s = if candidate.local { 0.0 } else { HOP_S };
+    seconds(place_wait_s(candidate) + prompt_s + hop_s)
+}
+
+/// Until a model is loaded that is being loaded, or would be now: the time that it took last; if it was never seen, its weights at the speed of others.
+pub(super) fn load(view: &ClusterView, model: &ModelId) -> Duration {
+    let loading = view.candidates(model).filter(|one| one.node == NodeState::Up && one.report.state == ReplicaState::Loading);
+    let done = loading.map(|one| f64::from(one.report.progress)).fold(0.0, f64::max);
+    let bytes = |model: &ModelId| {
+        let facts = view.catalogue().models.get(model)?.facts.as_ref()?;
+        Some(facts.footprint(DeviceKind::Cpu).weights.0 as f64)
+    };
+    let whole = view.load_times().get(model).map(Duration::as_secs_f64).or_else(|| {
+        let known = view.load_times().iter().filter_map(|(other, time)| Some((bytes(other)?, time.as_secs_f64())));
+        let (all_bytes, all_s) = known.fold((0.0, 0.0), |(bytes, s), (more_bytes, more_s)| (bytes + more_bytes, s + more_s));
+        Some(bytes(model)? / if all_s > 0.0 { all_bytes / all_s } else { ASSUMED_LOAD })
+    });
+    ask_again(whole.unwrap_or_default() * (1.0 - done.clamp(0.0, 1.0)))
+}
+
+/// Until one of the replicas in these places has answered all that it has, and the model is loaded in its stead.
+pub(super) fn room<'a>(view: &ClusterView, model: &ModelId, sites: impl IntoIterator<Item = &'a Site>) -> Duration {
+    let mut idle_s = f64::INFINITY;
+    for (node, device) in sites {
+        let Some(node) = view.nodes().find(|known| known.id == node) else { continue };
+        for one in view.replicas_on(node, *device) {
+            let load = &one.report.load;
+            let present = load.running.saturating_add(load.waiting).saturating_add(one.sent);
+            if present > 0 {
+                idle_s = idle_s.min(answers_s(&one, present));
+            }
+        }
+    }
+    let idle_s = if idle_s.is_finite() { idle_s } else { 0.0 };
+    ask_again(idle_s + load(view, model).as_secs_f64())
+}
+
+/// In what time a replica generates so many answers.
+fn answers_s(candidate: &Candidate<'_>, n_answers: u32) -> f64 {
+    let load = &candidate.report.load;
+    f64::from(n_answers) * measured(load.answer_tokens, ASSUMED_ANSWER) / measured(load.decode_tokens_per_s, ASSUMED_DECODE)
+}
+
+fn measured(known: f32, assumed: f64) -> f64 {
+    if known > 0.0 { f64::from(known) } else { assumed }
+}
+
+/// Others may say what they like.
+fn seconds(s: f64) -> Duration {
+    Duration::try_from_secs_f64(s).unwrap_or(Duration::MAX)
+}
+
+fn ask_again(s: f64) -> Duration {
+    seconds(s).clamp(ASK_AGAIN_MIN, ASK_AGAIN_MAX)
+}
+
+#[cfg(test)]
+mod tests;
