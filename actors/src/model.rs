@@ -25,7 +25,9 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use plexus_engine::batch::BatchOutput;
-use plexus_types::{DeviceId, EmbedRequest, Embeddings, GenerateRequest, ModelKind, ModelProfile, NodeId, RequestError, RequestId};
+use plexus_types::{
+    DeviceId, EmbedRequest, Embeddings, GenerateRequest, ModelKind, ModelProfile, NodeId, RequestError, RequestId, StreamEvent,
+};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use tokio::sync::oneshot;
@@ -36,7 +38,7 @@ use self::embed::Embeds;
 use self::load::{LoadError, Resident};
 pub(crate) use self::local::has_gone;
 pub use self::local::{Devices, LocalModels};
-use self::prepare::{Prepared, prepare};
+use self::prepare::{Prepared, Preparing, prepare};
 use self::report::Said;
 use self::running::Batcher;
 use self::share::may_have_more;
@@ -95,7 +97,9 @@ pub enum ModelMsg {
     CountTokens(Box<GenerateRequest>, RpcReplyPort<Result<u32, RequestError>>),
     /// The vectors of these texts, which are all of a request or some.
     Embed(RequestId, Box<EmbedRequest>, RpcReplyPort<Result<Embeddings, RequestError>>),
-    /// From the blocking pool: a prompt was encoded, and the grammar of the answer compiled.
+    /// From a task: preparing a request takes its time.
+    IsLong(SequenceKey),
+    /// From a task: a prompt was encoded, and the grammar of the answer compiled.
     Encoded(SequenceKey, Result<Prepared, RequestError>),
     /// From the device: a step ended.
     Stepped(Result<BatchOutput, DeviceError>),
@@ -169,6 +173,7 @@ pub(crate) struct Arrival {
     at: Instant,
     serve_span: Span,
     queue_span: Span,
+    _preparing: Preparing,
 }
 
 impl Actor for ModelActor {
@@ -216,6 +221,7 @@ impl Actor for ModelActor {
             ModelMsg::Credit(key, until) => state.on_credit(&key, until),
             ModelMsg::CountTokens(request, reply) => state.on_count_tokens(*request, reply),
             ModelMsg::Embed(id, request, reply) => state.on_embed(id, *request, reply),
+            ModelMsg::IsLong(key) => state.on_is_long(&key),
             ModelMsg::Encoded(key, prompt) => state.on_encoded(&key, prompt),
             ModelMsg::Stepped(output) => state.on_stepped(output)?,
             ModelMsg::Progress(share) => state.on_progress(share),
@@ -342,13 +348,20 @@ impl ModelState {
         trace::set_parent(&serve_span, &generate.trace);
         let queue_span = info_span!(parent: &serve_span, "queue", otel.kind = "internal");
         let key = (sink.ingress().clone(), generate.request, generate.attempt);
-        let arrival = Arrival { sink, at: Instant::now(), serve_span, queue_span, generate };
-        let (codec, request) = (resident.codec.clone(), arrival.generate.journal.request.clone());
-        let known = arrival.generate.journal.prompt_ids.clone();
-        let (address, encoded_key) = (self.args.address.clone(), key.clone());
-        tokio::task::spawn_blocking(move || address.tell(ModelMsg::Encoded(encoded_key, prepare(&codec, &request, known))));
+        let (codec, request, context) = (resident.codec.clone(), generate.journal.request.clone(), resident.plan.context_length);
+        let (known, n_bytes) = (generate.journal.prompt_ids.clone(), request.prompt.text_len());
+        let work = move || prepare(&codec, context, &request, known);
+        let preparing = prepare::start(self.args.address.clone(), key.clone(), n_bytes, work);
+        let arrival = Arrival { sink, at: Instant::now(), serve_span, queue_span, generate, _preparing: preparing };
         self.encoding.insert(key, arrival);
         self.note_use();
+    }
+
+    /// Whoever waits for the request to be accepted hears that it is here.
+    fn on_is_long(&mut self, key: &SequenceKey) {
+        if let Some(arrival) = self.encoding.get_mut(key) {
+            arrival.sink.send(StreamEvent::Accepted { prompt_ids: Vec::new() });
+        }
     }
 
     fn on_encoded(&mut self, key: &SequenceKey, prepared: Result<Prepared, RequestError>) {
@@ -422,7 +435,8 @@ impl ModelState {
             return drop(reply.send(Err(self.not_loaded())));
         };
         let codec = resident.codec.clone();
-        tokio::task::spawn_blocking(move || drop(reply.send(codec.encode(&request.prompt).map(|ids| ids.len() as u32))));
+        let count = prepare::in_turn(request.prompt.text_len(), move || codec.token_count(&request.prompt));
+        tokio::spawn(async move { drop(reply.send(count.await)) });
     }
 
     fn not_loaded(&self) -> RequestError {

@@ -187,6 +187,8 @@ pub struct RouterState {
     asked_for_more: HashMap<ModelId, Instant>,
     decisions: Decisions,
     started: Instant,
+    /// Models of whose missing files it has warned.
+    missing: BTreeSet<ModelId>,
     publish_waiting: bool,
     n_routed: u64,
     n_refused: u64,
@@ -219,6 +221,7 @@ impl Actor for RouterActor {
             asked_for_more: HashMap::new(),
             decisions: Decisions::default(),
             started: Instant::now(),
+            missing: BTreeSet::new(),
             publish_waiting: false,
             n_routed: 0,
             n_refused: 0,
@@ -339,6 +342,7 @@ impl RouterState {
             self.args.view.write().on_own_time(TICK * IDLE_TICKS);
             self.publish_later();
         }
+        self.warn_of_missing();
         self.home.on_view(&self.args.view.read(), Instant::now());
         let spares = self.home.spares(&self.args.view.read(), Instant::now());
         for spare in spares {

@@ -5,13 +5,16 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, State};
 use axum::response::Response;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
-use plexus_types::RequestId;
+use plexus_types::{RequestError, RequestId};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::failure::Failure;
 use crate::generate::mark_route;
 use crate::{Api, Shared, anthropic, openai};
+
+/// Tells the vendors' own clients whether to ask again by themselves; without it they do after any 503.
+const SHOULD_RETRY: &str = "x-should-retry";
 
 /// A vendor's API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +73,9 @@ impl Exchange {
             // Whole seconds, rounded up: a client that comes early is refused again.
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        if matches!(failure, Failure::Request(RequestError::Unservable { .. })) {
+            response.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         response
     }

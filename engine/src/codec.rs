@@ -49,6 +49,11 @@ const HARMONY_END_OF_TURN: [&str; 3] = ["<|return|>", "<|call|>", "<|endoftext|>
 /// The same for GLM 4, which ends a turn with the mark of the next: a tool's behind a call.
 const GLM_END_OF_TURN: [&str; 3] = ["<|user|>", "<|observation|>", "<|endoftext|>"];
 
+/// The length of texts of this many bytes is estimated first, from so many samples of so many bytes.
+const SAMPLED_FROM: usize = 256 << 10;
+const N_SAMPLES: usize = 32;
+const SAMPLE_LEN: usize = 2 << 10;
+
 /// A prompt that opens the reasoning does so within its last tokens.
 const PROMPT_END_LEN: usize = 16;
 
@@ -261,10 +266,27 @@ impl Codec {
     /// tokenizer puts around it; ids are used as they are.
     /// Errors: what the template itself objects to, tools for a template without them (CX-78), a chat without a template, unknown ids.
     pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>, RequestError> {
+        self.encode_within(prompt, u32::MAX)
+    }
+
+    /// As [`Codec::encode`], for a model that holds so many tokens.
+    ///
+    /// A long text that is far beyond that, as samples of it tell, is refused before it is taken apart, which needs memory of several hundred times
+    /// its size. One that is a little beyond is the caller's to refuse.
+    pub fn encode_within(&self, prompt: &Prompt, max_tokens: u32) -> Result<Vec<u32>, RequestError> {
+        let tokenize = |text: &str, add_special_tokens| {
+            if text.len() >= SAMPLED_FROM {
+                let prompt_tokens = self.estimated_tokens(text)?;
+                if prompt_tokens / 2 > max_tokens {
+                    return Err(RequestError::ContextLength { prompt_tokens, max_tokens });
+                }
+            }
+            self.tokenize(text, add_special_tokens)
+        };
         let ids = match prompt {
-            Prompt::Chat(chat) => self.tokenize(&self.render(chat)?, false)?,
+            Prompt::Chat(chat) => tokenize(&self.render(chat)?, false)?,
             Prompt::Text(text) => {
-                let mut ids = self.tokenize(text, self.add_bos != AddBos::Never)?;
+                let mut ids = tokenize(text, self.add_bos != AddBos::Never)?;
                 if let (AddBos::Always, Some(bos)) = (self.add_bos, self.bos)
                     && ids.first() != Some(&bos)
                 {
@@ -425,6 +447,19 @@ impl Codec {
         let mut ids: Vec<u32> = self.vocabulary.stop_ids.iter().copied().collect();
         ids.sort_unstable();
         ids.into()
+    }
+
+    /// About how many tokens a text has, by pieces from all over it.
+    fn estimated_tokens(&self, text: &str) -> Result<u32, RequestError> {
+        let (mut n_tokens, mut n_bytes) = (0, 0);
+        for i in 0..N_SAMPLES {
+            let from = text.floor_char_boundary(text.len() / N_SAMPLES * i);
+            let sample = &text[from..text.floor_char_boundary(from + SAMPLE_LEN)];
+            n_tokens += self.tokenize(sample, false)?.len();
+            n_bytes += sample.len();
+        }
+        let estimated = n_tokens as u128 * text.len() as u128 / n_bytes.max(1) as u128;
+        Ok(u32::try_from(estimated).unwrap_or(u32::MAX))
     }
 
     fn tokenize(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, RequestError> {

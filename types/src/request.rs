@@ -57,6 +57,26 @@ pub enum Prompt {
     Tokens(Vec<u32>),
 }
 
+impl Prompt {
+    /// Bytes of the texts in it, tools included.
+    pub fn text_len(&self) -> u64 {
+        let bytes = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let len = match self {
+            Self::Chat(chat) => {
+                let messages = chat.messages.iter().map(|message| {
+                    let calls: usize = message.tool_calls.iter().map(|call| call.arguments.len()).sum();
+                    message.content.len() + bytes(&message.reasoning) + calls
+                });
+                let tools = chat.tools.iter().map(|tool| bytes(&tool.description) + bytes(&tool.parameters));
+                messages.chain(tools).sum()
+            }
+            Self::Text(text) => text.len(),
+            Self::Tokens(_) => 0,
+        };
+        len as u64
+    }
+}
+
 /// A conversation: every message reaches the template verbatim and in order; nothing is added, merged or dropped (CX-77).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Chat {

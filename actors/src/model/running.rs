@@ -133,7 +133,7 @@ impl Batcher {
     /// Takes a request whose prompt is known, behind those that wait, and tells its ingress so. If it is refused, or ended already, the
     /// ingress is told that.
     pub(super) fn push(&mut self, arrival: Arrival, prepared: Result<Prepared, RequestError>, resident: &Resident) {
-        let Arrival { mut sink, generate, at, serve_span, queue_span } = arrival;
+        let Arrival { mut sink, generate, at, serve_span, queue_span, .. } = arrival;
         let context = resident.plan.context_length;
         let Journal { request, seed, sampled_ids, .. } = generate.journal;
         let codec = &resident.codec;

@@ -212,7 +212,7 @@ fn missed(bytes: Bytes, idle: Duration) -> u64 {
 
 /// May a device hold a model at all, whatever else it holds?
 fn feasible(view: &ClusterView, model: &MergedModel, node: &NodeInView<'_>, device: &DeviceReport) -> Result<(), String> {
-    let ModelProfile { pinned_on, device: wanted, min_devices, min_device_memory, source, .. } = &model.profile;
+    let ModelProfile { pinned_on, device: wanted, min_devices, min_device_memory, .. } = &model.profile;
     if !pinned_on.is_empty() && !pinned_on.contains(&node.id.name) {
         return Err("pinned_on names other nodes".into());
     }
@@ -232,15 +232,23 @@ fn feasible(view: &ClusterView, model: &MergedModel, node: &NodeInView<'_>, devi
     }
     match model.files(node.id) {
         FilesState::Refused(why) => return Err(why.clone()),
-        FilesState::Absent if matches!(source, ModelSource::Path(_)) && !model.holders().any(|holder| view.is_up(holder)) => {
-            return Err("its files are not there, nor on any node that can be reached".into());
-        }
-        FilesState::Unknown | FilesState::Absent | FilesState::Fetching { .. } | FilesState::Present(_) => {}
+        FilesState::Absent => no_files(view, model).map_or(Ok(()), Err)?,
+        FilesState::Unknown | FilesState::Fetching { .. } | FilesState::Present(_) => {}
     }
     if let Some(needs) = needs(model, node.id, device.id).filter(|needs| needs.least() > device.memory_total) {
         return Err(format!("{} needed, and it has {} in all", needs.least(), device.memory_total));
     }
     Ok(())
+}
+
+/// Says so if a model's files are to be at a path, and no node that can be reached has them there.
+pub fn no_files(view: &ClusterView, model: &MergedModel) -> Option<String> {
+    let ModelProfile { source: ModelSource::Path(path), draft, .. } = &model.profile else { return None };
+    if model.holders().any(|holder| view.is_up(holder)) {
+        return None;
+    }
+    let draft = draft.as_ref().map_or(String::new(), |draft| format!(" with its draft {draft}"));
+    Some(format!("no node that can be reached has {}{draft}: check the path", path.display()))
 }
 
 /// The nodes that can hold a model (CX-20, CX-21).

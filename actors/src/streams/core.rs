@@ -284,7 +284,11 @@ impl StreamCore {
         let Phase::With { replica, stage, until } = &mut self.phase else { return Vec::new() };
         match event {
             StreamEvent::Accepted { prompt_ids } if prompt_ids.is_empty() && self.journal.prompt_ids.is_empty() => {
-                Vec::new() // the acceptance itself was lost on the way
+                // It is there and its prompt is being read; or else its acceptance was lost on the way, and tokens come before the next time is up.
+                if *stage == Stage::Sent {
+                    (*stage, *until) = (Stage::Reading, now + config.first_token_timeout);
+                }
+                Vec::new()
             }
             StreamEvent::Accepted { prompt_ids } => {
                 *stage = Stage::Reading;

@@ -43,9 +43,8 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str) {
             }
             RequestError::ModelNotFound { .. } => (StatusCode::NOT_FOUND, "not_found_error"),
             RequestError::Overloaded { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error"),
-            RequestError::Unavailable { .. } | RequestError::Unservable { .. } | RequestError::Lost { .. } => {
-                (overloaded(), "overloaded_error")
-            }
+            RequestError::Unavailable { .. } | RequestError::Lost { .. } => (overloaded(), "overloaded_error"),
+            RequestError::Unservable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "api_error"),
             RequestError::Internal { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "api_error"),
         },
         Failure::Json(_) => (StatusCode::BAD_REQUEST, INVALID),

@@ -201,3 +201,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_text_far_beyond_what_a_model_holds_is_refused_by_samples_of_it_and_one_that_may_fit_is_taken_apart() {
+    let codec = bytes_codec();
+    let refused = |text: String, max_tokens| match codec.encode_within(&Prompt::Text(text), max_tokens) {
+        Err(RequestError::ContextLength { prompt_tokens, .. }) => Some(prompt_tokens),
+        other => other.map(|_| None).unwrap(),
+    };
+    // Two letters make a token in the second half, one in the first; characters of several bytes stand at the places of samples.
+    let text = "é".repeat(SAMPLED_FROM / 2) + &"QQ".repeat(SAMPLED_FROM / 2);
+    let n_tokens = (SAMPLED_FROM + SAMPLED_FROM / 2) as u32;
+    let estimated = refused(text.clone(), 1000).unwrap();
+    assert!(estimated.abs_diff(n_tokens) < n_tokens / 20, "{estimated} of {n_tokens}");
+    assert_eq!(refused(text.clone(), n_tokens), None);
+    assert_eq!(refused(text, n_tokens * 3 / 4), None, "samples are no proof");
+    assert_eq!(refused("QQ".repeat(1000), 10), None, "short ones are not worth it");
+}

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::ClusterView;
 use crate::router::catalogue::MergedModel;
-use crate::router::place::{feasible_on, nowhere};
+use crate::router::place::{feasible_on, no_files, nowhere};
 
 impl ClusterView {
     /// Every model that some node holds or can hold, by id (CX-20, CX-21).
@@ -91,7 +91,9 @@ impl ClusterView {
             FilesState::Fetching { done, total } => Some(done.0 as f32 / total.0.max(1) as f32),
             _ => None,
         });
-        let state = match (refused, fetching) {
+        let looked_for = merged.on.values().all(|entry| entry.files == FilesState::Absent);
+        let missing = if looked_for { no_files(self, merged) } else { None };
+        let state = match (refused.or(missing), fetching) {
             (Some(why), _) if feasible_on.is_empty() => ModelState::Failed(why),
             (_, Some(share)) => ModelState::Loading(share),
             (_, None) => ModelState::Unloaded,

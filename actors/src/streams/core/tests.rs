@@ -86,23 +86,25 @@ fn a_replica_that_says_that_the_request_waits_is_not_given_up_before_or_after_to
 }
 
 #[test]
-fn word_of_a_request_that_waits_is_no_acceptance() {
-    let now = Instant::now();
-    let mut stream = stream();
-    stream.on_event(Event::Routed(Routed::To(on("a"))), &config(), now);
-    let effects = stream.on_event(Event::Replica(Attempt(1), StreamEvent::Accepted { prompt_ids: Vec::new() }), &config(), now);
-    assert_eq!(effects, []);
-    let effects = stream.on_event(Event::Clock, &config(), now + config().accept_timeout);
-    assert_eq!(effects, [Effect::Cancel { replica: on("a"), attempt: Attempt(1) }, Effect::AskRouter]);
-}
-
-#[test]
 fn a_replica_that_never_accepts_is_given_up_after_the_deadline() {
     let now = Instant::now();
     let mut stream = stream();
     stream.on_event(Event::Routed(Routed::To(on("a"))), &config(), now);
     assert_eq!(stream.on_event(Event::Clock, &config(), now + Duration::from_secs(1)), []);
     let effects = stream.on_event(Event::Clock, &config(), now + Duration::from_secs(2));
+    assert_eq!(effects, [Effect::Cancel { replica: on("a"), attempt: Attempt(1) }, Effect::AskRouter]);
+}
+
+#[test]
+fn a_replica_that_has_the_request_may_take_longer_to_read_its_prompt_but_not_for_ever() {
+    let now = Instant::now();
+    let mut stream = stream();
+    stream.on_event(Event::Routed(Routed::To(on("a"))), &config(), now);
+    let there = || Event::Replica(Attempt(1), StreamEvent::Accepted { prompt_ids: Vec::new() });
+    assert_eq!(stream.on_event(there(), &config(), now + Duration::from_secs(1)), [], "nothing has started yet");
+    assert_eq!(stream.on_event(Event::Clock, &config(), now + Duration::from_secs(30)), []);
+    stream.on_event(there(), &config(), now + Duration::from_secs(30));
+    let effects = stream.on_event(Event::Clock, &config(), now + Duration::from_secs(61));
     assert_eq!(effects, [Effect::Cancel { replica: on("a"), attempt: Attempt(1) }, Effect::AskRouter]);
 }
 
