@@ -392,7 +392,7 @@ impl ModelState {
         let Phase::Loaded { resident, batcher, .. } = &mut self.phase else { return };
         batcher.refuse_late(Instant::now(), profile.waiting_time, || late(profile, place_wait));
         batcher.reassure(Instant::now());
-        if let Some(batch) = batcher.next_step(Instant::now()) {
+        if let Some(batch) = batcher.next_step(&resident.steps, Instant::now()) {
             let address = self.args.address.clone();
             let life = self.life;
             let reply = Reply::new(move |output| address.tell_life(life, ModelMsg::Stepped(output)));

@@ -100,6 +100,7 @@ impl Progress {
 #[derive(Debug)]
 pub(super) struct DeviceThread {
     jobs: mpsc::Sender<Job>,
+    generating: Generating,
     progress: Arc<Progress>,
 }
 
@@ -108,9 +109,38 @@ pub(super) struct DeviceThread {
 pub struct StepQueue {
     jobs: mpsc::Sender<Job>,
     slot: Slot,
+    generating: Generating,
+}
+
+/// The models that generate on a device now, each with the time that its steps take.
+#[derive(Debug, Clone, Default)]
+struct Generating(Arc<Mutex<Vec<(Slot, Duration)>>>);
+
+impl Generating {
+    fn set(&self, slot: Slot, step: Option<Duration>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(other, _)| *other != slot);
+        all.extend(step.map(|step| (slot, step)));
+    }
+
+    fn beside(&self, slot: Slot) -> Option<Duration> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter(|(other, _)| *other != slot).map(|(_, step)| *step).min()
+    }
 }
 
 impl StepQueue {
+    /// How long the steps of another model take that generates on the device, of several the shortest; absent if none does. What goes between two
+    /// of them delays its streams.
+    pub fn beside(&self) -> Option<Duration> {
+        self.generating.beside(self.slot)
+    }
+
+    /// This model generates, in steps that take so long, or it does not: the others heed it.
+    pub fn set_generating(&self, step: Option<Duration>) {
+        self.generating.set(self.slot, step);
+    }
+
     /// Runs one step of the model. If the thread has ended, the reply says so.
     pub fn step(&self, batch: Batch, reply: Reply<BatchOutput>) {
         let _lost = self.jobs.send(Job::Step { slot: self.slot, batch, reply }); // dropped with its reply, which speaks for itself
@@ -133,17 +163,20 @@ impl DeviceThread {
         };
         let shared = Arc::clone(&progress);
         thread::Builder::new().name(format!("{kind}-dev-{}", id.ordinal)).spawn(move || run(id, &open, &inbox, &shared, &report))?;
-        Ok(Self { jobs, progress })
+        Ok(Self { jobs, generating: Generating::default(), progress })
     }
 
     /// Hands over a job. Fails if the thread has ended.
     pub(super) fn give(&self, job: Job) -> Result<(), DeviceError> {
+        if let Job::Unload { slot } = &job {
+            self.generating.set(*slot, None);
+        }
         self.jobs.send(job).map_err(|_| DeviceError::Lost)
     }
 
     /// The way to the thread for the model in `slot`.
     pub(super) fn steps_of(&self, slot: Slot) -> StepQueue {
-        StepQueue { jobs: self.jobs.clone(), slot }
+        StepQueue { jobs: self.jobs.clone(), slot, generating: self.generating.clone() }
     }
 
     /// What the thread is doing.

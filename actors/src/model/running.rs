@@ -15,6 +15,7 @@ use super::scheduler::{Counts, Limits, Principal, Scheduler};
 use super::sequence::{Progress, Sequence};
 use super::sink::{Ingresses, Sink};
 use super::{Arrival, SequenceKey};
+use crate::device::StepQueue;
 use crate::messages::StreamNotice;
 use crate::metrics;
 
@@ -246,9 +247,12 @@ impl Batcher {
         displaced.map(|seat| seat.sink.fail(error())).is_some()
     }
 
-    /// The next step, if one can run and none is under way.
-    pub(super) fn next_step(&mut self, now: Instant) -> Option<Batch> {
-        self.scheduler.next_step(now, |seat| seat.on_place(now))
+    /// The next step, if one can run and none is under way. The device is shared with the other models that `steps` knows of, and they with this.
+    pub(super) fn next_step(&mut self, steps: &StepQueue, now: Instant) -> Option<Batch> {
+        self.scheduler.set_beside(steps.beside());
+        let step = self.scheduler.next_step(now, |seat| seat.on_place(now));
+        steps.set_generating(self.scheduler.decode_step());
+        step
     }
 
     /// A step ended well: sends what it brought, one message to each ingress.

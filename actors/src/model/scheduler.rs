@@ -91,6 +91,8 @@ pub struct Scheduler<T> {
     running: Vec<Entry<T>>,
     step: Option<Step>,
     speeds: Speeds,
+    /// How long the steps of another model take that generates on the device.
+    beside: Option<Duration>,
     answers: Answers,
     counts: Counts,
     n_arrived: u64,
@@ -137,6 +139,7 @@ impl<T> Scheduler<T> {
             running: Vec::new(),
             step: None,
             speeds: Speeds::default(),
+            beside: None,
             answers: Answers::default(),
             counts: Counts::default(),
             n_arrived: 0,
@@ -225,6 +228,17 @@ impl<T> Scheduler<T> {
     /// Tokens that answers had lately, in the mean; absent while none has ended.
     pub fn mean_answer(&self) -> Option<f32> {
         self.answers.mean()
+    }
+
+    /// Another model on the device generates, in steps that take so long; or none does. Heeded from the next step on.
+    pub fn set_beside(&mut self, beside: Option<Duration>) {
+        self.beside = beside;
+    }
+
+    /// How long its steps take in which sequences generate, if any does now; zero while that is not known.
+    pub fn decode_step(&self) -> Option<Duration> {
+        let generating = self.running.iter().filter(|entry| !entry.sequence.is_prefilling() && entry.sequence.pending() > 0).count();
+        (generating > 0).then(|| self.speeds.decode_step(generating))
     }
 
     /// The next step, if one can run and none is under way. `on_place` is told of each that gets a place, once more after a preemption.

@@ -158,15 +158,22 @@ impl Speeds {
         (each * n_generating as u32).max(least).min(left_of(ROWS_MAX))
     }
 
-    /// How many prompt tokens a step may have in which `n_generating` sequences generate: `max` if none does; else so many that the step takes
-    /// [`SLOWDOWN`] times as long as without them.
-    pub(super) fn prompt_tokens(&self, n_generating: usize, max: u32) -> u32 {
-        if n_generating == 0 {
-            return max;
-        }
-        let spare = self.decode_step.get(n_generating) * (SLOWDOWN - 1.0);
-        let n = if self.prompt_token > 0.0 { (spare / self.prompt_token) as u32 } else { 0 };
-        n.clamp(PROMPT_TOKENS_MIN.min(max), max)
+    /// How many prompt tokens a step may have in which `n_generating` sequences generate: so many that the step takes [`SLOWDOWN`] times as long as
+    /// without them; `max` if none does. Then the device may have another model that generates, whose steps take as long as `beside` says: a step
+    /// between two of them takes [`SLOWDOWN`] times as long as theirs, or as the shortest that this model has.
+    pub(super) fn prompt_tokens(&self, n_generating: usize, beside: Option<Duration>, max: u32) -> u32 {
+        let n = match (n_generating, beside) {
+            (0, None) => return max,
+            (0, Some(theirs)) => SLOWDOWN * theirs.as_secs_f32().max(self.decode_step.get(1)) * self.prefill,
+            (n, _) if self.prompt_token > 0.0 => (SLOWDOWN - 1.0) * self.decode_step.get(n) / self.prompt_token,
+            _ => 0.0,
+        };
+        (n as u32).clamp(PROMPT_TOKENS_MIN.min(max), max)
+    }
+
+    /// How long a step takes in which so many sequences generate and nothing else happens; zero while that is not known.
+    pub(super) fn decode_step(&self, n_generating: usize) -> Duration {
+        Duration::try_from_secs_f32(self.decode_step.get(n_generating)).unwrap_or_default()
     }
 }
 
@@ -210,7 +217,7 @@ mod tests {
             (0..20).for_each(|_| speeds.on_step(decoded(n_generating as u32), Duration::from_secs_f32(decode_ms / 1e3)));
             let mut gap = 0.0;
             for _ in 0..40 {
-                let n = speeds.prompt_tokens(n_generating, 512);
+                let n = speeds.prompt_tokens(n_generating, None, 512);
                 gap = decode_ms + n as f32 * per_token_ms;
                 speeds.on_step(Did { n_prompt: n, ..decoded(n_generating as u32) }, Duration::from_secs_f32(gap / 1e3));
             }
@@ -222,13 +229,27 @@ mod tests {
     #[test]
     fn with_nobody_generating_a_step_is_as_large_as_it_may_be() {
         let mut speeds = Speeds::default();
-        assert_eq!((speeds.prompt_tokens(0, 512), speeds.prompt_tokens(1, 512), speeds.prompt_tokens(1, 8)), (512, PROMPT_TOKENS_MIN, 8));
+        let tokens = |speeds: &Speeds, n_generating, max| speeds.prompt_tokens(n_generating, None, max);
+        assert_eq!((tokens(&speeds, 0, 512), tokens(&speeds, 1, 512), tokens(&speeds, 1, 8)), (512, PROMPT_TOKENS_MIN, 8));
         speeds.on_step(Did { n_prompt: 512, n_sampled: 1, ..Did::default() }, Duration::from_secs(1));
         speeds.on_step(decoded(1), Duration::from_millis(100));
-        assert_eq!((speeds.prompt_tokens(0, 512), speeds.prompt_tokens(3, 512)), (512, PROMPT_TOKENS_MIN));
+        assert_eq!((tokens(&speeds, 0, 512), tokens(&speeds, 3, 512)), (512, PROMPT_TOKENS_MIN));
         assert_eq!((speeds.prefill_tokens_per_s(), speeds.decode_tokens_per_s()), (512.0, 10.0));
         speeds.on_step(Did { n_prompt: 16, ..decoded(3) }, Duration::from_millis(132));
-        assert!((59..=60).contains(&speeds.prompt_tokens(3, 512)));
+        assert!((59..=60).contains(&tokens(&speeds, 3, 512)));
+    }
+
+    #[test]
+    fn beside_another_model_that_generates_a_prompt_is_read_in_steps_about_as_long_as_its_own() {
+        let mut speeds = Speeds::default();
+        let beside = |ms| Some(Duration::from_millis(ms));
+        assert_eq!(speeds.prompt_tokens(0, beside(50), 512), PROMPT_TOKENS_MIN, "nothing is known yet");
+        speeds.on_step(Did { n_prompt: 500, n_sampled: 1, ..Did::default() }, Duration::from_secs(1));
+        assert_eq!([1, 100, 1000].map(|ms| speeds.prompt_tokens(0, beside(ms), 512)), [PROMPT_TOKENS_MIN, 110, 512]);
+        speeds.on_step(decoded(1), Duration::from_millis(40));
+        assert_eq!(speeds.prompt_tokens(0, beside(1), 512), 44, "no step of this model is shorter than its own");
+        assert_eq!(speeds.prompt_tokens(0, None, 512), 512);
+        assert_eq!((speeds.decode_step(1), Speeds::default().decode_step(1)), (Duration::from_millis(40), Duration::ZERO));
     }
 
     #[test]
@@ -250,7 +271,7 @@ mod tests {
         speeds.on_step(decoded(8), Duration::from_millis(40));
         let mut read = |cost_ms: fn(u32) -> u32| {
             let chunks = (0..60).map(|_| {
-                let n = speeds.prompt_tokens(8, 512);
+                let n = speeds.prompt_tokens(8, None, 512);
                 speeds.on_step(Did { n_prompt: n, ..decoded(8) }, Duration::from_millis(u64::from(40 + cost_ms(n))));
                 n
             });
@@ -267,10 +288,10 @@ mod tests {
         speeds.on_step(decoded(8), Duration::from_millis(40));
         let mixed = |ms| (Did { n_prompt: 40, ..decoded(8) }, Duration::from_millis(ms));
         (0..20).for_each(|_| speeds.on_step(mixed(80).0, mixed(80).1));
-        assert!((47..=48).contains(&speeds.prompt_tokens(8, 512)));
+        assert!((47..=48).contains(&speeds.prompt_tokens(8, None, 512)));
         speeds.on_step(mixed(42).0, mixed(42).1);
-        assert!(speeds.prompt_tokens(8, 512) < 58);
+        assert!(speeds.prompt_tokens(8, None, 512) < 58);
         speeds.on_step(mixed(160).0, mixed(160).1);
-        assert!(speeds.prompt_tokens(8, 512) < 30, "a dear one is believed");
+        assert!(speeds.prompt_tokens(8, None, 512) < 30, "a dear one is believed");
     }
 }

@@ -15,7 +15,7 @@ impl<T> Scheduler<T> {
         let mut members: Vec<Member> =
             generating.map(|(place, entry)| Member { place, n: entry.sequence.pending(), is_prompt: false }).collect();
         let n_guesses = self.guess(&members);
-        let room = self.speeds.prompt_tokens(members.len(), self.limits.prompt_tokens_max);
+        let room = self.speeds.prompt_tokens(members.len(), self.beside, self.limits.prompt_tokens_max);
         let room = room.saturating_sub(n_guesses).max(room.min(1)); // a row is a row, but prompts are always read on
         let prompts: Vec<Prompt> = (self.running.iter().enumerate())
             .filter(|(_, entry)| entry.sequence.is_prefilling() && entry.sequence.pending() > 0)
