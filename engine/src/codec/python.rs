@@ -10,11 +10,14 @@ use minijinja::{Error, ErrorKind, Output, State, escape_formatter};
 
 pub(super) use json::to_json;
 
-use super::sandbox::weigh;
+use super::sandbox::{charge, weigh};
 
 /// Prints a value into a template's output, and charges for it.
 pub(super) fn format(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
-    weigh(value)?;
+    let weight = weigh(value)?;
+    if value.as_object().is_some() {
+        charge(3 * weight)?; // letters that are escaped
+    }
     match f64::try_from(value.clone()) {
         Ok(number) if value.is_number() && !value.is_integer() => out.write_str(&float(number)).map_err(Error::from),
         _ => escape_formatter(out, state, value),
@@ -154,6 +157,7 @@ mod tests {
         assert_eq!(at(951_782_400, "%F %a"), "2000-02-29 Tue");
         assert_eq!(at(1_767_322_000, "%d %b %Y %I:%M %p"), "02 Jan 2026 02:46 AM");
         assert_eq!(at(4_107_542_399, "%F %T %%"), "2100-02-28 23:59:59 %");
-        assert!(strftime("%Q", 0).is_err());
+        assert_eq!(at(1_767_322_000, "%-d.%-m. %-H %-I"), "2.1. 2 2");
+        assert!(["%Q", "%-Q", "%-", "%"].into_iter().all(|format| strftime(format, 0).is_err()));
     }
 }

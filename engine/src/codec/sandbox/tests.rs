@@ -199,6 +199,23 @@ fn what_templates_do_gives_what_it_should() {
 }
 
 #[test]
+fn expressions_give_what_transformers_gives() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/jinja/golden.json");
+    let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let sandbox = crate::codec::template::sandbox().unwrap();
+    let cases = golden["cases"].as_array().unwrap();
+    assert!(cases.len() > 150, "{}", cases.len());
+    for case in cases {
+        let source = case[0].as_str().unwrap();
+        let rendered = sandbox.check(source).and_then(|()| {
+            let variables = Value::from(Serde(golden["variables"].clone()));
+            sandbox.render(source, variables).map_err(|error| format!("{error:#}"))
+        });
+        assert_eq!(rendered.as_deref().ok(), case[1].as_str(), "{source}: {rendered:?}");
+    }
+}
+
+#[test]
 fn what_is_refused_is_said_by_its_name() {
     for (source, reason) in [
         ("{{ 'a' | center(9) }}", "center"),
