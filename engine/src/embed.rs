@@ -12,5 +12,5 @@ pub use readout::Pooling;
 pub use work::EmbedWork;
 
 pub(crate) use files::EncoderFiles;
-pub(crate) use modules::ReadoutFiles;
+pub(crate) use modules::{ReadoutFiles, max_seq_length};
 pub(crate) use readout::Readout;

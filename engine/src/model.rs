@@ -38,7 +38,7 @@ pub(crate) use texts::Texts;
 pub(crate) use weights::{TensorEntry, TensorView, Weights};
 
 use crate::codec::Codec;
-use crate::embed::{EncoderFiles, Pooling, Readout, ReadoutFiles};
+use crate::embed::{EncoderFiles, Pooling, Readout, ReadoutFiles, max_seq_length};
 use crate::embedded;
 use crate::error::EngineError;
 use crate::executor::KvPlan;
@@ -92,9 +92,13 @@ impl ModelFiles {
 
     fn open_folder(folder: &Path) -> Result<Self, EngineError> {
         let readout = ReadoutFiles::open(folder)?;
-        match EncoderFiles::open(folder)? {
-            Some(encoder) => Self::open_encoder(folder, encoder, readout.unwrap_or_else(|| Pooling::Mean.into())),
-            None => Self::open_decoder(folder, readout),
+        let files = match EncoderFiles::open(folder)? {
+            Some(encoder) => Self::open_encoder(folder, encoder, readout.unwrap_or_else(|| Pooling::Mean.into()))?,
+            None => Self::open_decoder(folder, readout)?,
+        };
+        match max_seq_length(folder)?.filter(|_| files.readout.is_some()) {
+            Some(tokens) => Ok(files.with_context_length(tokens)),
+            None => Ok(files),
         }
     }
 

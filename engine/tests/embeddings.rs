@@ -68,6 +68,23 @@ fn the_folder_says_how_tokens_are_pooled() {
 }
 
 #[test]
+fn a_text_is_as_long_as_the_folder_allows() {
+    let folder = copy_of("bert");
+    let whole = open(folder.path()).unwrap().context_length();
+    for (said, context) in
+        [(json!(7), Some(7)), (json!(null), Some(whole)), (json!(100_000), Some(whole)), (json!(0), None), (json!("7"), None)]
+    {
+        fs::write(folder.path().join("sentence_bert_config.json"), json!({"max_seq_length": said, "do_lower_case": false}).to_string())
+            .unwrap();
+        match (open(folder.path()), context) {
+            (Ok(files), Some(context)) => assert_eq!(files.context_length(), context, "{said}"),
+            (Err(error), None) => assert!(error.to_string().contains("max_seq_length"), "{error}"),
+            (other, _) => panic!("{said}: {:?}", other.map(|files| files.context_length())),
+        }
+    }
+}
+
+#[test]
 fn what_is_impossible_is_refused_with_its_name() {
     let cases = [
         ("hidden_size", json!(65), "cannot be shared by 4 heads"),

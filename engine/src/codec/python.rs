@@ -1,125 +1,76 @@
-//! What templates expect of Python: its JSON, its way to print values, its dates.
+//! What templates expect of Python: its JSON, its way to print numbers, its texts' methods, its dates.
+
+mod json;
 
 use std::fmt::Write as _;
-use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::{Value, ValueKind};
+use minijinja::value::{Tuple, Value, from_args};
 use minijinja::{Error, ErrorKind, Output, State, escape_formatter};
-use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-use super::sandbox::{charge, left, weigh};
+pub(super) use json::to_json;
 
-/// `json.dumps(value, ensure_ascii=False)`: a space after commas and colons, nothing escaped for HTML.
-struct PythonFormatter;
+use super::sandbox::{charge, weigh};
 
-impl Formatter for PythonFormatter {
-    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
-    }
-}
-
-/// The filter `tojson` as Hugging Face's library defines it. Errors: more than the rendering may still make.
-pub(super) fn to_json(value: &Value, indent: Option<usize>) -> Result<String, Error> {
-    weigh(value)?;
-    let mut out = Limited { bytes: Vec::new(), left: left() };
-    let result = match indent {
-        None => value.serialize(&mut Serializer::with_formatter(&mut out, PythonFormatter)),
-        Some(indent) => {
-            let spaces = vec![b' '; indent.min(16)];
-            value.serialize(&mut Serializer::with_formatter(&mut out, PrettyFormatter::with_indent(&spaces)))
-        }
-    };
-    result.map_err(|error| Error::new(ErrorKind::BadSerialization, "cannot be written as JSON").with_source(error))?;
-    charge(out.bytes.len() as u64)?;
-    Ok(String::from_utf8(out.bytes).expect("JSON is text"))
-}
-
-/// A buffer that refuses to grow beyond a length.
-struct Limited {
-    bytes: Vec<u8>,
-    left: u64,
-}
-
-impl io::Write for Limited {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let left = self.left.checked_sub(bytes.len() as u64);
-        self.left = left.ok_or_else(|| io::Error::other("it is longer than its conversation can need"))?;
-        self.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Prints a value into a template's output: as Python where that differs from our template engine.
+/// Prints a value into a template's output, and charges for it.
 pub(super) fn format(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
-    // Letters that are escaped take two places.
-    weigh(value)?;
-    match value.kind() {
-        ValueKind::Bool | ValueKind::None | ValueKind::Map | ValueKind::Seq => {
-            let mut text = String::new();
-            repr(&mut text, value)?;
-            out.write_str(&text).map_err(Error::from)
-        }
+    let weight = weigh(value)?;
+    if value.as_object().is_some() {
+        charge(3 * weight)?; // letters that are escaped
+    }
+    match f64::try_from(value.clone()) {
+        Ok(number) if value.is_number() && !value.is_integer() => out.write_str(&float(number)).map_err(Error::from),
         _ => escape_formatter(out, state, value),
     }
 }
 
-/// Python's `repr`.
-fn repr(out: &mut String, value: &Value) -> Result<(), Error> {
-    match value.kind() {
-        ValueKind::None => out.push_str("None"),
-        ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
-        ValueKind::String => repr_text(out, value.as_str().unwrap_or_default()),
-        ValueKind::Seq => {
-            out.push('[');
-            for (i, item) in value.try_iter()?.enumerate() {
-                out.push_str(if i > 0 { ", " } else { "" });
-                repr(out, &item)?;
-            }
-            out.push(']');
+/// Python's `repr` of a number: the shortest digits, with an exponent below 0.0001 and from 10^16 on.
+fn float(number: f64) -> String {
+    let text = format!("{number:e}");
+    match text.split_once('e').map(|(digits, exponent)| (digits, exponent.parse::<i32>())) {
+        Some((digits, Ok(exponent))) if !(-4..16).contains(&exponent) => {
+            let sign = if exponent < 0 { '-' } else { '+' };
+            format!("{digits}e{sign}{:02}", exponent.abs())
         }
-        ValueKind::Map => {
-            out.push('{');
-            for (i, key) in value.try_iter()?.enumerate() {
-                out.push_str(if i > 0 { ", " } else { "" });
-                repr(out, &key)?;
-                out.push_str(": ");
-                repr(out, &value.get_item(&key)?)?;
-            }
-            out.push('}');
-        }
-        _ => write!(out, "{value}").expect("strings take all text"),
+        _ => format!("{number:?}"),
     }
-    Ok(())
 }
 
-fn repr_text(out: &mut String, text: &str) {
-    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
-    out.push(quote);
-    for c in text.chars() {
-        match c {
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c if c == quote => out.extend(['\\', c]),
-            c => out.push(c),
+/// Methods of Python's texts beyond those that the template engine's own imitation has. Nothing if it is none of them.
+pub(super) fn text_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    let three = |found: Option<(&str, &str)>, by: &str, whole_first: bool| {
+        let parts = match found {
+            Some((before, behind)) => [before, by, behind],
+            None if whole_first => [text, "", ""],
+            None => ["", "", text],
+        };
+        Value::from(Tuple::from(parts.map(Value::from)))
+    };
+    Ok(Some(match method {
+        "removeprefix" => {
+            let (prefix,): (&str,) = from_args(args)?;
+            Value::from(text.strip_prefix(prefix).unwrap_or(text))
         }
-    }
-    out.push(quote);
+        "removesuffix" => {
+            let (suffix,): (&str,) = from_args(args)?;
+            Value::from(text.strip_suffix(suffix).unwrap_or(text))
+        }
+        "partition" => {
+            let (by,): (&str,) = from_args(args)?;
+            three(text.split_once(by), by, true)
+        }
+        "rpartition" => {
+            let (by,): (&str,) = from_args(args)?;
+            three(text.rsplit_once(by), by, false)
+        }
+        "rsplit" => {
+            let (by, times): (&str, Option<usize>) = from_args(args)?;
+            let mut parts: Vec<&str> = text.rsplitn(times.map_or(usize::MAX, |times| times.saturating_add(1)), by).collect();
+            parts.reverse();
+            Value::from_iter(parts)
+        }
+        _ => return Ok(None),
+    }))
 }
 
 /// Seconds since 1970, UTC.
@@ -145,8 +96,16 @@ pub(super) fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
             out.push(c);
             continue;
         }
-        let field = chars.next();
+        let mut field = chars.next();
+        let bare = field == Some('-'); // `%-d`: without a zero before it
+        if bare {
+            field = chars.next();
+        }
         let written = match field {
+            Some('d') if bare => write!(out, "{day}"),
+            Some('m') if bare => write!(out, "{month}"),
+            Some('H') if bare => write!(out, "{hour}"),
+            Some('I') if bare => write!(out, "{}", (hour + 11) % 12 + 1),
             Some('Y') => write!(out, "{year}"),
             Some('y') => write!(out, "{:02}", year % 100),
             Some('m') => write!(out, "{month:02}"),
@@ -166,7 +125,7 @@ pub(super) fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
             Some('Z') => write!(out, "UTC"),
             Some('%') => write!(out, "%"),
             _ => {
-                let message = format!("strftime_now does not know the field %{}", field.map_or(String::new(), String::from));
+                let message = format!("strftime_now does not know the field %{}", field.map_or_else(String::new, String::from));
                 return Err(Error::new(ErrorKind::InvalidOperation, message));
             }
         };
@@ -198,6 +157,7 @@ mod tests {
         assert_eq!(at(951_782_400, "%F %a"), "2000-02-29 Tue");
         assert_eq!(at(1_767_322_000, "%d %b %Y %I:%M %p"), "02 Jan 2026 02:46 AM");
         assert_eq!(at(4_107_542_399, "%F %T %%"), "2100-02-28 23:59:59 %");
-        assert!(strftime("%Q", 0).is_err());
+        assert_eq!(at(1_767_322_000, "%-d.%-m. %-H %-I"), "2.1. 2 2");
+        assert!(["%Q", "%-Q", "%-", "%"].into_iter().all(|format| strftime(format, 0).is_err()));
     }
 }

@@ -15,7 +15,7 @@
 //!   its length, the words of a tag, the branches, products of constants.
 //! - It compiles and runs on a **thread of its own**, whose stack is large enough for what those bounds allow.
 //!
-//! Templates are compiled for each rendering (a fraction of a millisecond): the engine keeps compiled ones only as it made them.
+//! Templates are compiled for each rendering (a millisecond for the longest): the engine keeps compiled ones only as it made them.
 
 mod allowance;
 mod filters;
@@ -38,14 +38,17 @@ const FUEL: u64 = 5_000_000;
 const MAX_OUTPUT: usize = 16 << 20;
 /// Bytes of a template. The longest known are below 20,000.
 const MAX_LEN: usize = 256 << 10;
-/// Words and signs within one tag: each may be a level of an expression. The longest known tag has 600.
-const MAX_TAG_TOKENS: usize = 4000;
+/// Words and signs within one tag: each may be a level of an expression, at each of which the compiler tries to compute what is below it.
+/// The longest known tag has 600.
+const MAX_TAG_TOKENS: usize = 1500;
+/// Macros and calls within each other: the compiler looks through all of a macro for each that it is in. Known templates have up to 2.
+const MAX_MACRO_DEPTH: usize = 4;
 /// Branches by `elif`, each of which is a level of its own. Known templates have up to 20.
 const MAX_ELIF: usize = 500;
 /// Bytes of a text that is repeated by a constant: the compiler does it, without asking.
 const MAX_CONSTANT: u64 = 1024;
 /// Names that are no variables.
-const CONSTANTS: [&str; 7] = ["true", "True", "false", "False", "none", "None", "not"];
+const CONSTANTS: [&str; 10] = ["true", "True", "false", "False", "none", "None", "not", "and", "or", "in"];
 /// Bytes of stack, of which only those that are used take memory.
 const STACK: usize = 64 << 20;
 
@@ -74,8 +77,11 @@ impl Sandbox {
 
     /// Can `source` be run here? The error says what is wrong with it.
     pub(super) fn check(&self, source: &str) -> Result<(), String> {
-        check_source(source, &self.syntax)?;
-        on_own_stack(|| self.compile(source).map(|_| ())).and_then(|result| result).map_err(|error| format!("{error:#}"))
+        let checked = on_own_stack(|| {
+            check_source(source, &self.syntax)?;
+            self.compile(source).map(|_| ()).map_err(|error| format!("{error:#}"))
+        });
+        checked.map_err(|error| format!("{error:#}")).and_then(|result| result)
     }
 
     /// Renders `source`, which was found good by [`Sandbox::check`].
@@ -118,18 +124,23 @@ fn check_source(source: &str, syntax: &SyntaxConfig) -> Result<(), String> {
         return Err(format!("it has {} bytes; at most {MAX_LEN} are accepted", source.len()));
     }
     let mut tag = Vec::new();
-    let mut n_elif = 0;
+    let (mut n_elif, mut macro_depth) = (0, 0usize);
     for token in tokenize(source, false, syntax.clone()) {
         let (token, _) = token.map_err(|error| error.to_string())?;
         match token {
             Token::VariableStart | Token::BlockStart => tag.clear(),
             Token::VariableEnd | Token::BlockEnd => check_products(&tag)?,
             Token::Ident("elif") => n_elif += 1,
+            Token::Ident("macro" | "call") if matches!(tag[..], [Token::BlockStart]) => macro_depth += 1,
+            Token::Ident("endmacro" | "endcall") if matches!(tag[..], [Token::BlockStart]) => macro_depth = macro_depth.saturating_sub(1),
             _ => {}
         }
         tag.push(token);
         if tag.len() > MAX_TAG_TOKENS {
             return Err(format!("one of its tags has more than {MAX_TAG_TOKENS} words and signs"));
+        }
+        if macro_depth > MAX_MACRO_DEPTH {
+            return Err(format!("it has more than {MAX_MACRO_DEPTH} macros and calls within each other"));
         }
     }
     if n_elif > MAX_ELIF {
@@ -138,10 +149,9 @@ fn check_source(source: &str, syntax: &SyntaxConfig) -> Result<(), String> {
     Ok(())
 }
 
-/// The compiler computes what consists of constants. Products are what could make that large: one is accepted where a variable begins
-/// or ends a factor, so that it is none of constants, between two numbers, and for a text that a number repeats, within [`MAX_CONSTANT`].
+/// The compiler computes what consists of constants. Products are what could make that large: one is accepted where a factor has a
+/// variable, so that it is none of constants, between two numbers, and for a text that a number repeats, within [`MAX_CONSTANT`].
 fn check_products(tag: &[Token<'_>]) -> Result<(), String> {
-    let is_variable = |token: &Token<'_>| matches!(token, Token::Ident(name) if !CONSTANTS.contains(name));
     let number = |token: &Token<'_>| matches!(token, Token::Int(_) | Token::Int128(_) | Token::Float(_));
     let text_len = |token: &Token<'_>| match token {
         Token::Str(text) => Some(text.len() as u64),
@@ -150,17 +160,34 @@ fn check_products(tag: &[Token<'_>]) -> Result<(), String> {
     };
     for at in (1..tag.len().saturating_sub(1)).filter(|at| matches!(tag[*at], Token::Mul)) {
         let (left, right) = (&tag[at - 1], &tag[at + 1]);
-        if is_variable(left) || is_variable(right) || number(left) && number(right) {
+        if has_variable(tag[..at].iter().rev()) || has_variable(tag[at + 1..].iter()) || number(left) && number(right) {
             continue;
         }
-        let chained = |at: usize| matches!(tag.get(at), Some(Token::Mul | Token::Pow));
+        let goes_on = |at: usize| tag.get(at).is_some_and(|token| matches!(token, Token::Mul | Token::Pow) || text_len(token).is_some());
         let repeated = match (text_len(left), left, text_len(right), right) {
             (Some(len), _, _, Token::Int(n)) | (_, Token::Int(n), Some(len), _) => len.saturating_mul(*n),
             _ => u64::MAX,
         };
-        if repeated > MAX_CONSTANT || at >= 2 && chained(at - 2) || chained(at + 2) {
+        if repeated > MAX_CONSTANT || at >= 2 && goes_on(at - 2) || goes_on(at + 2) {
             return Err("it multiplies constants: write what they give, or a variable".into());
         }
     }
     Ok(())
+}
+
+/// Is the factor that these tokens begin with a variable, or something in brackets with one? What stands behind the brackets is not looked at.
+fn has_variable<'a, 's: 'a>(tokens: impl Iterator<Item = &'a Token<'s>>) -> bool {
+    let mut depth = 0;
+    for token in tokens {
+        match token {
+            Token::Ident(name) if !CONSTANTS.contains(name) => return true,
+            Token::ParenOpen | Token::BracketOpen | Token::BraceOpen => depth += 1,
+            Token::ParenClose | Token::BracketClose | Token::BraceClose => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return false;
+        }
+    }
+    false
 }

@@ -1,6 +1,6 @@
 //! Chat templates: Jinja as Hugging Face's library renders it, in a sandbox ([`super::sandbox`]), because templates come with models.
 
-use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::value::{Rest, Serde, Value, ValueOrKwargs};
 use minijinja::{Error, ErrorKind};
 use plexus_types::{Chat, Message, RequestError, Role, Tool, ToolCall};
 use serde_json::json;
@@ -42,26 +42,9 @@ struct Raised(String);
 impl ChatTemplate {
     /// Takes `source`, and `tool_source` for requests with tools. The error says what is wrong with them.
     pub(super) fn new(source: String, tool_source: Option<String>, special_tokens: Vec<(String, String)>) -> Result<Self, String> {
-        let mut sandbox = Sandbox::new()?;
-        let environment = sandbox.environment();
-        environment.set_formatter(python::format);
-        environment.add_function("raise_exception", |message: String| {
-            let message: String = message.chars().take(MAX_RAISED).collect();
-            Err::<Value, _>(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
-        });
-        environment.add_function("strftime_now", |format: String| {
-            charge(8 * format.len() as u64)?; // `%B` gives up to nine letters
-            python::strftime(&format, python::now())
-        });
-        environment.add_filter("tojson", |value: Value, indent: Option<usize>, options: Kwargs| {
-            let indent = match indent {
-                Some(indent) => Some(indent),
-                None => options.get::<Option<usize>>("indent")?,
-            };
-            python::to_json(&value, indent)
-        });
-        let source = without_generation_tags(&source);
-        let tool_source = tool_source.map(|source| without_generation_tags(&source));
+        let sandbox = sandbox()?;
+        let source = plain(&source);
+        let tool_source = tool_source.map(|source| plain(&source));
         [Some(&source), tool_source.as_ref()].into_iter().flatten().try_for_each(|source| sandbox.check(source))?;
         let shown = tool_source.as_ref().unwrap_or(&source);
         let knows_tools = shown.contains("tools");
@@ -89,17 +72,20 @@ impl ChatTemplate {
         self.render_with(&chat, false).map_or(true, |text| text.contains(NAME))
     }
 
-    /// Does the template write the arguments of a call right only when it gets them as JSON text? Most take an object, which they write as
-    /// JSON or field by field; some join text with text. A call is shown to it both ways, and what it makes of them tells.
+    /// Does the template need the arguments of a call as JSON text? Most take an object, which they write as JSON or field by field; some
+    /// join text with text, or print what they get, which of an object would be Python's `repr`. A call is shown to it both ways, and what
+    /// it makes of them tells; one that takes both gets the object.
     fn wants_text(&self) -> bool {
-        const ARGUMENTS: &str = r#"{"city": "Oslo"}"#;
+        const ARGUMENTS: &str = r#"{"zz_key": "zz_value"}"#;
         let call = ToolCall { id: "abcdefghi".into(), name: "f".into(), arguments: ARGUMENTS.into() };
         let result = Message { tool_call_id: Some(call.id.clone()), ..Message::text(Role::Tool, "1") };
         let messages =
             vec![Message::text(Role::User, "?"), Message { tool_calls: vec![call], ..Message::text(Role::Assistant, "") }, result];
         let chat = Chat { messages, tools: vec![probe()], ..Chat::default() };
-        let shown = |as_text| self.render_with(&chat, as_text).is_ok_and(|text| text.contains(ARGUMENTS));
-        self.knows_tools && !shown(false) && shown(true)
+        let shown = |as_text| self.render_with(&chat, as_text).unwrap_or_default();
+        let object = shown(false);
+        let takes_object = object.contains("zz_key") && object.contains("zz_value") && !object.contains("{'zz_key': 'zz_value'}");
+        self.knows_tools && !takes_object && shown(true).contains(ARGUMENTS)
     }
 
     /// The text of a conversation, up to where the model's answer begins.
@@ -182,6 +168,23 @@ impl ChatTemplate {
     }
 }
 
+/// A sandbox with what Hugging Face's library adds to Jinja.
+pub(super) fn sandbox() -> Result<Sandbox, String> {
+    let mut sandbox = Sandbox::new()?;
+    let environment = sandbox.environment();
+    environment.set_formatter(python::format);
+    environment.add_function("raise_exception", |message: String| {
+        let message: String = message.chars().take(MAX_RAISED).collect();
+        Err::<Value, _>(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
+    });
+    environment.add_function("strftime_now", |format: String| {
+        charge(8 * format.len() as u64)?; // `%B` gives up to nine letters
+        python::strftime(&format, python::now())
+    });
+    environment.add_filter("tojson", |value: Value, args: Rest<ValueOrKwargs>| python::to_json(&value, &args.into_values()));
+    Ok(sandbox)
+}
+
 /// A tool to show to a template.
 fn probe() -> Tool {
     Tool { name: "f".into(), description: Some("d".into()), parameters: Some(r#"{"type": "object", "properties": {}}"#.into()) }
@@ -213,26 +216,20 @@ fn tool(tool: &Tool) -> Result<serde_json::Value, RequestError> {
     Ok(json!({"type": "function", "function": function}))
 }
 
-/// Takes out `{% generation %}` and `{% endgeneration %}`, which mark what a trainer learns from and mean nothing here.
-/// Comments with the same marks stay in their place, so that white space is treated as before.
-fn without_generation_tags(source: &str) -> String {
+/// A template as Hugging Face's library reads it: lines end in `\n`, and `{% generation %}`, which marks what a trainer learns from, is a
+/// scope like `{% with %}` and no more.
+fn plain(source: &str) -> String {
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
+    let mut rest = source.as_str();
+    while let Some((start, len)) = rest.find("{%").and_then(|start| Some((start, rest[start..].find("%}")? + 2))) {
+        let (before, rest_of_it) = rest.split_at(start);
+        let (tag, after) = rest_of_it.split_at(len);
+        let name = tag[2..tag.len() - 2].trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
         out.push_str(before);
-        let Some(end) = tag.find("%}") else {
-            rest = tag;
-            break;
-        };
-        let (tag, after) = tag.split_at(end + 2);
-        let inner = &tag[2..tag.len() - 2];
-        let name = inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
-        if matches!(name, "generation" | "endgeneration") {
-            let mark = |found: bool| if found { "-" } else { "" };
-            out.push_str(&format!("{{#{} {}#}}", mark(inner.starts_with('-')), mark(inner.ends_with('-'))));
-        } else {
-            out.push_str(tag);
+        match name {
+            "generation" | "endgeneration" => out.push_str(&tag.replace("generation", "with")),
+            _ => out.push_str(tag),
         }
         rest = after;
     }
@@ -331,6 +328,28 @@ mod tests {
     }
 
     #[test]
+    fn a_template_that_takes_arguments_both_ways_or_writes_its_own_form_gets_objects() {
+        let call = ToolCall { id: "c".into(), name: "f".into(), arguments: "{\"z\":1}".into() };
+        let turn = Message { tool_calls: vec![call], ..Message::text(Role::Assistant, "") };
+        let chat = Chat { messages: vec![turn], ..Chat::default() };
+        for (write, text) in [
+            (
+                "{% if a is mapping %}{% for k, v in a | items %}{{ k }}:<{{ v }}>{% endfor %}{% elif a is string %}{{ a }}{% endif %}",
+                "z:<1>",
+            ),
+            ("{{ a if a is string else a | tojson(separators=(',', ':')) }}", "{\"z\":1}"),
+            ("{% for k in a %}{{ k }}={{ a[k] }}{% endfor %}", "z=1"),
+            ("{{ a }}", "{\"z\":1}"), // printed as it comes: only text is right
+        ] {
+            let source = format!(
+                "{{% for m in messages %}}{{% for c in m.tool_calls %}}{{% set a = c.function.arguments %}}{write}{{% endfor %}}{{% endfor %}}\
+                 {{{{ tools or '' }}}}"
+            );
+            assert_eq!(template(&source).render(&chat).unwrap(), text, "{source}");
+        }
+    }
+
+    #[test]
     fn ids_of_calls_have_nine_letters_where_the_template_wants_them() {
         let source =
             "{# 9 #}[TOOL_CALLS]{% for m in messages %}{% for c in m.tool_calls %}{{ c.id }}{% endfor %} {{ m.tool_call_id }}{% endfor %}";
@@ -379,8 +398,13 @@ mod tests {
     }
 
     #[test]
-    fn generation_tags_are_taken_out() {
-        let template = template("a {%- generation -%} b {% endgeneration %}c");
-        assert_eq!(template.render(&chat("hi")).unwrap(), "ab c");
+    fn generation_tags_are_scopes_and_no_more() {
+        let template = template("{# {% generation %} #}{% set q = 1 %}a {%- generation -%} b{% set q = 2 %} {% endgeneration %}c{{ q }}");
+        assert_eq!(template.render(&chat("hi")).unwrap(), "ab c1");
+    }
+
+    #[test]
+    fn lines_that_end_as_on_windows_are_lines() {
+        assert_eq!(template("a\r\n{% if true %}\r\nb\r\n{% endif %}\r\n").render(&chat("hi")).unwrap(), "a\nb\n");
     }
 }

@@ -172,6 +172,21 @@ impl DenseFiles {
     }
 }
 
+/// Tokens at most that the model's author has a text cut to, where `sentence_bert_config.json` says so.
+///
+/// The library cuts longer texts without a word; here they are refused, as what is embedded should be what was sent.
+pub(crate) fn max_seq_length(folder: &Path) -> Result<Option<u32>, EngineError> {
+    let path = folder.join("sentence_bert_config.json");
+    let json = read_json(&path)?.unwrap_or_default();
+    match json.get("max_seq_length").filter(|length| !length.is_null()) {
+        None => Ok(None),
+        Some(length) => match length.as_u64().map(|length| u32::try_from(length).unwrap_or(u32::MAX)) {
+            Some(length) if length > 0 => Ok(Some(length)),
+            _ => Err(EngineError::malformed(&path, format!("max_seq_length is {length}, which is no number of tokens"))),
+        },
+    }
+}
+
 /// How the `config.json` of a folder says that tokens are pooled: a flag for each way, or one word. `None` if there is none.
 fn read_pooling(folder: &Path) -> Result<Option<Pooling>, EngineError> {
     let path = folder.join("config.json");

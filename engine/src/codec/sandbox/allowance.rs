@@ -3,13 +3,15 @@
 use std::cell::{Cell, RefCell};
 
 use minijinja::tests::is_sameas;
-use minijinja::value::{Value, ValueKind};
+use minijinja::value::{Enumerator, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
-/// Bytes for a rendering, whatever it is given.
+/// Bytes for a rendering, however little it is given.
 const BASE: u64 = 64 << 20;
 /// Further bytes for each that it is given: templates look at a message some ten times and copy it a few times.
 const FOR_EACH_BYTE: u64 = 64;
+/// Bytes for a rendering, however much it is given.
+const MOST: u64 = 1 << 30;
 /// What a value takes besides its text: its place in a list, its separators when it is printed.
 pub(super) const NODE: u64 = 32;
 /// What it costs to visit a value.
@@ -20,6 +22,8 @@ const FLOAT: u64 = 330;
 const MAX_DEPTH: usize = 256;
 /// Namespaces of a rendering; templates have one or two.
 const MAX_NAMESPACES: usize = 64;
+/// Attributes of a namespace, which copies all their names to say how many they are. Templates have up to twenty.
+pub(super) const MAX_ATTRIBUTES: usize = 64;
 
 thread_local! {
     /// Bytes left. A rendering has its thread for itself.
@@ -31,7 +35,7 @@ thread_local! {
 pub(super) fn begin(variables: &Value) -> Result<(), Error> {
     LEFT.set(u64::MAX);
     let given = weigh(variables)?;
-    LEFT.set(BASE.saturating_add(given.saturating_mul(FOR_EACH_BYTE)));
+    LEFT.set(BASE.saturating_add(given.saturating_mul(FOR_EACH_BYTE)).min(MOST));
     Ok(())
 }
 
@@ -74,6 +78,10 @@ fn walk(value: &Value, depth: usize, cost: &mut dyn FnMut(&Value) -> u64) -> Res
             }
         }
         ValueKind::Map => {
+            // The engine's own objects name what they have. A loop keeps values that it does not show: a chain of loops would have no bound.
+            if value.as_object().is_some_and(|object| matches!(object.enumerate(), Enumerator::Str(_))) {
+                return Err(refused("it uses a loop or a macro as a value"));
+            }
             if NAMESPACES.with_borrow(|known| known.iter().any(|namespace| is_sameas(namespace, value))) {
                 return Err(refused("it uses a namespace as a value"));
             }

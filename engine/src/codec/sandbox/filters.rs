@@ -4,7 +4,8 @@ use minijinja::value::{Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, State, filters, functions, tests};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-use super::allowance::{NODE, charge, count, made, refused, remember, visit, weigh};
+use super::allowance::{MAX_ATTRIBUTES, NODE, charge, count, made, refused, remember, visit, weigh};
+use crate::codec::python;
 
 /// What a call costs, by its arguments; the first is what the filter is applied to.
 type Price = fn(&[Value]) -> Result<(), Error>;
@@ -26,7 +27,7 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
         ("attr", key, Value::from_function(filters::attr)),
         ("items", items, Value::from_function(filters::items)),
         ("list", items, Value::from_function(filters::list)),
-        ("map", items, Value::from_function(filters::map)),
+        ("map", mapped, Value::from_function(filters::map)),
         ("reject", items, Value::from_function(filters::reject)),
         ("rejectattr", items, Value::from_function(filters::rejectattr)),
         ("select", items, Value::from_function(filters::select)),
@@ -58,8 +59,9 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
             made(filter.call(state, &args)?)
         });
     }
-    let known: [(&'static str, Price, Value); 40] = [
+    let known: [(&'static str, Price, Value); 41] = [
         ("boolean", looks, Value::from_function(tests::is_boolean)),
+        ("callable", looks, Value::from_function(|value: Value| value.kind() == ValueKind::Plain)),
         ("defined", looks, Value::from_function(tests::is_defined)),
         ("divisibleby", looks, Value::from_function(tests::is_divisibleby)),
         ("even", looks, Value::from_function(tests::is_even)),
@@ -68,14 +70,13 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
         ("float", looks, Value::from_function(tests::is_float)),
         ("int", looks, Value::from_function(tests::is_integer)),
         ("integer", looks, Value::from_function(tests::is_integer)),
-        // Jinja's own test finds nothing to iterate in none.
-        ("iterable", looks, Value::from_function(|value: Value| !value.is_none() && tests::is_iterable(&value))),
+        ("iterable", looks, Value::from_function(is_iterable)),
         ("mapping", looks, Value::from_function(tests::is_mapping)),
         ("none", looks, Value::from_function(tests::is_none)),
         ("number", looks, Value::from_function(tests::is_number)),
         ("odd", looks, Value::from_function(tests::is_odd)),
         ("sameas", whole, Value::from_function(tests::is_sameas)),
-        ("sequence", looks, Value::from_function(tests::is_sequence)),
+        ("sequence", looks, Value::from_function(is_iterable)), // texts and mappings, too: they have a length and places
         ("string", looks, Value::from_function(tests::is_string)),
         ("test", looks, Value::from_function(tests::is_test)),
         ("true", looks, Value::from_function(tests::is_true)),
@@ -113,11 +114,21 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
         environment.add_function(name, move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| {
             let args = args.into_values();
             args.iter().try_for_each(|arg| charge(count(arg).saturating_mul(NODE)).and_then(|()| visit(arg)))?;
-            let value = function.call(state, &args)?;
-            if name == "namespace" { remember(value) } else { Ok(value) }
+            match name {
+                "namespace" if args.iter().any(|arg| count(arg) > MAX_ATTRIBUTES as u64) => {
+                    Err(refused("its namespaces have too many attributes"))
+                }
+                "namespace" => remember(function.call(state, &args)?),
+                _ => function.call(state, &args),
+            }
         });
     }
     environment.set_unknown_method_callback(method);
+}
+
+/// As in Jinja, which finds nothing to iterate in none.
+fn is_iterable(value: Value) -> bool {
+    !value.is_none() && tests::is_iterable(&value)
 }
 
 /// The methods of Python's texts, lists and mappings.
@@ -128,7 +139,7 @@ fn method(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Value]
             let all: Vec<Value> = [value].into_iter().chain(args).cloned().collect();
             match method {
                 "replace" => replaced(&all)?,
-                "split" => split(&all)?,
+                "split" | "rsplit" => split(&all)?,
                 "splitlines" => split(&[value.clone(), Value::from("\n")])?,
                 "format" => formatted(&all)?,
                 "strip" | "lstrip" | "rstrip" => trimmed(&all)?,
@@ -139,13 +150,18 @@ fn method(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Value]
         (ValueKind::Map, _) => charge(count(value).saturating_mul(2 * NODE))?,
         _ => contained(&[args.first().cloned().unwrap_or_default(), value.clone()])?,
     }
+    if let Some(text) = value.as_str()
+        && let Some(made) = python::text_method(text, method, args)?
+    {
+        return Ok(made);
+    }
     made(unknown_method_callback(state, value, method, args)?)
 }
 
 /// Looks at a value only: at the letters of a text, as to count them; a list that is made while it is read is read.
 fn looks(args: &[Value]) -> Result<(), Error> {
     args.iter().try_for_each(|arg| match arg.kind() {
-        ValueKind::Iterable => charge(1 + count(arg)),
+        ValueKind::Iterable => charge(1 + count(arg).saturating_mul(NODE)),
         ValueKind::String => charge(1 + count(arg) / 16),
         _ => charge(1),
     })
@@ -166,13 +182,27 @@ fn escaped(args: &[Value]) -> Result<(), Error> {
 
 /// Reads the values of a list, not what is in them.
 fn items(args: &[Value]) -> Result<(), Error> {
-    charge(args.first().map_or(0, count).saturating_mul(2 * NODE))?;
-    args.iter().skip(1).try_for_each(|arg| weigh(arg).map(|_| ()))
+    read(args, 1)
 }
 
-/// Compares the values of a list with each other.
+/// The same, and for each value so many times the arguments, as the path of an attribute.
+fn read(args: &[Value], times: u64) -> Result<(), Error> {
+    let n = args.first().map_or(0, count);
+    charge(n.saturating_mul(2 * NODE))?;
+    args.iter().skip(1).try_for_each(|arg| weigh(arg).and_then(|weight| charge(n.saturating_mul(weight).saturating_mul(times))))
+}
+
+/// The same for a filter that applies another, which must not be a guard.
+fn mapped(args: &[Value]) -> Result<(), Error> {
+    if args.get(1).and_then(Value::as_str).is_some_and(|name| name.contains('(')) {
+        return Err(refused("it maps with what is no filter"));
+    }
+    items(args)
+}
+
+/// Compares the values of a list with each other, perhaps by attributes, each of which is kept and has a name of a few letters.
 fn sorted(args: &[Value]) -> Result<(), Error> {
-    items(args)?;
+    read(args, NODE / 2)?;
     let weight = args.first().map_or(Ok(0), weigh)?;
     let n = args.first().map_or(0, count);
     charge(weight.saturating_mul(u64::from(n.checked_ilog2().unwrap_or(0)) / 4))

@@ -1,7 +1,7 @@
 //! Instructions that pay for the one behind them.
 //!
-//! A guard is a filter, of a name that no template can write behind a bar: it takes the operands from the stack, charges, and gives them
-//! back in a list that is unpacked again. A template that names one by `map` does what it could do itself.
+//! A guard is a filter, of a name in parentheses that no template can write behind a bar (and `map` refuses): it takes the operands from
+//! the stack, charges, and gives them back in a list that is unpacked again.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use minijinja::machinery::{Instruction, Instructions};
 use minijinja::value::{Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error};
 
-use super::allowance::{NODE, charge, count, made, refused, visit, weigh};
+use super::allowance::{MAX_ATTRIBUTES, NODE, charge, count, made, refused, visit, weigh};
 
 /// Filters are looked up by their name each time.
 const UNCACHED: u8 = u8::MAX;
@@ -17,8 +17,8 @@ const UNCACHED: u8 = u8::MAX;
 /// Adds the guards to an environment.
 pub(super) fn add_to(environment: &mut Environment<'static>) {
     type Guard = fn(&[Value]) -> Result<(), Error>;
-    let guards: [(&str, Guard); 8] =
-        [("+", sum), ("*", product), ("~", joined), ("==", compared), ("(in)", contained), ("[]", item), ("[:]", slice), ("{}", keys)];
+    let guards: [(&str, Guard); 7] =
+        [("(+)", sum), ("(*)", product), ("(~)", joined), ("(==)", compared), ("(in)", contained), ("([])", item), ("({})", keys)];
     for (name, guard) in guards {
         environment.add_filter(name, move |operands: Rest<ValueOrKwargs>| {
             let mut operands = operands.into_values();
@@ -27,6 +27,7 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
             Ok::<_, Error>(Value::from(operands))
         });
     }
+    environment.add_filter("([:])", slice);
     environment.add_filter("(made)", made);
     environment.add_filter("(built)", |value: Value| visit(&value).map(|()| value));
     environment.add_filter("(iterated)", |value: Value| {
@@ -41,6 +42,7 @@ pub(super) fn guarded<'source>(plain: &Instructions<'source>, source: &'source s
     let targets: BTreeSet<u32> = plain_ones.iter_mut().filter_map(|instruction| target(instruction).copied()).collect();
     let mut out: Vec<(u32, Instruction<'source>)> = Vec::with_capacity(2 * plain_ones.len());
     let mut places = Vec::with_capacity(plain_ones.len() + 1);
+    let mut attributes = BTreeSet::new();
     for (at, instruction) in (0u32..).zip(&plain_ones) {
         places.push(out.len() as u32);
         // The right operand, where it is a constant that is no list: nothing to pay for.
@@ -56,26 +58,34 @@ pub(super) fn guarded<'source>(plain: &Instructions<'source>, source: &'source s
                 out.push((at, Instruction::Emit));
                 continue;
             }
-            Instruction::Add => (pays("+", 2), Some("(made)")),
-            Instruction::Mul => (pays("*", 2), Some("(made)")),
-            Instruction::StringConcat => (pays("~", 2), None),
+            Instruction::Add => (pays("(+)", 2), Some("(made)")),
+            Instruction::Mul => (pays("(*)", 2), Some("(made)")),
+            Instruction::StringConcat => (pays("(~)", 2), None),
             Instruction::Eq | Instruction::Ne | Instruction::Gt | Instruction::Gte | Instruction::Lt | Instruction::Lte => {
-                (if constant.is_some() { Vec::new() } else { pays("==", 2) }, None)
+                (if constant.is_some() { Vec::new() } else { pays("(==)", 2) }, None)
             }
             Instruction::In => (pays("(in)", 2), None),
-            Instruction::GetItem => (if constant.is_some_and(|key| !key.is_number()) { Vec::new() } else { pays("[]", 2) }, None),
-            Instruction::Slice => (pays("[:]", 4), Some("(made)")),
+            Instruction::GetItem => (if constant.is_some_and(|key| !key.is_number()) { Vec::new() } else { pays("([])", 2) }, None),
+            Instruction::Slice => {
+                out.push((at, Instruction::ApplyFilter("([:])", Some(4), UNCACHED)));
+                continue;
+            }
             Instruction::BuildMap(n) => {
                 let n = u16::try_from(2 * n).map_err(|_| refused("it writes a mapping that is too long"))?;
-                (pays("{}", n), Some("(built)"))
+                (pays("({})", n), Some("(built)"))
             }
             Instruction::BuildList(_) | Instruction::BuildTuple(_) => (Vec::new(), Some("(built)")),
-            Instruction::SetAttr(_) => {
+            Instruction::SetAttr(name) => {
+                attributes.insert(name);
+                if attributes.len() > MAX_ATTRIBUTES {
+                    return Err(refused("its namespaces have too many attributes"));
+                }
                 let built = Instruction::ApplyFilter("(built)", Some(1), UNCACHED);
                 (vec![Instruction::Swap, built, Instruction::Swap], None)
             }
             Instruction::PushLoop(_) => (vec![Instruction::ApplyFilter("(iterated)", Some(1), UNCACHED)], None),
-            Instruction::CompareAndPreserve(_) => return Err(refused("it chains comparisons (a < b < c), which is not supported")),
+            Instruction::CompareAndPreserve(_) => ([pays("(==)", 2), pays("(in)", 2)].concat(), None), // one of both
+            Instruction::CallMethod("changed", _) => return Err(refused("it asks what changed in a loop, which is not supported")),
             Instruction::UnpackLists(_) | Instruction::MergeKwargs(_) => {
                 return Err(refused("it passes arguments with * or **, which is not supported"));
             }
@@ -167,13 +177,39 @@ fn item(operands: &[Value]) -> Result<(), Error> {
         return Err(refused("it uses a list or a mapping as a key"));
     }
     match container.kind() {
-        ValueKind::String | ValueKind::Iterable => charge(count(container)),
+        ValueKind::String => charge(count(container)),
+        ValueKind::Iterable => charge(count(container).saturating_mul(NODE)),
         _ => charge(1 + key.as_str().map_or(0, str::len) as u64 / 16),
     }
 }
 
-fn slice(operands: &[Value]) -> Result<(), Error> {
-    charge(operands.first().map_or(0, count).saturating_mul(NODE / 4))
+/// A slice as Python makes it; the engine's own takes one value too many where it goes backwards to a given end.
+fn slice(value: Value, from: Option<i64>, to: Option<i64>, step: Option<i64>) -> Result<Value, Error> {
+    let step = i128::from(step.unwrap_or(1));
+    if step == 0 {
+        return Err(refused("it slices by steps of 0"));
+    }
+    charge(count(&value).saturating_mul(NODE / 4))?;
+    let letters: Vec<char> = value.as_str().map(|text| text.chars().collect()).unwrap_or_default();
+    let items: Vec<Value> = match value.kind() {
+        ValueKind::String => Vec::new(),
+        ValueKind::Seq | ValueKind::Iterable => value.try_iter()?.collect(),
+        _ => return Err(refused("it slices what is neither text nor a list")),
+    };
+    let len = (letters.len() + items.len()) as i128;
+    let (low, high) = if step < 0 { (-1, len - 1) } else { (0, len) };
+    let place = |at: i64| (i128::from(at) + if at < 0 { len } else { 0 }).clamp(low, high);
+    let mut at = from.map_or(if step < 0 { high } else { low }, place);
+    let end = to.map_or(if step < 0 { low } else { high }, place);
+    let mut chosen = Vec::new();
+    while if step < 0 { at > end } else { at < end } {
+        chosen.push(at as usize);
+        at += step;
+    }
+    if value.as_str().is_some() {
+        return Ok(Value::from(chosen.into_iter().map(|at| letters[at]).collect::<String>()));
+    }
+    Ok(Value::from_iter(chosen.into_iter().map(|at| items[at].clone())))
 }
 
 fn keys(operands: &[Value]) -> Result<(), Error> {

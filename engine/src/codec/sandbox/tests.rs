@@ -6,9 +6,7 @@ use serde_json::json;
 use super::*;
 
 fn render(source: &str) -> Result<String, String> {
-    let mut sandbox = Sandbox::new().unwrap();
-    sandbox.environment().set_formatter(crate::codec::python::format);
-    sandbox.environment().add_filter("tojson", |value: Value| crate::codec::python::to_json(&value, None));
+    let sandbox = crate::codec::template::sandbox().unwrap();
     sandbox.check(source)?;
     let variables = json!({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "a\nb"}], "x": [1, 2]});
     sandbox.render(source, Value::from(Serde(variables))).map_err(|error| format!("{error:#}"))
@@ -55,6 +53,19 @@ pub(super) fn hostile() -> Vec<String> {
         "{{ dict(**x) }}",
         "{{ range(*x, *x) }}",
         "{% include 'chat' %}",
+        "{% for i in x %}{% if loop.changed(i) %}{{ i }}{% endif %}{% endfor %}",
+        "{% for i in x %}{{ [1] | map('default', loop) | list }}{% endfor %}",
+        "{{ [1] | map('(+)', 1) | list }}",
+        "{{ [[1]] | map('map', ' ( + ) ', 1) | list }}",
+        "{% set n = 1000000 %}{% set path = 'a' * n %}{% set n = 100000 %}{{ (x * n) | map(attribute=path) | list | length }}",
+        "{% set n = 1000000 %}{% set path = 'a' * n %}{% set n = 100000 %}{{ (x * n) | unique(attribute=path) | list | length }}",
+        "{% set n = 1000000 %}{% set paths = 'a,' * n %}{% set n = 100000 %}{{ (x * n) | sort(attribute=paths) | length }}",
+        "{% set n = 1000000 %}{{ (x * n) | tojson(separators=('a' * n, ':')) }}",
+        "{{ x | tojson(indent=1000000000000) }}",
+        "{% for i in range(100000) %}{% if range(100000)[99999] %}{% endif %}{% endfor %}",
+        "{% for i in range(100000) %}{% if range(100000) | last %}{% endif %}{% endfor %}",
+        "{{ ('a' ~ 'b') * (100000000) }}",
+        "{{ ('a' and 'b') * 100000000 }}",
     ]
     .map(str::to_owned)
     .into();
@@ -88,6 +99,8 @@ pub(super) fn hostile() -> Vec<String> {
         "{% set ns.x = [ns.x, ns.x] | map('upper') | join %}",
         "{% set ns.x = ns.x | list | join(ns.x) %}",
         "{% set ns.q = namespace(a=ns) %}",
+        "{% for j in range(9) %}{% for y in [ns.l] %}{% set ns.l = loop %}{% break %}{% endfor %}{% endfor %}",
+        "{% if ns.l <= ns.l + ns.l <= ns.l %}{% endif %}{% set ns.l = ns.l + ns.l %}",
         "{% set ns.x = ns.x if ns.x | length > 9999999 else ns.x ~ ns.x %}\
          {% for a in range(100000) %}{% if ns.x is iterable %}{% endif %}{% endfor %}",
         "{% set ns.x = ns.x * 3 %}{% for a in range(100000) %}{% if ns.x in ns.x ~ 'b' %}{% endif %}{% endfor %}",
@@ -107,6 +120,14 @@ pub(super) fn hostile() -> Vec<String> {
     all.push(format!("{{{{ {}1 }}}}", kib("not ", 30_000)));
     all.push(format!("{{{{ {}1 }}}}", kib("-", 30_000)));
     all.push(format!("{{{{ {}1 }}}}", kib("1 if ", 30_000)));
+    all.push(format!("{{{{ 1000 * 'a' '{}' }}}}", kib("b", 100_000)));
+    all.push(format!("{{{{ '{}' 'a' * 1000 }}}}", kib("b", 100_000)));
+    all.push(format!("{}{}{}", kib("{% macro m() %}", 100), kib("{{ z }}", 20_000), kib("{% endmacro %}", 100)));
+    all.push(format!("{}{}{}", kib("{% call m() %}", 100), kib("{{ z }}", 20_000), kib("{% endcall %}", 100)));
+    let attributes: String = (0..9000).map(|i| format!("{{% set ns.a{i} = 1 %}}")).collect();
+    all.push(format!("{{% set ns = namespace() %}}{attributes}{{% for i in range(100000) %}}{{% if ns %}}{{% endif %}}{{% endfor %}}"));
+    let attributes: String = (0..300).map(|i| format!("'a{i}': 1,")).collect();
+    all.push(format!("{{% set ns = namespace({{{attributes}}}) %}}{{{{ ns | length }}}}"));
     all.push(format!("{{% if a %}}{}{{% endif %}}", kib("{% elif a %}", 10_000)));
     all.push(format!("{}{}", kib("{% if a %}", 10_000), kib("{% endif %}", 10_000)));
     all.push(kib("a", 300_000));
@@ -153,6 +174,23 @@ fn what_templates_do_gives_what_it_should() {
         ),
         ("{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{% if i > 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "02"),
         ("{% for i in [[1, [2]]] recursive %}{% if i is number %}{{ i }}{% else %}({{ loop(i) }}){% endif %}{% endfor %}", "(1(2))"),
+        ("{{ 1 < 2 < 3 }} {{ 1 < 3 < 2 }} {{ x[0] <= 1 < x[1] }} {{ 1 in x in [x] }} {{ 1 == 1 != 2 }}", "True False True True True"),
+        ("{{ 'abcdef'[:0:-1] }} {{ 'abcdef'[4:1:-2] }} {{ 'abc'[-9:2] }} {{ 'abc'[9:] }}|{{ 'abc'[0:5:-1] }}", "fedcb ec ab |"),
+        ("{{ (x + [3, 4])[:0:-1] }} {{ (x + [3])[-1:-3:-1] }} {{ x[5:] }} {{ x[-5::9223372036854775807] }}", "[4, 3, 2] [3, 2] [] [1]"),
+        ("{{ '-' * (x[1] + 1) }} {{ (x[0] + 1) * 'ab' }} {{ '=' * x | length }} {{ '+' * (x[1]) }}", "--- abab == ++"),
+        (
+            "{{ 'abc' is sequence }} {{ {} is sequence }} {{ none is sequence }} {{ 1 is sequence }} {{ x is sequence }}",
+            "True True False False True",
+        ),
+        ("{{ range is callable }} {{ x is callable }} {{ strftime_now is defined }}", "True False True"),
+        ("{{ 'abc'.removeprefix('ab') }} {{ 'abc'.removesuffix('c') }} {{ 'abc'.removesuffix('x') }}", "c ab abc"),
+        ("{{ 'a-b-c'.rsplit('-', 1) }} {{ 'a-b-c'.partition('-') }}", "['a-b', 'c'] ('a', '-', 'b-c')"),
+        ("{{ 'a-b-c'.rpartition('-')[0] }} {{ 'abc'.rpartition('-')[2] }} {{ 'abc'.partition('-')[0] }}", "a-b abc abc"),
+        ("{{ [messages[1], true, none, 'a'] }}", r"[{'role': 'assistant', 'content': 'a\nb'}, True, None, 'a']"),
+        (
+            "{{ messages[0] | string }} {{ x ~ true }} {{ 0.00001 }} {{ 1e16 }} {{ 1.0 }}",
+            "{'role': 'user', 'content': 'hi'} [1, 2]True 1e-05 1e+16 1.0",
+        ),
         ("{{ 'x' if x is iterable and none is not iterable }} {{ no.get if no }}{{ no | default('d') }} {{ x is not none }}", "x d True"),
     ];
     for (source, text) in cases {
@@ -161,10 +199,27 @@ fn what_templates_do_gives_what_it_should() {
 }
 
 #[test]
+fn expressions_give_what_transformers_gives() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/jinja/golden.json");
+    let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let sandbox = crate::codec::template::sandbox().unwrap();
+    let cases = golden["cases"].as_array().unwrap();
+    assert!(cases.len() > 150, "{}", cases.len());
+    for case in cases {
+        let source = case[0].as_str().unwrap();
+        let rendered = sandbox.check(source).and_then(|()| {
+            let variables = Value::from(Serde(golden["variables"].clone()));
+            sandbox.render(source, variables).map_err(|error| format!("{error:#}"))
+        });
+        assert_eq!(rendered.as_deref().ok(), case[1].as_str(), "{source}: {rendered:?}");
+    }
+}
+
+#[test]
 fn what_is_refused_is_said_by_its_name() {
     for (source, reason) in [
         ("{{ 'a' | center(9) }}", "center"),
-        ("{{ 1 < x < 3 }}", "chains comparisons"),
+        ("{% for i in x %}{{ [loop] }}{% endfor %}", "a loop or a macro as a value"),
         ("{{ dict(**x) }}", "with * or **"),
         ("{{ 'a' * 100000 }}", "multiplies constants"),
         ("{{ 'a' | indent(10000000000) }}", "more text than its conversation can need"),
@@ -175,8 +230,29 @@ fn what_is_refused_is_said_by_its_name() {
 }
 
 #[test]
+fn json_is_written_as_the_template_wants_it() {
+    for (arguments, text) in [
+        ("", r#"{"b": [1, {}, []], "a": {"é": 1e-05}}"#),
+        ("separators=(',', ':')", r#"{"b":[1,{},[]],"a":{"é":1e-05}}"#),
+        ("sort_keys=true", r#"{"a": {"é": 1e-05}, "b": [1, {}, []]}"#),
+        ("ensure_ascii=false", r#"{"b": [1, {}, []], "a": {"é": 1e-05}}"#),
+        ("ensure_ascii=true", r#"{"b": [1, {}, []], "a": {"\u00e9": 1e-05}}"#),
+        ("true", r#"{"b": [1, {}, []], "a": {"\u00e9": 1e-05}}"#),
+        ("indent=none", r#"{"b": [1, {}, []], "a": {"é": 1e-05}}"#),
+        ("indent=1", "{\n \"b\": [\n  1,\n  {},\n  []\n ],\n \"a\": {\n  \"é\": 1e-05\n }\n}"),
+        ("indent='\t', separators=(';', '=')", "{\n\t\"b\"=[\n\t\t1;\n\t\t{};\n\t\t[]\n\t];\n\t\"a\"={\n\t\t\"é\"=1e-05\n\t}\n}"),
+        ("false, 0", "{\n\"b\": [\n1,\n{},\n[]\n],\n\"a\": {\n\"é\": 1e-05\n}\n}"),
+    ] {
+        let source = format!("{{{{ {{'b': [1, {{}}, []], 'a': {{'é': 0.00001}}}} | tojson({arguments}) }}}}");
+        assert_eq!(render(&source).as_deref(), Ok(text), "{arguments}");
+    }
+    assert!(render("{{ x | tojson(colour=1) }}").is_err());
+    assert!(render("{{ x | tojson(separators=(1, 2)) }}").is_err());
+}
+
+#[test]
 fn a_long_conversation_has_enough_of_everything() {
-    let sandbox = Sandbox::new().unwrap();
+    let sandbox = crate::codec::template::sandbox().unwrap();
     let messages: Vec<_> = (0..2000).map(|i| json!({"role": "user", "content": "word ".repeat(i % 400)})).collect();
     let source = "{% set ns = namespace(text='', kept=[]) %}{% for m in messages %}{% set c = m.content.strip() | replace('wo', 'WO') %}\
         {% if '</think>' in c %}{% set c = c.split('</think>')[-1] %}{% endif %}\
