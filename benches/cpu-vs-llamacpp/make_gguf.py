@@ -23,6 +23,7 @@ SHAPES = {
     "llama-3.2-1b": ("llama", 16, 2048, 32, 8, 64, 8192, 128256, 131072, 5e5, 1e-5),
     "qwen2.5-0.5b": ("qwen2", 24, 896, 14, 2, 64, 4864, 151936, 32768, 1e6, 1e-6),
     "small-qwen3":  ("qwen3", 2, 256, 4, 2, 64, 512, 151936, 40960, 1e6, 1e-6),
+    "tinyllama":    ("llama", 22, 2048, 32, 4, 64, 5632, 32000, 8192, 5e5, 1e-5),
     "tiny-qwen3":   ("qwen3", 2, 256, 4, 2, 64, 512, 512, 1024, 1e6, 1e-6),
     "tiny-llama":   ("llama", 2, 256, 4, 2, 64, 512, 512, 1024, 5e5, 1e-5),
 }
@@ -135,19 +136,12 @@ def copy_tokenizer(w, path):
             w.add_key_value(f.name, f.contents(), f.types[0], f.types[-1] if f.types[0] == V.ARRAY else None)
 
 
-def main():
-    ap = argparse.ArgumentParser()
-    ap.add_argument("shape", choices=SHAPES)
-    ap.add_argument("type", choices=FTYPE)
-    ap.add_argument("out")
-    ap.add_argument("--vocab")
-    ap.add_argument("--seed", type=int, default=0)
-    a = ap.parse_args()
-    shape = SHAPES[a.shape]
+def write(out, name, shape, want, todo, data_of, vocab_from=None):
+    """A GGUF of `todo`, (name, dims, type) of each tensor; `data_of` gives the values of one."""
     arch, layers, d, heads, kv, hd, ff, vocab, ctx, base, eps = shape
-    w = GGUFWriter(a.out, arch)
-    w.add_name(f"random {a.shape} seed {a.seed}")
-    w.add_file_type(FTYPE[a.type])
+    w = GGUFWriter(out, arch)
+    w.add_name(name)
+    w.add_file_type(FTYPE[want])
     w.add_quantization_version(2)
     w.add_block_count(layers)
     w.add_context_length(ctx)
@@ -162,8 +156,7 @@ def main():
     w.add_vocab_size(vocab)
     if arch == "llama":
         w.add_rope_dimension_count(hd)
-    copy_tokenizer(w, a.vocab) if a.vocab else byte_tokenizer(w, vocab)
-    todo = [(n, s, tensor_type(n, s, a.type, layers)) for n, s in tensors(shape)]
+    copy_tokenizer(w, vocab_from) if vocab_from else byte_tokenizer(w, vocab)
     for n, s, t in todo:
         size, nbytes = GGML_QUANT_SIZES[t]
         total = int(np.prod(s)) // size * nbytes
@@ -172,8 +165,21 @@ def main():
     w.write_kv_data_to_file()
     w.write_ti_data_to_file()
     for n, s, t in todo:
-        w.write_tensor_data(data(n, s, t, a.seed))
+        w.write_tensor_data(data_of(n, s, t))
     w.close()
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("shape", choices=SHAPES)
+    ap.add_argument("type", choices=FTYPE)
+    ap.add_argument("out")
+    ap.add_argument("--vocab")
+    ap.add_argument("--seed", type=int, default=0)
+    a = ap.parse_args()
+    shape = SHAPES[a.shape]
+    todo = [(n, s, tensor_type(n, s, a.type, shape[1])) for n, s in tensors(shape)]
+    write(a.out, f"random {a.shape} seed {a.seed}", shape, a.type, todo, lambda n, s, t: data(n, s, t, a.seed), a.vocab)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
 
 mod bandwidth;
+mod drafting;
 mod engine;
 mod figures;
 mod first_token;
@@ -88,6 +89,8 @@ enum Bench {
     },
     /// The engine alone: loads a model, reads prompts and decodes, without actors and HTTP.
     Engine(engine::Options),
+    /// What draft models gain, each with a model that it guesses for and without, by how often it is right.
+    Draft(drafting::Options),
     /// How fast this machine reads memory.
     Bandwidth {
         /// Numbers of threads.
@@ -204,6 +207,10 @@ fn main() -> anyhow::Result<()> {
             println!("{}", figures::table(&engine::measure(options)?.figures()));
             return Ok(());
         }
+        Bench::Draft(options) => {
+            println!("{}", figures::table(&drafting::measure(options)?));
+            return Ok(());
+        }
         Bench::Store(options) => {
             println!("{}", figures::table(&store::measure(options)?));
             return Ok(());
@@ -248,6 +255,7 @@ fn main() -> anyhow::Result<()> {
             Bench::All
             | Bench::Routing { .. }
             | Bench::Engine(_)
+            | Bench::Draft(_)
             | Bench::Bandwidth { .. }
             | Bench::Stalls { .. }
             | Bench::Store(_)

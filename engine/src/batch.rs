@@ -1,6 +1,7 @@
 //! What a device computes in one step: flat arrays, the same for prefill, chunked prefill and decode.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::grammar::{Grammar, Masks};
 use crate::sample::{DrawLogprobs, SamplerSettings};
@@ -82,6 +83,9 @@ pub struct Draw {
     pub n_guesses: u32,
     /// A draft model may guess up to so many tokens more, if there is one and nothing is guessed yet. The blocks have room for them.
     pub n_draft: u32,
+    /// Tokens of the sequence that the draft model may read before it guesses, of those that it has not read. What is left then it reads in later
+    /// steps, and guesses nothing before.
+    pub n_catch_up: u32,
     /// Prompt tokens seen so far; empty unless [`SamplerSettings::needs_history`].
     pub prompt_history: Arc<[u32]>,
     /// Tokens sampled so far; empty unless [`SamplerSettings::needs_history`].
@@ -104,6 +108,7 @@ impl Draw {
             position,
             n_guesses: 0,
             n_draft: 0,
+            n_catch_up: 0,
             prompt_history: Arc::new([]),
             sampled_history: Vec::new(),
             index: 0,
@@ -121,8 +126,21 @@ pub struct BatchOutput {
     pub sampled: Vec<Vec<u32>>,
     /// `[n_seqs]`: one for each token sampled where the draw asks for log probabilities, else empty.
     pub logprobs: Vec<Vec<DrawLogprobs>>,
-    /// `[n_seqs]` how many tokens a draft model guessed for each sequence; empty where it guessed none at all.
-    pub n_drafted: Vec<u32>,
+    /// `[n_seqs]` what the draft model did for each sequence; empty if there is none, or none any more, for it failed.
+    pub drafts: Vec<Drafted>,
+    /// How long the draft model computed: a part of the step's time.
+    pub drafting: Duration,
     /// Sequences, by their place in the batch, whose grammar cannot go on, and why. The others are as they would be without them.
     pub refused: Vec<(usize, String)>,
+}
+
+/// What a draft model did for a sequence in a step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Drafted {
+    /// Tokens that it read first.
+    pub n_read: u32,
+    /// Tokens that it guessed.
+    pub n_guessed: u32,
+    /// Tokens that it has to read before it can guess what follows this step.
+    pub n_unread: u32,
 }

@@ -7,7 +7,8 @@
 //! models draw with the same random numbers, so that they agree as often as their distributions do.
 //!
 //! The draft model has a KV pool of as many blocks, and the same block tables. It computes a token only when it is to propose what follows: what
-//! it lacks, after a prompt was read, a block copied or its last proposal accepted, it makes up for then. A ledger knows what that is.
+//! it lacks, after a prompt was read, a block copied or its last proposal accepted, it makes up for then, as far as the draw lets it. A ledger knows
+//! what that is, and the output of each step tells how much: whether it is worth its time is decided where time is measured.
 //! Source: Leviathan, Kalman, Matias 2023, "Fast inference from transformers via speculative decoding", arXiv:2211.17192; draws that are keyed by
 //! position make its acceptance a comparison.
 
@@ -16,22 +17,19 @@ mod ledger;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use plexus_types::ModelKind;
 use tracing::warn;
 
 use self::ledger::Ledger;
-use crate::batch::{Batch, BatchOutput, BlockId, Draw};
+use crate::batch::{Batch, BatchOutput, BlockId, Drafted, Draw};
 use crate::embed::EmbedWork;
 use crate::error::EngineError;
 use crate::executor::{DeviceDescription, Executor, Held, KvPlan, Slot};
 use crate::layout::{Layout, Span};
 use crate::model::ModelFiles;
 
-/// Tokens that a draft model computes at most in a step beyond those of its proposals: a long prompt is made up for over several steps.
-const CATCH_UP_MAX: u32 = 256;
-/// So many it makes up for in any case: what is left of a copied block, and an accepted proposal.
-const CATCH_UP_MIN: u32 = 17;
 /// Set in the slots of draft models.
 const DRAFT_BIT: u32 = 1 << 31;
 
@@ -94,9 +92,16 @@ impl DraftingExecutor {
         self.device.unload(slot);
     }
 
-    /// What the device holds: see [`Executor::holds`]. A draft model has a slot of its own.
+    /// What the device holds, see [`Executor::holds`]: a model together with its draft model.
     pub fn holds(&self) -> Vec<(Slot, Held)> {
-        self.device.holds()
+        let (drafts, mut models): (Vec<_>, Vec<_>) = self.device.holds().into_iter().partition(|(slot, _)| slot.0 & DRAFT_BIT != 0);
+        for (Slot(draft), held) in drafts {
+            match models.iter_mut().find(|(slot, _)| slot.0 == draft & !DRAFT_BIT) {
+                Some((_, model)) => *model = Held { weights: model.weights + held.weights, kv: model.kv + held.kv },
+                None => models.push((Slot(draft), held)),
+            }
+        }
+        models
     }
 
     /// Nothing is to be loaded soon: see [`Executor::rest`].
@@ -110,20 +115,27 @@ impl DraftingExecutor {
         let layout = Layout::new(batch, draft.vocab_sizes.0, draft.kv)?;
         draft.ledger.copy(&batch.copies);
         draft.ledger.record(layout.slots.iter().copied().zip(batch.tokens.iter().copied()));
-        let proposals = match draft.propose(self.device.as_mut(), batch, &layout) {
-            Ok(proposals) => proposals,
+        let begun = Instant::now();
+        let Proposed { proposals, n_read } = match draft.propose(self.device.as_mut(), batch, &layout) {
+            Ok(proposed) => proposed,
             Err(error @ EngineError::Device { .. }) => return Err(error),
             Err(error) => {
                 warn!(%error, "a draft model failed and is not asked again");
                 draft.failed = true;
-                Vec::new()
+                return self.device.step(slot, batch);
             }
         };
-        if proposals.iter().all(Vec::is_empty) {
-            return self.device.step(slot, batch);
-        }
-        let output = self.device.step(slot, &with_guesses(batch, &proposals))?;
-        Ok(BatchOutput { n_drafted: proposals.iter().map(|proposals| proposals.len() as u32).collect(), ..output })
+        let drafting = begun.elapsed();
+        let output = match proposals.iter().all(Vec::is_empty) {
+            true => self.device.step(slot, batch)?,
+            false => self.device.step(slot, &with_guesses(batch, &proposals))?,
+        };
+        let n_guessed = proposals.iter().map(|proposals| proposals.len() as u32);
+        let after = layout.spans.iter().zip(&batch.draws).zip(&output.sampled);
+        let n_unread = after.map(|((span, draw), sampled)| draft.n_unread(span, draw.as_ref(), sampled.len()));
+        let drafts = n_read.into_iter().zip(n_guessed).zip(n_unread);
+        let drafts = drafts.map(|((n_read, n_guessed), n_unread)| Drafted { n_read, n_guessed, n_unread }).collect();
+        Ok(BatchOutput { drafts, drafting, ..output })
     }
 
     /// Goes on with texts to embed as [`Executor::embed`] does.
@@ -159,6 +171,14 @@ pub fn check_pair(files: &ModelFiles, draft: &ModelFiles) -> Result<(), EngineEr
     }
 }
 
+/// What the draft model gave in a step.
+struct Proposed {
+    /// `[n_seqs]` what it proposes.
+    proposals: Vec<Vec<u32>>,
+    /// `[n_seqs]` tokens that it read first.
+    n_read: Vec<u32>,
+}
+
 /// A sequence that the draft model continues in this step.
 struct Continued<'a> {
     /// Its place in the batch.
@@ -174,9 +194,10 @@ struct Continued<'a> {
 impl Draft {
     /// What the draft model proposes for each sequence of the batch; nothing for those that want nothing, and for those whose tokens it has
     /// yet to make up for.
-    fn propose(&mut self, device: &mut dyn Executor, batch: &Batch, layout: &Layout<'_>) -> Result<Vec<Vec<u32>>, EngineError> {
+    fn propose(&mut self, device: &mut dyn Executor, batch: &Batch, layout: &Layout<'_>) -> Result<Proposed, EngineError> {
         let mut proposals = vec![Vec::new(); batch.len()];
-        let (mut continued, first) = self.catch_up(batch, layout);
+        let mut n_read = vec![0; batch.len()];
+        let (mut continued, first) = self.catch_up(batch, layout, &mut n_read);
         let mut step = first;
         while !step.is_empty() {
             let output = device.step(self.slot, &step)?;
@@ -207,14 +228,21 @@ impl Draft {
                 self.ledger.mark(self.kv.slot(table, position));
             }
         }
-        Ok(proposals)
+        Ok(Proposed { proposals, n_read })
     }
 
-    /// The first step of the draft model: it computes what it lacks of the sequences that it is to continue, as far as there is room, and draws
-    /// behind those that lack nothing then. These are given too.
-    fn catch_up<'a>(&mut self, batch: &'a Batch, layout: &Layout<'a>) -> (Vec<Continued<'a>>, Batch) {
+    /// Tokens of a sequence, of which `n_sampled` were sampled in a step, that the draft model has yet to read. Whatever was guessed, all that was
+    /// sampled but the last was guessed so.
+    fn n_unread(&self, span: &Span<'_>, draw: Option<&Draw>, n_sampled: usize) -> u32 {
+        let n_known_before = span.first_position + span.len - draw.map_or(0, |draw| draw.n_guesses as usize);
+        let n_written = (n_known_before + n_sampled.saturating_sub(1)) as u32;
+        n_written - self.ledger.n_drafted(span.blocks, n_written) + u32::from(n_sampled > 0)
+    }
+
+    /// The first step of the draft model: it computes what it lacks of the sequences that it is to continue, as far as their draws let it, and
+    /// draws behind those that lack nothing then. These are given too, and how much it computes of each.
+    fn catch_up<'a>(&mut self, batch: &'a Batch, layout: &Layout<'a>, n_read: &mut [u32]) -> (Vec<Continued<'a>>, Batch) {
         let (mut continued, mut step) = (Vec::new(), Batch::default());
-        let mut room = CATCH_UP_MAX;
         // Of two sequences that share a block which the draft model lacks, one computes it.
         let mut claimed = BTreeSet::new();
         let mut computed: Vec<u32> = Vec::new();
@@ -228,15 +256,15 @@ impl Draft {
             }
             let n_positions = (first_position + len) as u32;
             let from = self.ledger.n_drafted(table, n_positions);
-            let to = n_positions.min(from + room.max(CATCH_UP_MIN));
+            let to = n_positions.min(from.saturating_add(draw.n_catch_up));
             let slots: Vec<u32> = (from..to).map(|position| self.kv.slot(table, position)).collect();
             let blocks: BTreeSet<u32> = slots.iter().map(|slot| slot / self.kv.block_len).collect();
             let tokens: Vec<u32> = slots.iter().map(|slot| self.ledger.token(*slot)).collect();
-            if !blocks.is_disjoint(&claimed) || tokens.iter().any(|token| *token as usize >= self.vocab_sizes.1) {
+            if slots.is_empty() || !blocks.is_disjoint(&claimed) || tokens.iter().any(|token| *token as usize >= self.vocab_sizes.1) {
                 continue;
             }
             claimed.extend(blocks);
-            room = room.saturating_sub(to - from);
+            n_read[place] = to - from;
             let is_whole = to == n_positions;
             step.push(&tokens, from, table, is_whole.then(|| draft_draw(draw, &[])));
             computed.extend(slots);

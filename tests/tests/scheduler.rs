@@ -10,7 +10,7 @@ use std::time::Duration;
 use plexus_actors::evictor::plan::BLOCK_LEN;
 use plexus_actors::model::scheduler::{Limits, Scheduler};
 use plexus_actors::model::sequence::Sequence;
-use plexus_engine::batch::Batch;
+use plexus_engine::batch::{Batch, BatchOutput};
 use plexus_engine::{DraftingExecutor, KvPlan, ModelFiles, ModelPath, Slot};
 use plexus_tests::sim::model::{SimExecutor, codec, reference_to, settings};
 use plexus_types::FinishReason;
@@ -112,6 +112,11 @@ impl Desk {
         self.scheduler.check_invariants().unwrap();
         let Some(batch) = batch else { return false };
         let output = self.device.step(SLOT, &batch).unwrap();
+        let output = BatchOutput { drafting: Duration::ZERO, ..output }; // time passes as this test says
+        for (draw, did) in batch.draws.iter().zip(&output.drafts) {
+            let (n_catch_up, n_draft) = draw.as_ref().map_or((0, 0), |draw| (draw.n_catch_up, draw.n_draft));
+            assert!(did.n_read <= n_catch_up && did.n_guessed <= n_draft, "{did:?} where {n_catch_up} and {n_draft} were allowed");
+        }
         let n_prompt = batch.tokens.len().saturating_sub(batch.draws.iter().flatten().map(|draw| 1 + draw.n_guesses as usize).sum());
         self.now += STEP + PER_PROMPT_TOKEN * n_prompt as u32;
         let (now, answers) = (self.now, &mut self.answers);

@@ -180,6 +180,8 @@ impl ModelState {
             ("preemptions", counts.preemptions),
             ("guessed", counts.guessed),
             ("guessed_right", counts.guessed_right),
+            ("drafted", counts.drafted),
+            ("drafted_right", counts.drafted_right),
             ("blocks_available", u64::from(available)),
             ("blocks_remembered", u64::from(remembered)),
             ("prefixes_said", self.said.last.as_ref().map_or(0, |(said, _)| said.len() as u64)),

@@ -11,7 +11,7 @@ use tracing::{Span, info_span};
 
 use super::load::Resident;
 use super::prepare::Prepared;
-use super::scheduler::{Counts, Limits, Principal, Scheduler};
+use super::scheduler::{Counts, DRAFTS_MAX, Limits, PROMPT_TOKENS_MAX, Principal, Scheduler};
 use super::sequence::{Progress, Sequence};
 use super::sink::{Ingresses, Sink};
 use super::{Arrival, SequenceKey};
@@ -19,13 +19,8 @@ use crate::device::StepQueue;
 use crate::messages::StreamNotice;
 use crate::metrics;
 
-/// Most prompt tokens of one step while nobody generates: enough to compute at full speed, and a bound on what a request that comes next waits.
-const PROMPT_TOKENS_MAX: u32 = 512;
-
 /// Most tokens of one step that are guessed from the sequences' own texts; the speeds measured allow fewer.
 const GUESSES_MAX: u32 = 64;
-/// Most tokens that a draft model guesses for a sequence in a step: further ones are seldom right.
-const DRAFTS_MAX: u32 = 8;
 
 /// How often the ingresses of those that get no tokens are told that they are still here.
 const REASSURE_EVERY: Duration = Duration::from_secs(2);

@@ -14,6 +14,7 @@
 
 mod admission;
 mod draft;
+mod measured;
 mod promise;
 mod speed;
 mod step;
@@ -26,11 +27,17 @@ use plexus_engine::batch::{Batch, BatchOutput};
 use plexus_engine::kv::BlockPool;
 use tokio::time::Instant;
 
+use self::draft::Record;
 use self::promise::Answers;
 use self::speed::Did;
 pub use self::speed::Speeds;
 use super::prefixes::Prefixes;
 use super::sequence::{Progress, Sequence};
+
+/// Most prompt tokens of one step while nobody generates: enough to compute at full speed, and a bound on what a request that comes next waits.
+pub const PROMPT_TOKENS_MAX: u32 = 512;
+/// Most tokens that a draft model guesses for a sequence in a step: as many rows in all as products compute at once.
+pub const DRAFTS_MAX: u32 = 15;
 
 /// What a scheduler may do.
 #[derive(Debug, Clone, Copy)]
@@ -111,6 +118,9 @@ struct Entry<T> {
     /// While it has a place: tokens in all that it was promised room for when it got it, and for which blocks are kept now.
     promised: u32,
     kept: u32,
+    /// How often a draft model was right, and tokens that it has to read before it can guess.
+    right: Record,
+    n_unread: u32,
 }
 
 /// The step on the device.
@@ -158,6 +168,8 @@ impl<T> Scheduler<T> {
             passed_over: 0,
             promised: 0,
             kept: 0,
+            right: Record::default(),
+            n_unread: 0,
         });
     }
 
@@ -268,21 +280,29 @@ impl<T> Scheduler<T> {
         let n_prompt = step.members.iter().filter(|member| member.is_prompt).map(|member| member.n).sum();
         let n_generating = step.members.iter().filter(|member| !member.is_prompt).count() as u32;
         let mut did = Did { n_prompt, n_generating, ..Did::default() };
+        did.drafted.seconds = output.drafting.as_secs_f32();
+        if output.drafts.is_empty() {
+            self.limits.drafts_max = 0; // there is no draft model, or none any more
+        }
         for (i, (member, ids)) in step.members.iter().zip(&output.sampled).enumerate() {
-            let Entry { owner, sequence, cancelled, .. } = &mut self.running[member.place];
-            let n_drafted = output.n_drafted.get(i).copied().unwrap_or(0);
+            let Entry { owner, sequence, cancelled, right, n_unread, .. } = &mut self.running[member.place];
+            let drafted = output.drafts.get(i).copied().unwrap_or_default();
             did.n_sampled += ids.len() as u32;
-            let n_draft = sequence.n_draft();
-            did.n_guessed += sequence.n_guesses() - n_draft;
+            did.n_guessed += sequence.n_guesses() - sequence.n_draft();
+            did.drafted.on_work(drafted.n_read, drafted.n_guessed);
             if *cancelled {
-                did.drafted.on_guess(n_draft, 0, 0);
                 continue;
             }
+            *n_unread = drafted.n_unread;
+            let n_drafted = drafted.n_guessed;
             let mut progress = sequence.on_drafted_step(member.n, ids, n_drafted);
             progress.logprobs = sequence.describe(&progress.ids, output.logprobs.get(i).map_or(&[], Vec::as_slice));
             progress.refused = output.refused.iter().find(|(place, _)| *place == i).map(|(_, reason)| reason.clone());
             let guessed = sequence.last_guess();
-            did.drafted.on_guess(n_draft, guessed.n_drafted, guessed.n_right);
+            if n_drafted > 0 {
+                did.drafted.on_guess(n_drafted, guessed.n_right);
+                right.on_guess(n_drafted, guessed.n_right);
+            }
             if guessed.n_looked_up > 0 {
                 did.n_right += guessed.n_right;
                 did.n_judged += guessed.n_right + u32::from(guessed.n_right < guessed.n_looked_up);

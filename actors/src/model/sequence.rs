@@ -34,8 +34,9 @@ pub struct Sequence {
     /// Guesses of its next tokens, computed with the step at hand.
     guesses: Vec<u32>,
     guesser: Guesser,
-    /// Tokens that a draft model may guess in the step at hand.
+    /// Tokens that a draft model may guess in the step at hand, and those that it may read before.
     n_draft: u32,
+    n_catch_up: u32,
     /// Tokens that the step at hand or the last one guessed, and how many of them were right.
     last_guess: Guessed,
     /// Nothing has been drawn since it got its place.
@@ -110,6 +111,7 @@ impl Sequence {
             guesses: Vec::new(),
             guesser: Guesser::default(),
             n_draft: 0,
+            n_catch_up: 0,
             last_guess: Guessed::default(),
             prefilling: true,
             n_cached: None,
@@ -249,11 +251,10 @@ impl Sequence {
         self.guesses.len() as u32
     }
 
-    /// Lets a draft model guess in the next step instead: up to `max` tokens, within the same bounds. Gives their number.
-    pub fn let_draft(&mut self, max: u32) -> u32 {
+    /// Lets a draft model guess in the next step instead: up to `max` tokens, within the same bounds, for which it may read `n_read` before.
+    pub fn let_draft(&mut self, max: u32, n_read: u32) {
         self.guesses.clear();
-        self.n_draft = max.min(self.guesses_max());
-        self.n_draft
+        (self.n_draft, self.n_catch_up) = (max.min(self.guesses_max()), n_read);
     }
 
     /// Tokens that may be guessed beside the one that is drawn in any case, for its end and its client.
@@ -309,6 +310,7 @@ impl Sequence {
             position,
             n_guesses: self.guesses.len() as u32,
             n_draft: self.n_draft,
+            n_catch_up: self.n_catch_up,
             prompt_history: if history { Arc::clone(&self.prompt) } else { Arc::from([]) },
             sampled_history: if history { self.sampled.clone() } else { Vec::new() },
             index: self.n_sampled(),

@@ -21,10 +21,20 @@ const LIST: &str = r#"{"type": "array", "items": {"type": "object", "properties"
 
 /// The embedded model's file with some of its weights changed a little: it says the same often, and not always.
 fn disturbed() -> ModelFiles {
+    changed(|weights| weights.iter_mut().step_by(5).for_each(|byte| *byte ^= 2))
+}
+
+/// The embedded model's file with weights that are no numbers: it says nothing.
+fn broken() -> ModelFiles {
+    changed(|weights| weights.fill(0xff))
+}
+
+/// The embedded model's file with the second half of its bytes changed, all of which belong to weights.
+fn changed(change: impl FnOnce(&mut [u8])) -> ModelFiles {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/assets/pip/pip-q8_0.gguf");
     let mut bytes = fs::read(path).unwrap();
     let weights = bytes.len() / 2;
-    bytes[weights..].iter_mut().step_by(5).for_each(|byte| *byte ^= 2);
+    change(&mut bytes[weights..]);
     let mut file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
     file.write_all(&bytes).unwrap();
     ModelFiles::open(&ModelPath::Path(file.path().to_owned())).unwrap() // mapped: the file may go
@@ -111,6 +121,29 @@ fn a_draft_model_changes_nothing_whatever_it_says() {
             "{counts:?}: the test is about too little"
         );
     }
+}
+
+#[test]
+fn a_draft_model_that_fails_is_not_asked_again_and_the_answers_go_on() {
+    let requests: Vec<_> = requests().into_iter().map(|request| (request, Vec::new())).collect();
+    let (plain, _) = Model::new().serve(&requests, PLAIN);
+    let (answers, counts) = Model::with_draft(Some(broken())).serve(&requests, PLAIN);
+    assert_eq!((answers, counts.drafted), (plain, 0));
+}
+
+#[test]
+fn a_model_and_its_draft_model_are_held_as_one() {
+    let mut model = Model::with_draft(Some(disturbed()));
+    let kv = KvPlan { n_blocks: 4, block_len: BLOCK_LEN };
+    model.executor.load(SLOT, &model.files, None, kv).unwrap();
+    let alone = model.executor.holds();
+    model.executor.unload(SLOT);
+    model.executor.load(SLOT, &model.files, Some(&disturbed()), kv).unwrap();
+    let both = model.executor.holds();
+    assert_eq!((both.len(), both[0].0), (1, SLOT));
+    assert_eq!(both[0].1.total().0, 2 * alone[0].1.total().0, "with a draft model of its size");
+    model.executor.unload(SLOT);
+    assert_eq!(model.executor.holds(), []);
 }
 
 #[test]

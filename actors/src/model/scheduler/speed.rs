@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::draft::{DraftSpeed, Drafted, Rightness, best_length};
+use super::draft::{Candidate, DraftSpeed, Drafted, Ration, Record};
+use super::measured::{Means, Quick};
 
 /// Weight of the newest measurement.
 const WEIGHT: f32 = 0.2;
@@ -22,6 +23,14 @@ const PROMPT_SHARE_MIN: f32 = 0.1;
 const ROWS_UNKNOWN: u32 = 8;
 /// Where guesses do not pay, one of so many steps may have one, to see whether they do by now. Beside eight streams a row more takes a sixth of a step.
 const GUESS_PERIOD: u32 = 16;
+/// How often guesses are right at first.
+const RIGHT_FIRST: f32 = 0.7;
+/// Weight of one guess in how often they are right.
+const RIGHT_WEIGHT: f32 = 0.03;
+/// A gain below this is not worth a guess.
+const GAIN_MIN: f32 = 1.03;
+/// A step without guesses must have been measured so often before a draft model guesses: the first is often longer than the others.
+const PLAIN_MIN: usize = 2;
 /// Most rows of a step in which something is guessed.
 const ROWS_MAX: u32 = 16;
 
@@ -53,7 +62,9 @@ pub struct Speeds {
     /// Tokens generated in a second, over the whole batch.
     decode: f32,
     /// Seconds that a step takes in which nothing but generating happens, without guesses.
-    decode_step: ByCount,
+    decode_step: Means,
+    /// The same, without what disturbed some of them: what guesses of a draft model are compared with.
+    undisturbed: Quick,
     /// What a guess adds to such a step, as a share of it.
     guess: f32,
     /// How often a guess is right whose predecessors were.
@@ -63,32 +74,28 @@ pub struct Speeds {
     draft: DraftSpeed,
 }
 
-/// Something measured for each number of sequences that generate; 0 while unknown.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct ByCount([f32; Self::COUNT_MAX]);
+/// How often a guess is right whose predecessors were: a mean over the latest.
+#[derive(Debug, Clone, Copy)]
+struct Rightness(f32);
 
-impl ByCount {
-    /// From so many on they are taken for as many.
-    const COUNT_MAX: usize = 32;
+impl Default for Rightness {
+    fn default() -> Self {
+        Self(RIGHT_FIRST)
+    }
+}
 
-    fn place(n_generating: usize) -> usize {
-        n_generating.clamp(1, Self::COUNT_MAX) - 1
+impl Rightness {
+    /// Of so many guesses that were judged so many were right.
+    fn on_guesses(&mut self, n_right: u32, n_judged: u32) {
+        if n_judged > 0 {
+            let weight = 1.0 - (1.0 - RIGHT_WEIGHT).powi(n_judged as i32);
+            self.0 += weight * (n_right as f32 / n_judged as f32 - self.0);
+        }
     }
 
-    /// What was measured with exactly so many.
-    pub(super) fn exactly(&self, n_generating: usize) -> f32 {
-        self.0[Self::place(n_generating)]
-    }
-
-    /// The same, or else with the next fewer, or else with the next more.
-    pub(super) fn get(&self, n_generating: usize) -> f32 {
-        let (fewer, more) = self.0.split_at(Self::place(n_generating) + 1);
-        let known = |of: &&f32| **of > 0.0;
-        fewer.iter().rev().find(known).or_else(|| more.iter().find(known)).copied().unwrap_or(0.0)
-    }
-
-    pub(super) fn blend(&mut self, n_generating: usize, measured: f32) {
-        blend(&mut self.0[Self::place(n_generating)], measured);
+    /// As a share of all guesses.
+    fn share(self) -> f32 {
+        self.0
     }
 }
 
@@ -115,28 +122,33 @@ impl Speeds {
             if others > 0.0 {
                 self.on_prompt_token(reading / did.n_prompt as f32);
             }
-            self.draft.on_other_step();
             return;
         }
         self.n_decodes = self.n_decodes.wrapping_add(1);
         blend(&mut self.decode, did.n_sampled as f32 / seconds);
         self.right.on_guesses(did.n_right, did.n_judged);
-        let added = (plain > 0.0).then(|| seconds / plain - 1.0);
-        match (did.n_guessed, did.drafted.n_wanted) {
-            (0, 0) => self.decode_step.blend(n_generating, seconds),
-            (n, 0) => {
-                if let Some(added) = added {
-                    blend(&mut self.guess, (added / n as f32).max(f32::EPSILON));
-                }
-            }
-            (_, _) => {} // the draft's own measurement
+        let Did { n_guessed, drafted, .. } = did;
+        let of_model = (seconds - drafted.seconds).max(f32::EPSILON);
+        if n_guessed + drafted.n_rows == 0 {
+            self.decode_step.blend(n_generating, of_model);
+            self.undisturbed.push(n_generating, of_model);
+        } else if plain > 0.0 && n_guessed > 0 && drafted.n_rows == 0 {
+            blend(&mut self.guess, ((of_model / plain - 1.0) / n_guessed as f32).max(f32::EPSILON));
         }
-        self.draft.on_step(did.drafted, n_generating, added.filter(|_| did.n_guessed == 0));
+        let undisturbed = self.undisturbed.get(n_generating);
+        let alone = (undisturbed > 0.0 && n_guessed == 0).then_some(undisturbed);
+        self.draft.on_step(drafted, n_generating, alone, of_model);
     }
 
-    /// How many tokens a draft model may guess for each of `n_generating` sequences, `max` at most.
-    pub(super) fn drafts(&self, n_generating: usize, max: u32) -> u32 {
-        if self.decode_step.exactly(n_generating) == 0.0 { 0 } else { self.draft.length(n_generating, max) }
+    /// How often a draft model's guesses are right for a sequence.
+    pub(super) fn drafts_right(&self, own: Record) -> f32 {
+        self.draft.right(own)
+    }
+
+    /// What a draft model may do for each of the `candidates`, of `n_generating` sequences: guess `max` tokens at most.
+    pub(super) fn drafts(&mut self, n_generating: usize, candidates: &[Candidate], max: u32) -> Vec<Ration> {
+        let is_known = self.undisturbed.n_measured(n_generating) >= PLAIN_MIN;
+        self.draft.rations(n_generating, self.undisturbed.get(n_generating), candidates, if is_known { max } else { 0 })
     }
 
     /// A prompt token was seen to cost so many seconds beside those who generate.
@@ -177,8 +189,24 @@ impl Speeds {
     }
 }
 
+/// The length with which most tokens come in a time: of `n` guesses, each right with probability `right` if those before it were, a step gives
+/// `1 + right + ... + right^n` tokens, and takes `1 + n * cost` as long.
+fn best_length(cost: f32, right: f32, max: u32) -> u32 {
+    let (mut best, mut best_gain) = (0, GAIN_MIN);
+    let (mut tokens, mut all_right) = (1.0, 1.0);
+    for n in 1..=max {
+        all_right *= right;
+        tokens += all_right;
+        let gain = tokens / (1.0 + n as f32 * cost);
+        if gain > best_gain {
+            (best, best_gain) = (n, gain);
+        }
+    }
+    best
+}
+
 /// Moves a mean towards what was measured; the first measurement is taken as it is.
-fn blend(speed: &mut f32, measured: f32) {
+pub(super) fn blend(speed: &mut f32, measured: f32) {
     *speed = if *speed == 0.0 { measured } else { *speed + WEIGHT * (measured - *speed) };
 }
 
@@ -190,6 +218,12 @@ mod tests {
 
     fn decoded(n_generating: u32) -> Did {
         Did { n_generating, n_sampled: n_generating, ..Did::default() }
+    }
+
+    #[test]
+    fn cheap_right_guesses_become_many_and_dear_or_wrong_ones_none() {
+        let lengths = [(0.05, 0.95), (0.05, 0.5), (0.5, 0.8), (0.9, 0.8), (0.05, 0.05)].map(|(cost, right)| best_length(cost, right, 8));
+        assert_eq!(lengths, [8, 3, 2, 0, 0]);
     }
 
     #[test]

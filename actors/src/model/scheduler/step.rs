@@ -1,6 +1,7 @@
 //! What the next step computes.
 
-use super::{Member, Scheduler};
+use super::draft::{Candidate, Ration};
+use super::{Entry, Member, Scheduler};
 
 impl<T> Scheduler<T> {
     /// Those that generate come first, each with all that it has to compute; then prompts, in chunks, as far as the step has room for them, so that
@@ -36,24 +37,50 @@ impl<T> Scheduler<T> {
     /// a draft model may guess, unless a prompt is being read. Nobody is preempted for a guess. Gives their number.
     fn guess(&mut self, members: &[Member]) -> u32 {
         let room = self.speeds.guesses(members.len()).min(self.limits.guesses_max);
-        let is_reading = self.running.iter().any(|entry| entry.sequence.is_prefilling() && entry.sequence.pending() > 0);
-        let drafts = if is_reading { 0 } else { self.speeds.drafts(members.len(), self.limits.drafts_max) };
-        let (mut n_guesses, mut n_drafts) = (0, 0);
+        let (mut n_guesses, mut without) = (0, Vec::new());
         for (i, Member { place, .. }) in members.iter().enumerate() {
             let share = (room - n_guesses).div_ceil((members.len() - i) as u32);
-            let sequence = &mut self.running[*place].sequence;
-            let n_found = sequence.guess(share);
-            let n = if n_found == 0 { sequence.let_draft(drafts) } else { n_found };
-            let wanted = sequence.n_known() + n;
-            let has_room = self.extend(*place, wanted);
-            let sequence = &mut self.running[*place].sequence;
-            if !has_room {
-                sequence.keep_guesses(sequence.table().blocks().len() as u32 * self.limits.block_len - sequence.n_known());
+            if self.running[*place].sequence.guess(share) == 0 {
+                without.push(*place);
             }
-            n_drafts += sequence.n_draft();
-            n_guesses += sequence.n_guesses() - sequence.n_draft();
+            n_guesses += self.give_room_to_guesses(*place);
         }
-        n_guesses + n_drafts
+        n_guesses + self.draft(members.len(), &without)
+    }
+
+    /// Lets a draft model guess for those at these `places`, of `n_generating`. Gives the number of guesses.
+    fn draft(&mut self, n_generating: usize, places: &[usize]) -> u32 {
+        let is_reading = self.running.iter().any(|entry| entry.sequence.is_prefilling() && entry.sequence.pending() > 0);
+        if is_reading || self.limits.drafts_max == 0 {
+            return 0;
+        }
+        let candidates: Vec<Candidate> = places.iter().map(|place| self.candidate(&self.running[*place])).collect();
+        let rations = self.speeds.drafts(n_generating, &candidates, self.limits.drafts_max);
+        let mut n_guesses = 0;
+        for (place, Ration { n, n_read }) in places.iter().zip(rations) {
+            self.running[*place].sequence.let_draft(n, n_read);
+            n_guesses += self.give_room_to_guesses(*place);
+        }
+        n_guesses
+    }
+
+    /// An answer is expected to become as long as others; one that is longer already, by half as much again.
+    fn candidate(&self, entry: &Entry<T>) -> Candidate {
+        let n_sampled = entry.sequence.n_sampled() as f32;
+        let n_left = (self.answers.mean() - n_sampled).max(0.5 * n_sampled).min((entry.sequence.n_max() - entry.sequence.n_known()) as f32);
+        Candidate { right: self.speeds.drafts_right(entry.right), n_unread: entry.n_unread, n_left }
+    }
+
+    /// Extends a sequence's blocks for its guesses; those for which there is no room are dropped. Gives the number of the others.
+    fn give_room_to_guesses(&mut self, place: usize) -> u32 {
+        let sequence = &self.running[place].sequence;
+        let wanted = sequence.n_known() + sequence.n_guesses();
+        let has_room = self.extend(place, wanted);
+        let sequence = &mut self.running[place].sequence;
+        if !has_room {
+            sequence.keep_guesses(sequence.table().blocks().len() as u32 * self.limits.block_len - sequence.n_known());
+        }
+        sequence.n_guesses()
     }
 }
 
