@@ -11,7 +11,7 @@ use super::{Entry, Scheduler};
 /// Answers that are remembered.
 const N_REMEMBERED: usize = 64;
 /// What an answer is taken to need while none has ended, in tokens.
-const UNKNOWN: u32 = 256;
+pub(super) const UNKNOWN: u32 = 256;
 
 /// How long answers were lately.
 #[derive(Debug, Clone, Default)]

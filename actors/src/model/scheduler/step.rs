@@ -1,6 +1,7 @@
 //! What the next step computes.
 
 use super::draft::{Candidate, Ration};
+use super::promise::UNKNOWN;
 use super::{Entry, Member, Scheduler};
 
 impl<T> Scheduler<T> {
@@ -67,7 +68,8 @@ impl<T> Scheduler<T> {
     /// An answer is expected to become as long as others; one that is longer already, by half as much again.
     fn candidate(&self, entry: &Entry<T>) -> Candidate {
         let n_sampled = entry.sequence.n_sampled() as f32;
-        let n_left = (self.answers.mean() - n_sampled).max(0.5 * n_sampled).min((entry.sequence.n_max() - entry.sequence.n_known()) as f32);
+        let mean = self.answers.mean().unwrap_or(UNKNOWN as f32);
+        let n_left = (mean - n_sampled).max(0.5 * n_sampled).min((entry.sequence.n_max() - entry.sequence.n_known()) as f32);
         Candidate { right: self.speeds.drafts_right(entry.right), n_unread: entry.n_unread, n_left }
     }
 
