@@ -19,7 +19,7 @@ use crate::constraint::response_format;
 use crate::failure::Failure;
 use crate::params::{self, SamplingFields};
 use crate::thinking::{self, TemplateKwargs};
-use crate::wire::{TextOr, json_text};
+use crate::wire::{Object, TextOr, json_text};
 
 /// What stands between two text blocks that become one text: blocks are paragraphs, not pieces of a sentence.
 const BETWEEN_BLOCKS: &str = "\n\n";
@@ -29,17 +29,19 @@ const TRANSPORT_NOISE: &str = "x-anthropic-billing-header:";
 #[derive(Debug, Deserialize)]
 struct MessageBody {
     model: Option<String>,
-    system: Option<TextOr<Block>>,
-    messages: Option<Vec<WireMessage>>,
-    tools: Option<Vec<WireTool>>,
-    tool_choice: Option<WireToolChoice>,
+    system: Option<TextOr<Object<Block>>>,
+    messages: Option<Vec<Object<WireMessage>>>,
+    tools: Option<Vec<Object<WireTool>>>,
+    tool_choice: Option<Object<WireToolChoice>>,
     max_tokens: Option<i64>,
     stop_sequences: Option<Vec<String>>,
     stream: Option<bool>,
-    thinking: Option<WireThinking>,
-    output_config: Option<WireOutput>,
+    thinking: Option<Object<WireThinking>>,
+    output_config: Option<Object<WireOutput>>,
     /// The earlier place of `output_config.format`.
     output_format: Option<Value>,
+    /// Servers whose tools the vendor would call.
+    mcp_servers: Option<Vec<Value>>,
 }
 
 /// A budget in tokens is not kept: `max_tokens` limits thoughts and answer together.
@@ -58,7 +60,7 @@ struct WireOutput {
 #[derive(Debug, Deserialize)]
 struct WireMessage {
     role: Option<String>,
-    content: Option<TextOr<Block>>,
+    content: Option<TextOr<Object<Block>>>,
 }
 
 /// A content block of any type; which fields count depends on it.
@@ -73,7 +75,7 @@ struct Block {
     input: Option<Value>,
     tool_use_id: Option<String>,
     tool_name: Option<String>,
-    content: Option<TextOr<Block>>,
+    content: Option<TextOr<Object<Block>>>,
     source: Option<Value>,
 }
 
@@ -98,6 +100,10 @@ pub(crate) fn count(json: &[u8]) -> Result<GenerateRequest, Failure> {
 /// The request, and the field that constrains its answer.
 fn translate(sampling: SamplingFields, body: MessageBody) -> Result<(GenerateRequest, &'static str), RequestError> {
     let model = params::model(body.model)?;
+    if body.mcp_servers.is_some_and(|servers| !servers.is_empty()) {
+        let message = "mcp_servers asks for tools that the server calls itself, and this one calls none; leave it out, and offer the tools of those servers in tools";
+        return Err(RequestError::invalid("mcp_servers", message));
+    }
     let mut tools = tools::tools(body.tools.unwrap_or_default())?;
     let (tool_choice, single_tool_call) = tools::choose(body.tool_choice, &mut tools)?;
     let turns = body.messages.unwrap_or_default();
@@ -106,10 +112,10 @@ fn translate(sampling: SamplingFields, body: MessageBody) -> Result<(GenerateReq
     }
     params::at_most("messages", turns.len(), params::MESSAGES_MAX)?;
     let mut messages: Vec<Message> = system(body.system)?.into_iter().collect();
-    for (index, turn) in turns.into_iter().enumerate() {
+    for (index, Object(turn)) in turns.into_iter().enumerate() {
         push_turn(&mut messages, index, turn)?;
     }
-    let (effort, format) = body.output_config.map_or((None, None), |output| (output.effort, output.format));
+    let (effort, format) = body.output_config.map_or((None, None), |Object(output)| (output.effort, output.format));
     let (constraint_field, constraint) = constraint(format, body.output_format)?;
     params::choice_is_possible("tool_choice", &tool_choice, &tools, constraint.as_ref())?;
     let template_kwargs = template_kwargs(body.thinking, effort)?;
@@ -139,8 +145,8 @@ fn constraint(format: Option<Value>, earlier: Option<Value>) -> Result<(&'static
 }
 
 /// Without a word on it the model thinks as its template has it by default.
-fn template_kwargs(thinking: Option<WireThinking>, effort: Option<String>) -> Result<TemplateKwargs, RequestError> {
-    let mut kwargs = match thinking.and_then(|thinking| thinking.kind).as_deref() {
+fn template_kwargs(thinking: Option<Object<WireThinking>>, effort: Option<String>) -> Result<TemplateKwargs, RequestError> {
+    let mut kwargs = match thinking.and_then(|Object(thinking)| thinking.kind).as_deref() {
         None => TemplateKwargs::new(),
         Some("enabled" | "adaptive") => thinking::switched(true),
         Some("disabled") => thinking::switched(false),
@@ -155,12 +161,12 @@ fn template_kwargs(thinking: Option<WireThinking>, effort: Option<String>) -> Re
     Ok(kwargs)
 }
 
-fn system(system: Option<TextOr<Block>>) -> Result<Option<Message>, RequestError> {
+fn system(system: Option<TextOr<Object<Block>>>) -> Result<Option<Message>, RequestError> {
     let text = match system {
         None => return Ok(None),
         Some(TextOr::Text(text)) => text,
         Some(TextOr::Many(mut blocks)) => {
-            blocks.retain(|block| !block.text.as_deref().is_some_and(|text| text.starts_with(TRANSPORT_NOISE)));
+            blocks.retain(|Object(block)| !block.text.as_deref().is_some_and(|text| text.starts_with(TRANSPORT_NOISE)));
             if blocks.is_empty() {
                 return Ok(None);
             }
@@ -205,12 +211,12 @@ struct Turn {
 }
 
 impl Turn {
-    fn read(at: &str, content: TextOr<Block>) -> Result<Self, RequestError> {
+    fn read(at: &str, content: TextOr<Object<Block>>) -> Result<Self, RequestError> {
         let mut turn = Self::default();
         match content {
             TextOr::Text(text) => turn.texts.push(text),
             TextOr::Many(blocks) => {
-                for (index, block) in blocks.into_iter().enumerate() {
+                for (index, Object(block)) in blocks.into_iter().enumerate() {
                     turn.push(&format!("{at}[{index}]"), block)?;
                 }
             }
@@ -356,10 +362,10 @@ mod tests {
     }
 
     #[test]
-    fn tools_of_either_shape_are_passed_on_and_the_vendors_own_are_ignored() {
+    fn tools_of_either_shape_are_passed_on_and_those_that_find_others_are_left_out() {
         // CX-73
         let chat = chat_of(&format!(
-            r#""tools":[{{"name":"a","description":"d","input_schema":{{"type":"object"}}}},{{"type":"web_search_20250305","name":"web_search"}},
+            r#""tools":[{{"name":"a","description":"d","input_schema":{{"type":"object"}}}},{{"type":"tool_search_tool_regex_20251119","name":"tool_search_tool_regex"}},
                 {{"type":"function","function":{{"name":"b","parameters":{{"type":"object"}}}}}},{{"type":"custom","name":"c","input_schema":{{}}}}],
                 "tool_choice":{{"type":"auto"}},{HI}"#
         ));
@@ -378,6 +384,21 @@ mod tests {
             let refusal = refusal_of(&format!(r#""tools":[{tool}],{HI}"#)).to_string();
             assert!(refusal.starts_with(expected), "{refusal}");
         }
+    }
+
+    #[test]
+    fn the_vendors_own_tools_are_refused_by_name() {
+        let own =
+            [("bash_20250124", "bash"), ("text_editor_20250728", "str_replace_based_edit_tool"), ("web_search_20250305", "web_search")];
+        for (kind, name) in own {
+            let tools = format!(r#"{{"name":"a","input_schema":{{}}}},{{"type":"{kind}","name":"{name}"}}"#);
+            let refusal = refusal_of(&format!(r#""tools":[{tools}],{HI}"#));
+            let expected = format!("tools[1].type is \"{kind}\"; it must be \"custom\": the tools of the vendor are known to");
+            assert!(refusal.to_string().starts_with(&expected), "{refusal}");
+        }
+        let refusal = refusal_of(&format!(r#""mcp_servers":[{{"type":"url","url":"https://example.org","name":"s"}}],{HI}"#)).to_string();
+        assert!(refusal.starts_with("mcp_servers asks for tools that the server calls itself"), "{refusal}");
+        assert_eq!(chat_of(&format!(r#""mcp_servers":[],{HI}"#)).tools, []);
     }
 
     #[test]

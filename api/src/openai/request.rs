@@ -1,7 +1,7 @@
 //! A chat completion's JSON to an [`Order`].
 //!
 //! What this server cannot do is refused by name if it would change the answer, and accepted where it changes nothing. Fields that nobody
-//! here knows are ignored, as are tools of types that only the vendor's own servers can run.
+//! here knows are ignored.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::constraint::ConstraintFields;
 use crate::failure::Failure;
 use crate::params::{self, SamplingFields};
 use crate::thinking::{self, TemplateKwargs};
-use crate::wire::{TextOr, json_text};
+use crate::wire::{Object, TextOr, json_text};
 
 /// How the client wants its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,14 +27,13 @@ pub(crate) struct ReplyOptions {
 }
 
 impl ReplyOptions {
-    pub(crate) fn new(stream: Option<bool>, options: Option<StreamOptions>) -> Self {
-        let include_usage = options.and_then(|options| options.include_usage).unwrap_or(false);
+    pub(crate) fn new(stream: Option<bool>, options: Option<Object<StreamOptions>>) -> Self {
+        let include_usage = options.and_then(|Object(options)| options.include_usage).unwrap_or(false);
         Self { stream: stream.unwrap_or(false), include_usage }
     }
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(expecting = "an object such as {\"include_usage\": true}")]
 pub(crate) struct StreamOptions {
     include_usage: Option<bool>,
 }
@@ -42,10 +41,10 @@ pub(crate) struct StreamOptions {
 #[derive(Debug, Deserialize)]
 struct ChatBody {
     model: Option<String>,
-    messages: Option<Vec<WireMessage>>,
-    tools: Option<Vec<WireTool>>,
+    messages: Option<Vec<Object<WireMessage>>>,
+    tools: Option<Vec<Object<WireTool>>>,
     /// The older spelling of `tools`.
-    functions: Option<Vec<WireFunction>>,
+    functions: Option<Vec<Object<WireFunction>>>,
     tool_choice: Option<Value>,
     /// The older spelling of `tool_choice`.
     function_call: Option<Value>,
@@ -53,7 +52,7 @@ struct ChatBody {
     max_completion_tokens: Option<i64>,
     stop: Option<TextOr<String>>,
     stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
+    stream_options: Option<Object<StreamOptions>>,
     chat_template_kwargs: Option<BTreeMap<String, Value>>,
     reasoning_effort: Option<String>,
     parallel_tool_calls: Option<bool>,
@@ -66,12 +65,12 @@ struct ChatBody {
 #[derive(Debug, Deserialize)]
 struct WireMessage {
     role: Option<String>,
-    content: Option<TextOr<Part>>,
+    content: Option<TextOr<Object<Part>>>,
     name: Option<String>,
-    tool_calls: Option<Vec<WireToolCall>>,
+    tool_calls: Option<Vec<Object<WireToolCall>>>,
     tool_call_id: Option<String>,
     /// The older spelling of one tool call.
-    function_call: Option<WireCall>,
+    function_call: Option<Object<WireCall>>,
     /// What the model thought: two spellings, and some clients send an object in the second.
     reasoning_content: Option<Value>,
     reasoning: Option<Value>,
@@ -88,7 +87,7 @@ struct Part {
 #[derive(Debug, Deserialize)]
 struct WireToolCall {
     id: Option<String>,
-    function: Option<WireCall>,
+    function: Option<Object<WireCall>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -152,12 +151,12 @@ fn translate(sampling: SamplingFields, constraint: ConstraintFields, body: ChatB
     Ok((order, ReplyOptions::new(body.stream, body.stream_options)))
 }
 
-fn messages(messages: Vec<WireMessage>) -> Result<Vec<Message>, RequestError> {
+fn messages(messages: Vec<Object<WireMessage>>) -> Result<Vec<Message>, RequestError> {
     if messages.is_empty() {
         return Err(RequestError::invalid("messages", "messages is empty; send at least one"));
     }
     params::at_most("messages", messages.len(), params::MESSAGES_MAX)?;
-    messages.into_iter().enumerate().map(|(index, message)| turn(index, message)).collect()
+    messages.into_iter().enumerate().map(|(index, Object(message))| turn(index, message)).collect()
 }
 
 fn turn(index: usize, message: WireMessage) -> Result<Message, RequestError> {
@@ -179,8 +178,8 @@ fn turn(index: usize, message: WireMessage) -> Result<Message, RequestError> {
         Some(TextOr::Text(text)) => text,
         Some(TextOr::Many(parts)) => text_of(&at, parts)?,
     };
-    let calls = message.tool_calls.unwrap_or_default().into_iter().map(|call| (call.id, call.function));
-    let older_call = message.function_call.map(|call| (call.name.clone(), Some(call)));
+    let calls = message.tool_calls.unwrap_or_default().into_iter().map(|Object(call)| (call.id, call.function));
+    let older_call = message.function_call.map(|call| (call.0.name.clone(), Some(call)));
     let tool_calls = calls.chain(older_call).enumerate().map(|(call_index, (id, call))| {
         let missing = |what: &str| {
             RequestError::invalid(
@@ -188,7 +187,7 @@ fn turn(index: usize, message: WireMessage) -> Result<Message, RequestError> {
                 format!("{at}.tool_calls[{call_index}].{what} is missing; send back the call as it came"),
             )
         };
-        let call = call.ok_or_else(|| missing("function"))?;
+        let Object(call) = call.ok_or_else(|| missing("function"))?;
         Ok(ToolCall {
             id: id.unwrap_or_default(),
             name: call.name.filter(|name| !name.is_empty()).ok_or_else(|| missing("function.name"))?,
@@ -210,9 +209,9 @@ fn turn(index: usize, message: WireMessage) -> Result<Message, RequestError> {
 }
 
 /// The text parts, joined as they are (CX-77): a client that wants a line between them sends it.
-fn text_of(at: &str, parts: Vec<Part>) -> Result<String, RequestError> {
+fn text_of(at: &str, parts: Vec<Object<Part>>) -> Result<String, RequestError> {
     let mut text = String::new();
-    for (index, part) in parts.into_iter().enumerate() {
+    for (index, Object(part)) in parts.into_iter().enumerate() {
         match part.kind.as_deref() {
             Some("text" | "input_text" | "output_text") | None => match part.text {
                 Some(more) => text.push_str(&more),
@@ -331,15 +330,17 @@ mod tests {
     }
 
     #[test]
-    fn tools_of_unknown_types_are_ignored_and_schemas_are_kept() {
+    fn schemas_of_tools_are_kept() {
         let schema =
             r#"{"type":"object","properties":{"n":{"type":"integer","maximum":9007199254740991,"exclusiveMinimum":0}},"$schema":"s"}"#;
         let chat = chat_with(&format!(
-            r#""tools":[{{"type":"web_search"}},{{"type":"function","function":{{"name":"f","description":"d","parameters":{schema}}}}},
-                {{"type":"namespace","name":"n","tools":[]}},{{"type":"function","function":{{"name":"g"}}}}]"#
+            r#""tools":[{{"type":"function","function":{{"name":"f","description":"d","parameters":{schema}}}}},
+                {{"type":"function","name":"g"}}],"functions":[{{"name":"h"}}]"#
         ));
         let f = Tool { name: "f".to_owned(), description: Some("d".to_owned()), parameters: Some(schema.to_owned()) };
-        assert_eq!(chat.tools, [f, Tool { name: "g".to_owned(), description: None, parameters: None }]);
+        let bare = |name: &str| Tool { name: name.to_owned(), description: None, parameters: None };
+        assert_eq!(chat.tools, [f, bare("g"), bare("h")]);
+        assert_eq!(param_of(read(r#""tools":[{"type":"web_search"}]"#)).as_deref(), Some("tools[0].type"));
     }
 
     #[test]
@@ -353,7 +354,6 @@ mod tests {
         assert_eq!(named.tool_choice, ToolChoice::Named("f".to_owned()));
         for impossible in [
             r#""tool_choice":"required""#.to_owned(),
-            r#""tool_choice":"required","tools":[{"type":"web_search"}]"#.to_owned(),
             format!(r#"{tools},"tool_choice":{{"type":"function","function":{{"name":"g"}}}}"#),
             format!(r#"{tools},"tool_choice":"required","response_format":{{"type":"json_object"}}"#),
         ] {
