@@ -313,6 +313,7 @@ impl Codec {
         let answering = Answering {
             tools,
             single_call: chat.single_tool_call || matches!(chat.tool_choice, ToolChoice::Named(_)),
+            forced: matches!(chat.tool_choice, ToolChoice::Required | ToolChoice::Named(_)),
             in_reasoning: self.prompt_opens_reasoning(prompt),
             key: answer::answer_key(seed, prompt),
         };

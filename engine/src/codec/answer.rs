@@ -44,6 +44,8 @@ pub(super) struct Answering {
     pub(super) tools: Vec<Tool>,
     /// The answer ends with its first call.
     pub(super) single_call: bool,
+    /// Nothing but calls may follow the reasoning, so that what is cut off before one has begun is its mark, not text.
+    pub(super) forced: bool,
     /// The prompt has opened the reasoning already.
     pub(super) in_reasoning: bool,
     /// Makes the ids of calls: see [`answer_key`].
@@ -150,6 +152,7 @@ impl AnswerParser {
             let rest = std::mem::take(&mut self.buffer);
             match self.state {
                 State::Reasoning => self.reasoning(&rest, true),
+                _ if end == End::Cut && self.answering.forced => self.space.clear(),
                 _ => self.content(&rest, true),
             }
         }
