@@ -5,6 +5,7 @@
 
 mod answer;
 mod bpe;
+mod continued;
 mod gguf_tokenizer;
 mod python;
 #[cfg(test)]
@@ -317,6 +318,7 @@ impl Codec {
             in_reasoning: self.prompt_opens_reasoning(prompt),
             key: answer::answer_key(seed, prompt),
         };
+        let decoder = if chat.continues { decoder.within_text() } else { decoder };
         decoder.with_format(&self.format, answering)
     }
 
@@ -349,7 +351,8 @@ impl Codec {
         };
         let in_reasoning = self.prompt_opens_reasoning(prompt);
         let off = |name: &str| chat.template_kwargs.get(name).is_some_and(|value| value == "false");
-        let thinks = self.format.thinks() && !off("enable_thinking") && !off("thinking");
+        // Who is in the midst of a text does not think first.
+        let thinks = self.format.thinks() && !chat.continues && !off("enable_thinking") && !off("thinking");
         let plain = !thinks && !in_reasoning && !self.format.is_harmony();
         if tools.is_empty() && (constraint.is_none() || plain) {
             return Ok(constraint.cloned());

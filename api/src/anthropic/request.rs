@@ -6,6 +6,7 @@
 //!   with every request: passed on, it would keep any prompt from being found in the prefix cache. It alone is dropped.
 //! * Turns of the role `system` between the others stay where they are.
 //! * `tool_result` blocks become tool messages, before the text of the same turn, as templates expect them right after the call.
+//! * A last turn of the role `assistant` is not over: the answer goes on where its text ends. One that says nothing is left out.
 //! * `thinking` becomes the turn's reasoning, whatever its signature; `redacted_thinking` can be read by the vendor alone and is dropped.
 
 use plexus_types::{Chat, Constraint, GenerateRequest, Message, Prompt, RequestError, Role, ToolCall};
@@ -112,12 +113,19 @@ fn translate(sampling: SamplingFields, body: MessageBody) -> Result<(GenerateReq
     }
     params::at_most("messages", turns.len(), params::MESSAGES_MAX)?;
     let mut messages: Vec<Message> = system(body.system)?.into_iter().collect();
+    let last = turns.len() - 1;
     for (index, Object(turn)) in turns.into_iter().enumerate() {
         push_turn(&mut messages, index, turn)?;
     }
+    let continues = continues(&mut messages, last)?;
     let (effort, format) = body.output_config.map_or((None, None), |Object(output)| (output.effort, output.format));
     let (constraint_field, constraint) = constraint(format, body.output_format)?;
     params::choice_is_possible("tool_choice", &tool_choice, &tools, constraint.as_ref())?;
+    if continues && constraint.is_some() {
+        let message =
+            format!("{constraint_field} is given, but messages[{last}] has begun the answer; end with a turn of the user, or leave it out");
+        return Err(RequestError::invalid(constraint_field, message));
+    }
     let template_kwargs = template_kwargs(body.thinking, effort)?;
     let sampling = sampling.check()?;
     let max_tokens = params::max_tokens("max_tokens", body.max_tokens)?;
@@ -125,7 +133,7 @@ fn translate(sampling: SamplingFields, body: MessageBody) -> Result<(GenerateReq
     let request = GenerateRequest {
         principal: None,
         model,
-        prompt: Prompt::Chat(Chat { messages, tools, tool_choice, single_tool_call, template_kwargs }),
+        prompt: Prompt::Chat(Chat { messages, tools, tool_choice, single_tool_call, template_kwargs, continues }),
         sampling,
         max_tokens,
         stop: params::stop("stop_sequences", body.stop_sequences.map(TextOr::Many))?,
@@ -133,6 +141,25 @@ fn translate(sampling: SamplingFields, body: MessageBody) -> Result<(GenerateReq
         logprobs: None,
     };
     Ok((request, constraint_field))
+}
+
+/// Does the answer go on from the last message, the client's `messages[last]`?
+///
+/// Errors: it calls tools, and nothing but their results can follow.
+fn continues(messages: &mut Vec<Message>, last: usize) -> Result<bool, RequestError> {
+    let Some(turn) = messages.last().filter(|turn| turn.role == Role::Assistant) else { return Ok(false) };
+    if !turn.tool_calls.is_empty() {
+        let at = format!("messages[{last}].content");
+        return Err(RequestError::invalid(
+            &at,
+            format!("{at} calls tools and nothing follows; send their tool_result blocks in a turn of the user"),
+        ));
+    }
+    let says = !turn.content.is_empty() || turn.reasoning.is_some();
+    if !says && messages.len() > 1 {
+        messages.pop();
+    }
+    Ok(says)
 }
 
 fn constraint(format: Option<Value>, earlier: Option<Value>) -> Result<(&'static str, Option<Constraint>), RequestError> {
@@ -359,6 +386,23 @@ mod tests {
             (Role::Tool, Some("t3"), ""),
         ];
         assert_eq!(rest, expected);
+    }
+
+    #[test]
+    fn an_answer_goes_on_from_a_last_turn_of_the_model() {
+        let turns = |last: &str| format!(r#""messages":[{{"role":"user","content":"hi"}},{last}]"#);
+        for content in [r#""Oslo is""#, r#"[{"type":"thinking","thinking":"hm"},{"type":"text","text":"Oslo is"}]"#] {
+            let chat = chat_of(&turns(&format!(r#"{{"role":"assistant","content":{content}}}"#)));
+            assert_eq!((chat.continues, chat.messages.len(), chat.messages[1].content.as_str()), (true, 2, "Oslo is"));
+        }
+        let empty = chat_of(&turns(r#"{"role":"assistant","content":""}"#));
+        assert_eq!((empty.continues, empty.messages), (false, vec![Message::text(Role::User, "hi")]));
+        assert!(!chat_of(HI).continues);
+        let called = refusal_of(&turns(r#"{"role":"assistant","content":[{"type":"tool_use","id":"t","name":"f","input":{}}]}"#));
+        assert!(called.to_string().starts_with("messages[1].content calls tools and nothing follows"), "{called}");
+        let format = r#""output_config":{"format":{"type":"json_schema","schema":{"type":"object"}}}"#;
+        let formed = refusal_of(&format!("{format},{}", turns(r#"{"role":"assistant","content":"{"}"#)));
+        assert!(formed.to_string().starts_with("output_config.format is given, but messages[1] has begun the answer"), "{formed}");
     }
 
     #[test]

@@ -60,6 +60,9 @@ struct ChatBody {
     logprobs: Option<bool>,
     top_logprobs: Option<i64>,
     modalities: Option<Vec<String>>,
+    /// The answer goes on where the last message ends, as vLLM spells it.
+    continue_final_message: Option<bool>,
+    add_generation_prompt: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -128,6 +131,9 @@ fn translate(sampling: SamplingFields, constraint: ConstraintFields, body: ChatB
     let max_tokens = params::max_tokens(limit_name, limit)?;
     params::min_below_max(&sampling, max_tokens)?;
     let mut template_kwargs = body.reasoning_effort.map_or_else(TemplateKwargs::new, |effort| thinking::of_effort(&effort));
+    if body.add_generation_prompt == Some(false) {
+        template_kwargs.insert("add_generation_prompt".to_owned(), false.to_string());
+    }
     // What the client says to the template itself goes before what its other fields mean.
     template_kwargs.extend(body.chat_template_kwargs.unwrap_or_default().into_iter().map(|(name, value)| (name, value.to_string())));
     let chat = Chat {
@@ -136,7 +142,17 @@ fn translate(sampling: SamplingFields, constraint: ConstraintFields, body: ChatB
         tool_choice,
         single_tool_call: body.parallel_tool_calls == Some(false),
         template_kwargs,
+        continues: body.continue_final_message.unwrap_or(false),
     };
+    if chat.continues && body.add_generation_prompt == Some(true) {
+        let message = "continue_final_message and add_generation_prompt are both true; send one of them: the answer goes on from the last message, or is a new one";
+        return Err(RequestError::invalid("continue_final_message", message));
+    }
+    if chat.continues && chat.messages.last().is_some_and(|last| last.role != Role::Assistant) {
+        let at = format!("messages[{}].role", chat.messages.len() - 1);
+        let role = chat.messages.last().map_or("missing", |last| last.role.as_str());
+        return Err(params::out_of_range(&at, format!("{role:?}"), "\"assistant\" where continue_final_message is true"));
+    }
     let request = GenerateRequest {
         principal: None,
         model,
@@ -421,6 +437,20 @@ mod tests {
         assert_eq!(kwargs(r#""reasoning_effort":"none""#), "enable_thinking=false thinking=false");
         let both = kwargs(r#""reasoning_effort":"low","chat_template_kwargs":{"enable_thinking":false}"#);
         assert_eq!(both, r#"enable_thinking=false reasoning_effort="low" thinking=true"#);
+    }
+
+    #[test]
+    fn an_answer_goes_on_from_the_last_message_only_if_the_client_says_so() {
+        let begun = r#""model":"m","messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"Oslo is"}]"#;
+        let kwarg = |chat: &Chat| chat.template_kwargs.get("add_generation_prompt").cloned();
+        let plain = chat_of(&format!("{{{begun}}}"));
+        assert_eq!((plain.continues, kwarg(&plain)), (false, None));
+        let said = chat_of(&format!(r#"{{{begun},"continue_final_message":true,"add_generation_prompt":false}}"#));
+        assert_eq!((said.continues, said.messages.len(), kwarg(&said).as_deref()), (true, 2, Some("false")));
+        assert!(chat_of(&format!(r#"{{{begun},"continue_final_message":true}}"#)).continues);
+        let both = read_whole(&format!(r#"{{{begun},"continue_final_message":true,"add_generation_prompt":true}}"#));
+        assert_eq!(param_of(both).as_deref(), Some("continue_final_message"));
+        assert_eq!(param_of(read(r#""continue_final_message":true"#)).as_deref(), Some("messages[0].role"));
     }
 
     #[test]
