@@ -19,7 +19,7 @@ use crate::body;
 use crate::constraint::response_format;
 use crate::failure::Failure;
 use crate::params::{self, SamplingFields};
-use crate::thinking::{self, TemplateKwargs};
+use crate::thinking::{self, TemplateKwargs, WireThinking};
 use crate::wire::{Object, TextOr, json_text};
 
 /// What stands between two text blocks that become one text: blocks are paragraphs, not pieces of a sentence.
@@ -43,13 +43,6 @@ struct MessageBody {
     output_format: Option<Value>,
     /// Servers whose tools the vendor would call.
     mcp_servers: Option<Vec<Value>>,
-}
-
-/// A budget in tokens is not kept: `max_tokens` limits thoughts and answer together.
-#[derive(Debug, Deserialize)]
-struct WireThinking {
-    #[serde(rename = "type")]
-    kind: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -173,16 +166,9 @@ fn constraint(format: Option<Value>, earlier: Option<Value>) -> Result<(&'static
 
 /// Without a word on it the model thinks as its template has it by default.
 fn template_kwargs(thinking: Option<Object<WireThinking>>, effort: Option<String>) -> Result<TemplateKwargs, RequestError> {
-    let mut kwargs = match thinking.and_then(|Object(thinking)| thinking.kind).as_deref() {
-        None => TemplateKwargs::new(),
-        Some("enabled" | "adaptive") => thinking::switched(true),
-        Some("disabled") => thinking::switched(false),
-        Some(kind) => {
-            let kind: String = kind.chars().take(80).collect();
-            return Err(params::out_of_range("thinking.type", format!("{kind:?}"), "one of \"enabled\", \"adaptive\", \"disabled\""));
-        }
-    };
+    let mut kwargs = thinking::of_switch(thinking)?;
     if let Some(effort) = effort {
+        thinking::check_effort("output_config.effort", &effort, &[])?;
         thinking::set_effort(&mut kwargs, &effort);
     }
     Ok(kwargs)
@@ -477,6 +463,8 @@ mod tests {
         assert_eq!(kwargs(r#""thinking":{"type":"disabled"},"#), "enable_thinking=false thinking=false");
         assert_eq!(kwargs(r#""thinking":{"type":"enabled","budget_tokens":1024},"#), "enable_thinking=true thinking=true");
         assert_eq!(kwargs(r#""output_config":{"effort":"high"},"#), r#"reasoning_effort="high""#);
+        let effort = refusal_of(&format!(r#""output_config":{{"effort":"hgih"}},{HI}"#)).to_string();
+        assert_eq!(effort, r#"output_config.effort is "hgih"; it must be one of "minimal", "low", "medium", "high", "xhigh", "max""#);
         assert_eq!(
             refusal_of(&format!(r#""thinking":{{"type":"deep"}},{HI}"#)).to_string().split(';').next(),
             Some("thinking.type is \"deep\"")

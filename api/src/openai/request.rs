@@ -16,7 +16,7 @@ use crate::body;
 use crate::constraint::ConstraintFields;
 use crate::failure::Failure;
 use crate::params::{self, SamplingFields};
-use crate::thinking::{self, TemplateKwargs};
+use crate::thinking::{self, TemplateKwargs, WireThinking};
 use crate::wire::{Object, TextOr, json_text};
 
 /// How the client wants its answer.
@@ -55,6 +55,7 @@ struct ChatBody {
     stream_options: Option<Object<StreamOptions>>,
     chat_template_kwargs: Option<BTreeMap<String, Value>>,
     reasoning_effort: Option<String>,
+    thinking: Option<Object<WireThinking>>,
     parallel_tool_calls: Option<bool>,
     n: Option<i64>,
     logprobs: Option<bool>,
@@ -130,7 +131,9 @@ fn translate(sampling: SamplingFields, constraint: ConstraintFields, body: ChatB
     let sampling = sampling.check()?;
     let max_tokens = params::max_tokens(limit_name, limit)?;
     params::min_below_max(&sampling, max_tokens)?;
-    let mut template_kwargs = body.reasoning_effort.map_or_else(TemplateKwargs::new, |effort| thinking::of_effort(&effort));
+    let effort = body.reasoning_effort.map(|effort| thinking::of_effort(&effort)).transpose()?;
+    let mut template_kwargs = effort.unwrap_or_else(TemplateKwargs::new);
+    template_kwargs.extend(thinking::of_switch(body.thinking)?);
     if body.add_generation_prompt == Some(false) {
         template_kwargs.insert("add_generation_prompt".to_owned(), false.to_string());
     }
@@ -435,6 +438,13 @@ mod tests {
         };
         assert_eq!(kwargs(r#""chat_template_kwargs":{"enable_thinking":false,"x":"y"}"#), r#"enable_thinking=false x="y""#);
         assert_eq!(kwargs(r#""reasoning_effort":"none""#), "enable_thinking=false thinking=false");
+        assert_eq!(kwargs(r#""thinking":{"type":"disabled"}"#), "enable_thinking=false thinking=false");
+        let switched = kwargs(r#""thinking":{"type":"enabled","budget_tokens":99},"reasoning_effort":"none""#);
+        assert_eq!(switched, "enable_thinking=true thinking=true");
+        assert_eq!(param_of(read(r#""thinking":{"type":"off"}"#)).as_deref(), Some("thinking.type"));
+        for bad in ["", "hgih"] {
+            assert_eq!(param_of(read(&format!(r#""reasoning_effort":"{bad}""#))).as_deref(), Some("reasoning_effort"));
+        }
         let both = kwargs(r#""reasoning_effort":"low","chat_template_kwargs":{"enable_thinking":false}"#);
         assert_eq!(both, r#"enable_thinking=false reasoning_effort="low" thinking=true"#);
     }
