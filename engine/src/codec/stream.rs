@@ -89,6 +89,11 @@ impl StreamDecoder {
         self.vocabulary.bytes_of(id)
     }
 
+    /// The name of a control token, as vocabularies spell it; nothing for any other.
+    pub fn control_name(&self, id: u32) -> Option<&str> {
+        self.vocabulary.control_text(id)
+    }
+
     /// Takes the next id. After the end nothing more is given.
     pub fn push(&mut self, id: u32) -> Decoded {
         if self.finished {
