@@ -108,6 +108,7 @@ mod tests {
             (r#"{"inner":[{"flag":"yes"}]}"#, "inner[0].flag", "inner[0].flag is \"yes\"; it must be true or false"),
             (r#"{"inner":[[1,true]]}"#, "inner[0]", "inner[0] is [1,true]; it must be an object"),
             (r#"{"inner":{}}"#, "inner", "inner is {}; it must be an array"),
+            (r#"{"inner":[{"n":1,"n":2}]}"#, "inner[0]", "inner[0] has the field `n` twice; send it once"),
         ] {
             let failure = parse::<Outer>(json.as_bytes()).unwrap_err();
             let Failure::Request(RequestError::Invalid { message, param }) = failure else { panic!("{failure:?}") };

@@ -186,7 +186,8 @@ fn a_forced_call_that_is_cut_off_before_its_name_says_nothing() {
     let prompt = files.codec.encode(&request.prompt).unwrap();
     let call = files.codec.encode(&Prompt::Text("<tool_call>\n{\"name\":".into())).unwrap();
     let mut decoder = files.codec.answer(&request, 7, &prompt);
-    let said: Vec<Delta> = call.iter().flat_map(|id| decoder.push(*id).deltas).chain(decoder.finish()).collect();
+    let mut said: Vec<Delta> = call.iter().flat_map(|id| decoder.push(*id).deltas).collect();
+    said.extend(decoder.finish());
     assert!(call.len() > 1 && said.is_empty(), "{said:?}");
 }
 

@@ -78,6 +78,9 @@ pub(crate) fn message(json: &[u8]) -> Result<(Order, bool), Failure> {
     let sampling: SamplingFields = body::parse(json)?;
     let body: MessageBody = body::parse(json)?;
     let stream = body.stream.unwrap_or(false);
+    if let Some(limit @ (..-1 | 0)) = body.max_tokens {
+        return Err(params::out_of_range("max_tokens", limit, "at least 1").into());
+    }
     if body.max_tokens.is_none() {
         let message = "max_tokens is missing; say how many tokens to generate at most (as many as fit are generated, if it is more)";
         return Err(RequestError::invalid("max_tokens", message).into());
@@ -95,7 +98,8 @@ pub(crate) fn count(json: &[u8]) -> Result<GenerateRequest, Failure> {
 fn translate(sampling: SamplingFields, body: MessageBody) -> Result<(GenerateRequest, &'static str), RequestError> {
     let model = params::model(body.model)?;
     if body.mcp_servers.is_some_and(|servers| !servers.is_empty()) {
-        let message = "mcp_servers asks for tools that the server calls itself, and this one calls none; leave it out, and offer the tools of those servers in tools";
+        let message = "mcp_servers asks for tools that the server calls itself, and this one calls none; leave it out, and offer the tools of \
+                       those servers in tools";
         return Err(RequestError::invalid("mcp_servers", message));
     }
     let mut tools = tools::tools(body.tools.unwrap_or_default())?;
@@ -487,6 +491,8 @@ mod tests {
             matches!(&failure, Failure::Request(RequestError::Invalid { param: Some(param), .. }) if param == "max_tokens"),
             "{failure:?}"
         );
+        let none = message(format!(r#"{{"model":"m","max_tokens":0,{HI}}}"#).as_bytes()).unwrap_err();
+        assert_eq!(none.to_string(), "max_tokens is 0; it must be at least 1");
         let (order, stream) = message(format!(r#"{{"model":"m","max_tokens":128000,"stream":true,{HI}}}"#).as_bytes()).unwrap();
         assert_eq!((order.prompts[0].max_tokens, stream), (Some(128_000), true));
         assert_eq!(count(format!(r#"{{"model":"m",{HI}}}"#).as_bytes()).unwrap().max_tokens, None);

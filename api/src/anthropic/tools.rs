@@ -76,7 +76,8 @@ pub(super) fn tools(tools: Vec<Object<WireTool>>) -> Result<Vec<Tool>, RequestEr
 fn own(at: &str, tool: WireTool) -> Result<Tool, RequestError> {
     let vendors = tool.kind.as_deref().filter(|kind| !matches!(*kind, "custom" | "function"));
     if let (Some(kind), None, None) = (vendors, &tool.function, &tool.input_schema) {
-        let remedy = "\"custom\": the tools of the vendor are known to its own models and servers alone; leave it out, or describe it by an input_schema";
+        let remedy = "\"custom\": the tools of the vendor are known to its own models and servers alone; leave it out, \
+                      or describe it by an input_schema";
         return Err(params::out_of_range(&format!("{at}.type"), short(&Value::from(kind)), remedy));
     }
     let is_openai = tool.function.is_some();

@@ -12,6 +12,10 @@ pub(super) fn refusal(json: &[u8], path: &Path, reason: &serde_json::Error) -> R
     let reason = without_place(&reason.to_string()).to_owned();
     let at_top = path.iter().next().is_none();
     let place = if at_top { "the body".to_owned() } else { path.to_string() };
+    if let Some(field) = reason.strip_prefix("duplicate field ") {
+        let message = format!("{place} has the field {field} twice; send it once");
+        return RequestError::Invalid { message, param: (!at_top).then_some(place) };
+    }
     let wanted = reason.rsplit_once(", expected ").map(|(_, wanted)| in_words(wanted));
     let message = match (wanted, found(json, path)) {
         (Some(wanted), Some(value)) => format!("{place} is {value}; it must be {wanted}"),

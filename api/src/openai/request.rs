@@ -112,9 +112,8 @@ fn translate(sampling: SamplingFields, constraint: ConstraintFields, body: ChatB
     let model = params::model(body.model)?;
     let n = params::choices(body.n, 1)?;
     if body.modalities.is_some_and(|modalities| modalities.iter().any(|modality| modality != "text")) {
-        return Err(RequestError::WrongModality {
-            message: "modalities asks for more than text; this server answers in text alone".to_owned(),
-        });
+        let message = "modalities asks for more than text; this server answers in text alone: send [\"text\"], or leave it out";
+        return Err(RequestError::WrongModality { message: message.to_owned() });
     }
     let (constraint_field, constraint) = constraint.check()?.unzip();
     let mut tools = tools::tools(body.tools.unwrap_or_default(), body.functions.unwrap_or_default())?;
@@ -132,7 +131,7 @@ fn translate(sampling: SamplingFields, constraint: ConstraintFields, body: ChatB
     let max_tokens = params::max_tokens(limit_name, limit)?;
     params::min_below_max(&sampling, max_tokens)?;
     let effort = body.reasoning_effort.map(|effort| thinking::of_effort(&effort)).transpose()?;
-    let mut template_kwargs = effort.unwrap_or_else(TemplateKwargs::new);
+    let mut template_kwargs = effort.unwrap_or_default();
     template_kwargs.extend(thinking::of_switch(body.thinking)?);
     if body.add_generation_prompt == Some(false) {
         template_kwargs.insert("add_generation_prompt".to_owned(), false.to_string());
@@ -148,7 +147,8 @@ fn translate(sampling: SamplingFields, constraint: ConstraintFields, body: ChatB
         continues: body.continue_final_message.unwrap_or(false),
     };
     if chat.continues && body.add_generation_prompt == Some(true) {
-        let message = "continue_final_message and add_generation_prompt are both true; send one of them: the answer goes on from the last message, or is a new one";
+        let message = "continue_final_message and add_generation_prompt are both true; send one of them: the answer goes on from the last \
+                       message, or is a new one";
         return Err(RequestError::invalid("continue_final_message", message));
     }
     if chat.continues && chat.messages.last().is_some_and(|last| last.role != Role::Assistant) {

@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn arguments_are_described_by_an_object_or_not_at_all() {
-        let parameters = |parameters: &str| {
+        let parameters = |parameters: &str| -> Result<Option<String>, String> {
             let tools = read(&format!(r#"{{"function":{{"name":"f","parameters":{parameters}}}}}"#))?;
             Ok(tools[0].parameters.clone())
         };

@@ -61,7 +61,7 @@ fn tools() -> Vec<Tool> {
 }
 
 fn answering() -> Answering {
-    Answering { tools: tools(), single_call: false, forced: false, in_reasoning: false, key: 7 }
+    Answering { tools: tools(), single_call: false, forced: false, in_reasoning: false, in_text: false, key: 7 }
 }
 
 /// One piece of an answer: letters, or a control token.
@@ -211,6 +211,20 @@ fn the_beginning_of_a_call_that_is_cut_off_is_no_text() {
     }
     assert_eq!(cut(HERMES, "<think>hm</think>\n\n<tool", true), ["R:hm"]);
     assert_eq!(cut(HERMES, "<think>hm", true), ["R:hm"]);
+}
+
+#[test]
+fn a_prompt_that_has_begun_the_text_is_continued() {
+    let begun = Answering { in_text: true, ..answering() };
+    for (marks, text) in
+        [(HERMES, " is <think>"), (LLAMA, "{\"name\": \"get_time\", \"parameters\": {}}"), (HARMONY, " is Oslo."), (HERMES, "\n")]
+    {
+        assert_eq!(parse_with(marks, text, begun.clone(), End::Stopped), [format!("T:{text}")]);
+    }
+    let called = "so <tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>";
+    assert_eq!(parse_with(HERMES, called, begun.clone(), End::Stopped), ["T:so", "C:f", "A:{}"]);
+    let forced = parse_with(LLAMA, "{\"name\": \"get_time\", \"parameters\": {}}", Answering { forced: true, ..begun }, End::Stopped);
+    assert_eq!(forced, ["C:get_time", "A:{}"]);
 }
 
 #[test]
