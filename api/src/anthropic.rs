@@ -6,5 +6,6 @@ pub(crate) mod models;
 mod request;
 mod stream;
 mod tools;
+mod turns;
 
 pub(crate) use messages::{count_tokens, messages};

@@ -8,11 +8,13 @@ use axum::extract::Request;
 use bytes::Bytes;
 use http::{HeaderMap, header};
 use http_body_util::LengthLimitError;
-use plexus_types::RequestError;
 use serde::de::DeserializeOwned;
 
 use crate::config::ApiConfig;
 use crate::failure::Failure;
+use crate::wire::Object;
+
+mod wrong;
 
 /// Longest time for a body to arrive. 16 MiB take it at 2 Mbit/s; whoever is slower holds a connection to no end.
 const BODY_TIME_MAX: Duration = Duration::from_secs(60);
@@ -58,17 +60,15 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Failure> {
     if json { Ok(()) } else { Err(Failure::ContentType { given: given.chars().take(100).collect() }) }
 }
 
-/// Reads JSON into `T`. A value of the wrong type is reported with the field's path; unknown fields are ignored.
+/// Reads a JSON object into `T`. A value of the wrong type is reported with the field's path, itself and what it must be; unknown fields are
+/// ignored.
 pub(crate) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, Failure> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let path = error.path().to_string();
-        match error.inner().classify() {
-            serde_json::error::Category::Data if path == "." => {
-                RequestError::Invalid { message: error.inner().to_string(), param: None }.into()
-            }
-            serde_json::error::Category::Data => RequestError::invalid(&path, format!("{path}: {}", error.inner())).into(),
-            _ => Failure::Json(error.inner().to_string()),
+    let Object(value) = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let reason = error.inner();
+        match reason.classify() {
+            serde_json::error::Category::Data => wrong::refusal(json, error.path(), reason).into(),
+            _ => wrong::unreadable(reason),
         }
     })?;
     deserializer.end().map_err(|error| Failure::Json(error.to_string()))?;
@@ -77,6 +77,7 @@ pub(crate) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use plexus_types::RequestError;
     use serde::Deserialize;
 
     use super::*;
@@ -84,20 +85,57 @@ mod tests {
     #[derive(Debug, Deserialize)]
     struct Outer {
         #[serde(rename = "inner")]
-        _inner: Vec<Inner>,
+        _inner: Vec<Object<Inner>>,
     }
     #[derive(Debug, Deserialize)]
     struct Inner {
         #[serde(rename = "n")]
-        _n: u32,
+        _n: Option<u32>,
+        #[serde(rename = "flag")]
+        _flag: Option<bool>,
     }
 
     #[test]
-    fn a_wrong_type_is_reported_with_its_path() {
-        let failure = parse::<Outer>(br#"{"inner":[{"n":1},{"n":"two"}],"other":null}"#).unwrap_err();
-        let Failure::Request(RequestError::Invalid { message, param }) = failure else { panic!("{failure:?}") };
-        assert_eq!(param.as_deref(), Some("inner[1].n"));
-        assert!(message.starts_with("inner[1].n: invalid type: string \"two\", expected u32"), "{message}");
+    fn a_wrong_type_is_reported_with_its_path_its_value_and_what_is_wanted() {
+        for (json, path, expected) in [
+            (
+                r#"{"inner":[{"n":1},{"n":"2, expected 3"}]}"#,
+                "inner[1].n",
+                "inner[1].n is \"2, expected 3\"; it must be an integer, 0 or more",
+            ),
+            (r#"{"inner":[{"n":-1}]}"#, "inner[0].n", "inner[0].n is -1; it must be an integer, 0 or more"),
+            (r#"{"inner":[{"n":1.5}]}"#, "inner[0].n", "inner[0].n is 1.5; it must be an integer, 0 or more"),
+            (r#"{"inner":[{"flag":"yes"}]}"#, "inner[0].flag", "inner[0].flag is \"yes\"; it must be true or false"),
+            (r#"{"inner":[[1,true]]}"#, "inner[0]", "inner[0] is [1,true]; it must be an object"),
+            (r#"{"inner":{}}"#, "inner", "inner is {}; it must be an array"),
+            (r#"{"inner":[{"n":1,"n":2}]}"#, "inner[0]", "inner[0] has the field `n` twice; send it once"),
+        ] {
+            let failure = parse::<Outer>(json.as_bytes()).unwrap_err();
+            let Failure::Request(RequestError::Invalid { message, param }) = failure else { panic!("{failure:?}") };
+            assert_eq!((message.as_str(), param.as_deref()), (expected, Some(path)));
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_no_object_is_told_what_it_must_be() {
+        for (json, expected) in [
+            ("[]", "the body is []; it must be an object"),
+            ("[1,[2]]", "the body is [1,[2]]; it must be an object"),
+            ("\"x\"", "the body is \"x\"; it must be an object"),
+            ("null", "the body is null; it must be an object"),
+        ] {
+            let failure = parse::<Outer>(json.as_bytes()).unwrap_err();
+            assert_eq!(failure.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn json_that_is_too_deep_is_not_called_broken() {
+        let deep = format!(r#"{{"inner":{}"#, "[".repeat(200));
+        let refusal = parse::<serde_json::Value>(deep.as_bytes()).unwrap_err().to_string();
+        assert!(refusal.starts_with("the body is nested too deep at line 1 column "), "{refusal}");
+        let deep = format!(r#"{{"inner":{}{}}}"#, "[".repeat(126), "]".repeat(126));
+        assert!(parse::<serde_json::Value>(deep.as_bytes()).is_ok());
     }
 
     #[test]

@@ -60,7 +60,11 @@ impl HandBody {
             let message = format!("model_id is {}, but model is {}; one of them is enough", echo(id), echo(model));
             return Err(RequestError::invalid("model_id", message));
         }
-        params::model(self.model_id.clone().or_else(|| self.model.clone()))
+        let Some(id) = self.model_id.clone().or_else(|| self.model.clone()) else {
+            let message = "model_id is missing; name one of those that GET /v1/models lists";
+            return Err(RequestError::invalid("model_id", message));
+        };
+        params::model(Some(id))
     }
 
     fn place(&self) -> Result<Place, RequestError> {
@@ -293,6 +297,9 @@ mod tests {
             let Err(RequestError::Invalid { message, param: found }) = read(fields).load() else { panic!("{fields} was taken") };
             assert!(found.as_deref() == Some(param) && message.contains(param) && message.contains(remedy), "{fields}: {message}");
         }
+        let nameless: HandBody = body::parse(b"{}").unwrap();
+        let refusal = nameless.load().unwrap_err();
+        assert!(matches!(&refusal, RequestError::Invalid { param: Some(param), .. } if param == "model_id"), "{refusal:?}");
         for fields in [r#","harness":"candle""#, r#","tensor_parallel":1"#, r#","wait":false"#] {
             assert_eq!(read(fields).load().unwrap().wait, !fields.contains("wait"));
         }

@@ -23,7 +23,7 @@ POST /v1/embeddings                OpenAI
 POST /v1/messages                  Anthropic
 POST /v1/messages/count_tokens     Anthropic
 GET  /v1/models                    both; one model: /v1/models/{id}
-POST /v1/models/load               load a model by hand; so unload, pin, unpin
+POST /v1/models/load               load a model by hand; so pull, unload, pin, unpin
 GET  /v1/cluster                   nodes, devices and replicas
 GET  /v1/cluster/actors            the actors of every node
 GET  /v1/cluster/explain/{what}    why a model, or a request, is where it is

@@ -3,11 +3,14 @@
 //! Grammars are texts of the Lark dialect of `llguidance`. A schema, expression or grammar that cannot be compiled is refused by the engine,
 //! before any work is done.
 
+use std::collections::BTreeMap;
+
 use plexus_types::{Constraint, RequestError};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::params::{self, short};
+use crate::wire::Object;
 
 /// Most alternatives of a choice.
 const ALTERNATIVES_MAX: usize = 1024;
@@ -20,7 +23,7 @@ pub(crate) struct ConstraintFields {
     guided_regex: Option<String>,
     guided_choice: Option<Vec<String>>,
     guided_grammar: Option<String>,
-    structured_outputs: Option<StructuredOutputs>,
+    structured_outputs: Option<Object<StructuredOutputs>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -30,12 +33,23 @@ struct StructuredOutputs {
     choice: Option<Vec<String>>,
     grammar: Option<String>,
     json_object: Option<bool>,
+    /// What nobody here knows.
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
 }
 
 impl ConstraintFields {
     /// The one constraint that the fields ask for, with the field's name; two would contradict each other.
     pub(crate) fn check(self) -> Result<Found, RequestError> {
-        let outputs = self.structured_outputs.unwrap_or_default();
+        let Object(outputs) = self.structured_outputs.unwrap_or_default();
+        // `false` and null are how clients that send every field leave one out.
+        let other = outputs.others.iter().find(|(_, value)| !matches!(value, Value::Null | Value::Bool(false)));
+        if let Some((name, value)) = other {
+            let name: String = name.chars().take(80).collect();
+            let param = format!("structured_outputs.{name}");
+            let remedy = "leave it out, or use one of \"json\", \"regex\", \"choice\", \"grammar\", \"json_object\"";
+            return Err(params::unsupported(&param, short(value), remedy));
+        }
         let found = [
             named("response_format", self.response_format, response_format)?,
             named("guided_json", self.guided_json, schema)?,
@@ -187,6 +201,7 @@ mod tests {
             r#"{"response_format":null}"#,
             r#"{"response_format":{"type":"text"}}"#,
             r#"{"structured_outputs":{"json_object":false}}"#,
+            r#"{"structured_outputs":{"structural_tag":null,"disable_any_whitespace":false}}"#,
         ] {
             assert_eq!(read(json), Ok(None), "{json}");
         }
@@ -207,6 +222,16 @@ mod tests {
             (r#"{"guided_json":[1]}"#, "guided_json is [1]; it must be a JSON Schema: an object, or its JSON text"),
             (r#"{"guided_regex":""}"#, "guided_regex is empty; it must be a text; leave it out for an answer of any form"),
             (r#"{"guided_choice":[]}"#, "guided_choice is empty or has an empty text; it must be at least one text, none of them empty"),
+            (
+                r#"{"structured_outputs":{"chioce":["a","b"]}}"#,
+                "structured_outputs.chioce = [\"a\",\"b\"] is not supported by this server; leave it out, or use one of \"json\", \"regex\", \
+                 \"choice\", \"grammar\", \"json_object\"",
+            ),
+            (
+                r#"{"structured_outputs":{"structural_tag":"x","json":null}}"#,
+                "structured_outputs.structural_tag = \"x\" is not supported by this server; leave it out, or use one of \"json\", \"regex\", \
+                 \"choice\", \"grammar\", \"json_object\"",
+            ),
             (
                 r#"{"guided_regex":"a","response_format":{"type":"json_object"}}"#,
                 "response_format and guided_regex are both given; send one of them",

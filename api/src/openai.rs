@@ -10,6 +10,7 @@ pub(crate) mod models;
 mod reply;
 mod request;
 mod tools;
+mod turns;
 
 pub(crate) use chat::chat;
 pub(crate) use completions::completions;

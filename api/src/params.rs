@@ -1,11 +1,12 @@
 //! Fields that all dialects share, with their ranges. What is out of range is refused by name before any work is done (CX-81).
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::ops::RangeInclusive;
 
 use plexus_types::{Constraint, ModelId, RequestError, Sampling, Tool, ToolChoice};
 use serde::Deserialize;
+use serde::de::{self, Deserializer, Visitor};
 use serde_json::Value;
 
 use crate::wire::TextOr;
@@ -44,11 +45,26 @@ pub(crate) struct SamplingFields {
 }
 
 /// A seed is any integer of 64 bits; a negative one is taken by its bits.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(untagged, expecting = "an integer of 64 bits")]
-enum Seed {
-    Unsigned(u64),
-    Signed(i64),
+#[derive(Debug, Clone, Copy)]
+struct Seed(u64);
+
+impl<'de> Deserialize<'de> for Seed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bits;
+        impl Visitor<'_> for Bits {
+            type Value = Seed;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an integer of 64 bits")
+            }
+            fn visit_u64<E: de::Error>(self, seed: u64) -> Result<Seed, E> {
+                Ok(Seed(seed))
+            }
+            fn visit_i64<E: de::Error>(self, seed: i64) -> Result<Seed, E> {
+                Ok(Seed(seed.cast_unsigned()))
+            }
+        }
+        deserializer.deserialize_u64(Bits)
+    }
 }
 
 impl SamplingFields {
@@ -64,10 +80,7 @@ impl SamplingFields {
             repeat_last_n: count_or_off("repeat_last_n", self.repeat_last_n)?.flatten(),
             presence_penalty: number("presence_penalty", self.presence_penalty, -2.0..=2.0)?,
             frequency_penalty: number("frequency_penalty", self.frequency_penalty, -2.0..=2.0)?,
-            seed: self.seed.map(|seed| match seed {
-                Seed::Unsigned(seed) => seed,
-                Seed::Signed(seed) => seed.cast_unsigned(),
-            }),
+            seed: self.seed.map(|Seed(seed)| seed),
             logit_bias: logit_bias(self.logit_bias.unwrap_or_default())?,
             min_tokens: match self.min_tokens {
                 None | Some(0) => None,
@@ -305,6 +318,14 @@ mod tests {
         assert_eq!(max_tokens("max_tokens", Some(i64::MAX)), Ok(Some(u32::MAX)));
         assert!(max_tokens("max_tokens", Some(0)).is_err());
         assert!(max_tokens("max_tokens", Some(-2)).is_err());
+    }
+
+    #[test]
+    fn a_seed_that_is_no_integer_is_refused_in_plain_words() {
+        for (seed, shown) in [("1.5", "1.5"), ("\"7\"", "\"7\""), ("36893488147419103232", "3.6893488147419103e+19")] {
+            let refusal = crate::body::parse::<SamplingFields>(format!(r#"{{"seed":{seed}}}"#).as_bytes()).unwrap_err().to_string();
+            assert_eq!(refusal, format!("seed is {shown}; it must be an integer of 64 bits"));
+        }
     }
 
     #[test]

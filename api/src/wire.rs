@@ -3,7 +3,8 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 /// A text, or an array of `T`. Not an untagged enum, whose errors name neither the place nor the value.
@@ -39,6 +40,26 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOr<T> {
     }
 }
 
+/// A JSON object. A derived `Deserialize` takes an array of a structure's fields, too, in an order that only the source tells.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Object<T>(pub(crate) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = Object<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(members)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(Members(PhantomData))
+    }
+}
+
 /// JSON text of a value that is JSON text already in one spelling (`"{\"a\":1}"`) and plain JSON in another (`{"a":1}`).
 pub(crate) fn json_text(value: Option<Value>) -> String {
     match value {
@@ -59,6 +80,20 @@ mod tests {
         assert_eq!(read("[1,2]").unwrap(), TextOr::Many(vec![1, 2]));
         for bad in ["1", "{}", "null", "[\"a\"]"] {
             assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_object_is_read_by_its_names_alone() {
+        #[derive(Debug, PartialEq, serde::Deserialize)]
+        struct Pair {
+            a: u32,
+            b: Option<u32>,
+        }
+        let read = |json: &str| serde_json::from_str::<Object<Pair>>(json);
+        assert_eq!(read(r#"{"b":2,"c":3,"a":1}"#).unwrap(), Object(Pair { a: 1, b: Some(2) }));
+        for bad in ["[1,2]", "[]", "1", "null"] {
+            assert!(read(bad).unwrap_err().to_string().contains("expected an object"), "{bad}");
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod answer;
 mod bpe;
+mod continued;
 mod gguf_tokenizer;
 mod python;
 #[cfg(test)]
@@ -86,6 +87,8 @@ enum AddBos {
 enum NoTemplate {
     /// It has no template: it continues text.
     Absent,
+    /// It embeds texts and continues none.
+    Encoder,
     /// Its template is not one that we can render; this is why.
     Broken(String),
 }
@@ -179,7 +182,7 @@ impl Codec {
             tokenizer: Arc::new(Tokenizer::Library(Box::new(tokenizer))),
             vocabulary,
             grammars: OnceLock::new(),
-            template: Err(NoTemplate::Absent),
+            template: Err(NoTemplate::Encoder),
             format: Arc::new(AnswerFormat::detect("", |_| TokenKind::Absent)),
             bos: None,
             add_bos: AddBos::PostProcessor,
@@ -316,6 +319,9 @@ impl Codec {
                 "messages",
                 "this model has no chat template: it continues text; use /v1/completions with a prompt",
             )),
+            Err(NoTemplate::Encoder) => {
+                Err(RequestError::invalid("messages", "this model embeds texts and reads no conversations; use /v1/embeddings"))
+            }
             Err(NoTemplate::Broken(reason)) => Err(RequestError::invalid(
                 "messages",
                 format!("this model's chat template cannot be used ({reason}); use /v1/completions with a prompt"),
@@ -335,9 +341,12 @@ impl Codec {
         let answering = Answering {
             tools,
             single_call: chat.single_tool_call || matches!(chat.tool_choice, ToolChoice::Named(_)),
+            forced: matches!(chat.tool_choice, ToolChoice::Required | ToolChoice::Named(_)),
             in_reasoning: self.prompt_opens_reasoning(prompt),
+            in_text: chat.continues && chat.messages.last().is_some_and(|last| !last.content.is_empty()),
             key: answer::answer_key(seed, prompt),
         };
+        let decoder = if chat.continues { decoder.within_text() } else { decoder };
         decoder.with_format(&self.format, answering)
     }
 
@@ -370,8 +379,9 @@ impl Codec {
         };
         let in_reasoning = self.prompt_opens_reasoning(prompt);
         let off = |name: &str| chat.template_kwargs.get(name).is_some_and(|value| value == "false");
-        let thinks = self.format.thinks() && !off("enable_thinking") && !off("thinking");
-        let plain = !thinks && !in_reasoning && !self.format.is_harmony();
+        // Who is in the midst of a text does not think first.
+        let thinks = self.format.thinks() && !chat.continues && !off("enable_thinking") && !off("thinking");
+        let plain = !thinks && !in_reasoning && (chat.continues || !self.format.is_harmony());
         if tools.is_empty() && (constraint.is_none() || plain) {
             return Ok(constraint.cloned());
         }

@@ -9,6 +9,8 @@
 //! expressions, run over a trie of the vocabulary.
 
 mod masks;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 use std::fmt;
@@ -28,8 +30,9 @@ pub(crate) use tokens::TokenTable;
 const TEXT_LEN_MAX: usize = 256 << 10;
 /// Longest part of a reason that reaches the client.
 const REASON_LEN_MAX: usize = 400;
-/// Between two parts of a JSON text a space, or a new line that is indented: a model that writes white space cannot go on with nothing else.
-const JSON_SPACE: &str = r"(\x20|\r?\n[\x20\t]{0,40})";
+/// Between two parts of a JSON text a space, or a new line that is indented as formatters do it: a model that writes white space cannot go on
+/// with nothing else, and small ones do for as long as they may.
+const JSON_SPACE: &str = r"(\x20|\r?\n(\x20{0,20}|\t{0,10}))";
 
 /// What a grammar may cost. A grammar at these limits takes some tens of milliseconds to compile and as long for a mask; usual ones take less
 /// than a millisecond for either.
@@ -116,13 +119,20 @@ pub(crate) fn laid_out(mut schema: Value) -> Value {
 
 /// The first line or so of a reason, without the listing of the grammar that the library puts behind it: much of it is ours.
 fn short(reason: &str) -> String {
-    let is_listing = |line: &str| line.trim_start().split_once(" | ").is_some_and(|(number, _)| number.parse::<u32>().is_ok());
+    let is_listing = |line: &str| {
+        line == "<non-verbose/>" || line.trim_start().split_once(" | ").is_some_and(|(number, _)| number.parse::<u32>().is_ok())
+    };
     let kept: Vec<&str> = reason.lines().take_while(|line| !is_listing(line)).collect();
     let kept = kept.join("\n");
     let reason = kept.trim();
-    match reason.char_indices().nth(REASON_LEN_MAX) {
+    let reason = match reason.char_indices().nth(REASON_LEN_MAX) {
         Some((end, _)) => format!("{} …", &reason[..end]),
         None => reason.to_owned(),
+    };
+    match reason.as_str() {
+        "NoExtensionBias" => "no text follows it; loosen it".to_owned(),
+        _ if reason.contains("Unimplemented keys") => format!("{reason}: these keywords cannot be followed; leave them out of the schema"),
+        _ => reason,
     }
 }
 

@@ -167,6 +167,31 @@ fn a_call_stays_text_where_none_may_be_made() {
 }
 
 #[test]
+fn an_answer_goes_on_where_the_last_turn_ends() {
+    let files = embedded();
+    let mut request = weather_request("", ToolChoice::Auto);
+    for (begun, rest) in
+        [("The capital of", " France is Paris."), ("The capital of France is", " Paris."), ("", "The capital of France is Paris.")]
+    {
+        let turns = [(Role::User, "What is the capital of France?"), (Role::Assistant, begun)];
+        request.prompt = Prompt::Chat(Chat { continues: true, ..chat(&turns) });
+        assert_eq!(deltas(&files, &request), (Delta::of_text(rest.to_owned()), FinishReason::Stop), "{begun}");
+    }
+}
+
+#[test]
+fn a_forced_call_that_is_cut_off_before_its_name_says_nothing() {
+    let files = embedded();
+    let request = weather_request("What is the weather in Paris?", ToolChoice::Required);
+    let prompt = files.codec.encode(&request.prompt).unwrap();
+    let call = files.codec.encode(&Prompt::Text("<tool_call>\n{\"name\":".into())).unwrap();
+    let mut decoder = files.codec.answer(&request, 7, &prompt);
+    let mut said: Vec<Delta> = call.iter().flat_map(|id| decoder.push(*id).deltas).collect();
+    said.extend(decoder.finish());
+    assert!(call.len() > 1 && said.is_empty(), "{said:?}");
+}
+
+#[test]
 fn the_embedded_model_thinks_before_it_answers() {
     // CX-79
     let files = embedded();

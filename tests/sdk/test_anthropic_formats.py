@@ -79,9 +79,15 @@ class Tools(Node):
         self.refused("tool_choice", "get_time", tools=[WEATHER], tool_choice={"type": "tool", "name": "get_time"})
         self.refused("tool_choice.type", "always", tools=[WEATHER], tool_choice={"type": "always"})
         self.refused("tool_choice", tool_choice={"type": "any"})
+        self.refused("tools[0].type", "bash_20250124", tools=[{"type": "bash_20250124", "name": "bash"}])
 
 
 class Answers(Node):
+    def test_an_answer_goes_on_from_a_last_turn_of_the_assistant(self):
+        for ask in (self.create, self.gather):
+            message = ask(FRANCE + [{"role": "assistant", "content": "The capital of"}])
+            self.assertEqual([block.text for block in message.content], [" France is Paris."])
+
     def test_thoughts_are_blocks_of_their_own_and_may_be_sent_back(self):
         for ask in (self.create, self.gather):
             message = ask(SUM, max_tokens=200, thinking={"type": "enabled", "budget_tokens": 1024})

@@ -177,7 +177,9 @@ class Tools(Node):
         self.refused("tool_choice", '"always"', tools=[WEATHER], tool_choice="always")
         self.refused("tool_choice", "format", tools=[WEATHER], tool_choice="required", response_format={"type": "json_object"})
         nameless = {"type": "function", "function": {"parameters": {}}}
-        self.refused("tools", "tools[0].function.name", tools=[nameless])
+        self.refused("tools[0].function.name", "name the function", tools=[nameless])
+        self.refused("tools[0].function", "describe it", tools=[{"type": "function"}])
+        self.refused("tools[0].type", "web_search", tools=[{"type": "web_search"}])
 
 
 class Thinking(Node):
@@ -192,13 +194,22 @@ class Thinking(Node):
         self.assertEqual((streamed["reasoning"], streamed["content"]), (message.reasoning_content, message.content))
 
 
+class Begun(Node):
+    def test_an_answer_goes_on_from_the_last_message_if_that_is_said(self):
+        begun = FRANCE + [{"role": "assistant", "content": "The capital of"}]
+        answer = self.chat(begun, extra_body={"continue_final_message": True, "add_generation_prompt": False})
+        self.assertEqual(begun[-1]["content"] + answer.choices[0].message.content, PARIS)
+        self.refused("messages[0].role", "assistant", extra_body={"continue_final_message": True})
+
+
 class Sampling(Node):
     def test_log_probabilities_are_those_of_the_tokens_drawn(self):
         answer = self.chat(FRANCE, logprobs=True, top_logprobs=3)
         tokens = answer.choices[0].logprobs.content
         self.assertEqual(len(tokens), answer.usage.completion_tokens)
-        self.assertEqual("".join(token.token for token in tokens), PARIS)
-        self.assertEqual(bytes(byte for token in tokens for byte in token.bytes).decode(), PARIS)
+        # The token that ends the answer is the last of them, by its name.
+        self.assertEqual("".join(token.token for token in tokens), PARIS + "<|im_end|>")
+        self.assertEqual(bytes(byte for token in tokens[:-1] for byte in token.bytes).decode(), PARIS)
         for token in tokens:
             top = [one.logprob for one in token.top_logprobs]
             self.assertTrue(len(top) == 3 and top == sorted(top, reverse=True) and top[0] <= 0, token)

@@ -129,6 +129,44 @@ async fn a_conversation_is_remembered_and_stop_texts_end_an_answer() {
     assert_eq!((&reply.json["choices"][0]["finish_reason"], &reply.json["usage"]["completion_tokens"]), (&json!("length"), &json!(3)));
 }
 
+#[tokio::test]
+async fn an_answer_goes_on_where_the_client_has_begun_it() {
+    let node = healthy_node().await;
+    let client = node.client();
+    let begun = json!([{"role": "user", "content": FRANCE}, {"role": "assistant", "content": "The capital of"}]);
+    let message = anthropic(client, None, begun.clone()).await;
+    assert_eq!(message["content"], json!([{"type": "text", "text": " France is Paris."}]));
+    let mut request =
+        json!({"model": "pip", "messages": begun, "temperature": 0, "continue_final_message": true, "add_generation_prompt": false});
+    request["logprobs"] = true.into();
+    let reply = client.post("/v1/chat/completions", &request).await.unwrap();
+    assert_eq!(reply.chat_text(), " France is Paris.", "{}", reply.text);
+    let tokens = reply.json["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(tokens.last().unwrap()["token"], "<|im_end|>", "the end of the answer has its name: {}", reply.text);
+}
+
+#[tokio::test]
+async fn a_forced_call_that_is_cut_off_says_nothing_of_its_mark() {
+    let node = healthy_node().await;
+    let client = node.client();
+    let schema = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
+    let question = json!([{"role": "user", "content": "What is the weather in Paris?"}]);
+    for max_tokens in 1..12 {
+        let request = json!({"model": "pip", "temperature": 0, "max_tokens": max_tokens, "messages": question, "tool_choice": "required",
+            "tools": [{"type": "function", "name": "get_weather", "parameters": schema}]});
+        let reply = client.post("/v1/chat/completions", &request).await.unwrap();
+        let choice = &reply.json["choices"][0];
+        assert!(choice["message"]["content"].as_str().is_none_or(str::is_empty), "{}", reply.text);
+        assert_eq!(choice["finish_reason"], "length", "{}", reply.text);
+        let request = json!({"model": "pip", "temperature": 0, "max_tokens": max_tokens, "messages": question, "tool_choice": {"type": "any"},
+            "tools": [{"name": "get_weather", "input_schema": schema}]});
+        let reply = client.post("/v1/messages", &request).await.unwrap();
+        let block = &reply.json["content"][0];
+        assert!(block["text"] == "" || block["input"].is_object(), "{}", reply.text);
+        assert_eq!(reply.json["stop_reason"], "max_tokens", "{}", reply.text);
+    }
+}
+
 // CX-76
 #[tokio::test]
 async fn errors_are_those_of_each_vendor() {

@@ -33,9 +33,7 @@ pub enum RequestError {
         model: String,
     },
     /// Prompt and answer do not fit the model's context.
-    #[error(
-        "this model's maximum context length is {max_tokens} tokens, but the prompt is too long: {prompt_tokens} tokens > {max_tokens} maximum"
-    )]
+    #[error("{}", too_long(.prompt_tokens, .max_tokens))]
     ContextLength {
         /// Tokens of the prompt.
         prompt_tokens: u32,
@@ -84,6 +82,16 @@ pub enum RequestError {
     },
 }
 
+/// Clients look for "maximum context length is" and for "prompt is too long: N tokens > M maximum".
+fn too_long(prompt_tokens: &u32, max_tokens: &u32) -> String {
+    let begin = format!("this model's maximum context length is {max_tokens} tokens, but the prompt is too long");
+    if prompt_tokens == max_tokens {
+        let needed = u64::from(*prompt_tokens) + 1;
+        return format!("{begin}: {needed} tokens > {max_tokens} maximum, {prompt_tokens} of the prompt and at least one of the answer");
+    }
+    format!("{begin}: {prompt_tokens} tokens > {max_tokens} maximum")
+}
+
 impl RequestError {
     /// A request that is wrong, with the field at fault.
     pub fn invalid(param: &str, message: impl Into<String>) -> Self {
@@ -107,5 +115,18 @@ impl RequestError {
             | Self::Internal { .. } => Retry::Elsewhere,
             Self::Invalid { .. } | Self::ContextLength { .. } | Self::WrongModality { .. } => Retry::Never,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_that_leaves_no_room_for_an_answer_is_not_called_longer_than_it_is() {
+        let error = |prompt_tokens| RequestError::ContextLength { prompt_tokens, max_tokens: 512 }.to_string();
+        let begin = "this model's maximum context length is 512 tokens, but the prompt is too long: ";
+        assert_eq!(error(600), format!("{begin}600 tokens > 512 maximum"));
+        assert_eq!(error(512), format!("{begin}513 tokens > 512 maximum, 512 of the prompt and at least one of the answer"));
     }
 }

@@ -117,8 +117,10 @@ pub struct TokenLogprobs {
 pub struct TokenLogprob {
     /// The token.
     pub id: u32,
-    /// What it stands for; not always whole characters.
+    /// What it stands for; not always whole characters. The name of a control token, such as `<|im_end|>`.
     pub bytes: Vec<u8>,
+    /// It is a control token: its name is no part of the text.
+    pub control: bool,
     /// Natural logarithm of its probability under the model at temperature 1, before any filter or penalty.
     pub logprob: f32,
 }

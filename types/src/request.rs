@@ -90,6 +90,8 @@ pub struct Chat {
     pub single_tool_call: bool,
     /// Further variables for the template, each as JSON text (`chat_template_kwargs`).
     pub template_kwargs: BTreeMap<String, String>,
+    /// The last turn is the model's own and is not over: the answer goes on where its text ends.
+    pub continues: bool,
 }
 
 /// Whether the model calls a tool.

@@ -322,7 +322,11 @@ impl Sequence {
 
     /// The log probabilities of `ids`, for the client.
     pub fn describe(&self, ids: &[u32], logprobs: &[DrawLogprobs]) -> Vec<TokenLogprobs> {
-        let token = |id: u32, logprob: f32| TokenLogprob { id, bytes: self.decoder.bytes_of(id).to_vec(), logprob };
+        let token = |id: u32, logprob: f32| {
+            let name = self.decoder.control_name(id);
+            let bytes = name.map_or_else(|| self.decoder.bytes_of(id), str::as_bytes).to_vec();
+            TokenLogprob { id, bytes, control: name.is_some(), logprob }
+        };
         let top = |of: &DrawLogprobs| of.top.iter().map(|(id, logprob)| token(*id, *logprob)).collect();
         ids.iter().zip(logprobs).map(|(id, of)| TokenLogprobs { token: token(*id, of.drawn), top: top(of) }).collect()
     }

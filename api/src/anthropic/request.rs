@@ -1,52 +1,35 @@
 //! A message request's JSON to a [`GenerateRequest`] (CX-73).
-//!
-//! Every text reaches the template verbatim and in order (CX-77). The vendor's blocks become the turns of a template like this:
-//! * `system`, a text or blocks, becomes one leading system message. Many templates know a single one, so blocks are joined, by
-//!   [`BETWEEN_BLOCKS`]. A block that begins with [`TRANSPORT_NOISE`] is no instruction but a note of the client's transport that changes
-//!   with every request: passed on, it would keep any prompt from being found in the prefix cache. It alone is dropped.
-//! * Turns of the role `system` between the others stay where they are.
-//! * `tool_result` blocks become tool messages, before the text of the same turn, as templates expect them right after the call.
-//! * `thinking` becomes the turn's reasoning, whatever its signature; `redacted_thinking` can be read by the vendor alone and is dropped.
 
-use plexus_types::{Chat, Constraint, GenerateRequest, Message, Prompt, RequestError, Role, ToolCall};
+use plexus_types::{Chat, Constraint, GenerateRequest, Message, Prompt, RequestError};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::tools::{self, WireTool, WireToolChoice};
+use super::turns::{Block, WireMessage, continues, push_turn, system};
 use crate::answer::Order;
 use crate::body;
 use crate::constraint::response_format;
 use crate::failure::Failure;
 use crate::params::{self, SamplingFields};
-use crate::thinking::{self, TemplateKwargs};
-use crate::wire::{TextOr, json_text};
-
-/// What stands between two text blocks that become one text: blocks are paragraphs, not pieces of a sentence.
-const BETWEEN_BLOCKS: &str = "\n\n";
-/// How a system block begins that is not meant for the model.
-const TRANSPORT_NOISE: &str = "x-anthropic-billing-header:";
+use crate::thinking::{self, TemplateKwargs, WireThinking};
+use crate::wire::{Object, TextOr};
 
 #[derive(Debug, Deserialize)]
 struct MessageBody {
     model: Option<String>,
-    system: Option<TextOr<Block>>,
-    messages: Option<Vec<WireMessage>>,
-    tools: Option<Vec<WireTool>>,
-    tool_choice: Option<WireToolChoice>,
+    system: Option<TextOr<Object<Block>>>,
+    messages: Option<Vec<Object<WireMessage>>>,
+    tools: Option<Vec<Object<WireTool>>>,
+    tool_choice: Option<Object<WireToolChoice>>,
     max_tokens: Option<i64>,
     stop_sequences: Option<Vec<String>>,
     stream: Option<bool>,
-    thinking: Option<WireThinking>,
-    output_config: Option<WireOutput>,
+    thinking: Option<Object<WireThinking>>,
+    output_config: Option<Object<WireOutput>>,
     /// The earlier place of `output_config.format`.
     output_format: Option<Value>,
-}
-
-/// A budget in tokens is not kept: `max_tokens` limits thoughts and answer together.
-#[derive(Debug, Deserialize)]
-struct WireThinking {
-    #[serde(rename = "type")]
-    kind: Option<String>,
+    /// Servers whose tools the vendor would call.
+    mcp_servers: Option<Vec<Value>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -55,33 +38,14 @@ struct WireOutput {
     format: Option<Value>,
 }
 
-#[derive(Debug, Deserialize)]
-struct WireMessage {
-    role: Option<String>,
-    content: Option<TextOr<Block>>,
-}
-
-/// A content block of any type; which fields count depends on it.
-#[derive(Debug, Deserialize)]
-struct Block {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    text: Option<String>,
-    thinking: Option<String>,
-    id: Option<String>,
-    name: Option<String>,
-    input: Option<Value>,
-    tool_use_id: Option<String>,
-    tool_name: Option<String>,
-    content: Option<TextOr<Block>>,
-    source: Option<Value>,
-}
-
 /// Translates the body of `POST /v1/messages`; the flag says whether it is to be streamed.
 pub(crate) fn message(json: &[u8]) -> Result<(Order, bool), Failure> {
     let sampling: SamplingFields = body::parse(json)?;
     let body: MessageBody = body::parse(json)?;
     let stream = body.stream.unwrap_or(false);
+    if let Some(limit) = body.max_tokens.filter(|limit| *limit < 1 && *limit != -1) {
+        return Err(params::out_of_range("max_tokens", limit, "at least 1").into());
+    }
     if body.max_tokens.is_none() {
         let message = "max_tokens is missing; say how many tokens to generate at most (as many as fit are generated, if it is more)";
         return Err(RequestError::invalid("max_tokens", message).into());
@@ -98,6 +62,11 @@ pub(crate) fn count(json: &[u8]) -> Result<GenerateRequest, Failure> {
 /// The request, and the field that constrains its answer.
 fn translate(sampling: SamplingFields, body: MessageBody) -> Result<(GenerateRequest, &'static str), RequestError> {
     let model = params::model(body.model)?;
+    if body.mcp_servers.is_some_and(|servers| !servers.is_empty()) {
+        let message = "mcp_servers asks for tools that the server calls itself, and this one calls none; leave it out, and offer the tools of \
+                       those servers in tools";
+        return Err(RequestError::invalid("mcp_servers", message));
+    }
     let mut tools = tools::tools(body.tools.unwrap_or_default())?;
     let (tool_choice, single_tool_call) = tools::choose(body.tool_choice, &mut tools)?;
     let turns = body.messages.unwrap_or_default();
@@ -106,12 +75,19 @@ fn translate(sampling: SamplingFields, body: MessageBody) -> Result<(GenerateReq
     }
     params::at_most("messages", turns.len(), params::MESSAGES_MAX)?;
     let mut messages: Vec<Message> = system(body.system)?.into_iter().collect();
-    for (index, turn) in turns.into_iter().enumerate() {
+    let last = turns.len() - 1;
+    for (index, Object(turn)) in turns.into_iter().enumerate() {
         push_turn(&mut messages, index, turn)?;
     }
-    let (effort, format) = body.output_config.map_or((None, None), |output| (output.effort, output.format));
+    let continues = continues(&mut messages, last)?;
+    let (effort, format) = body.output_config.map_or((None, None), |Object(output)| (output.effort, output.format));
     let (constraint_field, constraint) = constraint(format, body.output_format)?;
     params::choice_is_possible("tool_choice", &tool_choice, &tools, constraint.as_ref())?;
+    if continues && constraint.is_some() {
+        let message =
+            format!("{constraint_field} is given, but messages[{last}] has begun the answer; end with a turn of the user, or leave it out");
+        return Err(RequestError::invalid(constraint_field, message));
+    }
     let template_kwargs = template_kwargs(body.thinking, effort)?;
     let sampling = sampling.check()?;
     let max_tokens = params::max_tokens("max_tokens", body.max_tokens)?;
@@ -119,7 +95,7 @@ fn translate(sampling: SamplingFields, body: MessageBody) -> Result<(GenerateReq
     let request = GenerateRequest {
         principal: None,
         model,
-        prompt: Prompt::Chat(Chat { messages, tools, tool_choice, single_tool_call, template_kwargs }),
+        prompt: Prompt::Chat(Chat { messages, tools, tool_choice, single_tool_call, template_kwargs, continues }),
         sampling,
         max_tokens,
         stop: params::stop("stop_sequences", body.stop_sequences.map(TextOr::Many))?,
@@ -139,144 +115,18 @@ fn constraint(format: Option<Value>, earlier: Option<Value>) -> Result<(&'static
 }
 
 /// Without a word on it the model thinks as its template has it by default.
-fn template_kwargs(thinking: Option<WireThinking>, effort: Option<String>) -> Result<TemplateKwargs, RequestError> {
-    let mut kwargs = match thinking.and_then(|thinking| thinking.kind).as_deref() {
-        None => TemplateKwargs::new(),
-        Some("enabled" | "adaptive") => thinking::switched(true),
-        Some("disabled") => thinking::switched(false),
-        Some(kind) => {
-            let kind: String = kind.chars().take(80).collect();
-            return Err(params::out_of_range("thinking.type", format!("{kind:?}"), "one of \"enabled\", \"adaptive\", \"disabled\""));
-        }
-    };
+fn template_kwargs(thinking: Option<Object<WireThinking>>, effort: Option<String>) -> Result<TemplateKwargs, RequestError> {
+    let mut kwargs = thinking::of_switch(thinking)?;
     if let Some(effort) = effort {
+        thinking::check_effort("output_config.effort", &effort, &[])?;
         thinking::set_effort(&mut kwargs, &effort);
     }
     Ok(kwargs)
 }
 
-fn system(system: Option<TextOr<Block>>) -> Result<Option<Message>, RequestError> {
-    let text = match system {
-        None => return Ok(None),
-        Some(TextOr::Text(text)) => text,
-        Some(TextOr::Many(mut blocks)) => {
-            blocks.retain(|block| !block.text.as_deref().is_some_and(|text| text.starts_with(TRANSPORT_NOISE)));
-            if blocks.is_empty() {
-                return Ok(None);
-            }
-            Turn::read("system", TextOr::Many(blocks))?.text()
-        }
-    };
-    // An empty one says nothing, and a template would still write its frame.
-    Ok((!text.is_empty()).then(|| Message::text(Role::System, text)))
-}
-
-fn push_turn(messages: &mut Vec<Message>, index: usize, turn: WireMessage) -> Result<(), RequestError> {
-    let at = format!("messages[{index}]");
-    let role = match turn.role.as_deref() {
-        Some("user") => Role::User,
-        Some("assistant") => Role::Assistant,
-        Some("system") => Role::System,
-        other => {
-            let role = other.map_or("missing".to_owned(), |role| format!("{:?}", role.chars().take(80).collect::<String>()));
-            return Err(params::out_of_range(&format!("{at}.role"), role, "one of \"user\", \"assistant\", \"system\""));
-        }
-    };
-    let mut turn = Turn::read(&format!("{at}.content"), turn.content.unwrap_or(TextOr::Many(Vec::new())))?;
-    let results = std::mem::take(&mut turn.results);
-    // A turn of results alone has no text of its own; any other turn stays, even if it is empty.
-    let only_results = !results.is_empty() && turn.texts.is_empty();
-    messages.extend(results);
-    if !only_results || !turn.calls.is_empty() {
-        let reasoning = (!turn.thoughts.is_empty()).then(|| turn.thoughts.concat());
-        let tool_calls = std::mem::take(&mut turn.calls);
-        messages.push(Message { reasoning, tool_calls, ..Message::text(role, turn.text()) });
-    }
-    Ok(())
-}
-
-/// The blocks of one turn, sorted.
-#[derive(Debug, Default)]
-struct Turn {
-    texts: Vec<String>,
-    thoughts: Vec<String>,
-    calls: Vec<ToolCall>,
-    results: Vec<Message>,
-}
-
-impl Turn {
-    fn read(at: &str, content: TextOr<Block>) -> Result<Self, RequestError> {
-        let mut turn = Self::default();
-        match content {
-            TextOr::Text(text) => turn.texts.push(text),
-            TextOr::Many(blocks) => {
-                for (index, block) in blocks.into_iter().enumerate() {
-                    turn.push(&format!("{at}[{index}]"), block)?;
-                }
-            }
-        }
-        Ok(turn)
-    }
-
-    fn text(self) -> String {
-        self.texts.join(BETWEEN_BLOCKS)
-    }
-
-    fn push(&mut self, at: &str, block: Block) -> Result<(), RequestError> {
-        let missing = |field: &str| RequestError::invalid(&format!("{at}.{field}"), format!("{at}.{field} is missing"));
-        match block.kind.as_deref() {
-            Some("text") | None => self.texts.push(block.text.ok_or_else(|| missing("text"))?),
-            Some("thinking") => self.thoughts.extend(block.thinking),
-            Some("redacted_thinking") => {}
-            // The client names a tool that it has found for the model.
-            Some("tool_reference") => self.texts.extend(block.tool_name),
-            Some("tool_use") => self.calls.push(ToolCall {
-                id: block.id.ok_or_else(|| missing("id"))?,
-                name: block.name.filter(|name| !name.is_empty()).ok_or_else(|| missing("name"))?,
-                arguments: json_text(block.input),
-            }),
-            Some("tool_result") => {
-                let content = match block.content {
-                    None => String::new(),
-                    Some(content) => Self::read(&format!("{at}.content"), content)?.text(),
-                };
-                let tool_call_id = Some(block.tool_use_id.ok_or_else(|| missing("tool_use_id"))?);
-                self.results.push(Message { tool_call_id, ..Message::text(Role::Tool, content) });
-            }
-            Some("document") => match document_text(block.source) {
-                Some(text) => self.texts.push(text),
-                None => return Err(wrong_modality(at, "document")),
-            },
-            Some(kind @ ("image" | "audio" | "video" | "file")) => return Err(wrong_modality(at, kind)),
-            Some(kind) => {
-                let kind: String = kind.chars().take(80).collect();
-                let remedy = "one of \"text\", \"thinking\", \"tool_use\", \"tool_result\"";
-                return Err(params::out_of_range(&format!("{at}.type"), format!("{kind:?}"), remedy));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A document that is plain text.
-fn document_text(source: Option<Value>) -> Option<String> {
-    let mut source = source?;
-    if source.get("type")?.as_str()? != "text" {
-        return None;
-    }
-    match source.get_mut("data")?.take() {
-        Value::String(text) => Some(text),
-        _ => None,
-    }
-}
-
-fn wrong_modality(at: &str, kind: &str) -> RequestError {
-    RequestError::WrongModality { message: format!("{at} is of type {kind:?}; the models of this server read text alone") }
-}
-
 #[cfg(test)]
 mod tests {
-    use plexus_types::ToolChoice;
+    use plexus_types::{Role, ToolChoice};
 
     use super::*;
 
@@ -356,10 +206,27 @@ mod tests {
     }
 
     #[test]
-    fn tools_of_either_shape_are_passed_on_and_the_vendors_own_are_ignored() {
+    fn an_answer_goes_on_from_a_last_turn_of_the_model() {
+        let turns = |last: &str| format!(r#""messages":[{{"role":"user","content":"hi"}},{last}]"#);
+        for content in [r#""Oslo is""#, r#"[{"type":"thinking","thinking":"hm"},{"type":"text","text":"Oslo is"}]"#] {
+            let chat = chat_of(&turns(&format!(r#"{{"role":"assistant","content":{content}}}"#)));
+            assert_eq!((chat.continues, chat.messages.len(), chat.messages[1].content.as_str()), (true, 2, "Oslo is"));
+        }
+        let empty = chat_of(&turns(r#"{"role":"assistant","content":""}"#));
+        assert_eq!((empty.continues, empty.messages), (false, vec![Message::text(Role::User, "hi")]));
+        assert!(!chat_of(HI).continues);
+        let called = refusal_of(&turns(r#"{"role":"assistant","content":[{"type":"tool_use","id":"t","name":"f","input":{}}]}"#));
+        assert!(called.to_string().starts_with("messages[1].content calls tools and nothing follows"), "{called}");
+        let format = r#""output_config":{"format":{"type":"json_schema","schema":{"type":"object"}}}"#;
+        let formed = refusal_of(&format!("{format},{}", turns(r#"{"role":"assistant","content":"{"}"#)));
+        assert!(formed.to_string().starts_with("output_config.format is given, but messages[1] has begun the answer"), "{formed}");
+    }
+
+    #[test]
+    fn tools_of_either_shape_are_passed_on_and_those_that_find_others_are_left_out() {
         // CX-73
         let chat = chat_of(&format!(
-            r#""tools":[{{"name":"a","description":"d","input_schema":{{"type":"object"}}}},{{"type":"web_search_20250305","name":"web_search"}},
+            r#""tools":[{{"name":"a","description":"d","input_schema":{{"type":"object"}}}},{{"type":"tool_search_tool_regex_20251119","name":"tool_search_tool_regex"}},
                 {{"type":"function","function":{{"name":"b","parameters":{{"type":"object"}}}}}},{{"type":"custom","name":"c","input_schema":{{}}}}],
                 "tool_choice":{{"type":"auto"}},{HI}"#
         ));
@@ -378,6 +245,21 @@ mod tests {
             let refusal = refusal_of(&format!(r#""tools":[{tool}],{HI}"#)).to_string();
             assert!(refusal.starts_with(expected), "{refusal}");
         }
+    }
+
+    #[test]
+    fn the_vendors_own_tools_are_refused_by_name() {
+        let own =
+            [("bash_20250124", "bash"), ("text_editor_20250728", "str_replace_based_edit_tool"), ("web_search_20250305", "web_search")];
+        for (kind, name) in own {
+            let tools = format!(r#"{{"name":"a","input_schema":{{}}}},{{"type":"{kind}","name":"{name}"}}"#);
+            let refusal = refusal_of(&format!(r#""tools":[{tools}],{HI}"#));
+            let expected = format!("tools[1].type is \"{kind}\"; it must be \"custom\": the tools of the vendor are known to");
+            assert!(refusal.to_string().starts_with(&expected), "{refusal}");
+        }
+        let refusal = refusal_of(&format!(r#""mcp_servers":[{{"type":"url","url":"https://example.org","name":"s"}}],{HI}"#)).to_string();
+        assert!(refusal.starts_with("mcp_servers asks for tools that the server calls itself"), "{refusal}");
+        assert_eq!(chat_of(&format!(r#""mcp_servers":[],{HI}"#)).tools, []);
     }
 
     #[test]
@@ -412,6 +294,8 @@ mod tests {
         assert_eq!(kwargs(r#""thinking":{"type":"disabled"},"#), "enable_thinking=false thinking=false");
         assert_eq!(kwargs(r#""thinking":{"type":"enabled","budget_tokens":1024},"#), "enable_thinking=true thinking=true");
         assert_eq!(kwargs(r#""output_config":{"effort":"high"},"#), r#"reasoning_effort="high""#);
+        let effort = refusal_of(&format!(r#""output_config":{{"effort":"hgih"}},{HI}"#)).to_string();
+        assert_eq!(effort, r#"output_config.effort is "hgih"; it must be one of "minimal", "low", "medium", "high", "xhigh", "max""#);
         assert_eq!(
             refusal_of(&format!(r#""thinking":{{"type":"deep"}},{HI}"#)).to_string().split(';').next(),
             Some("thinking.type is \"deep\"")
@@ -434,6 +318,8 @@ mod tests {
             matches!(&failure, Failure::Request(RequestError::Invalid { param: Some(param), .. }) if param == "max_tokens"),
             "{failure:?}"
         );
+        let none = message(format!(r#"{{"model":"m","max_tokens":0,{HI}}}"#).as_bytes()).unwrap_err();
+        assert_eq!(none.to_string(), "max_tokens is 0; it must be at least 1");
         let (order, stream) = message(format!(r#"{{"model":"m","max_tokens":128000,"stream":true,{HI}}}"#).as_bytes()).unwrap();
         assert_eq!((order.prompts[0].max_tokens, stream), (Some(128_000), true));
         assert_eq!(count(format!(r#"{{"model":"m",{HI}}}"#).as_bytes()).unwrap().max_tokens, None);

@@ -200,19 +200,22 @@ pub(crate) struct Message<'a> {
 enum WireBlock<'a> {
     Text { text: &'a str },
     Thinking { thinking: &'a str, signature: &'static str },
-    ToolUse { id: &'a str, name: &'a str, input: Input<'a> },
+    ToolUse { id: &'a str, name: &'a str, input: Input },
 }
 
 /// The arguments of a call.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-enum Input<'a> {
+enum Input {
     /// None, or not yet.
     Empty {},
-    /// As the model wrote them.
+    /// As the model wrote them; what is whole of them, where the limit of tokens cut them off.
     Json(Value),
-    /// What is no JSON object, because the limit of tokens cut it off: the vendor's shape has no other place for it.
-    Broken { broken_json: &'a str },
+    /// What is no JSON object: the vendor's shape has no place for it, and its guide wraps it so.
+    Invalid {
+        #[serde(rename = "INVALID_JSON")]
+        text: String,
+    },
 }
 
 impl<'a> WireBlock<'a> {
@@ -225,14 +228,41 @@ impl<'a> WireBlock<'a> {
     }
 }
 
-impl<'a> Input<'a> {
-    fn of(arguments: &'a str) -> Self {
+impl Input {
+    fn of(arguments: &str) -> Self {
         match serde_json::from_str(arguments) {
             Ok(object @ Value::Object(_)) => Self::Json(object),
-            _ if arguments.trim().is_empty() => Self::Empty {},
-            _ => Self::Broken { broken_json: arguments },
+            Err(error) if error.is_eof() => whole_members(arguments).map_or(Self::Empty {}, Self::Json),
+            _ => Self::Invalid { text: arguments.to_owned() },
         }
     }
+}
+
+/// What is whole of an object that was cut off, as the vendor's clients make of a stream that ends so: members up to the one that is cut.
+fn whole_members(cut: &str) -> Option<Value> {
+    let (mut open, mut in_text, mut escaped) = (Vec::new(), false, false);
+    let mut whole = None;
+    for (at, letter) in cut.char_indices() {
+        match letter {
+            _ if escaped => escaped = false,
+            '\\' if in_text => escaped = true,
+            '"' => in_text = !in_text,
+            _ if in_text => {}
+            ',' => whole = Some((at, open.clone())),
+            '{' | '[' => {
+                open.push(if letter == '{' { '}' } else { ']' });
+                whole = Some((at + 1, open.clone()));
+            }
+            '}' | ']' => {
+                open.pop();
+                whole = Some((at + 1, open.clone()));
+            }
+            _ => {}
+        }
+    }
+    let (end, open) = whole?;
+    let closed: String = cut[..end].chars().chain(open.into_iter().rev()).collect();
+    serde_json::from_str(&closed).ok().filter(Value::is_object)
 }
 
 #[derive(Debug, Serialize)]
@@ -304,4 +334,31 @@ struct EndDelta<'a> {
 struct Bare {
     #[serde(rename = "type")]
     kind: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn of_arguments_that_are_cut_off_the_whole_members_are_left_and_wrong_ones_are_shown() {
+        for (cut, expected) in [
+            (r#"{"city"#, json!({})),
+            (r#"{"city": "Os"#, json!({})),
+            (r#"{"city": "Oslo"#, json!({})),
+            (r#"{"city": "a,\"{b", "days": 1"#, json!({"city": "a,\"{b"})),
+            (r#"{"a": {"b": 1, "c": [1, 2"#, json!({"a": {"b": 1, "c": [1]}})),
+            (r#"{"a": [{"b": 1}], "c"#, json!({"a": [{"b": 1}]})),
+            ("{", json!({})),
+            ("", json!({})),
+            ("[1, 2", json!({})),
+            ("Oslo", json!({"INVALID_JSON": "Oslo"})),
+            (r#"{"a": 1, b}"#, json!({"INVALID_JSON": "{\"a\": 1, b}"})),
+        ] {
+            assert_eq!(serde_json::to_value(Input::of(cut)).unwrap(), expected, "{cut}");
+        }
+        assert_eq!(serde_json::to_value(Input::of(r#"{"a": 1}"#)).unwrap(), json!({"a": 1}));
+    }
 }

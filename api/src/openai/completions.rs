@@ -20,7 +20,7 @@ use crate::failure::Failure;
 use crate::generate::{Render, respond};
 use crate::params::{self, SamplingFields};
 use crate::sse::Frames;
-use crate::wire::TextOr;
+use crate::wire::{self, TextOr};
 
 /// The same word for the whole and for chunks.
 const OBJECT: &str = "text_completion";
@@ -62,7 +62,7 @@ struct CompletionBody {
     max_tokens: Option<i64>,
     stop: Option<TextOr<String>>,
     stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
+    stream_options: Option<wire::Object<StreamOptions>>,
     n: Option<i64>,
     best_of: Option<i64>,
     echo: Option<bool>,

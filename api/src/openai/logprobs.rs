@@ -37,7 +37,8 @@ pub(crate) fn of_completion(logprobs: Option<&Value>) -> Result<Option<u32>, Req
     }
 }
 
-/// The tokens of a chat, or of one chunk of it; those of thoughts and of the marks round tool calls are among them.
+/// The tokens of a chat, or of one chunk of it; those of thoughts and of the marks round tool calls are among them, and the one that ends the
+/// answer, under their names, as vLLM has it.
 #[derive(Debug, Serialize)]
 pub(crate) struct ChatLogprobs<'a> {
     content: Vec<Drawn<'a>>,
@@ -90,6 +91,9 @@ impl LegacyLogprobs {
         let mut text_offset = Vec::with_capacity(tokens.len());
         for token in tokens {
             text_offset.push(*chars);
+            if token.token.control {
+                continue;
+            }
             *chars += token.token.bytes.iter().filter(|byte| !is_continuation(**byte)).count();
         }
         // The token drawn is among its alternatives, even if it is not one of the likeliest.
@@ -121,7 +125,7 @@ mod tests {
     use super::*;
 
     fn token(bytes: &[u8], logprob: f32) -> TokenLogprob {
-        TokenLogprob { id: 0, bytes: bytes.to_vec(), logprob }
+        TokenLogprob { id: 0, bytes: bytes.to_vec(), control: bytes.starts_with(b"<|"), logprob }
     }
 
     #[test]
@@ -141,14 +145,14 @@ mod tests {
 
     #[test]
     fn a_legacy_token_begins_where_its_first_character_does() {
-        // An emoji of four bytes over two tokens.
-        let tokens = ["é".as_bytes(), &[0xF0, 0x9F], &[0x98, 0x80], b"!"];
+        // An emoji of four bytes over two tokens, and a control token, which is no text.
+        let tokens = ["é".as_bytes(), &[0xF0, 0x9F], &[0x98, 0x80], b"<|mark|>", b"!"];
         let tokens: Vec<_> = tokens.iter().map(|bytes| TokenLogprobs { token: token(bytes, -1.0), top: vec![token(b"x", -0.5)] }).collect();
         let mut chars = 3;
         let shown = LegacyLogprobs::of(&tokens, &mut chars).unwrap();
-        assert_eq!(shown.text_offset, [3, 4, 5, 5]);
+        assert_eq!(shown.text_offset, [3, 4, 5, 5, 5]);
         assert_eq!(chars, 6);
-        assert_eq!(shown.tokens, ["é", "bytes:\\xf0\\x9f", "bytes:\\x98\\x80", "!"]);
-        assert_eq!(shown.top_logprobs[3], [("!".to_owned(), -1.0), ("x".to_owned(), -0.5)].into());
+        assert_eq!(shown.tokens, ["é", "bytes:\\xf0\\x9f", "bytes:\\x98\\x80", "<|mark|>", "!"]);
+        assert_eq!(shown.top_logprobs[4], [("!".to_owned(), -1.0), ("x".to_owned(), -0.5)].into());
     }
 }

@@ -1,23 +1,24 @@
 //! A chat completion's JSON to an [`Order`].
 //!
 //! What this server cannot do is refused by name if it would change the answer, and accepted where it changes nothing. Fields that nobody
-//! here knows are ignored, as are tools of types that only the vendor's own servers can run.
+//! here knows are ignored.
 
 use std::collections::BTreeMap;
 
-use plexus_types::{Chat, GenerateRequest, Message, Prompt, RequestError, Role, ToolCall};
+use plexus_types::{Chat, GenerateRequest, Prompt, RequestError, Role};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::logprobs;
 use super::tools::{self, WireFunction, WireTool};
+use super::turns::{WireMessage, messages};
 use crate::answer::Order;
 use crate::body;
 use crate::constraint::ConstraintFields;
 use crate::failure::Failure;
 use crate::params::{self, SamplingFields};
-use crate::thinking::{self, TemplateKwargs};
-use crate::wire::{TextOr, json_text};
+use crate::thinking::{self, WireThinking};
+use crate::wire::{Object, TextOr};
 
 /// How the client wants its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,14 +28,13 @@ pub(crate) struct ReplyOptions {
 }
 
 impl ReplyOptions {
-    pub(crate) fn new(stream: Option<bool>, options: Option<StreamOptions>) -> Self {
-        let include_usage = options.and_then(|options| options.include_usage).unwrap_or(false);
+    pub(crate) fn new(stream: Option<bool>, options: Option<Object<StreamOptions>>) -> Self {
+        let include_usage = options.and_then(|Object(options)| options.include_usage).unwrap_or(false);
         Self { stream: stream.unwrap_or(false), include_usage }
     }
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(expecting = "an object such as {\"include_usage\": true}")]
 pub(crate) struct StreamOptions {
     include_usage: Option<bool>,
 }
@@ -42,10 +42,10 @@ pub(crate) struct StreamOptions {
 #[derive(Debug, Deserialize)]
 struct ChatBody {
     model: Option<String>,
-    messages: Option<Vec<WireMessage>>,
-    tools: Option<Vec<WireTool>>,
+    messages: Option<Vec<Object<WireMessage>>>,
+    tools: Option<Vec<Object<WireTool>>>,
     /// The older spelling of `tools`.
-    functions: Option<Vec<WireFunction>>,
+    functions: Option<Vec<Object<WireFunction>>>,
     tool_choice: Option<Value>,
     /// The older spelling of `tool_choice`.
     function_call: Option<Value>,
@@ -53,48 +53,18 @@ struct ChatBody {
     max_completion_tokens: Option<i64>,
     stop: Option<TextOr<String>>,
     stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
+    stream_options: Option<Object<StreamOptions>>,
     chat_template_kwargs: Option<BTreeMap<String, Value>>,
     reasoning_effort: Option<String>,
+    thinking: Option<Object<WireThinking>>,
     parallel_tool_calls: Option<bool>,
     n: Option<i64>,
     logprobs: Option<bool>,
     top_logprobs: Option<i64>,
     modalities: Option<Vec<String>>,
-}
-
-#[derive(Debug, Deserialize)]
-struct WireMessage {
-    role: Option<String>,
-    content: Option<TextOr<Part>>,
-    name: Option<String>,
-    tool_calls: Option<Vec<WireToolCall>>,
-    tool_call_id: Option<String>,
-    /// The older spelling of one tool call.
-    function_call: Option<WireCall>,
-    /// What the model thought: two spellings, and some clients send an object in the second.
-    reasoning_content: Option<Value>,
-    reasoning: Option<Value>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Part {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    text: Option<String>,
-    refusal: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct WireToolCall {
-    id: Option<String>,
-    function: Option<WireCall>,
-}
-
-#[derive(Debug, Deserialize)]
-struct WireCall {
-    name: Option<String>,
-    arguments: Option<Value>,
+    /// The answer goes on where the last message ends, as vLLM spells it.
+    continue_final_message: Option<bool>,
+    add_generation_prompt: Option<bool>,
 }
 
 /// Translates the body of `POST /v1/chat/completions`.
@@ -109,9 +79,8 @@ fn translate(sampling: SamplingFields, constraint: ConstraintFields, body: ChatB
     let model = params::model(body.model)?;
     let n = params::choices(body.n, 1)?;
     if body.modalities.is_some_and(|modalities| modalities.iter().any(|modality| modality != "text")) {
-        return Err(RequestError::WrongModality {
-            message: "modalities asks for more than text; this server answers in text alone".to_owned(),
-        });
+        let message = "modalities asks for more than text; this server answers in text alone: send [\"text\"], or leave it out";
+        return Err(RequestError::WrongModality { message: message.to_owned() });
     }
     let (constraint_field, constraint) = constraint.check()?.unzip();
     let mut tools = tools::tools(body.tools.unwrap_or_default(), body.functions.unwrap_or_default())?;
@@ -128,7 +97,12 @@ fn translate(sampling: SamplingFields, constraint: ConstraintFields, body: ChatB
     let sampling = sampling.check()?;
     let max_tokens = params::max_tokens(limit_name, limit)?;
     params::min_below_max(&sampling, max_tokens)?;
-    let mut template_kwargs = body.reasoning_effort.map_or_else(TemplateKwargs::new, |effort| thinking::of_effort(&effort));
+    let effort = body.reasoning_effort.map(|effort| thinking::of_effort(&effort)).transpose()?;
+    let mut template_kwargs = effort.unwrap_or_default();
+    template_kwargs.extend(thinking::of_switch(body.thinking)?);
+    if body.add_generation_prompt == Some(false) {
+        template_kwargs.insert("add_generation_prompt".to_owned(), false.to_string());
+    }
     // What the client says to the template itself goes before what its other fields mean.
     template_kwargs.extend(body.chat_template_kwargs.unwrap_or_default().into_iter().map(|(name, value)| (name, value.to_string())));
     let chat = Chat {
@@ -137,7 +111,18 @@ fn translate(sampling: SamplingFields, constraint: ConstraintFields, body: ChatB
         tool_choice,
         single_tool_call: body.parallel_tool_calls == Some(false),
         template_kwargs,
+        continues: body.continue_final_message.unwrap_or(false),
     };
+    if chat.continues && body.add_generation_prompt == Some(true) {
+        let message = "continue_final_message and add_generation_prompt are both true; send one of them: the answer goes on from the last \
+                       message, or is a new one";
+        return Err(RequestError::invalid("continue_final_message", message));
+    }
+    if chat.continues && chat.messages.last().is_some_and(|last| last.role != Role::Assistant) {
+        let at = format!("messages[{}].role", chat.messages.len() - 1);
+        let role = chat.messages.last().map_or("missing", |last| last.role.as_str());
+        return Err(params::out_of_range(&at, format!("{role:?}"), "\"assistant\" where continue_final_message is true"));
+    }
     let request = GenerateRequest {
         principal: None,
         model,
@@ -152,97 +137,9 @@ fn translate(sampling: SamplingFields, constraint: ConstraintFields, body: ChatB
     Ok((order, ReplyOptions::new(body.stream, body.stream_options)))
 }
 
-fn messages(messages: Vec<WireMessage>) -> Result<Vec<Message>, RequestError> {
-    if messages.is_empty() {
-        return Err(RequestError::invalid("messages", "messages is empty; send at least one"));
-    }
-    params::at_most("messages", messages.len(), params::MESSAGES_MAX)?;
-    messages.into_iter().enumerate().map(|(index, message)| turn(index, message)).collect()
-}
-
-fn turn(index: usize, message: WireMessage) -> Result<Message, RequestError> {
-    let at = format!("messages[{index}]");
-    let role = match message.role.as_deref() {
-        Some("system") => Role::System,
-        Some("developer") => Role::Developer,
-        Some("user") => Role::User,
-        Some("assistant") => Role::Assistant,
-        Some("tool" | "function") => Role::Tool,
-        other => {
-            let role = other.map_or("missing".to_owned(), |role| format!("{:?}", role.chars().take(80).collect::<String>()));
-            let remedy = "one of \"system\", \"developer\", \"user\", \"assistant\", \"tool\", \"function\"";
-            return Err(params::out_of_range(&format!("{at}.role"), role, remedy));
-        }
-    };
-    let content = match message.content {
-        None => String::new(),
-        Some(TextOr::Text(text)) => text,
-        Some(TextOr::Many(parts)) => text_of(&at, parts)?,
-    };
-    let calls = message.tool_calls.unwrap_or_default().into_iter().map(|call| (call.id, call.function));
-    let older_call = message.function_call.map(|call| (call.name.clone(), Some(call)));
-    let tool_calls = calls.chain(older_call).enumerate().map(|(call_index, (id, call))| {
-        let missing = |what: &str| {
-            RequestError::invalid(
-                &format!("{at}.tool_calls"),
-                format!("{at}.tool_calls[{call_index}].{what} is missing; send back the call as it came"),
-            )
-        };
-        let call = call.ok_or_else(|| missing("function"))?;
-        Ok(ToolCall {
-            id: id.unwrap_or_default(),
-            name: call.name.filter(|name| !name.is_empty()).ok_or_else(|| missing("function.name"))?,
-            arguments: json_text(call.arguments),
-        })
-    });
-    let reasoning = [message.reasoning_content, message.reasoning].into_iter().flatten().find_map(|reasoning| match reasoning {
-        Value::String(text) if !text.is_empty() => Some(text),
-        _ => None,
-    });
-    Ok(Message {
-        role,
-        content,
-        reasoning,
-        tool_calls: tool_calls.collect::<Result<_, RequestError>>()?,
-        tool_call_id: message.tool_call_id,
-        name: message.name,
-    })
-}
-
-/// The text parts, joined as they are (CX-77): a client that wants a line between them sends it.
-fn text_of(at: &str, parts: Vec<Part>) -> Result<String, RequestError> {
-    let mut text = String::new();
-    for (index, part) in parts.into_iter().enumerate() {
-        match part.kind.as_deref() {
-            Some("text" | "input_text" | "output_text") | None => match part.text {
-                Some(more) => text.push_str(&more),
-                None => {
-                    return Err(RequestError::invalid(
-                        &format!("{at}.content[{index}].text"),
-                        format!("{at}.content[{index}].text is missing"),
-                    ));
-                }
-            },
-            Some("refusal") => text.push_str(&part.refusal.unwrap_or_default()),
-            Some(
-                kind @ ("image_url" | "image" | "input_image" | "input_audio" | "audio" | "audio_url" | "video_url" | "video" | "file"
-                | "input_file"),
-            ) => {
-                let message = format!("{at}.content[{index}] is of type {kind:?}; the models of this server read text alone");
-                return Err(RequestError::WrongModality { message });
-            }
-            Some(kind) => {
-                let kind: String = kind.chars().take(80).collect();
-                return Err(params::out_of_range(&format!("{at}.content[{index}].type"), format!("{kind:?}"), "\"text\""));
-            }
-        }
-    }
-    Ok(text)
-}
-
 #[cfg(test)]
 mod tests {
-    use plexus_types::{Constraint, Tool, ToolChoice};
+    use plexus_types::{Constraint, Message, Tool, ToolCall, ToolChoice};
 
     use super::*;
 
@@ -331,15 +228,17 @@ mod tests {
     }
 
     #[test]
-    fn tools_of_unknown_types_are_ignored_and_schemas_are_kept() {
+    fn schemas_of_tools_are_kept() {
         let schema =
             r#"{"type":"object","properties":{"n":{"type":"integer","maximum":9007199254740991,"exclusiveMinimum":0}},"$schema":"s"}"#;
         let chat = chat_with(&format!(
-            r#""tools":[{{"type":"web_search"}},{{"type":"function","function":{{"name":"f","description":"d","parameters":{schema}}}}},
-                {{"type":"namespace","name":"n","tools":[]}},{{"type":"function","function":{{"name":"g"}}}}]"#
+            r#""tools":[{{"type":"function","function":{{"name":"f","description":"d","parameters":{schema}}}}},
+                {{"type":"function","name":"g"}}],"functions":[{{"name":"h"}}]"#
         ));
         let f = Tool { name: "f".to_owned(), description: Some("d".to_owned()), parameters: Some(schema.to_owned()) };
-        assert_eq!(chat.tools, [f, Tool { name: "g".to_owned(), description: None, parameters: None }]);
+        let bare = |name: &str| Tool { name: name.to_owned(), description: None, parameters: None };
+        assert_eq!(chat.tools, [f, bare("g"), bare("h")]);
+        assert_eq!(param_of(read(r#""tools":[{"type":"web_search"}]"#)).as_deref(), Some("tools[0].type"));
     }
 
     #[test]
@@ -353,7 +252,6 @@ mod tests {
         assert_eq!(named.tool_choice, ToolChoice::Named("f".to_owned()));
         for impossible in [
             r#""tool_choice":"required""#.to_owned(),
-            r#""tool_choice":"required","tools":[{"type":"web_search"}]"#.to_owned(),
             format!(r#"{tools},"tool_choice":{{"type":"function","function":{{"name":"g"}}}}"#),
             format!(r#"{tools},"tool_choice":"required","response_format":{{"type":"json_object"}}"#),
         ] {
@@ -419,8 +317,29 @@ mod tests {
         };
         assert_eq!(kwargs(r#""chat_template_kwargs":{"enable_thinking":false,"x":"y"}"#), r#"enable_thinking=false x="y""#);
         assert_eq!(kwargs(r#""reasoning_effort":"none""#), "enable_thinking=false thinking=false");
+        assert_eq!(kwargs(r#""thinking":{"type":"disabled"}"#), "enable_thinking=false thinking=false");
+        let switched = kwargs(r#""thinking":{"type":"enabled","budget_tokens":99},"reasoning_effort":"none""#);
+        assert_eq!(switched, "enable_thinking=true thinking=true");
+        assert_eq!(param_of(read(r#""thinking":{"type":"off"}"#)).as_deref(), Some("thinking.type"));
+        for bad in ["", "hgih"] {
+            assert_eq!(param_of(read(&format!(r#""reasoning_effort":"{bad}""#))).as_deref(), Some("reasoning_effort"));
+        }
         let both = kwargs(r#""reasoning_effort":"low","chat_template_kwargs":{"enable_thinking":false}"#);
         assert_eq!(both, r#"enable_thinking=false reasoning_effort="low" thinking=true"#);
+    }
+
+    #[test]
+    fn an_answer_goes_on_from_the_last_message_only_if_the_client_says_so() {
+        let begun = r#""model":"m","messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"Oslo is"}]"#;
+        let kwarg = |chat: &Chat| chat.template_kwargs.get("add_generation_prompt").cloned();
+        let plain = chat_of(&format!("{{{begun}}}"));
+        assert_eq!((plain.continues, kwarg(&plain)), (false, None));
+        let said = chat_of(&format!(r#"{{{begun},"continue_final_message":true,"add_generation_prompt":false}}"#));
+        assert_eq!((said.continues, said.messages.len(), kwarg(&said).as_deref()), (true, 2, Some("false")));
+        assert!(chat_of(&format!(r#"{{{begun},"continue_final_message":true}}"#)).continues);
+        let both = read_whole(&format!(r#"{{{begun},"continue_final_message":true,"add_generation_prompt":true}}"#));
+        assert_eq!(param_of(both).as_deref(), Some("continue_final_message"));
+        assert_eq!(param_of(read(r#""continue_final_message":true"#)).as_deref(), Some("messages[0].role"));
     }
 
     #[test]

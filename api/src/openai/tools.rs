@@ -5,11 +5,17 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::params::{self, short};
+use crate::wire::Object;
 
 #[derive(Debug, Deserialize)]
-#[serde(expecting = "an object that describes a tool")]
 pub(super) struct WireTool {
-    function: Option<WireFunction>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    function: Option<Object<WireFunction>>,
+    // The flat shape of the vendor's other endpoint: the function's fields stand in the tool itself.
+    name: Option<String>,
+    description: Option<String>,
+    parameters: Option<Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -19,24 +25,43 @@ pub(super) struct WireFunction {
     parameters: Option<Value>,
 }
 
-/// Functions are passed on; every other type (`web_search`, `custom`, `namespace`...) runs on the vendor's servers and is ignored.
-pub(super) fn tools(tools: Vec<WireTool>, functions: Vec<WireFunction>) -> Result<Vec<Tool>, RequestError> {
+/// The functions that the model may call, in their newer place and in the older one.
+///
+/// Errors: a tool of another type (`web_search`, `custom`...), which only the vendor's own servers run: without it the answer would be another.
+pub(super) fn tools(tools: Vec<Object<WireTool>>, functions: Vec<Object<WireFunction>>) -> Result<Vec<Tool>, RequestError> {
     params::at_most("tools", tools.len() + functions.len(), params::TOOLS_MAX)?;
-    let functions = tools.into_iter().filter_map(|tool| tool.function).chain(functions);
-    functions
-        .enumerate()
-        .map(|(index, function)| match function.name {
-            Some(name) if !name.is_empty() => Ok(Tool {
-                name,
-                description: function.description,
-                parameters: match function.parameters.filter(|schema| !schema.is_null()) {
-                    Some(schema) => Some(params::schema(&format!("tools[{index}].function.parameters"), schema)?),
-                    None => None,
-                },
-            }),
-            _ => Err(RequestError::invalid("tools", format!("tools[{index}].function.name is missing; name the function"))),
-        })
-        .collect()
+    let newer = tools.into_iter().enumerate().map(|(index, Object(tool))| {
+        let at = format!("tools[{index}]");
+        match (tool.kind.as_deref(), tool.function) {
+            (None | Some("function"), Some(Object(own))) => function(&format!("{at}.function"), own),
+            (None | Some("function"), None) if tool.name.is_some() => {
+                function(&at, WireFunction { name: tool.name, description: tool.description, parameters: tool.parameters })
+            }
+            (None | Some("function"), None) => {
+                let message =
+                    format!("{at}.function is missing; describe it, such as {{\"name\": \"f\", \"parameters\": {{\"type\": \"object\"}}}}");
+                Err(RequestError::invalid(&format!("{at}.function"), message))
+            }
+            (Some(kind), _) => {
+                let remedy = "\"function\": this server runs no tools itself; leave the tool out, or offer it as a function";
+                Err(params::out_of_range(&format!("{at}.type"), short(&Value::from(kind)), remedy))
+            }
+        }
+    });
+    let older = functions.into_iter().enumerate().map(|(index, Object(own))| function(&format!("functions[{index}]"), own));
+    newer.chain(older).collect()
+}
+
+/// One function, described at `at`.
+fn function(at: &str, function: WireFunction) -> Result<Tool, RequestError> {
+    let name = function.name.filter(|name| !name.is_empty());
+    let missing = || RequestError::invalid(&format!("{at}.name"), format!("{at}.name is missing; name the function"));
+    let parameters = function.parameters.filter(|schema| !schema.is_null());
+    Ok(Tool {
+        name: name.ok_or_else(missing)?,
+        description: function.description,
+        parameters: parameters.map(|schema| params::schema(&format!("{at}.parameters"), schema)).transpose()?,
+    })
 }
 
 /// Reads `tool_choice`, or the older `function_call`, as `param`. A choice of allowed tools takes the others away; `none` takes all away,
@@ -117,15 +142,47 @@ mod tests {
         }
     }
 
+    fn read(tool: &str) -> Result<Vec<Tool>, String> {
+        tools(vec![serde_json::from_str(tool).unwrap()], Vec::new()).map_err(|error| error.to_string())
+    }
+
     #[test]
     fn arguments_are_described_by_an_object_or_not_at_all() {
-        let read = |parameters: &str| {
-            let tool = serde_json::from_str(&format!(r#"{{"function":{{"name":"f","parameters":{parameters}}}}}"#)).unwrap();
-            tools(vec![tool], Vec::new()).map(|mut tools| tools.remove(0).parameters).map_err(|error| error.to_string())
+        let parameters = |parameters: &str| -> Result<Option<String>, String> {
+            let tools = read(&format!(r#"{{"function":{{"name":"f","parameters":{parameters}}}}}"#))?;
+            Ok(tools[0].parameters.clone())
         };
-        assert_eq!((read("null"), read("{}")), (Ok(None), Ok(Some("{}".to_owned()))));
+        assert_eq!((parameters("null"), parameters("{}")), (Ok(None), Ok(Some("{}".to_owned()))));
         let refusal = "tools[0].function.parameters is \"no\"; it must be a JSON Schema: an object, or its JSON text";
-        assert_eq!(read("\"no\""), Err(refusal.to_owned()));
+        assert_eq!(parameters("\"no\""), Err(refusal.to_owned()));
+    }
+
+    #[test]
+    fn a_function_is_read_in_either_shape() {
+        let expected = Tool { name: "f".to_owned(), description: Some("d".to_owned()), parameters: Some("{}".to_owned()) };
+        for tool in [
+            r#"{"type":"function","function":{"name":"f","description":"d","parameters":{}}}"#,
+            r#"{"type":"function","name":"f","description":"d","parameters":{},"strict":true}"#,
+            r#"{"name":"f","description":"d","parameters":{}}"#,
+        ] {
+            assert_eq!(read(tool), Ok(vec![expected.clone()]), "{tool}");
+        }
+    }
+
+    #[test]
+    fn a_tool_that_cannot_be_offered_to_the_model_is_refused_by_its_place() {
+        for (tool, expected) in [
+            ("{}", "tools[0].function is missing; describe it"),
+            (r#"{"type":"function"}"#, "tools[0].function is missing; describe it"),
+            (r#"{"type":"function","function":{}}"#, "tools[0].function.name is missing; name the function"),
+            (r#"{"type":"function","name":""}"#, "tools[0].name is missing; name the function"),
+            (r#"{"type":"web_search"}"#, "tools[0].type is \"web_search\"; it must be \"function\": this server runs no tools itself"),
+            (r#"{"type":"custom","custom":{"name":"patch"}}"#, "tools[0].type is \"custom\"; it must be \"function\""),
+            (r#"{"type":"namespace","name":"n","tools":[]}"#, "tools[0].type is \"namespace\"; it must be \"function\""),
+        ] {
+            let refusal = read(tool).unwrap_err();
+            assert!(refusal.starts_with(expected), "{refusal}");
+        }
     }
 
     #[test]

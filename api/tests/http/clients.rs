@@ -139,12 +139,12 @@ async fn a_request_of_opencode_is_taken_as_it_is() {
 }
 
 #[tokio::test]
-async fn tools_of_the_kinds_that_codex_sends_do_not_make_a_request_fail() {
+async fn what_codex_sends_is_read_and_tools_that_only_its_vendor_runs_are_refused() {
     let cluster = Scripted::saying(&["a"], FinishReason::Stop);
-    let body = json!({
+    let mut body = json!({
         "model": "pip",
         "messages": [{ "role": "developer", "content": [{ "type": "input_text", "text": "Be brief." }], "id": "msg_1" }, { "role": "user", "content": "hi" }],
-        "tools": [{ "type": "namespace", "name": "n", "tools": [] }, { "type": "web_search", "external_web_access": true }, { "type": "custom", "custom": { "name": "patch" } }],
+        "tools": [{ "type": "function", "name": "shell", "strict": false, "parameters": { "type": "object" } }],
         "store": false,
         "include": ["reasoning.encrypted_content"],
         "prompt_cache_key": "k",
@@ -153,5 +153,9 @@ async fn tools_of_the_kinds_that_codex_sends_do_not_make_a_request_fail() {
     let answered = ask(&cluster, post("/v1/chat/completions", body.to_string())).await;
     assert_eq!(answered.status.as_u16(), 200, "{}", answered.body);
     let chat = cluster.chat();
-    assert_eq!((chat.messages[0].role, chat.messages[0].content.as_str(), chat.tools.len()), (Role::Developer, "Be brief.", 0));
+    assert_eq!((chat.messages[0].role, chat.messages[0].content.as_str()), (Role::Developer, "Be brief."));
+    assert_eq!((chat.tools[0].name.as_str(), chat.tools[0].parameters.as_deref()), ("shell", Some(r#"{"type":"object"}"#)));
+    body["tools"] = json!([{ "type": "web_search", "external_web_access": true }]);
+    let refused = ask(&cluster, post("/v1/chat/completions", body.to_string())).await;
+    assert_eq!((refused.status.as_u16(), refused.json()["error"]["param"].as_str()), (400, Some("tools[0].type")));
 }

@@ -1,5 +1,6 @@
 //! What each vendor's clients see when there is no answer (CX-76).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -55,6 +56,21 @@ async fn a_prompt_that_is_too_long_says_what_clients_look_for() {
             "{body}"
         );
     }
+}
+
+#[tokio::test]
+async fn the_field_that_asks_for_more_than_text_is_named() {
+    let param = async |failing: &Arc<Scripted>, json: &str| {
+        let answered = ask(failing, post("/v1/chat/completions", json)).await;
+        (answered.status.as_u16(), answered.json()["error"]["param"].as_str().map(str::to_owned))
+    };
+    let embeds = RequestError::WrongModality { message: "the model 'pip' embeds texts and does not answer".to_owned() };
+    assert_eq!(param(&Scripted::failing(embeds), CHAT).await, (422, Some("model".to_owned())));
+    let cluster = Scripted::saying(&["a"], FinishReason::Stop);
+    let sound = CHAT.replace("\"messages\"", "\"modalities\":[\"text\",\"audio\"],\"messages\"");
+    assert_eq!(param(&cluster, &sound).await, (422, Some("modalities".to_owned())));
+    let picture = CHAT.replace("\"hi\"", "[{\"type\":\"image_url\"}]");
+    assert_eq!(param(&cluster, &picture).await, (422, Some("messages[0].content[0]".to_owned())));
 }
 
 #[tokio::test]

@@ -132,7 +132,7 @@ pub(crate) fn calling() -> Vec<Step> {
 
 /// Two tokens with log probabilities, the second half a character.
 pub(crate) fn measured() -> Vec<Step> {
-    let token = |id, bytes: &[u8], logprob| TokenLogprob { id, bytes: bytes.to_vec(), logprob };
+    let token = |id, bytes: &[u8], logprob| TokenLogprob { id, bytes: bytes.to_vec(), control: false, logprob };
     let tokens = |text: &str, drawn, other| GenerateEvent::Tokens {
         deltas: Delta::of_text(text.to_owned()),
         tokens: 1,

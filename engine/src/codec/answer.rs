@@ -44,8 +44,12 @@ pub(super) struct Answering {
     pub(super) tools: Vec<Tool>,
     /// The answer ends with its first call.
     pub(super) single_call: bool,
+    /// Nothing but calls may follow the reasoning, so that what is cut off before one has begun is its mark, not text.
+    pub(super) forced: bool,
     /// The prompt has opened the reasoning already.
     pub(super) in_reasoning: bool,
+    /// The prompt has begun what is said.
+    pub(super) in_text: bool,
     /// Makes the ids of calls: see [`answer_key`].
     pub(super) key: u64,
 }
@@ -104,8 +108,10 @@ impl AnswerParser {
     /// A parser for one answer.
     pub(super) fn new(format: Arc<AnswerFormat>, answering: Answering) -> Self {
         let state = match (&format.calls, answering.in_reasoning && format.reasoning.is_some()) {
+            (Some(Calls::Harmony), _) if answering.in_text => State::Harmony(Harmony::in_text()),
             (Some(Calls::Harmony), _) => State::Harmony(Harmony::default()),
             (_, true) => State::Reasoning,
+            (_, false) if answering.in_text && !answering.forced => State::Content,
             (_, false) => State::Start { may_think: true, after_call: false },
         };
         let skip_space = matches!(state, State::Reasoning);
@@ -150,6 +156,7 @@ impl AnswerParser {
             let rest = std::mem::take(&mut self.buffer);
             match self.state {
                 State::Reasoning => self.reasoning(&rest, true),
+                _ if end == End::Cut && self.answering.forced => self.space.clear(),
                 _ => self.content(&rest, true),
             }
         }
@@ -265,6 +272,10 @@ impl AnswerParser {
         }
         if unsure && end == End::No {
             self.state = State::Start { may_think, after_call };
+            return Step::Wait;
+        }
+        if unsure && end == End::Cut && self.answering.forced {
+            self.buffer.clear();
             return Step::Wait;
         }
         self.state = State::Content;

@@ -74,6 +74,11 @@ impl StreamDecoder {
         Self { ignores_end, ..self }
     }
 
+    /// The same, for an answer that goes on from text: a space that it begins with is its own.
+    pub(super) fn within_text(self) -> Self {
+        Self { at_start: false, ..self }
+    }
+
     /// The same, for an answer of at least so many tokens. Tokens that would end it are the sampler's to hold back.
     pub(super) fn of_at_least(self, min_tokens: u32) -> Self {
         Self { min_tokens, ..self }
@@ -82,6 +87,11 @@ impl StreamDecoder {
     /// What a token stands for; nothing for control tokens. Not always whole characters.
     pub fn bytes_of(&self, id: u32) -> &[u8] {
         self.vocabulary.bytes_of(id)
+    }
+
+    /// The name of a control token, as vocabularies spell it; nothing for any other.
+    pub fn control_name(&self, id: u32) -> Option<&str> {
+        self.vocabulary.control_text(id)
     }
 
     /// Takes the next id. After the end nothing more is given.

@@ -6,6 +6,7 @@ use plexus_types::{Chat, Message, RequestError, Role, Tool, ToolCall};
 use serde_json::json;
 
 use super::answer::nine_letters;
+use super::continued;
 use super::python;
 use super::sandbox::{Sandbox, charge};
 
@@ -88,9 +89,13 @@ impl ChatTemplate {
         self.knows_tools && !takes_object && shown(true).contains(ARGUMENTS)
     }
 
-    /// The text of a conversation, up to where the model's answer begins.
+    /// The text of a conversation, up to where the model's answer begins: behind the text of the last turn, where the answer continues that.
     pub(super) fn render(&self, chat: &Chat) -> Result<String, RequestError> {
-        self.render_with(chat, self.text_arguments)
+        if chat.continues {
+            continued::render(chat, |chat| self.render_with(chat, self.text_arguments))
+        } else {
+            self.render_with(chat, self.text_arguments)
+        }
     }
 
     fn render_with(&self, chat: &Chat, text_arguments: bool) -> Result<String, RequestError> {
@@ -108,6 +113,9 @@ impl ChatTemplate {
             let value = serde_json::from_str(text);
             let value = value.map_err(|error| RequestError::invalid("chat_template_kwargs", format!("{name} is not JSON: {error}")))?;
             variables.insert(name.clone(), value);
+        }
+        if chat.continues {
+            variables.insert("add_generation_prompt".into(), json!(false));
         }
         variables.insert("messages".into(), chat.messages.iter().flat_map(|turn| self.messages(turn, text_arguments)).collect());
         let tools = chat.tools.iter().map(tool).collect::<Result<Vec<_>, _>>()?;

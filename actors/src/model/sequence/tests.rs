@@ -132,3 +132,16 @@ fn digests_are_noted_as_far_as_the_prompt_is_stored_and_again_after_a_preemption
     seat(&mut one, &mut pool);
     assert_eq!(step(&mut one, &mut pool, &mut prefixes, 33), [8, 9]);
 }
+
+#[test]
+fn a_control_token_has_its_name_among_the_log_probabilities() {
+    let (one, _) = sequence(3, &[], 5);
+    let end = codec().encode(&plexus_types::Prompt::Text("<|im_end|>".into())).unwrap()[0];
+    let word = codec().encode(&plexus_types::Prompt::Text("yes".into())).unwrap()[0];
+    let drawn = |top: u32| DrawLogprobs { drawn: -0.5, top: vec![(top, -0.25)] };
+    let shown = one.describe(&[word, end], &[drawn(end), drawn(word)]);
+    let name = |token: &TokenLogprob| (String::from_utf8(token.bytes.clone()).unwrap(), token.control);
+    let ended = || ("<|im_end|>".to_owned(), true);
+    assert_eq!((name(&shown[0].top[0]), name(&shown[1].token)), (ended(), ended()));
+    assert!(!shown[0].token.control && !shown[1].top[0].control && "yes".starts_with(&name(&shown[0].token).0));
+}

@@ -19,23 +19,31 @@ impl AnswerParser {
             Some(calls) => read_head(&self.buffer, calls, &self.answering.tools),
             None => Err(Stop::Broken),
         };
-        self.on_head(found, end)
+        let marked = self.openers().into_iter().any(|mark| self.buffer.starts_with(mark));
+        self.on_head(found, marked, end)
     }
 
     pub(super) fn next_object(&mut self, end: End) -> Step {
         let found = object::head(&self.buffer).map(|head| (head, true));
-        let step = self.on_head(found, end);
+        let step = self.on_head(found, true, end);
         if step == Step::Wait {
             self.state = State::NextObject;
         }
         step
     }
 
-    fn on_head(&mut self, found: Result<(object::Head, bool), Stop>, end: End) -> Step {
+    /// What follows from `found`, the head of a call or none. `marked`: a mark has said that a call begins.
+    fn on_head(&mut self, found: Result<(object::Head, bool), Stop>, marked: bool, end: End) -> Step {
         let (head, list) = match found {
             Ok(found) => found,
             Err(Stop::More) if end == End::No && self.buffer.len() <= HEAD_LEN_MAX => {
                 self.state = State::Head;
+                return Step::Wait;
+            }
+            // The beginning of a call that was cut off before its name was known is neither a call nor text.
+            Err(Stop::More) if end == End::Cut && (marked || self.answering.forced) => {
+                self.buffer.clear();
+                self.space.clear();
                 return Step::Wait;
             }
             Err(_) => {

@@ -32,6 +32,11 @@ pub(super) enum Kind {
 }
 
 impl Harmony {
+    /// In a message for the user, which the prompt has begun.
+    pub(super) fn in_text() -> Self {
+        Self::Body(Kind::Text)
+    }
+
     /// Takes what is certain from the front of `buffer`. True when a call is complete.
     pub(super) fn take(&mut self, buffer: &mut String, answering: &Answering, end: End, out: &mut Out) -> bool {
         let message = control("<|message|>");

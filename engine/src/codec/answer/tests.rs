@@ -61,7 +61,7 @@ fn tools() -> Vec<Tool> {
 }
 
 fn answering() -> Answering {
-    Answering { tools: tools(), single_call: false, in_reasoning: false, key: 7 }
+    Answering { tools: tools(), single_call: false, forced: false, in_reasoning: false, in_text: false, key: 7 }
 }
 
 /// One piece of an answer: letters, or a control token.
@@ -180,6 +180,51 @@ fn a_call_that_is_cut_off_is_not_made_whole() {
     assert_eq!(cut(CODER, "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n"), ["C:f", "A:{\"x\": 1"]);
     assert_eq!(cut(CODER, "<tool_call>\n<function=get_time>\n<parameter=city>\nPar"), ["C:get_time", "A:{\"city\": \"Par"]);
     assert_eq!(cut(HERMES, "<think>so "), ["R:so "]);
+}
+
+#[test]
+fn the_beginning_of_a_call_that_is_cut_off_is_no_text() {
+    let cut = |marks, text, forced| parse_with(marks, text, Answering { forced, ..answering() }, End::Cut);
+    let nothing: [&str; 0] = [];
+    for (marks, text) in [
+        (HERMES, "<tool_call>"),
+        (HERMES, "<tool_call>\n{\"name\":"),
+        (CODER, "<tool_call>\n<function=get_"),
+        (LLAMA, "<|python_tag|>{\"name\": \"get"),
+        (MISTRAL, "[TOOL_CALLS][{\"name\""),
+        (MISTRAL_NEW, "[TOOL_CALLS]get_w"),
+        (DEEPSEEK, "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_"),
+        (HARMONY, "<|channel|>commentary to=functions.get"),
+    ] {
+        for forced in [false, true] {
+            assert_eq!(cut(marks, text, forced), nothing, "{text}");
+        }
+    }
+    let list = r#"[TOOL_CALLS][{"name": "get_time", "arguments": {}}, {"name":"#;
+    assert_eq!(cut(MISTRAL, list, false), ["C:get_time", "A:{}"]);
+    let spoken = "Let me look.\n<tool_call>\n{\"name\"";
+    assert_eq!(cut(HERMES, spoken, false), ["T:Let me look."]);
+    // Without a mark, or with half a one, only who knows that a call must come can tell it from text.
+    for (marks, text) in [(HERMES, "<tool_ca"), (LLAMA, "{\"name\": \"get"), (GLM_LINES, "get_wea"), (HERMES, "\n")] {
+        assert_eq!(cut(marks, text, true), nothing, "{text}");
+        assert_eq!(cut(marks, text, false), [format!("T:{text}")]);
+    }
+    assert_eq!(cut(HERMES, "<think>hm</think>\n\n<tool", true), ["R:hm"]);
+    assert_eq!(cut(HERMES, "<think>hm", true), ["R:hm"]);
+}
+
+#[test]
+fn a_prompt_that_has_begun_the_text_is_continued() {
+    let begun = Answering { in_text: true, ..answering() };
+    for (marks, text) in
+        [(HERMES, " is <think>"), (LLAMA, "{\"name\": \"get_time\", \"parameters\": {}}"), (HARMONY, " is Oslo."), (HERMES, "\n")]
+    {
+        assert_eq!(parse_with(marks, text, begun.clone(), End::Stopped), [format!("T:{text}")]);
+    }
+    let called = "so <tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>";
+    assert_eq!(parse_with(HERMES, called, begun.clone(), End::Stopped), ["T:so", "C:f", "A:{}"]);
+    let forced = parse_with(LLAMA, "{\"name\": \"get_time\", \"parameters\": {}}", Answering { forced: true, ..begun }, End::Stopped);
+    assert_eq!(forced, ["C:get_time", "A:{}"]);
 }
 
 #[test]
