@@ -167,7 +167,7 @@ impl Work {
             }
         }
         drop(turn);
-        let mut vectors = work.into_vectors();
+        let mut vectors = work.into_vectors().ok_or_else(|| RequestError::Internal { message: "a text has no vector".into() })?;
         if let Some(dimensions) = dimensions {
             vectors.iter_mut().try_for_each(|vector| shorten(vector, dimensions))?;
         }
