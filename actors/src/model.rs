@@ -95,6 +95,8 @@ pub enum ModelMsg {
     CountTokens(Box<GenerateRequest>, RpcReplyPort<Result<u32, RequestError>>),
     /// The vectors of these texts, which are all of a request or some.
     Embed(RequestId, Box<EmbedRequest>, RpcReplyPort<Result<Embeddings, RequestError>>),
+    /// How many pieces of texts have you embedded?
+    EmbeddedPieces(RpcReplyPort<u64>),
     /// From the blocking pool: a prompt was encoded, and the grammar of the answer compiled.
     Encoded(SequenceKey, Result<Prepared, RequestError>),
     /// From the device: a step ended.
@@ -216,6 +218,7 @@ impl Actor for ModelActor {
             ModelMsg::Credit(key, until) => state.on_credit(&key, until),
             ModelMsg::CountTokens(request, reply) => state.on_count_tokens(*request, reply),
             ModelMsg::Embed(id, request, reply) => state.on_embed(id, *request, reply),
+            ModelMsg::EmbeddedPieces(reply) => drop(reply.send(state.embeds.pieces())),
             ModelMsg::Encoded(key, prompt) => state.on_encoded(&key, prompt),
             ModelMsg::Stepped(output) => state.on_stepped(output)?,
             ModelMsg::Progress(share) => state.on_progress(share),

@@ -4,6 +4,7 @@ mod turns;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use plexus_engine::codec::Codec;
@@ -32,6 +33,8 @@ pub(super) struct Embeds {
     next: Number,
     /// How long they took lately, from their coming to their end.
     took: Option<Duration>,
+    /// Pieces computed so far.
+    pieces: Arc<AtomicU64>,
     turns: Turns,
 }
 
@@ -53,6 +56,11 @@ impl Embeds {
         requests.sort_unstable();
         requests.dedup();
         requests.len() as u32
+    }
+
+    /// Pieces computed so far, whosever they were.
+    pub(super) fn pieces(&self) -> u64 {
+        self.pieces.load(Ordering::Relaxed)
     }
 
     fn on_begin(&mut self, request: RequestId, principal: Principal, since: Instant) -> Number {
@@ -111,6 +119,7 @@ impl ModelState {
                 return drop(reply.send(Err(full)));
             }
         }
+        let is_first = self.embeds.count(|one| one.request == id) == 0;
         let number = self.embeds.on_begin(id, principal, Instant::now());
         let seat = Seat { model: self.args.address.clone(), life: self.life, number };
         let work = Work {
@@ -118,6 +127,8 @@ impl ModelState {
             context: resident.plan.context_length,
             steps: resident.steps.clone(),
             turns: self.embeds.turns.clone(),
+            pieces: self.embeds.pieces.clone(),
+            is_first,
             waiting_time: profile.waiting_time,
             late: late(profile, place_wait),
             full,
@@ -138,7 +149,10 @@ struct Work {
     context: u32,
     steps: StepQueue,
     turns: Turns,
-    /// How long it may wait for its first turn.
+    pieces: Arc<AtomicU64>,
+    /// No other texts of its request are here: it has no place yet that it could keep.
+    is_first: bool,
+    /// How long it may wait for its first turn, as long as it has no place.
     waiting_time: Duration,
     /// What is said if it has waited for longer.
     late: RequestError,
@@ -149,18 +163,22 @@ struct Work {
 impl Work {
     /// The vectors. Errors name the first text at fault, before anything is computed. Nothing more is computed once nobody `is_waiting` for them.
     async fn embed(self, request: EmbedRequest, is_waiting: impl Fn() -> bool) -> Result<Embeddings, RequestError> {
-        let Self { codec, context, steps, turns, waiting_time, late, full } = self;
+        let Self { codec, context, steps, turns, pieces, is_first, waiting_time, late, full } = self;
         let EmbedRequest { inputs, dimensions, principal, .. } = request;
         let encoded = tokio::task::spawn_blocking(move || encode(&codec, context, inputs)).await;
         let inputs = encoded.map_err(|_| RequestError::Internal { message: "the tokenizer panicked".into() })??;
         let prompt_tokens = inputs.iter().map(|ids| ids.len() as u32).sum();
         let mut work = EmbedWork::new(inputs);
-        let mut turn = tokio::time::timeout(waiting_time, turns.take(principal, true)).await.map_err(|_| late)?.ok_or(full)?;
+        let mut turn = match is_first {
+            true => tokio::time::timeout(waiting_time, turns.take(principal, true)).await.map_err(|_| late)?.ok_or(full)?,
+            false => turns.take(principal, false).await.ok_or_else(lost)?,
+        };
         while !work.is_done() {
             if !is_waiting() {
                 return Err(RequestError::Lost { message: "nobody waits for the vectors".into() });
             }
             work = run_piece(&steps, work).await?;
+            pieces.fetch_add(1, Ordering::Relaxed);
             if !work.is_within_text() && !work.is_done() {
                 drop(turn);
                 turn = turns.take(principal, false).await.ok_or_else(lost)?;
