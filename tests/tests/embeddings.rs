@@ -107,3 +107,36 @@ async fn requests_of_a_key_are_counted_as_such_however_many_texts_they_have_and_
         assert!(refused.header("retry-after").is_some() && refused.header("x-plexus-route").is_some(), "{:?}", refused.headers);
     }
 }
+
+#[tokio::test]
+async fn an_error_names_the_text_at_fault_by_its_place_in_the_request() {
+    let home = Home::new();
+    let config = home.path().join("cluster.toml");
+    let folder = binary::repository().join("engine/tests/golden/bert");
+    std::fs::write(&config, format!("[[models]]\nid = \"m\"\nsource = \"{}\"\npreload = true\n", folder.display())).unwrap();
+    let node = home.node("n1").arg("--config", config.to_str().unwrap()).start().await;
+    node.offers("m").await;
+    let client = node.client();
+    let many = |fault: Value| {
+        let mut input = vec![json!("a word"); 300];
+        input[200] = fault;
+        json!({"model": "m", "input": input})
+    };
+    let long = "word ".repeat(100);
+    for (request, param, code, words) in [
+        (many(json!(long)), "input[200]", json!("context_length_exceeded"), ["maximum context length is 64", "prompt is too long: "]),
+        (many(json!("")), "input[200]", json!(null), ["input[200] is empty", "at least one character"]),
+        (json!({"model": "m", "input": [[5], [5], [6, 99999]]}), "input[2]", json!(null), ["input[2]", "99999"]),
+        (json!({"model": "m", "input": long}), "input", json!("context_length_exceeded"), ["but the prompt is too long", "64 maximum"]),
+        (json!({"model": "m", "input": [99999]}), "input", json!(null), ["99999", ""]),
+    ] {
+        let reply = client.post("/v1/embeddings", &request).await.unwrap();
+        let error = &reply.json["error"];
+        assert_eq!((reply.status, &error["param"], &error["code"]), (400, &json!(param), &code), "{}", reply.text);
+        let message = error["message"].as_str().unwrap();
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        assert!(message.contains(param) || param == "input", "{message}");
+    }
+    // None of it stays behind.
+    assert_eq!(client.post("/v1/embeddings", &json!({"model": "m", "input": ["a", "b"]})).await.unwrap().status, 200);
+}

@@ -62,13 +62,14 @@ fn groups(inputs: &[EmbedInput]) -> VecDeque<Vec<usize>> {
     groups
 }
 
-/// Some texts of a request.
+/// Some texts of a request, whose places in it they know.
 fn part(request: &EmbedRequest, group: &[usize]) -> EmbedRequest {
     EmbedRequest {
         model: request.model.clone(),
         inputs: group.iter().map(|index| request.inputs[*index].clone()).collect(),
         dimensions: request.dimensions,
         principal: request.principal,
+        indices: if request.inputs.len() > 1 { group.iter().map(|index| *index as u32).collect() } else { Vec::new() },
     }
 }
 
@@ -243,6 +244,16 @@ mod tests {
         let long = super::groups(&[text(9), text(GROUP_BYTES - 4), EmbedInput::Tokens(vec![7]), text(GROUP_BYTES + 1)]);
         assert_eq!(long, [vec![3], vec![1], vec![0, 2]]);
         assert!(super::groups(&[]).is_empty());
+    }
+
+    #[test]
+    fn the_texts_of_a_group_keep_the_places_that_the_client_knows() {
+        let inputs = vec![text(1), text(2), text(3)];
+        let request = EmbedRequest { model: "m".parse().unwrap(), inputs, dimensions: None, principal: Some(4), indices: Vec::new() };
+        let one = part(&request, &[2, 0]);
+        assert_eq!((one.inputs, one.indices, one.principal), (vec![text(3), text(1)], vec![2, 0], Some(4)));
+        let alone = EmbedRequest { inputs: vec![text(1)], ..request };
+        assert_eq!(part(&alone, &[0]), alone, "there is nothing to tell it from");
     }
 
     #[tokio::test(start_paused = true)]

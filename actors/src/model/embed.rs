@@ -164,8 +164,8 @@ impl Work {
     /// The vectors. Errors name the first text at fault, before anything is computed. Nothing more is computed once nobody `is_waiting` for them.
     async fn embed(self, request: EmbedRequest, is_waiting: impl Fn() -> bool) -> Result<Embeddings, RequestError> {
         let Self { codec, context, steps, turns, pieces, is_first, waiting_time, late, full } = self;
-        let EmbedRequest { inputs, dimensions, principal, .. } = request;
-        let encoded = tokio::task::spawn_blocking(move || encode(&codec, context, inputs)).await;
+        let EmbedRequest { dimensions, principal, .. } = request;
+        let encoded = tokio::task::spawn_blocking(move || encode(&codec, context, request)).await;
         let inputs = encoded.map_err(|_| RequestError::Internal { message: "the tokenizer panicked".into() })??;
         let prompt_tokens = inputs.iter().map(|ids| ids.len() as u32).sum();
         let mut work = EmbedWork::new(inputs);
@@ -207,22 +207,29 @@ async fn run_piece(steps: &StepQueue, work: EmbedWork) -> Result<EmbedWork, Requ
     }
 }
 
-fn encode(codec: &Codec, context: u32, inputs: Vec<EmbedInput>) -> Result<Vec<Vec<u32>>, RequestError> {
+fn encode(codec: &Codec, context: u32, mut request: EmbedRequest) -> Result<Vec<Vec<u32>>, RequestError> {
+    let inputs = std::mem::take(&mut request.inputs);
     let mut encoded = Vec::with_capacity(inputs.len());
-    for (i, input) in inputs.into_iter().enumerate() {
+    for (at, input) in inputs.into_iter().enumerate() {
         let ids = codec.encode(&match input {
             EmbedInput::Text(text) => Prompt::Text(text),
             EmbedInput::Tokens(ids) => Prompt::Tokens(ids),
         });
+        let wrong = |message: String| RequestError::invalid(&request.name(at), message);
         let ids = ids.map_err(|error| match error {
-            RequestError::Invalid { message, .. } => RequestError::invalid("input", message),
+            RequestError::Invalid { message, .. } if request.indices.is_empty() => wrong(message),
+            RequestError::Invalid { message, .. } => wrong(format!("{}: {message}", request.name(at))),
             other => other,
         })?;
+        let tokens = ids.len() as u32;
         if ids.is_empty() {
-            return Err(RequestError::invalid("input", format!("input {i} is empty: give at least one token")));
+            return Err(wrong(format!("{} is empty: give at least one token", request.name(at))));
         }
-        if ids.len() as u32 > context {
-            return Err(RequestError::ContextLength { prompt_tokens: ids.len() as u32, max_tokens: context });
+        if tokens > context {
+            return Err(match request.indices.is_empty() {
+                true => RequestError::ContextLength { prompt_tokens: tokens, max_tokens: context },
+                false => RequestError::TextLength { input: request.name(at), tokens, max_tokens: context },
+            });
         }
         encoded.push(ids);
     }
