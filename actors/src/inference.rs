@@ -13,7 +13,7 @@ use futures::Stream;
 use futures::future::join_all;
 use plexus_api::service::{Embedded, Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place};
 use plexus_types::{
-    ActorReport, ClusterReport, DeviceId, EmbedRequest, Explanation, GenerateEvent, GenerateRequest, Journal, ModelId,
+    ActorReport, ClusterReport, DeviceId, EmbedRequest, Explanation, GenerateEvent, GenerateRequest, Journal, ModelId, ModelKind,
     ModelReport, ModelState, NodeName, ReplicaId, ReplicaState, RequestError, RequestId,
 };
 use tokio::sync::mpsc;
@@ -26,7 +26,7 @@ use crate::catalogue::CatalogueMsg;
 use crate::evictor::EvictorMsg;
 use crate::messages::{Answer, Ensure, Question};
 use crate::metrics::RequestMeter;
-use crate::model::{LocalModels, ModelMsg};
+use crate::model::{LocalModels, ModelMsg, check_kind};
 use crate::node::NodeMsg;
 use crate::peers::{Peer, Peers};
 use crate::prefix::PromptDigests;
@@ -175,6 +175,12 @@ impl ClusterInference {
     fn resolve(&self, name: &ModelId) -> ModelId {
         self.view.read().resolve(name).clone()
     }
+
+    /// Refuses, before anything is loaded for it, what the model's files say that it was not made for. Those that nobody has yet say nothing.
+    fn check_kind(&self, model: &ModelId, asked_for: ModelKind) -> Result<(), RequestError> {
+        let kind = self.view.read().catalogue().models.get(model).and_then(|merged| Some(merged.facts.as_ref()?.kind));
+        kind.map_or(Ok(()), |kind| check_kind(model, kind, asked_for))
+    }
 }
 
 #[async_trait]
@@ -185,9 +191,14 @@ impl Inference for ClusterInference {
         let meter = RequestMeter::new(request.model.clone());
         let seed = request.sampling.seed.unwrap_or_else(rand::random);
         let (events, inbox) = mpsc::channel((self.config.window_tokens + CHANNEL_SLACK) as usize);
-        let prompt = PromptDigests::of(&request.prompt);
-        let journal = Box::new(Journal { request: Arc::new(request), seed, prompt_ids: Vec::new(), sampled_ids: Vec::new() });
-        let opened = self.streams.cast(StreamsMsg::Open { id, journal, prompt, events, span: Span::current() });
+        let lost = match self.check_kind(&request.model, ModelKind::Generate) {
+            Ok(()) => {
+                let prompt = PromptDigests::of(&request.prompt);
+                let journal = Box::new(Journal { request: Arc::new(request), seed, prompt_ids: Vec::new(), sampled_ids: Vec::new() });
+                self.streams.cast(StreamsMsg::Open { id, journal, prompt, events, span: Span::current() }).is_err()
+            }
+            Err(error) => events.try_send(GenerateEvent::Failed(error)).is_err(), // the channel is empty
+        };
         let client = ClientStream {
             id,
             inbox,
@@ -195,7 +206,7 @@ impl Inference for ClusterInference {
             unreported: 0,
             report_every: (self.config.window_tokens / 4).max(1),
             ended: false,
-            lost: opened.is_err(),
+            lost,
             meter,
         };
         Generation::new(id, client)
@@ -203,6 +214,7 @@ impl Inference for ClusterInference {
 
     async fn count_tokens(&self, mut request: GenerateRequest) -> Result<u32, RequestError> {
         request.model = self.resolve(&request.model);
+        self.check_kind(&request.model, ModelKind::Generate)?;
         let mut tried = Vec::new();
         loop {
             // Counting is the tokenizer's work: what the model would have to read does not matter.
@@ -231,6 +243,7 @@ impl Inference for ClusterInference {
 
     async fn embed(&self, id: RequestId, mut request: EmbedRequest) -> Result<Embedded, RequestError> {
         request.model = self.resolve(&request.model);
+        self.check_kind(&request.model, ModelKind::Embed)?;
         self.embed_all(id, request).await
     }
 

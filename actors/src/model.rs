@@ -9,6 +9,7 @@
 
 mod embed;
 pub mod guess;
+mod kind;
 pub mod load;
 mod local;
 pub mod prefixes;
@@ -33,6 +34,7 @@ use tokio::time::Instant;
 use tracing::{Span, info, info_span, warn};
 
 use self::embed::Embeds;
+pub(crate) use self::kind::check_kind;
 use self::load::{LoadError, Resident};
 pub(crate) use self::local::has_gone;
 pub use self::local::{Devices, LocalModels};
@@ -320,10 +322,8 @@ impl ModelState {
             self.n_refused += 1;
             return sink.fail(self.not_loaded());
         };
-        if resident.kind == ModelKind::Embed {
-            let message =
-                format!("the model '{}' embeds texts and does not answer: use /v1/embeddings, or another model", self.args.profile.id);
-            return sink.fail(RequestError::WrongModality { message });
+        if let Err(error) = check_kind(&self.args.profile.id, resident.kind, ModelKind::Generate) {
+            return sink.fail(error);
         }
         let principal = generate.journal.request.principal;
         let encoding = self.encoding.values().filter(|arrival| arrival.generate.journal.request.principal == principal).count();
@@ -424,6 +424,9 @@ impl ModelState {
         let Phase::Loaded { resident, .. } = &self.phase else {
             return drop(reply.send(Err(self.not_loaded())));
         };
+        if let Err(error) = check_kind(&self.args.profile.id, resident.kind, ModelKind::Generate) {
+            return drop(reply.send(Err(error)));
+        }
         let codec = resident.codec.clone();
         tokio::task::spawn_blocking(move || drop(reply.send(codec.encode(&request.prompt).map(|ids| ids.len() as u32))));
     }

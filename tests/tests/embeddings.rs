@@ -140,3 +140,42 @@ async fn an_error_names_the_text_at_fault_by_its_place_in_the_request() {
     // None of it stays behind.
     assert_eq!(client.post("/v1/embeddings", &json!({"model": "m", "input": ["a", "b"]})).await.unwrap().status, 200);
 }
+
+#[tokio::test]
+async fn nothing_is_loaded_for_what_a_model_was_not_made_for() {
+    let home = Home::new();
+    let config = home.path().join("cluster.toml");
+    let golden = binary::repository().join("engine/tests/golden");
+    let entry = |id: &str, folder: &str| format!("[[models]]\nid = \"{id}\"\nsource = \"{}\"\n", golden.join(folder).display());
+    std::fs::write(&config, entry("embeds", "bert") + &entry("answers", "llama/llama-bf16.gguf")).unwrap();
+    let node = home.node("n1").arg("--config", config.to_str().unwrap()).start().await;
+    let client = node.client();
+    let listed = async || {
+        let models = client.get("/v1/models").await.map_err(|error| error.to_string())?;
+        let models = models.json["data"].as_array().ok_or("no list")?.clone();
+        Ok::<_, String>(models.into_iter().filter(|model| model["id"] != "pip").collect::<Vec<_>>())
+    };
+    eventually("the files are read", async || match listed().await? {
+        models if models.iter().any(|model| model["id"] == "embeds" && model["kind"] == "embed") => Ok(()),
+        models => Err(format!("{models:?}")),
+    })
+    .await;
+    let chat = |stream: bool| json!({"model": "embeds", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "stream": stream});
+    for (path, body, status, words) in [
+        ("/v1/embeddings", json!({"model": "answers", "input": "a"}), 422, "answers and does not embed"),
+        ("/v1/chat/completions", chat(false), 422, "embeds texts and does not answer"),
+        ("/v1/chat/completions", chat(true), 422, "embeds texts and does not answer"),
+        ("/v1/completions", json!({"model": "embeds", "prompt": "a"}), 422, "embeds texts and does not answer"),
+        ("/v1/messages", chat(false), 400, "embeds texts and does not answer"),
+        ("/v1/messages/count_tokens", chat(false), 400, "embeds texts and does not answer"),
+    ] {
+        let reply = client.post(path, &body).await.unwrap();
+        assert!(reply.status == status && reply.text.contains(words), "{path}: {} {}", reply.status, reply.text);
+    }
+    let view = node.view().await.unwrap();
+    assert!(view.nodes[0].summary.replicas.iter().all(|replica| replica.model.as_str() == "pip"), "{:?}", view.nodes[0].summary.replicas);
+    let reply = client.post("/v1/embeddings", &json!({"model": "embeds", "input": "a"})).await.unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    // Once it is loaded, it refuses with the same words.
+    assert_eq!(client.post("/v1/messages/count_tokens", &chat(false)).await.unwrap().status, 400);
+}

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use self::turns::Turns;
+use super::kind::check_kind;
 use super::scheduler::Principal;
 use super::share::may_have_more;
 use super::{ModelMsg, ModelState, Phase, late, overloaded};
@@ -101,9 +102,8 @@ impl ModelState {
         let Phase::Loaded { resident, .. } = &self.phase else {
             return drop(reply.send(Err(self.not_loaded())));
         };
-        if resident.kind != ModelKind::Embed {
-            let message = format!("the model '{}' answers and does not embed: choose a model of kind \"embed\"", profile.id);
-            return drop(reply.send(Err(RequestError::WrongModality { message })));
+        if let Err(error) = check_kind(&profile.id, resident.kind, ModelKind::Embed) {
+            return drop(reply.send(Err(error)));
         }
         let (principal, place_wait) = (request.principal, self.place_wait());
         let own = self.embeds.count(|one| one.principal == principal && one.request != id);
