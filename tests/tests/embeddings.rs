@@ -156,7 +156,7 @@ async fn nothing_is_loaded_for_what_a_model_was_not_made_for() {
         Ok::<_, String>(models.into_iter().filter(|model| model["id"] != "pip").collect::<Vec<_>>())
     };
     eventually("the files are read", async || match listed().await? {
-        models if models.iter().any(|model| model["id"] == "embeds" && model["kind"] == "embed") => Ok(()),
+        models if models.iter().any(|model| model["id"] == "embeds" && model["capabilities"][0] == "embed") => Ok(()),
         models => Err(format!("{models:?}")),
     })
     .await;

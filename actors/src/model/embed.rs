@@ -14,7 +14,7 @@ use ractor::RpcReplyPort;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use self::turns::Turns;
+use self::turns::{Turns, Who};
 use super::kind::check_kind;
 use super::scheduler::Principal;
 use super::share::may_have_more;
@@ -128,6 +128,7 @@ impl ModelState {
             steps: resident.steps.clone(),
             turns: self.embeds.turns.clone(),
             pieces: self.embeds.pieces.clone(),
+            who: Who { principal, request: id, number },
             is_first,
             waiting_time: profile.waiting_time,
             late: late(profile, place_wait),
@@ -150,6 +151,7 @@ struct Work {
     steps: StepQueue,
     turns: Turns,
     pieces: Arc<AtomicU64>,
+    who: Who,
     /// No other texts of its request are here: it has no place yet that it could keep.
     is_first: bool,
     /// How long it may wait for its first turn, as long as it has no place.
@@ -163,15 +165,15 @@ struct Work {
 impl Work {
     /// The vectors. Errors name the first text at fault, before anything is computed. Nothing more is computed once nobody `is_waiting` for them.
     async fn embed(self, request: EmbedRequest, is_waiting: impl Fn() -> bool) -> Result<Embeddings, RequestError> {
-        let Self { codec, context, steps, turns, pieces, is_first, waiting_time, late, full } = self;
-        let EmbedRequest { dimensions, principal, .. } = request;
+        let Self { codec, context, steps, turns, pieces, who, is_first, waiting_time, late, full } = self;
+        let dimensions = request.dimensions;
         let encoded = tokio::task::spawn_blocking(move || encode(&codec, context, request)).await;
         let inputs = encoded.map_err(|_| RequestError::Internal { message: "the tokenizer panicked".into() })??;
         let prompt_tokens = inputs.iter().map(|ids| ids.len() as u32).sum();
         let mut work = EmbedWork::new(inputs);
         let mut turn = match is_first {
-            true => tokio::time::timeout(waiting_time, turns.take(principal, true)).await.map_err(|_| late)?.ok_or(full)?,
-            false => turns.take(principal, false).await.ok_or_else(lost)?,
+            true => tokio::time::timeout(waiting_time, turns.take(who, true)).await.map_err(|_| late)?.ok_or(full)?,
+            false => turns.take(who, false).await.ok_or_else(lost)?,
         };
         while !work.is_done() {
             if !is_waiting() {
@@ -180,8 +182,7 @@ impl Work {
             work = run_piece(&steps, work).await?;
             pieces.fetch_add(1, Ordering::Relaxed);
             if !work.is_within_text() && !work.is_done() {
-                drop(turn);
-                turn = turns.take(principal, false).await.ok_or_else(lost)?;
+                turn = turns.again(turn, who).await.ok_or_else(lost)?;
             }
         }
         drop(turn);
