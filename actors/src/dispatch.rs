@@ -10,7 +10,7 @@ use crate::address::{Address, CallError};
 use crate::catalogue::CatalogueMsg;
 use crate::evictor::EvictorMsg;
 use crate::inbound::{ClusterChange, Inbound, PeerChange};
-use crate::inference::{COUNT_DEADLINE, EMBED_DEADLINE, PULL_DEADLINE, own_actors};
+use crate::inference::{ACTOR_DEADLINE, COUNT_DEADLINE, EMBED_DEADLINE, PULL_DEADLINE, own_actors};
 use crate::link::LinkMsg;
 use crate::messages::{Answer, Notice, Question, StreamNotice};
 use crate::model::sink::Ingresses;
@@ -74,6 +74,10 @@ impl Inbound for Dispatch {
                 let lost = |_| RequestError::Lost { message: "the model is being restarted".into() };
                 let embedded = model.call(|reply| ModelMsg::Embed(id, request, reply), EMBED_DEADLINE).await;
                 Answer::Embed(embedded.map_err(lost).flatten())
+            }
+            Question::EmbeddedPieces(model) => {
+                let Some(model) = self.models.any(&model) else { return Answer::EmbeddedPieces(None) };
+                Answer::EmbeddedPieces(model.call(ModelMsg::EmbeddedPieces, ACTOR_DEADLINE).await.ok())
             }
             Question::Ensure(ensure) => {
                 let ensured = self.router.call(|reply| RouterMsg::Ensure(ensure, reply), ORDER_DEADLINE).await;

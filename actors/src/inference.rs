@@ -1,5 +1,6 @@
 //! The cluster behind the HTTP dialects: asks the actors.
 
+mod embed;
 mod explain;
 
 use std::pin::Pin;
@@ -9,11 +10,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::Stream;
-use futures::future::{join_all, try_join_all};
+use futures::future::join_all;
 use plexus_api::service::{Embedded, Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place};
 use plexus_types::{
-    ActorReport, ClusterReport, DeviceId, EmbedRequest, Embeddings, Explanation, GenerateEvent, GenerateRequest, Journal, ModelId,
-    ModelReport, ModelState, NodeName, ReplicaId, ReplicaState, RequestError, RequestId, Retry,
+    ActorReport, ClusterReport, DeviceId, EmbedRequest, Explanation, GenerateEvent, GenerateRequest, Journal, ModelId, ModelKind,
+    ModelReport, ModelState, NodeName, ReplicaId, ReplicaState, RequestError, RequestId,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -24,8 +25,8 @@ use crate::args::StreamsConfig;
 use crate::catalogue::CatalogueMsg;
 use crate::evictor::EvictorMsg;
 use crate::messages::{Answer, Ensure, Question};
-use crate::metrics::{self, RequestMeter};
-use crate::model::{LocalModels, ModelMsg, has_gone};
+use crate::metrics::RequestMeter;
+use crate::model::{LocalModels, ModelMsg, check_kind};
 use crate::node::NodeMsg;
 use crate::peers::{Peer, Peers};
 use crate::prefix::PromptDigests;
@@ -34,8 +35,10 @@ use crate::router::view::SharedView;
 use crate::router::{RouteRequest, Routed, RouterMsg};
 use crate::streams::StreamsMsg;
 
+pub(crate) use self::embed::EMBED_DEADLINE;
+
 /// Answers from memory.
-const ACTOR_DEADLINE: Duration = Duration::from_secs(2);
+pub(crate) const ACTOR_DEADLINE: Duration = Duration::from_secs(2);
 /// Asking all actors of another node, each of which may be slow.
 const PEER_DEADLINE: Duration = Duration::from_secs(3);
 /// Fetching a large model over a slow line.
@@ -48,10 +51,6 @@ const ORDER_DEADLINE: Duration = Duration::from_secs(10);
 const LOAD_POLL: Duration = Duration::from_millis(20);
 /// Encoding a long prompt.
 pub(crate) const COUNT_DEADLINE: Duration = Duration::from_secs(30);
-/// Embedding a group of long texts on a slow processor.
-pub(crate) const EMBED_DEADLINE: Duration = Duration::from_secs(300);
-/// Texts embedded at one replica in one go.
-const EMBED_GROUP: usize = 128;
 /// Events beyond the window that a channel takes: the start, the end, and what a speculating replica sends beyond its credit.
 const CHANNEL_SLACK: u32 = 64;
 
@@ -177,38 +176,10 @@ impl ClusterInference {
         self.view.read().resolve(name).clone()
     }
 
-    /// The vectors of some texts, and whose they are; a replica that is lost, or has no place, is passed over for the next.
-    async fn embed_group(&self, id: RequestId, request: EmbedRequest) -> Result<(Embeddings, Picked), RequestError> {
-        let mut tried = Vec::new();
-        let mut refused = None;
-        loop {
-            let picked = match (self.pick(Some(id), RouteRequest::embed(&request, tried.clone())).await, refused.take()) {
-                (Ok(picked), _) => picked,
-                (Err(_), Some(refused)) => return Err(refused),
-                (Err(error), None) => return Err(error),
-            };
-            let replica = &picked.replica;
-            let embedded = if replica.node == *self.peers.me() {
-                match self.models.get(&replica.model, replica.device) {
-                    Some(model) => model.call(|reply| ModelMsg::Embed(id, Box::new(request.clone()), reply), EMBED_DEADLINE).await.ok(),
-                    None => Some(Err(has_gone(&replica.model))),
-                }
-            } else {
-                match self.peers.get(&replica.node) {
-                    Some(peer) => match peer.ask(Question::Embed(id, Box::new(request.clone())), EMBED_DEADLINE).await {
-                        Ok(Answer::Embed(embedded)) => Some(embedded),
-                        Ok(_) | Err(_) => None,
-                    },
-                    None => None,
-                }
-            };
-            match embedded {
-                Some(Err(error)) if error.retry() != Retry::Never => refused = Some(error),
-                Some(embedded) => return embedded.map(|embeddings| (embeddings, picked)),
-                None => {}
-            }
-            tried.push(picked.replica);
-        }
+    /// Refuses, before anything is loaded for it, what the model's files say that it was not made for. Those that nobody has yet say nothing.
+    fn check_kind(&self, model: &ModelId, asked_for: ModelKind) -> Result<(), RequestError> {
+        let kind = self.view.read().catalogue().models.get(model).and_then(|merged| Some(merged.facts.as_ref()?.kind));
+        kind.map_or(Ok(()), |kind| check_kind(model, kind, asked_for))
     }
 }
 
@@ -220,9 +191,14 @@ impl Inference for ClusterInference {
         let meter = RequestMeter::new(request.model.clone());
         let seed = request.sampling.seed.unwrap_or_else(rand::random);
         let (events, inbox) = mpsc::channel((self.config.window_tokens + CHANNEL_SLACK) as usize);
-        let prompt = PromptDigests::of(&request.prompt);
-        let journal = Box::new(Journal { request: Arc::new(request), seed, prompt_ids: Vec::new(), sampled_ids: Vec::new() });
-        let opened = self.streams.cast(StreamsMsg::Open { id, journal, prompt, events, span: Span::current() });
+        let lost = match self.check_kind(&request.model, ModelKind::Generate) {
+            Ok(()) => {
+                let prompt = PromptDigests::of(&request.prompt);
+                let journal = Box::new(Journal { request: Arc::new(request), seed, prompt_ids: Vec::new(), sampled_ids: Vec::new() });
+                self.streams.cast(StreamsMsg::Open { id, journal, prompt, events, span: Span::current() }).is_err()
+            }
+            Err(error) => events.try_send(GenerateEvent::Failed(error)).is_err(), // the channel is empty
+        };
         let client = ClientStream {
             id,
             inbox,
@@ -230,7 +206,7 @@ impl Inference for ClusterInference {
             unreported: 0,
             report_every: (self.config.window_tokens / 4).max(1),
             ended: false,
-            lost: opened.is_err(),
+            lost,
             meter,
         };
         Generation::new(id, client)
@@ -238,6 +214,7 @@ impl Inference for ClusterInference {
 
     async fn count_tokens(&self, mut request: GenerateRequest) -> Result<u32, RequestError> {
         request.model = self.resolve(&request.model);
+        self.check_kind(&request.model, ModelKind::Generate)?;
         let mut tried = Vec::new();
         loop {
             // Counting is the tokenizer's work: what the model would have to read does not matter.
@@ -266,23 +243,8 @@ impl Inference for ClusterInference {
 
     async fn embed(&self, id: RequestId, mut request: EmbedRequest) -> Result<Embedded, RequestError> {
         request.model = self.resolve(&request.model);
-        // In groups, so that the vectors of each fit a message between nodes, and that several replicas share the work.
-        let groups = request.inputs.chunks(EMBED_GROUP).map(|inputs| EmbedRequest { inputs: inputs.to_vec(), ..request.clone() });
-        let (parts, picked): (Vec<Embeddings>, Vec<Picked>) =
-            try_join_all(groups.map(|group| self.embed_group(id, group))).await?.into_iter().unzip();
-        let mut embeddings = Embeddings::default();
-        for part in parts {
-            embeddings.vectors.extend(part.vectors);
-            embeddings.prompt_tokens += part.prompt_tokens;
-        }
-        let cold_start = picked.iter().any(|picked| picked.cold_start);
-        let first = picked.into_iter().next().ok_or_else(|| RequestError::invalid("input", "there is nothing to embed"))?;
-        let node = first.replica.node.name;
-        if cold_start {
-            Span::current().record("cold_start", true);
-            metrics::on_cold_start(request.model.as_str(), node.as_str());
-        }
-        Ok(Embedded { embeddings, node, route: first.route })
+        self.check_kind(&request.model, ModelKind::Embed)?;
+        self.embed_all(id, request).await
     }
 
     async fn models(&self) -> Vec<ModelReport> {

@@ -37,6 +37,8 @@ pub enum Question {
     Pull(ModelId),
     /// Why was this model placed where it was placed last, as far as you decided or heard?
     Placement(ModelId),
+    /// How many pieces of texts has a replica that you hold of this model embedded? It tells one that is slow from one that hangs.
+    EmbeddedPieces(ModelId),
 }
 
 /// A model is wanted.
@@ -81,6 +83,8 @@ pub enum Answer {
     Done(Result<(), RequestError>),
     /// What was decided, if you remember.
     Explain(Option<Explanation>),
+    /// So many since it was loaded; nothing if I hold none.
+    EmbeddedPieces(Option<u64>),
 }
 
 /// A notice to a node; not answered. Order is kept from one sender to one receiver.

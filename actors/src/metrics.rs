@@ -176,7 +176,7 @@ fn reason(error: &RequestError) -> &'static str {
     match error {
         RequestError::Invalid { .. } => "invalid",
         RequestError::ModelNotFound { .. } => "model_not_found",
-        RequestError::ContextLength { .. } => "context_length",
+        RequestError::ContextLength { .. } | RequestError::TextLength { .. } => "context_length",
         RequestError::WrongModality { .. } => "wrong_modality",
         RequestError::Overloaded { .. } => "overloaded",
         RequestError::Unavailable { .. } => "unavailable",

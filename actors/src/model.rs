@@ -9,6 +9,7 @@
 
 mod embed;
 pub mod guess;
+mod kind;
 pub mod load;
 mod local;
 pub mod prefixes;
@@ -35,6 +36,7 @@ use tokio::time::Instant;
 use tracing::{Span, info, info_span, warn};
 
 use self::embed::Embeds;
+pub(crate) use self::kind::check_kind;
 use self::load::{LoadError, Resident};
 pub(crate) use self::local::has_gone;
 pub use self::local::{Devices, LocalModels};
@@ -97,6 +99,8 @@ pub enum ModelMsg {
     CountTokens(Box<GenerateRequest>, RpcReplyPort<Result<u32, RequestError>>),
     /// The vectors of these texts, which are all of a request or some.
     Embed(RequestId, Box<EmbedRequest>, RpcReplyPort<Result<Embeddings, RequestError>>),
+    /// How many pieces of texts have you embedded?
+    EmbeddedPieces(RpcReplyPort<u64>),
     /// From a task: preparing a request takes its time.
     IsLong(SequenceKey),
     /// From a task: a prompt was encoded, and the grammar of the answer compiled.
@@ -221,6 +225,7 @@ impl Actor for ModelActor {
             ModelMsg::Credit(key, until) => state.on_credit(&key, until),
             ModelMsg::CountTokens(request, reply) => state.on_count_tokens(*request, reply),
             ModelMsg::Embed(id, request, reply) => state.on_embed(id, *request, reply),
+            ModelMsg::EmbeddedPieces(reply) => drop(reply.send(state.embeds.pieces())),
             ModelMsg::IsLong(key) => state.on_is_long(&key),
             ModelMsg::Encoded(key, prompt) => state.on_encoded(&key, prompt),
             ModelMsg::Stepped(output) => state.on_stepped(output)?,
@@ -323,10 +328,8 @@ impl ModelState {
             self.n_refused += 1;
             return sink.fail(self.not_loaded());
         };
-        if resident.kind == ModelKind::Embed {
-            let message =
-                format!("the model '{}' embeds texts and does not answer: use /v1/embeddings, or another model", self.args.profile.id);
-            return sink.fail(RequestError::WrongModality { message });
+        if let Err(error) = check_kind(&self.args.profile.id, resident.kind, ModelKind::Generate) {
+            return sink.fail(error);
         }
         let principal = generate.journal.request.principal;
         let encoding = self.encoding.values().filter(|arrival| arrival.generate.journal.request.principal == principal).count();
@@ -434,6 +437,9 @@ impl ModelState {
         let Phase::Loaded { resident, .. } = &self.phase else {
             return drop(reply.send(Err(self.not_loaded())));
         };
+        if let Err(error) = check_kind(&self.args.profile.id, resident.kind, ModelKind::Generate) {
+            return drop(reply.send(Err(error)));
+        }
         let codec = resident.codec.clone();
         let count = prepare::in_turn(request.prompt.text_len(), move || codec.token_count(&request.prompt));
         tokio::spawn(async move { drop(reply.send(count.await)) });

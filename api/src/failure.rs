@@ -75,6 +75,7 @@ impl Failure {
                 RequestError::Invalid { .. }
                 | RequestError::ModelNotFound { .. }
                 | RequestError::ContextLength { .. }
+                | RequestError::TextLength { .. }
                 | RequestError::WrongModality { .. }
                 | RequestError::Internal { .. },
             )

@@ -159,9 +159,12 @@ enum Bench {
     Embeddings {
         #[command(flatten)]
         setup: serving::Setup,
-        /// Words of each text.
-        #[arg(long, default_value_t = 100)]
-        words: usize,
+        /// Words of each text; several numbers are measured one after the other.
+        #[arg(long, value_delimiter = ',', default_values_t = [3, 32, 100, 200])]
+        words: Vec<usize>,
+        /// Most words of a text where they have from one on.
+        #[arg(long, default_value = "200")]
+        mixed: NonZeroUsize,
     },
     /// Time to the first token of models that are not loaded, whose files are in the page cache.
     ColdLoad(serving::cold::Options),
@@ -251,7 +254,7 @@ fn main() -> anyhow::Result<()> {
             Bench::Lookup { setup } => serving::lookup::measure(&binaries, &setup)?,
             Bench::ColdLoad(options) => serving::cold::cold_load(&binaries, &options)?,
             Bench::Swap(options) => serving::cold::swap(&binaries, &options)?,
-            Bench::Embeddings { setup, words } => serving::embeddings::measure(&binaries, &setup, words)?,
+            Bench::Embeddings { setup, words, mixed } => serving::embeddings::measure(&binaries, &setup, &words, mixed)?,
             Bench::All
             | Bench::Routing { .. }
             | Bench::Engine(_)

@@ -185,11 +185,14 @@ impl Executor for ScriptedExecutor {
         if !self.loaded.contains_key(&slot) {
             return Err(EngineError::shape("the slot holds no model"));
         }
-        let vector = |ids: &Vec<u32>| {
+        let vector = |ids: &[u32]| {
             let place = ids.first().map_or(0, |id| *id as usize % SCRIPTED_DIMENSIONS);
             (0..SCRIPTED_DIMENSIONS).map(|i| if i == place { 1.0 } else { 0.0 }).collect()
         };
-        work.take_vectors(work.whole_texts(PIECE_TOKENS).iter().map(vector).collect());
+        for stack in work.stacks(PIECE_TOKENS, usize::MAX, |len| len) {
+            let vectors = stack.texts.iter().map(|text| vector(work.ids(*text))).collect();
+            work.take_vectors(&stack.texts, vectors);
+        }
         Ok(())
     }
 }

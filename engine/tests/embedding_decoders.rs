@@ -144,7 +144,7 @@ fn pieces_of_a_text_go_on_where_the_text_was_left() {
     while !work.is_done() {
         executor.embed(SLOT, &mut work).unwrap();
     }
-    assert_eq!(work.into_vectors(), expected);
+    assert_eq!(work.into_vectors().unwrap(), expected);
     let too_long = vec![1; 2049];
     assert!(matches!(embed(&mut *executor, &[too_long]), Err(EngineError::Shape { .. })), "more tokens than the pool holds");
 }

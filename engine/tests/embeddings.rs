@@ -6,11 +6,14 @@
 #[path = "support/embed.rs"]
 mod support;
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
 use plexus_engine::{EngineError, KvPlan};
 use plexus_types::{ModelKind, Prompt};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 use support::{SLOT, candle, change, copy_of, embed, golden, open, reference, texts, worst};
 
@@ -64,6 +67,69 @@ fn the_folder_says_how_tokens_are_pooled() {
         let error = open(folder.path()).unwrap_err().to_string();
         assert!(error.contains("pooling by") && error.contains("mean"), "{error}");
         assert_eq!(error.contains("max"), flags != json!({}), "{error}");
+    }
+}
+
+/// Small numbers that look drawn by chance, the same each time: those of a 64-bit linear congruential generator (Knuth, TAOCP 2, 3.3.4).
+fn numbers(n: usize, state: &mut u64) -> Vec<f32> {
+    let mut next = || {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    };
+    (0..n).map(|_| 0.1 * next()).collect()
+}
+
+/// A golden encoder with sizes at which products are computed in blocks, as those of real models are: 384 numbers for a token, 1,536 within.
+fn of_real_width(name: &str) -> tempfile::TempDir {
+    let folder = copy_of(name);
+    let wider = HashMap::from([(64, 384), (96, 1536)]);
+    let path = folder.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let mut state = 1;
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .tensors()
+        .into_iter()
+        .map(|(name, tensor)| {
+            let mut shape: Vec<usize> = tensor.shape().iter().map(|dim| *wider.get(dim).unwrap_or(dim)).collect();
+            if name.contains("position_embeddings") {
+                shape[0] = 530;
+            }
+            let numbers = numbers(shape.iter().product(), &mut state);
+            (name, shape, numbers.iter().flat_map(|x| x.to_le_bytes()).collect())
+        })
+        .collect();
+    let views = tensors.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+    fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+    change(&folder.path().join("config.json"), |config| {
+        for (key, size) in [("hidden_size", 384), ("intermediate_size", 1536), ("max_position_embeddings", 530)] {
+            config[key] = json!(size);
+        }
+    });
+    folder
+}
+
+#[test]
+fn a_text_has_the_same_bits_alone_and_among_others_of_any_length() {
+    let lens = [5, 1, 511, 33, 5, 2, 128, 34, 17, 5, 200, 36, 18, 1, 100, 64, 5, 127, 2, 33, 97, 3];
+    for name in ["bert", "xlm_roberta"] {
+        let folder = of_real_width(name);
+        let files = open(folder.path()).unwrap();
+        let mut executor = candle(&files, KV).unwrap();
+        let vocabulary = support::read_json(&folder.path().join("config.json"))["vocab_size"].as_u64().unwrap() as usize;
+        let texts: Vec<Vec<u32>> =
+            lens.iter().enumerate().map(|(i, len)| (0..*len).map(|at| ((i * 37 + at * 11) % vocabulary) as u32).collect()).collect();
+        let alone: Vec<Vec<f32>> = texts.iter().map(|ids| embed(&mut *executor, std::slice::from_ref(ids)).unwrap().remove(0)).collect();
+        assert!(alone.iter().all(|vector| vector.iter().all(|x| x.is_finite())) && alone[0] != alone[4]);
+        let (together, n_pieces) = support::embed_in_pieces(&mut *executor, &texts).unwrap();
+        assert!(n_pieces < 6, "{n_pieces} pieces");
+        for first in [0, 7, 13] {
+            let order: Vec<usize> = (0..texts.len()).map(|i| (first + i) % texts.len()).collect();
+            let texts: Vec<Vec<u32>> = order.iter().map(|i| texts[*i].clone()).collect();
+            for (vector, i) in embed(&mut *executor, &texts).unwrap().iter().zip(order) {
+                assert!(*vector == alone[i] && *vector == together[i], "{name}: the text of {} tokens", lens[i]);
+            }
+        }
     }
 }
 

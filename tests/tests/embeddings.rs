@@ -107,3 +107,75 @@ async fn requests_of_a_key_are_counted_as_such_however_many_texts_they_have_and_
         assert!(refused.header("retry-after").is_some() && refused.header("x-plexus-route").is_some(), "{:?}", refused.headers);
     }
 }
+
+#[tokio::test]
+async fn an_error_names_the_text_at_fault_by_its_place_in_the_request() {
+    let home = Home::new();
+    let config = home.path().join("cluster.toml");
+    let folder = binary::repository().join("engine/tests/golden/bert");
+    std::fs::write(&config, format!("[[models]]\nid = \"m\"\nsource = \"{}\"\npreload = true\n", folder.display())).unwrap();
+    let node = home.node("n1").arg("--config", config.to_str().unwrap()).start().await;
+    node.offers("m").await;
+    let client = node.client();
+    let many = |fault: Value| {
+        let mut input = vec![json!("a word"); 300];
+        input[200] = fault;
+        json!({"model": "m", "input": input})
+    };
+    let long = "word ".repeat(100);
+    for (request, param, code, words) in [
+        (many(json!(long)), "input[200]", json!("context_length_exceeded"), ["maximum context length is 64", "prompt is too long: "]),
+        (many(json!("")), "input[200]", json!(null), ["input[200] is empty", "at least one character"]),
+        (json!({"model": "m", "input": [[5], [5], [6, 99999]]}), "input[2]", json!(null), ["input[2]", "99999"]),
+        (json!({"model": "m", "input": long}), "input", json!("context_length_exceeded"), ["but the prompt is too long", "64 maximum"]),
+        (json!({"model": "m", "input": [99999]}), "input", json!(null), ["99999", ""]),
+    ] {
+        let reply = client.post("/v1/embeddings", &request).await.unwrap();
+        let error = &reply.json["error"];
+        assert_eq!((reply.status, &error["param"], &error["code"]), (400, &json!(param), &code), "{}", reply.text);
+        let message = error["message"].as_str().unwrap();
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        assert!(message.contains(param) || param == "input", "{message}");
+    }
+    // None of it stays behind.
+    assert_eq!(client.post("/v1/embeddings", &json!({"model": "m", "input": ["a", "b"]})).await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn nothing_is_loaded_for_what_a_model_was_not_made_for() {
+    let home = Home::new();
+    let config = home.path().join("cluster.toml");
+    let golden = binary::repository().join("engine/tests/golden");
+    let entry = |id: &str, folder: &str| format!("[[models]]\nid = \"{id}\"\nsource = \"{}\"\n", golden.join(folder).display());
+    std::fs::write(&config, entry("embeds", "bert") + &entry("answers", "llama/llama-bf16.gguf")).unwrap();
+    let node = home.node("n1").arg("--config", config.to_str().unwrap()).start().await;
+    let client = node.client();
+    let listed = async || {
+        let models = client.get("/v1/models").await.map_err(|error| error.to_string())?;
+        let models = models.json["data"].as_array().ok_or("no list")?.clone();
+        Ok::<_, String>(models.into_iter().filter(|model| model["id"] != "pip").collect::<Vec<_>>())
+    };
+    eventually("the files are read", async || match listed().await? {
+        models if models.iter().any(|model| model["id"] == "embeds" && model["capabilities"][0] == "embed") => Ok(()),
+        models => Err(format!("{models:?}")),
+    })
+    .await;
+    let chat = |stream: bool| json!({"model": "embeds", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "stream": stream});
+    for (path, body, status, words) in [
+        ("/v1/embeddings", json!({"model": "answers", "input": "a"}), 422, "answers and does not embed"),
+        ("/v1/chat/completions", chat(false), 422, "embeds texts and does not answer"),
+        ("/v1/chat/completions", chat(true), 422, "embeds texts and does not answer"),
+        ("/v1/completions", json!({"model": "embeds", "prompt": "a"}), 422, "embeds texts and does not answer"),
+        ("/v1/messages", chat(false), 400, "embeds texts and does not answer"),
+        ("/v1/messages/count_tokens", chat(false), 400, "embeds texts and does not answer"),
+    ] {
+        let reply = client.post(path, &body).await.unwrap();
+        assert!(reply.status == status && reply.text.contains(words), "{path}: {} {}", reply.status, reply.text);
+    }
+    let view = node.view().await.unwrap();
+    assert!(view.nodes[0].summary.replicas.iter().all(|replica| replica.model.as_str() == "pip"), "{:?}", view.nodes[0].summary.replicas);
+    let reply = client.post("/v1/embeddings", &json!({"model": "embeds", "input": "a"})).await.unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    // Once it is loaded, it refuses with the same words.
+    assert_eq!(client.post("/v1/messages/count_tokens", &chat(false)).await.unwrap().status, 400);
+}

@@ -26,6 +26,15 @@ pub struct EmbedRequest {
     pub dimensions: Option<u32>,
     /// Who asks, as in [`crate::GenerateRequest::principal`].
     pub principal: Option<u64>,
+    /// Where each text stands among those that the client sent, counted from 0, for errors to say so. Empty if it sent one alone.
+    pub indices: Vec<u32>,
+}
+
+impl EmbedRequest {
+    /// What the client calls the text at a place of [`Self::inputs`].
+    pub fn name(&self, at: usize) -> String {
+        self.indices.get(at).map_or_else(|| "input".to_owned(), |index| format!("input[{index}]"))
+    }
 }
 
 /// One text to embed.

@@ -80,6 +80,19 @@ pub enum RequestError {
         /// What is missing, at each place.
         message: String,
     },
+    /// One of several texts does not fit the model's context.
+    #[error(
+        "this model's maximum context length is {max_tokens} tokens, but {input} does not fit it: the prompt is too long: {tokens} tokens > \
+         {max_tokens} maximum"
+    )]
+    TextLength {
+        /// What the client calls the text.
+        input: String,
+        /// Tokens of the text.
+        tokens: u32,
+        /// Tokens that the model holds.
+        max_tokens: u32,
+    },
 }
 
 /// Clients look for "maximum context length is" and for "prompt is too long: N tokens > M maximum".
@@ -113,7 +126,7 @@ impl RequestError {
             | Self::Unservable { .. }
             | Self::Lost { .. }
             | Self::Internal { .. } => Retry::Elsewhere,
-            Self::Invalid { .. } | Self::ContextLength { .. } | Self::WrongModality { .. } => Retry::Never,
+            Self::Invalid { .. } | Self::ContextLength { .. } | Self::TextLength { .. } | Self::WrongModality { .. } => Retry::Never,
         }
     }
 }

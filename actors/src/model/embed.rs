@@ -3,7 +3,9 @@
 mod turns;
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use plexus_engine::codec::Codec;
@@ -13,7 +15,9 @@ use ractor::RpcReplyPort;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use self::turns::Turns;
+use self::turns::{Turns, Who};
+use super::kind::check_kind;
+use super::prepare;
 use super::scheduler::Principal;
 use super::share::may_have_more;
 use super::{ModelMsg, ModelState, Phase, late, overloaded};
@@ -21,6 +25,9 @@ use crate::device::{DeviceError, Reply, StepQueue};
 
 /// Weight of the newest measurement.
 const WEIGHT: f32 = 0.2;
+
+/// Most tokens of a piece while another model on the device generates, whose tokens wait for it.
+const PIECE_BESIDE: NonZeroUsize = NonZeroUsize::new(64).expect("it is not zero");
 
 /// A message with texts to embed, as long as it is under way.
 pub(super) type Number = u64;
@@ -32,6 +39,8 @@ pub(super) struct Embeds {
     next: Number,
     /// How long they took lately, from their coming to their end.
     took: Option<Duration>,
+    /// Pieces computed so far.
+    pieces: Arc<AtomicU64>,
     turns: Turns,
 }
 
@@ -53,6 +62,11 @@ impl Embeds {
         requests.sort_unstable();
         requests.dedup();
         requests.len() as u32
+    }
+
+    /// Pieces computed so far, whosever they were.
+    pub(super) fn pieces(&self) -> u64 {
+        self.pieces.load(Ordering::Relaxed)
     }
 
     fn on_begin(&mut self, request: RequestId, principal: Principal, since: Instant) -> Number {
@@ -93,9 +107,8 @@ impl ModelState {
         let Phase::Loaded { resident, .. } = &self.phase else {
             return drop(reply.send(Err(self.not_loaded())));
         };
-        if resident.kind != ModelKind::Embed {
-            let message = format!("the model '{}' answers and does not embed: choose a model of kind \"embed\"", profile.id);
-            return drop(reply.send(Err(RequestError::WrongModality { message })));
+        if let Err(error) = check_kind(&profile.id, resident.kind, ModelKind::Embed) {
+            return drop(reply.send(Err(error)));
         }
         let (principal, place_wait) = (request.principal, self.place_wait());
         let own = self.embeds.count(|one| one.principal == principal && one.request != id);
@@ -111,6 +124,7 @@ impl ModelState {
                 return drop(reply.send(Err(full)));
             }
         }
+        let is_first = self.embeds.count(|one| one.request == id) == 0;
         let number = self.embeds.on_begin(id, principal, Instant::now());
         let seat = Seat { model: self.args.address.clone(), life: self.life, number };
         let work = Work {
@@ -118,6 +132,9 @@ impl ModelState {
             context: resident.plan.context_length,
             steps: resident.steps.clone(),
             turns: self.embeds.turns.clone(),
+            pieces: self.embeds.pieces.clone(),
+            who: Who { principal, request: id, number },
+            is_first,
             waiting_time: profile.waiting_time,
             late: late(profile, place_wait),
             full,
@@ -138,7 +155,11 @@ struct Work {
     context: u32,
     steps: StepQueue,
     turns: Turns,
-    /// How long it may wait for its first turn.
+    pieces: Arc<AtomicU64>,
+    who: Who,
+    /// No other texts of its request are here: it has no place yet that it could keep.
+    is_first: bool,
+    /// How long it may wait for its first turn, as long as it has no place.
     waiting_time: Duration,
     /// What is said if it has waited for longer.
     late: RequestError,
@@ -149,25 +170,30 @@ struct Work {
 impl Work {
     /// The vectors. Errors name the first text at fault, before anything is computed. Nothing more is computed once nobody `is_waiting` for them.
     async fn embed(self, request: EmbedRequest, is_waiting: impl Fn() -> bool) -> Result<Embeddings, RequestError> {
-        let Self { codec, context, steps, turns, waiting_time, late, full } = self;
-        let EmbedRequest { inputs, dimensions, principal, .. } = request;
-        let encoded = tokio::task::spawn_blocking(move || encode(&codec, context, inputs)).await;
-        let inputs = encoded.map_err(|_| RequestError::Internal { message: "the tokenizer panicked".into() })??;
+        let Self { codec, context, steps, turns, pieces, who, is_first, waiting_time, late, full } = self;
+        let dimensions = request.dimensions;
+        let n_bytes = request.inputs.iter().map(|input| if let EmbedInput::Text(text) = input { text.len() as u64 } else { 0 }).sum();
+        let inputs = prepare::in_turn(n_bytes, move || encode(&codec, context, request)).await?;
         let prompt_tokens = inputs.iter().map(|ids| ids.len() as u32).sum();
         let mut work = EmbedWork::new(inputs);
-        let mut turn = tokio::time::timeout(waiting_time, turns.take(principal, true)).await.map_err(|_| late)?.ok_or(full)?;
+        let mut turn = match is_first {
+            true => tokio::time::timeout(waiting_time, turns.take(who, true)).await.map_err(|_| late)?.ok_or(full)?,
+            false => turns.take(who, false).await.ok_or_else(lost)?,
+        };
         while !work.is_done() {
             if !is_waiting() {
                 return Err(RequestError::Lost { message: "nobody waits for the vectors".into() });
             }
+            let others_generate = steps.beside().is_some();
+            work.set_piece_tokens(if others_generate { PIECE_BESIDE } else { NonZeroUsize::MAX });
             work = run_piece(&steps, work).await?;
+            pieces.fetch_add(1, Ordering::Relaxed);
             if !work.is_within_text() && !work.is_done() {
-                drop(turn);
-                turn = turns.take(principal, false).await.ok_or_else(lost)?;
+                turn = turns.again(turn, who).await.ok_or_else(lost)?;
             }
         }
         drop(turn);
-        let mut vectors = work.into_vectors();
+        let mut vectors = work.into_vectors().ok_or_else(|| RequestError::Internal { message: "a text has no vector".into() })?;
         if let Some(dimensions) = dimensions {
             vectors.iter_mut().try_for_each(|vector| shorten(vector, dimensions))?;
         }
@@ -189,22 +215,31 @@ async fn run_piece(steps: &StepQueue, work: EmbedWork) -> Result<EmbedWork, Requ
     }
 }
 
-fn encode(codec: &Codec, context: u32, inputs: Vec<EmbedInput>) -> Result<Vec<Vec<u32>>, RequestError> {
+fn encode(codec: &Codec, context: u32, mut request: EmbedRequest) -> Result<Vec<Vec<u32>>, RequestError> {
+    let inputs = std::mem::take(&mut request.inputs);
     let mut encoded = Vec::with_capacity(inputs.len());
-    for (i, input) in inputs.into_iter().enumerate() {
-        let ids = codec.encode(&match input {
+    for (at, input) in inputs.into_iter().enumerate() {
+        let prompt = match input {
             EmbedInput::Text(text) => Prompt::Text(text),
             EmbedInput::Tokens(ids) => Prompt::Tokens(ids),
-        });
-        let ids = ids.map_err(|error| match error {
-            RequestError::Invalid { message, .. } => RequestError::invalid("input", message),
+        };
+        let wrong = |message: String| RequestError::invalid(&request.name(at), message);
+        let too_long = |tokens: u32| match request.indices.is_empty() {
+            true => RequestError::ContextLength { prompt_tokens: tokens, max_tokens: context },
+            false => RequestError::TextLength { input: request.name(at), tokens, max_tokens: context },
+        };
+        let ids = codec.encode_within(&prompt, context).map_err(|error| match error {
+            RequestError::Invalid { message, .. } if request.indices.is_empty() => wrong(message),
+            RequestError::Invalid { message, .. } => wrong(format!("{}: {message}", request.name(at))),
+            RequestError::ContextLength { prompt_tokens, .. } => too_long(prompt_tokens),
             other => other,
         })?;
+        let tokens = ids.len() as u32;
         if ids.is_empty() {
-            return Err(RequestError::invalid("input", format!("input {i} is empty: give at least one token")));
+            return Err(wrong(format!("{} is empty: give at least one token", request.name(at))));
         }
-        if ids.len() as u32 > context {
-            return Err(RequestError::ContextLength { prompt_tokens: ids.len() as u32, max_tokens: context });
+        if tokens > context {
+            return Err(too_long(tokens));
         }
         encoded.push(ids);
     }

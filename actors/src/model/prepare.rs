@@ -118,14 +118,14 @@ mod tests {
         }
         assert_eq!(in_turn(SHORT - 1, || Ok(2)).await, Ok(2));
         let key = ("a#1".parse().unwrap(), plexus_types::RequestId(1), crate::messages::Attempt(1));
-        let (begun, nobody) = mpsc::channel::<()>();
+        let (begun, nobody) = tokio::sync::oneshot::channel::<()>();
         let waits = start(Address::new(), key, SHORT, move || {
             drop(begun);
             Err(RequestError::Internal { message: "it was begun".into() })
         });
         tokio::task::yield_now().await;
         drop(waits);
-        assert!(nobody.recv().is_err());
+        assert!(nobody.await.is_err());
         let next = tokio::spawn(in_turn(SHORT, || Ok(3)));
         go_on.send(()).unwrap();
         assert_eq!((first.await.unwrap(), next.await.unwrap()), (Ok(1), Ok(3)));

@@ -49,6 +49,7 @@ impl Inbound for Rest {
                 Answer::CountTokens(Ok(text.len() as u32))
             }
             Question::Embed(_, request) => Answer::Embed(Err(plexus_types::RequestError::model_not_found(&request.model))),
+            Question::EmbeddedPieces(_) => Answer::EmbeddedPieces(None),
             Question::Ensure(_)
             | Question::Load(_)
             | Question::Unload(..)

@@ -38,9 +38,10 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str) {
     const INVALID: &str = "invalid_request_error";
     match failure {
         Failure::Request(error) => match error {
-            RequestError::Invalid { .. } | RequestError::ContextLength { .. } | RequestError::WrongModality { .. } => {
-                (StatusCode::BAD_REQUEST, INVALID)
-            }
+            RequestError::Invalid { .. }
+            | RequestError::ContextLength { .. }
+            | RequestError::TextLength { .. }
+            | RequestError::WrongModality { .. } => (StatusCode::BAD_REQUEST, INVALID),
             RequestError::ModelNotFound { .. } => (StatusCode::NOT_FOUND, "not_found_error"),
             RequestError::Overloaded { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error"),
             RequestError::Unavailable { .. } | RequestError::Lost { .. } => (overloaded(), "overloaded_error"),

@@ -72,7 +72,8 @@ fn translate(json: &[u8]) -> Result<(EmbedRequest, Format), Failure> {
         Ok(dimensions @ 1..) => Ok(dimensions),
         _ => Err(params::out_of_range("dimensions", dimensions, "at least 1, and at most the width of the model's vectors")),
     });
-    let request = EmbedRequest { model, inputs: inputs.collect(), dimensions: dimensions.transpose()?, principal: None };
+    let request =
+        EmbedRequest { model, inputs: inputs.collect(), dimensions: dimensions.transpose()?, principal: None, indices: Vec::new() };
     Ok((request, format(body.encoding_format.as_deref())?))
 }
 
@@ -154,14 +155,18 @@ mod tests {
         for (fields, expected) in [
             (r#""user":"u""#, "input"),
             (r#""input":"""#, "input"),
-            (r#""input":["a",""]"#, "input"),
+            (r#""input":["a",""]"#, "input[1]"),
+            (r#""input":[[1],[2],[]]"#, "input[2]"),
+            (r#""input":[""]"#, "input"),
             (r#""input":["a",1]"#, "input"),
             (many.as_str(), "input"),
             (r#""input":"a","encoding_format":"hex""#, "encoding_format"),
             (r#""input":"a","dimensions":0"#, "dimensions"),
         ] {
             match read(fields) {
-                Err(Failure::Request(RequestError::Invalid { param, .. })) => assert_eq!(param.as_deref(), Some(expected)),
+                Err(Failure::Request(RequestError::Invalid { param, message })) => {
+                    assert!(param.as_deref() == Some(expected) && message.contains(expected), "{param:?}: {message}");
+                }
                 other => panic!("{other:?}"),
             }
         }

@@ -27,6 +27,7 @@ pub(crate) fn envelope(failure: &Failure, input: Option<&str>) -> Envelope {
     let param = match failure {
         Failure::Request(RequestError::Invalid { param, .. }) => param.clone(),
         Failure::Request(RequestError::ModelNotFound { .. }) => Some("model".to_owned()),
+        Failure::Request(RequestError::TextLength { input, .. }) => Some(input.clone()),
         Failure::Request(RequestError::ContextLength { .. }) => input.map(str::to_owned),
         Failure::Request(RequestError::WrongModality { message }) => about(message).or(input).map(str::to_owned),
         _ => None,
@@ -55,7 +56,9 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, Option<&'static str
         Failure::Request(error) => match error {
             RequestError::Invalid { .. } => (StatusCode::BAD_REQUEST, INVALID, None),
             RequestError::ModelNotFound { .. } => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
-            RequestError::ContextLength { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("context_length_exceeded")),
+            RequestError::ContextLength { .. } | RequestError::TextLength { .. } => {
+                (StatusCode::BAD_REQUEST, INVALID, Some("context_length_exceeded"))
+            }
             RequestError::WrongModality { .. } => (StatusCode::UNPROCESSABLE_ENTITY, INVALID, Some("wrong_modality")),
             RequestError::Overloaded { .. } => (StatusCode::TOO_MANY_REQUESTS, "requests", Some("rate_limit_exceeded")),
             RequestError::Unavailable { .. } | RequestError::Unservable { .. } | RequestError::Lost { .. } => {

@@ -42,12 +42,15 @@ pub(super) fn read(param: &str, value: Option<TextOr<Element>>) -> Result<Vec<In
         (true, _) => inputs.push(Input::Tokens(ids)),
         (false, true) => {}
     }
-    for input in &inputs {
-        match input {
-            Input::Text(text) if text.is_empty() => return wrong("is empty; give at least one character"),
-            Input::Tokens(ids) if ids.is_empty() => return wrong("is empty; give at least one token"),
-            Input::Text(_) | Input::Tokens(_) => {}
-        }
+    let empty = |input: &Input| match input {
+        Input::Text(text) => text.is_empty(),
+        Input::Tokens(ids) => ids.is_empty(),
+    };
+    if let Some(at) = inputs.iter().position(empty) {
+        let name = if inputs.len() > 1 { format!("{param}[{at}]") } else { param.to_owned() };
+        let message =
+            format!("{name} is empty; give at least one {}", if matches!(inputs[at], Input::Text(_)) { "character" } else { "token" });
+        return Err(RequestError::invalid(&name, message));
     }
     Ok(inputs)
 }

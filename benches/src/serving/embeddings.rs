@@ -1,5 +1,6 @@
 //! How fast texts become vectors.
 
+use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
@@ -16,18 +17,44 @@ const BATCHES: [usize; 3] = [1, 8, 64];
 /// Requests of each size in a run: as many texts each time.
 const TEXTS_PER_RUN: usize = 64;
 
-/// Texts of `n_words` words each, one request after the other, of every size of request in turn.
-pub(crate) fn measure(binaries: &Binaries, setup: &Setup, n_words: usize) -> anyhow::Result<Vec<Figure>> {
+/// How long texts are.
+#[derive(Debug, Clone, Copy)]
+enum Lengths {
+    /// So many words each.
+    Same(usize),
+    /// From one word to so many, in no order.
+    UpTo(usize),
+}
+
+impl Lengths {
+    /// Words of text number `i`; any 64 in a row have much the same sum.
+    fn words(self, i: usize) -> usize {
+        match self {
+            Self::Same(words) => words,
+            Self::UpTo(most) => 1 + (i * 37 % 64) * (most - 1) / 63,
+        }
+    }
+}
+
+/// Texts of each of these numbers of words, and of one word to `mixed`, one request after the other, of every size of request in turn.
+pub(crate) fn measure(binaries: &Binaries, setup: &Setup, n_words: &[usize], mixed: NonZeroUsize) -> anyhow::Result<Vec<Figure>> {
     let server = setup.plexus(binaries, "")?;
     let mut connection = Connection::open(server.http)?;
+    let same = n_words.iter().map(|words| (format!("texts of {words} words"), Lengths::Same(*words)));
+    let kinds = same.chain([(format!("texts of 1 to {mixed} words"), Lengths::UpTo(mixed.get()))]);
+    let measured = kinds.map(|(name, lengths)| measure_one(&mut connection, setup.runs, &name, lengths));
+    Ok(measured.collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+fn measure_one(connection: &mut Connection, runs: usize, name: &str, lengths: Lengths) -> anyhow::Result<Vec<Figure>> {
     let mut rates = [const { (vec![], vec![]) }; BATCHES.len()];
-    for run in 0..=setup.runs {
+    for run in 0..=runs {
         for (batch, (texts_per_s, tokens_per_s)) in BATCHES.into_iter().zip(&mut rates) {
             let begun = Instant::now();
             let mut n_tokens = 0;
             for first in (0..TEXTS_PER_RUN).step_by(batch) {
-                let texts: Vec<String> = (first..first + batch).map(|i| text(n_words, (1000 * run + i) as u64)).collect();
-                n_tokens += embed(&mut connection, &texts)?;
+                let texts: Vec<String> = (first..first + batch).map(|i| text(lengths.words(i), (1000 * run + i) as u64)).collect();
+                n_tokens += embed(connection, &texts)?;
             }
             let seconds = begun.elapsed().as_secs_f64();
             if run > 0 {
@@ -38,7 +65,7 @@ pub(crate) fn measure(binaries: &Binaries, setup: &Setup, n_words: usize) -> any
     }
     let rows = BATCHES.into_iter().zip(&rates).map(|(batch, (texts_per_s, tokens_per_s))| {
         let texts = format!("{:.1} texts a second", crate::figures::median(texts_per_s));
-        Figure::tokens_per_s(format!("texts of {n_words} words, {batch} to a request"), "", tokens_per_s).beside(texts)
+        Figure::tokens_per_s(format!("{name}, {batch} to a request"), "", tokens_per_s).beside(texts)
     });
     Ok(rows.collect())
 }

@@ -79,8 +79,8 @@ impl<E: Executor> Executor for EmbeddingExecutor<E> {
     fn embed(&mut self, slot: Slot, work: &mut EmbedWork) -> Result<(), EngineError> {
         let Some(encoder) = self.encoders.get(&slot) else { return self.decoders.embed(slot, work) };
         let files = encoder.files();
-        let inputs = work.whole_texts(step_tokens(false));
-        for ids in inputs {
+        let stacks = work.stacks(step_tokens(false), encoder.stack_max(), |len| encoder.padded(len));
+        for ids in stacks.iter().flat_map(|stack| &stack.texts).map(|text| work.ids(*text)) {
             if ids.is_empty() || ids.len() > files.max_context as usize {
                 return Err(EngineError::shape(format!("a text of {} tokens; 1 to {} are possible", ids.len(), files.max_context)));
             }
@@ -88,8 +88,11 @@ impl<E: Executor> Executor for EmbeddingExecutor<E> {
                 return Err(EngineError::shape(format!("token {id} is beyond the vocabulary of {}", files.vocab_size)));
             }
         }
-        let vectors = inputs.iter().map(|ids| encoder.embed(ids)).collect::<candle_core::Result<_>>();
-        work.take_vectors(vectors.map_err(|error| self.failed(error))?);
+        for stack in stacks {
+            let texts: Vec<&[u32]> = stack.texts.iter().map(|text| work.ids(*text)).collect();
+            let vectors = encoder.embed(&stack, &texts).map_err(|error| self.failed(error))?;
+            work.take_vectors(&stack.texts, vectors);
+        }
         Ok(())
     }
 }

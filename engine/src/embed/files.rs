@@ -7,7 +7,7 @@ use plexus_types::Bytes;
 use serde_json::Value;
 
 use crate::error::EngineError;
-use crate::model::{read_json, read_safetensors_shapes};
+use crate::model::{read_json, read_safetensors_shapes, step_tokens};
 
 /// Largest sizes taken, as for decoders.
 const MAX_SIZE: u64 = 1 << 24;
@@ -38,7 +38,7 @@ pub(crate) struct EncoderFiles {
     pub(crate) vocab_size: usize,
     /// Tokens of a text at most.
     pub(crate) max_context: u32,
-    /// What the longest text is computed in.
+    /// What the longest text, or a piece of short ones, is computed in.
     pub(crate) working: Bytes,
 }
 
@@ -99,10 +99,12 @@ impl EncoderFiles {
     }
 }
 
-/// What a text of so many tokens is computed in, from above: scores of each token for each other one, before and after the softmax and while it is
-/// taken, and some copies of the hidden state and of what is inside the feed-forward network, in f32.
-fn working(tokens: u64, hidden: u64, heads: u64, inner: u64) -> Bytes {
-    let scores = tokens.saturating_mul(tokens).saturating_mul(heads).saturating_mul(3);
+/// What texts of up to `longest` tokens are computed in, one or a piece of shorter ones, from above: scores of each token for each other one of its
+/// text, before and after the softmax and while it is taken, and some copies of the hidden state and of what is inside the feed-forward network,
+/// in f32.
+fn working(longest: u64, hidden: u64, heads: u64, inner: u64) -> Bytes {
+    let tokens = longest.max(step_tokens(false) as u64);
+    let scores = tokens.saturating_mul(longest).saturating_mul(heads).saturating_mul(3);
     let states = hidden.saturating_mul(8).saturating_add(inner.saturating_mul(2)).saturating_mul(tokens);
     Bytes(scores.saturating_add(states).saturating_mul(4))
 }

@@ -1,5 +1,7 @@
 //! Texts on their way to vectors.
 
+use std::num::NonZeroUsize;
+
 use super::readout::Readout;
 use crate::batch::{Batch, BlockId};
 use crate::error::EngineError;
@@ -10,23 +12,45 @@ use crate::executor::KvPlan;
 #[derive(Debug, Clone, PartialEq)]
 pub struct EmbedWork {
     inputs: Vec<Vec<u32>>,
-    /// Of the first texts, in order.
-    vectors: Vec<Vec<f32>>,
-    /// Tokens of the next text that were read: their keys and values are in the pool's first blocks.
+    /// Of each text, once it is known.
+    vectors: Vec<Option<Vec<f32>>>,
+    /// Tokens of a decoder's next text that were read: their keys and values are in the pool's first blocks.
     n_read: usize,
     /// What is pooled of them.
     pooled: Vec<f64>,
+    /// See [`Self::set_piece_tokens`].
+    piece_tokens: Option<NonZeroUsize>,
+}
+
+/// Texts that an encoder computes together, each filled up to one length.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stack {
+    /// Tokens of each, with what fills it up.
+    pub(crate) padded: usize,
+    /// Which texts.
+    pub(crate) texts: Vec<usize>,
 }
 
 impl EmbedWork {
     /// Nothing of these texts is computed yet.
     pub fn new(inputs: Vec<Vec<u32>>) -> Self {
-        Self { vectors: Vec::with_capacity(inputs.len()), inputs, n_read: 0, pooled: Vec::new() }
+        Self { vectors: vec![None; inputs.len()], inputs, n_read: 0, pooled: Vec::new(), piece_tokens: None }
+    }
+
+    /// From now on a piece has at most so many tokens, if that is less than what is usual for the model; an encoder takes no less than a whole
+    /// text. Where a text is cut changes no bit of its vector.
+    pub fn set_piece_tokens(&mut self, most: NonZeroUsize) {
+        self.piece_tokens = Some(most);
+    }
+
+    /// Tokens of a piece, where so many are usual.
+    fn of_usual(&self, usual: usize) -> usize {
+        self.piece_tokens.map_or(usual, |most| most.get().min(usual))
     }
 
     /// Have all texts their vectors?
     pub fn is_done(&self) -> bool {
-        self.vectors.len() == self.inputs.len()
+        self.vectors.iter().all(Option::is_some)
     }
 
     /// Is a part of a text in the model's KV pool? Until its end no other work may use that.
@@ -34,9 +58,14 @@ impl EmbedWork {
         self.n_read > 0
     }
 
-    /// The vectors of the texts that have them, in order.
-    pub fn into_vectors(self) -> Vec<Vec<f32>> {
-        self.vectors
+    /// The vectors of the texts, in order. Nothing as long as one has none.
+    pub fn into_vectors(self) -> Option<Vec<Vec<f32>>> {
+        self.vectors.into_iter().collect()
+    }
+
+    /// The texts that have no vector yet.
+    fn left(&self) -> impl Iterator<Item = usize> {
+        self.vectors.iter().enumerate().filter(|(_, vector)| vector.is_none()).map(|(i, _)| i)
     }
 
     /// The next piece for a decoder, of at most `n_tokens` tokens: what is left of a text that was begun, and whole texts behind it; or the
@@ -45,8 +74,8 @@ impl EmbedWork {
     /// Errors: [`EngineError::Shape`] if a text is empty or longer than the pool.
     pub(crate) fn piece(&self, n_tokens: usize, pool: KvPlan) -> Result<Batch, EngineError> {
         let mut batch = Batch::default();
-        let (mut room, mut first_block) = (n_tokens, 0);
-        for (i, ids) in self.inputs[self.vectors.len()..].iter().enumerate() {
+        let (mut room, mut first_block) = (self.of_usual(n_tokens), 0);
+        for (i, ids) in self.left().map(|text| &self.inputs[text]).enumerate() {
             let from = if i == 0 { self.n_read } else { 0 };
             let n_blocks = ids.len().div_ceil(pool.block_len as usize);
             if ids.is_empty() || n_blocks > pool.n_blocks as usize {
@@ -72,30 +101,44 @@ impl EmbedWork {
             let (from, until) = (tokens[0] as usize, tokens[1] as usize);
             readout.add(&mut self.pooled, &hidden[from * width..until * width], width);
             self.n_read += until - from;
-            if self.n_read == self.inputs[self.vectors.len()].len() {
-                self.vectors.push(readout.finish(&self.pooled, self.n_read));
+            let Some(text) = self.left().next() else { return };
+            if self.n_read == self.inputs[text].len() {
+                self.vectors[text] = Some(readout.finish(&self.pooled, self.n_read));
                 self.pooled.clear();
                 self.n_read = 0;
             }
         }
     }
 
-    /// The next texts for an encoder, which takes whole ones: one, or as many as have at most `n_tokens` tokens together.
-    pub(crate) fn whole_texts(&self, n_tokens: usize) -> &[Vec<u32>] {
-        let left = &self.inputs[self.vectors.len()..];
-        let mut room = n_tokens;
-        let fits = left.iter().take_while(|ids| {
-            let fits = ids.len() <= room;
-            room = room.saturating_sub(ids.len());
-            fits
-        });
-        let n = fits.count().max(1);
-        &left[..n.min(left.len())]
+    /// The next piece for an encoder, which takes whole texts: stacks of those that are filled up to the same length by `padded`, of at most
+    /// `n_tokens` tokens together, what fills them up included; or one text that is longer. A stack has at most `stack_max` texts.
+    pub(crate) fn stacks(&self, n_tokens: usize, stack_max: usize, padded: impl Fn(usize) -> usize) -> Vec<Stack> {
+        let mut room = self.of_usual(n_tokens);
+        let mut left: Vec<(usize, usize)> = self.left().map(|text| (text, padded(self.inputs[text].len()))).collect();
+        let mut stacks = Vec::new();
+        while let Some((_, len)) = left.first().copied() {
+            let fit = room.checked_div(len).unwrap_or(room).min(stack_max).max(usize::from(stacks.is_empty()));
+            if fit == 0 {
+                break;
+            }
+            let texts: Vec<usize> = left.iter().filter(|one| one.1 == len).take(fit).map(|one| one.0).collect();
+            room = room.saturating_sub(len * texts.len());
+            left.retain(|one| !texts.contains(&one.0));
+            stacks.push(Stack { padded: len, texts });
+        }
+        stacks
     }
 
-    /// Takes the vectors of the next texts.
-    pub(crate) fn take_vectors(&mut self, vectors: Vec<Vec<f32>>) {
-        self.vectors.extend(vectors);
+    /// The tokens of a text.
+    pub(crate) fn ids(&self, text: usize) -> &[u32] {
+        &self.inputs[text]
+    }
+
+    /// Takes the vectors of some texts.
+    pub(crate) fn take_vectors(&mut self, texts: &[usize], vectors: Vec<Vec<f32>>) {
+        for (text, vector) in texts.iter().zip(vectors) {
+            self.vectors[*text] = Some(vector);
+        }
     }
 }
 
@@ -124,7 +167,7 @@ mod tests {
             work.take(&piece, &hidden, 2, &readout);
             pieces.push((lengths(&piece), piece.positions[0]));
         }
-        (pieces, work.into_vectors())
+        (pieces, work.into_vectors().unwrap())
     }
 
     #[test]
@@ -147,15 +190,37 @@ mod tests {
         }
     }
 
-    #[test]
-    fn encoders_take_whole_texts() {
-        let mut work = EmbedWork::new([3, 2, 9, 1].map(|n| vec![0; n]).to_vec());
-        let mut taken = Vec::new();
+    /// The stacks of each piece, as the length of their texts and which these are.
+    fn stacks(lens: &[usize], n_tokens: usize, stack_max: usize) -> Vec<Vec<(usize, Vec<usize>)>> {
+        let mut work = EmbedWork::new(lens.iter().map(|n| vec![0; *n]).collect());
+        let mut pieces = Vec::new();
         while !work.is_done() {
-            let n = work.whole_texts(5).len();
-            work.take_vectors(vec![Vec::new(); n]);
-            taken.push(n);
+            assert!(work.clone().into_vectors().is_none());
+            let stacks = work.stacks(n_tokens, stack_max, |len| len.next_multiple_of(4));
+            stacks.iter().for_each(|stack| work.take_vectors(&stack.texts, vec![Vec::new(); stack.texts.len()]));
+            pieces.push(stacks.into_iter().map(|stack| (stack.padded, stack.texts)).collect());
         }
-        assert_eq!(taken, [2, 1, 1]);
+        pieces
+    }
+
+    #[test]
+    fn encoders_take_whole_texts_those_of_one_length_together_and_no_more_than_a_piece() {
+        let lens = [3, 9, 2, 40, 4, 10, 1];
+        let expected = [vec![(4, vec![0, 2, 4, 6])], vec![(12, vec![1])], vec![(40, vec![3])], vec![(12, vec![5])]];
+        assert_eq!(stacks(&lens, 16, 99), expected);
+        let expected = [vec![(4, vec![0, 2, 4, 6]), (12, vec![1, 5])], vec![(40, vec![3])]];
+        assert_eq!(stacks(&lens, 40, 99), expected);
+        assert_eq!(stacks(&[3, 2, 4], 100, 1), [vec![(4, vec![0]), (4, vec![1]), (4, vec![2])]], "one at a time");
+        assert_eq!(stacks(&[0, 0], 100, 99), [[(0, vec![0, 1])]], "it is the executor that refuses what is empty");
+    }
+
+    #[test]
+    fn pieces_are_as_small_as_is_asked_for() {
+        let mut work = EmbedWork::new(vec![vec![0; 3]; 4]);
+        assert_eq!((lengths(&work.piece(100, POOL).unwrap()).len(), work.stacks(100, 99, |len| len)[0].texts.len()), (4, 4));
+        work.set_piece_tokens(NonZeroUsize::new(6).unwrap());
+        assert_eq!((lengths(&work.piece(100, POOL).unwrap()).len(), work.stacks(100, 99, |len| len)[0].texts.len()), (2, 2));
+        work.set_piece_tokens(NonZeroUsize::MIN);
+        assert_eq!((lengths(&work.piece(100, POOL).unwrap()), work.stacks(100, 99, |len| len)[0].texts.len()), (vec![1], 1));
     }
 }

@@ -91,7 +91,7 @@ pub(crate) fn embed_in_pieces(executor: &mut dyn Executor, inputs: &[Vec<u32>]) 
         executor.embed(SLOT, &mut work)?;
         n_pieces += 1;
     }
-    Ok((work.into_vectors(), n_pieces))
+    Ok((work.into_vectors().unwrap(), n_pieces))
 }
 
 pub(crate) fn embed(executor: &mut dyn Executor, inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {

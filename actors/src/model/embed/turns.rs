@@ -2,15 +2,18 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use plexus_types::RequestId;
 use tokio::sync::oneshot;
 
+use super::Number;
 use crate::model::scheduler::Principal;
 
 /// So many principals are known by when they had their last turn.
 const KNOWN_MAX: usize = 256;
 
 /// One request's texts are on the device at a time, since a text in pieces keeps its state in the model's KV pool. A turn ends with each text. The
-/// next is of those with a key before those without, among keys of the one whose last turn is the longest ago, and of one key in order (CX-93).
+/// next is of those with a key before those without, among keys of the one whose last turn is the longest ago, and of one key in order (CX-93). Of the
+/// messages of one request the one that came first goes on to its end, so that the next can be sent while another is at work.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Turns(Arc<Mutex<Line>>);
 
@@ -26,35 +29,49 @@ struct Line {
     served: Vec<Principal>,
 }
 
+/// Some texts of a request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Who {
+    pub(super) principal: Principal,
+    pub(super) request: RequestId,
+    /// Grows from message to message.
+    pub(super) number: Number,
+}
+
 #[derive(Debug)]
 struct Waiter {
-    principal: Principal,
+    who: Who,
     /// It has had no turn yet.
     is_first: bool,
     called: oneshot::Sender<Turn>,
 }
 
 impl Turns {
-    /// Waits for the next turn of a request, its first or another. Nothing if it was displaced.
-    pub(super) async fn take(&self, principal: Principal, is_first: bool) -> Option<Turn> {
+    /// Waits for a turn of a message that has none. Nothing if it was displaced.
+    pub(super) async fn take(&self, who: Who, is_first: bool) -> Option<Turn> {
         let called = {
             let mut line = self.line();
             if !line.is_taken {
                 line.is_taken = true;
-                line.on_turn(principal);
+                line.on_turn(who.principal);
                 return Some(Turn(self.clone()));
             }
-            let (called, turn) = oneshot::channel();
-            line.waiting.push(Waiter { principal, is_first, called });
-            turn
+            line.on_wait(who, is_first)
         };
+        called.await.ok()
+    }
+
+    /// Ends a turn of a message that wants another one: it stands in the line before the next is called.
+    pub(super) async fn again(&self, turn: Turn, who: Who) -> Option<Turn> {
+        let called = self.line().on_wait(who, false);
+        drop(turn);
         called.await.ok()
     }
 
     /// Sends away the youngest without a key that has had no turn yet. False if there is none.
     pub(super) fn displace_anonymous(&self) -> bool {
         let mut line = self.line();
-        let youngest = line.waiting.iter().rposition(|one| one.principal.is_none() && one.is_first && !one.called.is_closed());
+        let youngest = line.waiting.iter().rposition(|one| one.who.principal.is_none() && one.is_first && !one.called.is_closed());
         youngest.map(|at| drop(line.waiting.remove(at))).is_some()
     }
 
@@ -68,19 +85,29 @@ impl Turns {
         line.waiting.retain(|one| !one.called.is_closed());
         let ago = |line: &Line, principal| line.served.iter().position(|known| *known == principal).map_or(0, |at| at + 1);
         let Some(next) = (0..line.waiting.len()).min_by_key(|at| {
-            let principal = line.waiting[*at].principal;
+            let principal = line.waiting[*at].who.principal;
             (principal.is_none(), ago(&line, principal), *at)
         }) else {
             *line = Line::default();
             return None;
         };
-        let Waiter { principal, called, .. } = line.waiting.remove(next);
-        line.on_turn(principal);
+        let of_request = |at: &usize| line.waiting[*at].who.request == line.waiting[next].who.request;
+        if let Some(oldest) = (0..line.waiting.len()).filter(of_request).min_by_key(|at| line.waiting[*at].who.number) {
+            line.waiting.swap(next, oldest); // the turn is the request's
+        }
+        let Waiter { who, called, .. } = line.waiting.remove(next);
+        line.on_turn(who.principal);
         Some(called)
     }
 }
 
 impl Line {
+    fn on_wait(&mut self, who: Who, is_first: bool) -> oneshot::Receiver<Turn> {
+        let (called, turn) = oneshot::channel();
+        self.waiting.push(Waiter { who, is_first, called });
+        turn
+    }
+
     fn on_turn(&mut self, principal: Principal) {
         self.served.retain(|known| *known != principal);
         self.served.push(principal);
@@ -105,13 +132,18 @@ mod tests {
 
     use super::*;
 
+    /// Texts of a request of their own.
+    fn of(principal: Principal) -> Who {
+        Who { principal, request: RequestId(rand::random()), number: 0 }
+    }
+
     /// Those that wait are called by their names, one turn after the other.
     async fn order(turns: &Turns, first: Turn, names: &[(&'static str, Principal)]) -> Vec<&'static str> {
         let (heard, mut said) = tokio::sync::mpsc::unbounded_channel();
         for (name, principal) in names.iter().copied() {
             let (turns, heard) = (turns.clone(), heard.clone());
             tokio::spawn(async move {
-                if let Some(_turn) = turns.take(principal, true).await {
+                if let Some(_turn) = turns.take(of(principal), true).await {
                     heard.send(name).unwrap();
                 }
             });
@@ -128,7 +160,7 @@ mod tests {
     #[tokio::test]
     async fn keys_take_turns_and_those_without_come_last() {
         let turns = Turns::default();
-        let first = turns.take(Some(1), true).await.unwrap();
+        let first = turns.take(of(Some(1)), true).await.unwrap();
         let waiting =
             [("nobody", None), ("a1", Some(1)), ("a2", Some(1)), ("a3", Some(1)), ("b1", Some(2)), ("b2", Some(2)), ("c", Some(3))];
         assert_eq!(order(&turns, first, &waiting).await, ["b1", "c", "a1", "b2", "a2", "a3", "nobody"]);
@@ -138,28 +170,28 @@ mod tests {
     #[tokio::test]
     async fn whoever_leaves_while_it_waits_or_just_as_it_is_called_holds_up_nobody() {
         let turns = Turns::default();
-        let first = turns.take(None, true).await.unwrap();
+        let first = turns.take(of(None), true).await.unwrap();
         let at_once = Duration::ZERO;
-        assert!(tokio::time::timeout(at_once, turns.take(None, true)).await.is_err(), "it is taken");
-        let mut leaves = Box::pin(turns.take(Some(1), true));
-        let mut stays = Box::pin(turns.take(Some(2), true));
+        assert!(tokio::time::timeout(at_once, turns.take(of(None), true)).await.is_err(), "it is taken");
+        let mut leaves = Box::pin(turns.take(of(Some(1)), true));
+        let mut stays = Box::pin(turns.take(of(Some(2)), true));
         assert!(tokio::time::timeout(at_once, &mut leaves).await.is_err());
         assert!(tokio::time::timeout(at_once, &mut stays).await.is_err());
         drop(first); // the one that leaves is called
         assert!(tokio::time::timeout(at_once, &mut stays).await.is_err());
         drop(leaves);
         drop(stays.await.unwrap());
-        assert!(tokio::time::timeout(at_once, turns.take(None, true)).await.is_ok_and(|turn| turn.is_some()), "it is free again");
+        assert!(tokio::time::timeout(at_once, turns.take(of(None), true)).await.is_ok_and(|turn| turn.is_some()), "it is free again");
     }
 
     #[tokio::test]
     async fn only_those_without_a_key_and_without_a_turn_yet_are_displaced() {
         let turns = Turns::default();
-        let _first = turns.take(Some(1), true).await.unwrap();
+        let _first = turns.take(of(Some(1)), true).await.unwrap();
         let mut waiting = BTreeMap::new();
         for (name, principal, is_first) in [("old", None, true), ("young", None, true), ("begun", None, false), ("keyed", Some(1), true)] {
             let turns = turns.clone();
-            waiting.insert(name, tokio::spawn(async move { turns.take(principal, is_first).await.is_some() }));
+            waiting.insert(name, tokio::spawn(async move { turns.take(of(principal), is_first).await.is_some() }));
             tokio::task::yield_now().await;
         }
         assert!(turns.displace_anonymous());
@@ -167,5 +199,41 @@ mod tests {
         assert!(turns.displace_anonymous() && !turns.displace_anonymous());
         assert!(!waiting.remove("old").unwrap().await.unwrap());
         assert!(waiting.values().all(|one| !one.is_finished()));
+    }
+
+    /// Messages of `n` turns each; in which order they have them.
+    async fn turns_of(messages: &[(&'static str, Who)], n: usize) -> String {
+        let turns = Turns::default();
+        let first = turns.take(of(Some(99)), true).await.unwrap();
+        let (heard, mut said) = tokio::sync::mpsc::unbounded_channel();
+        for (name, who) in messages.iter().copied() {
+            let (turns, heard) = (turns.clone(), heard.clone());
+            tokio::spawn(async move {
+                let mut turn = turns.take(who, true).await.unwrap();
+                for left in (0..n).rev() {
+                    heard.send(name).unwrap();
+                    tokio::task::yield_now().await;
+                    if left > 0 {
+                        turn = turns.again(turn, who).await.unwrap();
+                    }
+                }
+            });
+            tokio::task::yield_now().await;
+        }
+        drop((first, heard));
+        let mut order = String::new();
+        while let Some(name) = said.recv().await {
+            order += name;
+        }
+        order
+    }
+
+    #[tokio::test]
+    async fn a_request_that_has_a_key_goes_on_before_those_without_and_its_messages_one_after_the_other() {
+        let who = |principal, request, number| Who { principal, request: RequestId(request), number };
+        assert_eq!(turns_of(&[("x", who(None, 1, 1)), ("a", who(Some(1), 2, 2))], 3).await, "aaaxxx");
+        assert_eq!(turns_of(&[("1", who(Some(1), 1, 1)), ("2", who(Some(1), 1, 2))], 3).await, "111222");
+        let other = [("1", who(None, 1, 1)), ("2", who(None, 1, 2)), ("s", who(None, 2, 3))];
+        assert_eq!(turns_of(&other, 2).await, "11s2s2", "another request of the same has its turns between");
     }
 }

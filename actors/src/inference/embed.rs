@@ -1,0 +1,272 @@
+//! Texts to vectors over the cluster: in groups, a few at a time, each by a replica that makes progress.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use plexus_api::service::{Embedded, Place};
+use plexus_types::{EmbedInput, EmbedRequest, Embeddings, ModelId, ReplicaId, ReplicaState, RequestError, RequestId, Retry};
+use tokio::time::Instant;
+use tracing::Span;
+
+use super::{ACTOR_DEADLINE, ClusterInference, Picked};
+use crate::messages::{Answer, Question};
+use crate::metrics;
+use crate::model::{ModelMsg, has_gone};
+use crate::router::RouteRequest;
+
+/// Embedding a group, however many others take turns with it: whether anything goes on is looked at meanwhile.
+pub(crate) const EMBED_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+/// How often a replica that embeds is asked how far it is.
+const LOOK: Duration = Duration::from_secs(5);
+/// A replica that has computed nothing for so long hangs. A piece takes some seconds on a slow processor, and is computed between the steps of others.
+const STALLED: Duration = Duration::from_secs(300);
+/// Texts embedded at one replica in one go, so that the vectors fit a message between nodes.
+const GROUP_TEXTS: usize = 128;
+/// Bytes of these texts; a longer one goes alone.
+const GROUP_BYTES: usize = 1 << 20;
+/// Groups at a replica: while one is computed the next is already there, and keeps the request's place.
+const GROUPS_PER_REPLICA: usize = 2;
+/// How long a request goes on asking for a place, or for a replica to come back, once some of its texts are embedded.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How often it asks.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// The texts of a request in groups, as their indices: the longest first, since one that is too long is among these, and since texts of about one
+/// length are computed together.
+fn groups(inputs: &[EmbedInput]) -> VecDeque<Vec<usize>> {
+    let bytes = |index: &usize| match &inputs[*index] {
+        EmbedInput::Text(text) => text.len(),
+        EmbedInput::Tokens(ids) => size_of_val(ids.as_slice()),
+    };
+    let mut order: Vec<usize> = (0..inputs.len()).collect();
+    order.sort_by_key(|index| std::cmp::Reverse(bytes(index)));
+    let mut groups: VecDeque<Vec<usize>> = VecDeque::new();
+    let mut room = 0;
+    for index in order {
+        match groups.back_mut() {
+            Some(group) if group.len() < GROUP_TEXTS && bytes(&index) <= room => {
+                group.push(index);
+                room -= bytes(&index);
+            }
+            _ => {
+                groups.push_back(vec![index]);
+                room = GROUP_BYTES.saturating_sub(bytes(&index));
+            }
+        }
+    }
+    groups
+}
+
+/// Some texts of a request, whose places in it they know.
+fn part(request: &EmbedRequest, group: &[usize]) -> EmbedRequest {
+    EmbedRequest {
+        model: request.model.clone(),
+        inputs: group.iter().map(|index| request.inputs[*index].clone()).collect(),
+        dimensions: request.dimensions,
+        principal: request.principal,
+        indices: if request.inputs.len() > 1 { group.iter().map(|index| *index as u32).collect() } else { Vec::new() },
+    }
+}
+
+/// What is known of how far a replica is.
+#[derive(Debug)]
+struct Watch {
+    pieces: Option<u64>,
+    /// When it was first seen so far, or last heard to be so far at first.
+    since: Instant,
+}
+
+impl Watch {
+    fn new(now: Instant) -> Self {
+        Self { pieces: None, since: now }
+    }
+
+    /// It has computed so many pieces since it was loaded, or does not say. True as long as it may be at work.
+    fn on_look(&mut self, pieces: Option<u64>, now: Instant) -> bool {
+        if pieces.is_some() && pieces != self.pieces {
+            *self = Self { pieces, since: now };
+        }
+        now.saturating_duration_since(self.since) < STALLED
+    }
+}
+
+impl ClusterInference {
+    /// The vectors of all texts of a request.
+    pub(super) async fn embed_all(&self, id: RequestId, request: EmbedRequest) -> Result<Embedded, RequestError> {
+        let mut left = groups(&request.inputs);
+        let mut vectors = vec![Vec::new(); request.inputs.len()];
+        let (mut prompt_tokens, mut cold_start, mut first) = (0, false, None);
+        let begun = AtomicBool::new(false);
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            while under_way.len() < self.groups_at_once(&request.model)
+                && let Some(group) = left.pop_front()
+            {
+                let (part, begun) = (part(&request, &group), &begun);
+                under_way.push(async move { (group, self.embed_group(id, part, begun).await) });
+            }
+            let Some((group, embedded)) = under_way.next().await else { break };
+            let (embeddings, picked) = embedded?;
+            prompt_tokens += embeddings.prompt_tokens;
+            cold_start |= picked.cold_start;
+            group.into_iter().zip(embeddings.vectors).for_each(|(index, vector)| vectors[index] = vector);
+            first.get_or_insert(picked);
+            begun.store(true, Ordering::Relaxed);
+        }
+        let Picked { replica, route, .. } = first.ok_or_else(|| RequestError::invalid("input", "there is nothing to embed"))?;
+        let node = replica.node.name;
+        if cold_start {
+            Span::current().record("cold_start", true);
+            metrics::on_cold_start(request.model.as_str(), node.as_str());
+        }
+        Ok(Embedded { embeddings: Embeddings { vectors, prompt_tokens }, node, route })
+    }
+
+    /// So many groups of a request are sent out before the first of them has come back.
+    fn groups_at_once(&self, model: &ModelId) -> usize {
+        let loaded = self.states(model, &Place::default()).into_iter().filter(|state| *state == ReplicaState::Loaded).count();
+        loaded.max(1) * GROUPS_PER_REPLICA
+    }
+
+    /// The vectors of some texts, and whose they are; a replica that is lost, hangs or has no place is passed over for the next. If the request
+    /// has `begun`, work would be lost with it: then all of them are asked again for a while.
+    async fn embed_group(&self, id: RequestId, part: EmbedRequest, begun: &AtomicBool) -> Result<(Embeddings, Picked), RequestError> {
+        let mut since = None;
+        loop {
+            match self.embed_anywhere(id, &part).await {
+                Err(error) if error.retry() != Retry::Never && begun.load(Ordering::Relaxed) => {
+                    if since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                        return Err(error);
+                    }
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                embedded => return embedded,
+            }
+        }
+    }
+
+    /// As [`Self::embed_group`], asking each replica once.
+    async fn embed_anywhere(&self, id: RequestId, part: &EmbedRequest) -> Result<(Embeddings, Picked), RequestError> {
+        let mut tried = Vec::new();
+        let mut refused = None;
+        loop {
+            let picked = match (self.pick(Some(id), RouteRequest::embed(part, tried.clone())).await, refused.take()) {
+                (Ok(picked), _) => picked,
+                (Err(_), Some(refused)) => return Err(refused),
+                (Err(error), None) => return Err(error),
+            };
+            match self.embed_at(&picked.replica, id, part).await {
+                Ok(embeddings) => return Ok((embeddings, picked)),
+                Err(error) if error.retry() == Retry::Never => return Err(error),
+                Err(error) => refused = Some(error),
+            }
+            tried.push(picked.replica);
+        }
+    }
+
+    async fn embed_at(&self, replica: &ReplicaId, id: RequestId, part: &EmbedRequest) -> Result<Embeddings, RequestError> {
+        let at = format!("{} on {}", replica.device, replica.node.name);
+        let lost = |why: &str| RequestError::Lost { message: format!("the model '{}' at {at} {why}", replica.model) };
+        let asked = async {
+            if replica.node == *self.peers.me() {
+                let Some(model) = self.models.get(&replica.model, replica.device) else { return Err(has_gone(&replica.model)) };
+                let embedded = model.call(|reply| ModelMsg::Embed(id, Box::new(part.clone()), reply), EMBED_DEADLINE).await;
+                return embedded.map_err(|error| lost(&format!("was lost while it embedded: {error}"))).flatten();
+            }
+            let Some(peer) = self.peers.get(&replica.node) else { return Err(lost("is on a node to which there is no link")) };
+            match peer.ask(Question::Embed(id, Box::new(part.clone())), EMBED_DEADLINE).await {
+                Ok(Answer::Embed(embedded)) => embedded,
+                Ok(_) => Err(lost("answered something else")),
+                Err(error) => Err(lost(&format!("was lost while it embedded: {error}"))),
+            }
+        };
+        let stalled = || lost(&format!("has computed nothing for {} s", STALLED.as_secs()));
+        let embedded = self.watched(replica, asked).await.ok_or_else(stalled).flatten()?;
+        let expected = (part.inputs.len(), embedded.vectors.len());
+        if expected.0 == expected.1 { Ok(embedded) } else { Err(lost(&format!("gave {} vectors for {} texts", expected.1, expected.0))) }
+    }
+
+    /// What `asked` comes to, as long as the replica makes progress; else nothing.
+    async fn watched<T>(&self, replica: &ReplicaId, asked: impl Future<Output = T>) -> Option<T> {
+        let mut asked = pin!(asked);
+        let mut watch = Watch::new(Instant::now());
+        loop {
+            let look = async {
+                tokio::time::sleep(LOOK).await;
+                self.pieces(replica).await
+            };
+            tokio::select! {
+                answer = &mut asked => return Some(answer),
+                pieces = look => if !watch.on_look(pieces, Instant::now()) {
+                    return None;
+                },
+            }
+        }
+    }
+
+    /// How many pieces of texts a replica has embedded, whosever they were.
+    async fn pieces(&self, replica: &ReplicaId) -> Option<u64> {
+        if replica.node == *self.peers.me() {
+            let model = self.models.get(&replica.model, replica.device)?;
+            return model.call(ModelMsg::EmbeddedPieces, ACTOR_DEADLINE).await.ok();
+        }
+        match self.peers.get(&replica.node)?.ask(Question::EmbeddedPieces(replica.model.clone()), ACTOR_DEADLINE).await {
+            Ok(Answer::EmbeddedPieces(pieces)) => pieces,
+            Ok(_) | Err(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(bytes: usize) -> EmbedInput {
+        EmbedInput::Text("a".repeat(bytes))
+    }
+
+    #[test]
+    fn groups_hold_each_text_once_the_longest_first_and_are_bounded() {
+        let inputs: Vec<EmbedInput> = (0..2048).map(|i| text(1 + i * 7 % 501)).collect();
+        let groups = groups(&inputs);
+        assert_eq!(groups.len(), 16);
+        let order: Vec<usize> = groups.into_iter().flatten().collect();
+        let lens: Vec<usize> = order.iter().map(|index| 1 + index * 7 % 501).collect();
+        assert!(lens.is_sorted_by(|a, b| a >= b));
+        let mut each = order;
+        each.sort_unstable();
+        assert_eq!(each, (0..2048).collect::<Vec<_>>());
+        let long = super::groups(&[text(9), text(GROUP_BYTES - 4), EmbedInput::Tokens(vec![7]), text(GROUP_BYTES + 1)]);
+        assert_eq!(long, [vec![3], vec![1], vec![0, 2]]);
+        assert!(super::groups(&[]).is_empty());
+    }
+
+    #[test]
+    fn the_texts_of_a_group_keep_the_places_that_the_client_knows() {
+        let inputs = vec![text(1), text(2), text(3)];
+        let request = EmbedRequest { model: "m".parse().unwrap(), inputs, dimensions: None, principal: Some(4), indices: Vec::new() };
+        let one = part(&request, &[2, 0]);
+        assert_eq!((one.inputs, one.indices, one.principal), (vec![text(3), text(1)], vec![2, 0], Some(4)));
+        let alone = EmbedRequest { inputs: vec![text(1)], ..request };
+        assert_eq!(part(&alone, &[0]), alone, "there is nothing to tell it from");
+    }
+
+    #[test]
+    fn a_replica_hangs_once_it_has_computed_nothing_for_long_however_often_it_answers() {
+        let begun = Instant::now();
+        let mut watch = Watch::new(begun);
+        for looks in 1..1000 {
+            assert!(watch.on_look(Some(u64::from(looks) / 2), begun + LOOK * looks), "it is slow and goes on");
+        }
+        for silent in [None, Some(499)] {
+            let mut watch = Watch { pieces: Some(499), since: begun };
+            let looks = (1..).find(|looks| !watch.on_look(silent, begun + LOOK * *looks));
+            assert_eq!(looks.map(u64::from), Some(STALLED.as_secs() / LOOK.as_secs()));
+        }
+    }
+}
