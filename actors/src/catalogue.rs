@@ -245,7 +245,12 @@ impl CatalogueState {
         }
         match &files {
             FilesState::Refused(reason) => warn!(%model, reason, "the model's files cannot be served"),
-            FilesState::Present(facts) => info!(%model, bytes = %facts.file_bytes, "the model's files are here"),
+            FilesState::Present(facts) => {
+                info!(%model, bytes = %facts.file_bytes, "the model's files are here");
+                if let Some(wanted) = entry.profile.context_length.filter(|wanted| *wanted > facts.context_length) {
+                    warn!(%model, wanted, context_length = facts.context_length, "the model was not made for so long a context: it has its own");
+                }
+            }
             FilesState::Absent => info!(%model, source = %entry.profile.source, "the model's files are not here"),
             FilesState::Unknown | FilesState::Fetching { .. } => {}
         }

@@ -126,6 +126,7 @@ pub struct ReplicaLoad {
     /// Measured speed of generating, tokens per second over the whole batch; 0 while unknown.
     pub decode_tokens_per_s: f32,
     /// Tokens of an answer, in the mean of the last; 0 while unknown.
+    #[serde(default)]
     pub answer_tokens: f32,
 }
 

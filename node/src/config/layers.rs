@@ -85,11 +85,7 @@ impl Layers {
         for (section, value) in parse(path, &text)? {
             match (section.as_str(), value) {
                 ("models", Value::Array(models)) => {
-                    let known = self.table.entry("models").or_insert_with(|| Value::Array(Vec::new()));
-                    if let Value::Array(known) = known {
-                        known.extend(models); // anything but a list is refused when the table is read
-                    }
-                    self.origins.insert(section, origin.clone());
+                    models.into_iter().for_each(|model| self.add_model(model, &origin));
                 }
                 ("aliases", Value::Table(aliases)) => {
                     for (alias, target) in aliases {
@@ -134,10 +130,6 @@ impl Layers {
 
     /// Adds models given on the command line as `ID=SOURCE`, beside those of the file.
     pub(crate) fn models(&mut self, models: &[String]) -> Result<(), ConfigError> {
-        if models.is_empty() {
-            return Ok(());
-        }
-        let list = self.table.entry("models").or_insert_with(|| Value::Array(Vec::new()));
         for model in models {
             let Some((id, source)) = model.split_once('=') else {
                 return Err(BadValue {
@@ -154,12 +146,18 @@ impl Layers {
                 ("source".to_owned(), Value::from(source)),
                 ("preload".to_owned(), Value::from(true)),
             ]);
-            if let Value::Array(list) = list {
-                list.push(Value::Table(entry)); // anything but a list is refused when the table is read
-            }
+            self.add_model(Value::Table(entry), &Origin::Option("--model"));
         }
-        self.origins.insert("models".to_owned(), Origin::Option("--model"));
         Ok(())
+    }
+
+    /// Adds an entry behind those that are there, which came from elsewhere.
+    fn add_model(&mut self, model: Value, origin: &Origin) {
+        let known = self.table.entry("models").or_insert_with(|| Value::Array(Vec::new()));
+        if let Value::Array(known) = known {
+            self.origins.insert(format!("models[{}]", known.len()), origin.clone());
+            known.push(model); // anything but a list is refused when the table is read
+        }
     }
 
     /// Where the value at `path` (`section.key`, or deeper) came from.

@@ -243,3 +243,21 @@ fn wrong_models_are_refused_with_their_place_in_the_list() {
     refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\nquant = \"q5\"")), &["models[1].quant", "\"q5\"", "q8_0, q6k or q4k"]);
     refused(from_text(&entry("id = \"b\"")), &["models[1]", "source"]);
 }
+
+#[test]
+fn what_is_wrong_with_an_entry_is_said_of_the_file_that_has_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (settings, models) = (folder.path().join("cluster.toml"), folder.path().join("models.toml"));
+    let entry = |id: &str, quant: &str| format!("[[models]]\nid = \"{id}\"\nsource = \"/{id}\"\nquant = \"{quant}\"\n");
+    for (in_settings, in_models, of) in [("q5", "q4k", &settings), ("q4k", "q5", &models)] {
+        std::fs::write(&settings, entry("a", in_settings)).unwrap();
+        std::fs::write(&models, entry("b", in_models)).unwrap();
+        let sources = Sources { file: Some(settings.clone()), models: vec!["c=embedded:pip".to_owned()], ..Sources::default() };
+        let refusal = load(sources).unwrap_err().to_string();
+        assert!(refusal.contains(&format!("quant = \"q5\" (from {})", of.display())), "{refusal}");
+    }
+    std::fs::write(&models, entry("b", "q4k")).unwrap();
+    let sources = Sources { file: Some(settings), models: vec!["c=file:".to_owned()], ..Sources::default() };
+    let refusal = load(sources).unwrap_err().to_string();
+    assert!(refusal.contains("(from --model)"), "{refusal}");
+}

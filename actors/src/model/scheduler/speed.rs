@@ -279,11 +279,12 @@ mod tests {
         let beside = |ms| Some(Duration::from_millis(ms));
         assert_eq!(speeds.prompt_tokens(0, beside(50), 512), PROMPT_TOKENS_MIN, "nothing is known yet");
         speeds.on_step(Did { n_prompt: 500, n_sampled: 1, ..Did::default() }, Duration::from_secs(1));
-        assert_eq!([1, 100, 1000].map(|ms| speeds.prompt_tokens(0, beside(ms), 512)), [PROMPT_TOKENS_MIN, 110, 512]);
+        let tokens = [1, 100, 1000].map(|ms| speeds.prompt_tokens(0, beside(ms), 512));
+        assert!(tokens[0] == PROMPT_TOKENS_MIN && (109..=110).contains(&tokens[1]) && tokens[2] == 512, "{tokens:?}");
         speeds.on_step(decoded(1), Duration::from_millis(40));
-        assert_eq!(speeds.prompt_tokens(0, beside(1), 512), 44, "no step of this model is shorter than its own");
+        assert!((43..=44).contains(&speeds.prompt_tokens(0, beside(1), 512)), "no step of this model is shorter than its own");
         assert_eq!(speeds.prompt_tokens(0, None, 512), 512);
-        assert_eq!((speeds.decode_step(1), Speeds::default().decode_step(1)), (Duration::from_millis(40), Duration::ZERO));
+        assert_eq!((speeds.decode_step(1).as_secs_f32(), Speeds::default().decode_step(1)), (0.04, Duration::ZERO));
     }
 
     #[test]
