@@ -176,7 +176,7 @@ impl Speeds {
     pub(super) fn prompt_tokens(&self, n_generating: usize, beside: Option<Duration>, max: u32) -> u32 {
         let n = match (n_generating, beside) {
             (0, None) => return max,
-            (0, Some(theirs)) => SLOWDOWN * theirs.as_secs_f32().max(self.decode_step.get(1)) * self.prefill,
+            (0, Some(theirs)) => SLOWDOWN * theirs.as_secs_f32().max(self.undisturbed.get(1)) * self.prefill,
             (n, _) if self.prompt_token > 0.0 => (SLOWDOWN - 1.0) * self.decode_step.get(n) / self.prompt_token,
             _ => 0.0,
         };
