@@ -130,6 +130,8 @@ pub struct BatchOutput {
     pub drafts: Vec<Drafted>,
     /// How long the draft model computed: a part of the step's time.
     pub drafting: Duration,
+    /// How long the batch waited for the device, before the step; told by whoever runs the steps of several models in turn.
+    pub queued: Duration,
     /// Sequences, by their place in the batch, whose grammar cannot go on, and why. The others are as they would be without them.
     pub refused: Vec<(usize, String)>,
 }

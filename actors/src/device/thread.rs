@@ -33,7 +33,7 @@ const KEPT: Duration = Duration::from_millis(500);
 pub(super) enum Job {
     Load { slot: Slot, files: Arc<ModelFiles>, draft: Option<Arc<ModelFiles>>, kv: KvPlan, reply: Reply<Slot> },
     Unload { slot: Slot },
-    Step { slot: Slot, batch: Batch, reply: Reply<BatchOutput> },
+    Step { slot: Slot, batch: Batch, given: Instant, reply: Reply<BatchOutput> },
     Embed { slot: Slot, work: EmbedWork, reply: Reply<EmbedWork> },
     End,
 }
@@ -143,7 +143,7 @@ impl StepQueue {
 
     /// Runs one step of the model. If the thread has ended, the reply says so.
     pub fn step(&self, batch: Batch, reply: Reply<BatchOutput>) {
-        let _lost = self.jobs.send(Job::Step { slot: self.slot, batch, reply }); // dropped with its reply, which speaks for itself
+        let _lost = self.jobs.send(Job::Step { slot: self.slot, batch, given: Instant::now(), reply }); // dropped with its reply, which speaks for itself
     }
 
     /// Goes on with texts to embed by a piece, between two steps of whatever else is on the device. If the thread has ended, the reply says so.
@@ -266,7 +266,10 @@ fn perform(executor: &mut DraftingExecutor, job: Job, progress: &Progress) -> Re
             progress.note_held(&executor.holds());
             Ok(())
         }
-        Job::Step { slot, batch, reply } => settle(reply, executor.step(slot, &batch)),
+        Job::Step { slot, batch, given, reply } => {
+            let queued = given.elapsed();
+            settle(reply, executor.step(slot, &batch).map(|output| BatchOutput { queued, ..output }))
+        }
         Job::Embed { slot, mut work, reply } => {
             let done = executor.embed(slot, &mut work);
             settle(reply, done.map(|()| work))

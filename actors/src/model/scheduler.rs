@@ -281,6 +281,7 @@ impl<T> Scheduler<T> {
         let n_generating = step.members.iter().filter(|member| !member.is_prompt).count() as u32;
         let mut did = Did { n_prompt, n_generating, ..Did::default() };
         did.drafted.seconds = output.drafting.as_secs_f32();
+        did.queued = output.queued.as_secs_f32();
         if output.drafts.is_empty() {
             self.limits.drafts_max = 0; // there is no draft model, or none any more
         }
@@ -321,7 +322,8 @@ impl<T> Scheduler<T> {
             }
             on_progress(owner, sequence, progress);
         }
-        self.speeds.on_step(did, now.saturating_duration_since(step.begun).max(Duration::from_nanos(1)));
+        let time = now.saturating_duration_since(step.begun).saturating_sub(output.queued);
+        self.speeds.on_step(did, time.max(Duration::from_nanos(1)));
         self.counts.ended += ended.len() as u64;
         ended.sort_unstable();
         for place in ended.into_iter().rev() {

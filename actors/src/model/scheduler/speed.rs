@@ -50,6 +50,8 @@ pub(super) struct Did {
     pub(super) drafted: Drafted,
     /// Tokens sampled.
     pub(super) n_sampled: u32,
+    /// Seconds that it waited for other models on the device.
+    pub(super) queued: f32,
 }
 
 /// Measured speeds; 0 while unknown.
@@ -110,7 +112,7 @@ impl Speeds {
         self.decode
     }
 
-    /// A step did this and took so long.
+    /// A step did this and took so long on the device.
     pub(super) fn on_step(&mut self, did: Did, time: Duration) {
         let seconds = time.as_secs_f32();
         let n_generating = did.n_generating as usize;
@@ -125,7 +127,7 @@ impl Speeds {
             return;
         }
         self.n_decodes = self.n_decodes.wrapping_add(1);
-        blend(&mut self.decode, did.n_sampled as f32 / seconds);
+        blend(&mut self.decode, did.n_sampled as f32 / (seconds + did.queued));
         self.right.on_guesses(did.n_right, did.n_judged);
         let Did { n_guessed, drafted, .. } = did;
         let of_model = (seconds - drafted.seconds).max(f32::EPSILON);
@@ -281,7 +283,8 @@ mod tests {
         speeds.on_step(Did { n_prompt: 500, n_sampled: 1, ..Did::default() }, Duration::from_secs(1));
         let tokens = [1, 100, 1000].map(|ms| speeds.prompt_tokens(0, beside(ms), 512));
         assert!(tokens[0] == PROMPT_TOKENS_MIN && (109..=110).contains(&tokens[1]) && tokens[2] == 512, "{tokens:?}");
-        speeds.on_step(decoded(1), Duration::from_millis(40));
+        speeds.on_step(Did { queued: 0.96, ..decoded(1) }, Duration::from_millis(40));
+        assert!((0.99..1.01).contains(&speeds.decode_tokens_per_s()), "what others took is a part of the time, but not of the step");
         assert!((43..=44).contains(&speeds.prompt_tokens(0, beside(1), 512)), "no step of this model is shorter than its own");
         assert_eq!(speeds.prompt_tokens(0, None, 512), 512);
         assert_eq!((speeds.decode_step(1).as_secs_f32(), Speeds::default().decode_step(1)), (0.04, Duration::ZERO));
