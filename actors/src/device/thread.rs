@@ -205,9 +205,9 @@ fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, progress: &
             executor.rest();
         }
         let job = match next_job(inbox, kept_until) {
-            Next::Job(Job::End) | Next::None => break,
-            Next::Job(job) => job,
-            Next::Idle => continue,
+            Ok(Job::End) | Err(NoJob::Ended) => break,
+            Ok(job) => job,
+            Err(NoJob::Idle) => continue,
         };
         let changes_memory = matches!(job, Job::Unload { .. } | Job::Load { .. });
         progress.begin(&job);
@@ -225,30 +225,30 @@ fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, progress: &
     }
 }
 
-enum Next {
-    Job(Job),
+/// Why there is no job.
+enum NoJob {
     /// None came until then.
     Idle,
     /// There will be none.
-    None,
+    Ended,
 }
 
-fn next_job(inbox: &mpsc::Receiver<Job>, until: Option<Instant>) -> Next {
+fn next_job(inbox: &mpsc::Receiver<Job>, until: Option<Instant>) -> Result<Job, NoJob> {
     let since = Instant::now();
     loop {
         match inbox.try_recv() {
-            Ok(job) => return Next::Job(job),
-            Err(mpsc::TryRecvError::Disconnected) => return Next::None,
+            Ok(job) => return Ok(job),
+            Err(mpsc::TryRecvError::Disconnected) => return Err(NoJob::Ended),
             Err(mpsc::TryRecvError::Empty) if since.elapsed() < SPIN => thread::yield_now(),
             Err(mpsc::TryRecvError::Empty) => break,
         }
     }
     match until {
-        None => inbox.recv().map_or(Next::None, Next::Job),
+        None => inbox.recv().map_err(|_| NoJob::Ended),
         Some(until) => match inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(job) => Next::Job(job),
-            Err(mpsc::RecvTimeoutError::Timeout) => Next::Idle,
-            Err(mpsc::RecvTimeoutError::Disconnected) => Next::None,
+            Ok(job) => Ok(job),
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(NoJob::Idle),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(NoJob::Ended),
         },
     }
 }
