@@ -225,7 +225,7 @@ mod tests {
             (r#"["a",1]"#, "prompt mixes token ids with other elements; send one or the other"),
             ("[1,[1]]", "prompt mixes token ids with other elements; send one or the other"),
             ("[]", "prompt is empty; give at least one token"),
-            ("[[1],[]]", "prompt is empty; give at least one token"),
+            ("[[1],[]]", "prompt[1] is empty; give at least one token"),
             (r#""""#, "prompt is empty; give at least one character"),
             ("null", "prompt is missing; give a text, an array of token ids, or an array of texts or of such arrays"),
         ] {
