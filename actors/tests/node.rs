@@ -253,9 +253,7 @@ async fn a_model_that_does_not_fit_is_refused_with_needed_and_available_bytes() 
     let node = node(Script { memory_total: Bytes(1 << 20), ..Script::default() }, |_| {}).await;
     until(&node, "the device is open", |node| !node.view().read().own().devices.is_empty()).await;
     until(&node, "the files are known", |node| node.view().read().catalogue().models.values().any(|model| model.facts.is_some())).await;
-    let GenerateEvent::Failed(RequestError::Unservable { message }) = answer(ask(&node, 1).await).await.1 else {
-        panic!("not refused")
-    };
+    let GenerateEvent::Failed(RequestError::Unservable { message }) = answer(ask(&node, 1).await).await.1 else { panic!("not refused") };
     assert!(message.contains("cpu-0") && message.contains("needed") && message.contains("1.00 MiB"), "{message}");
     assert_eq!(replica_state(&node), None, "nothing was loaded");
     let warnings = node.inference().cluster().await.conflicts;
