@@ -43,7 +43,7 @@ pub use self::local::{Devices, LocalModels};
 use self::prepare::{Prepared, Preparing, prepare};
 use self::report::Said;
 use self::running::Batcher;
-use self::share::may_have_more;
+use self::share::{Asking, admit};
 use self::sink::{Ingresses, Sink};
 use crate::address::Address;
 use crate::catalogue::CatalogueMsg;
@@ -333,17 +333,12 @@ impl ModelState {
         }
         let principal = generate.journal.request.principal;
         let encoding = self.encoding.values().filter(|arrival| arrival.generate.journal.request.principal == principal).count();
-        if let Err(message) = may_have_more(&self.args.profile, principal, (batcher.n_of(principal) + encoding) as u32) {
-            self.n_refused += 1;
-            return sink.fail(RequestError::Overloaded { message, retry_after: place_wait });
-        }
-        let present = (self.encoding.len() + batcher.n_present()) as u32;
-        if present >= self.args.profile.running_max + self.args.profile.waiting_max {
-            self.n_refused += 1;
-            let error = overloaded(&self.args.profile, present, place_wait);
-            if principal.is_none() || !batcher.displace_anonymous(|| error.clone()) {
-                return sink.fail(error);
-            }
+        let own = (batcher.n_of(principal) + encoding) as u32;
+        let asking = Asking { principal, own, present: (self.encoding.len() + batcher.n_present()) as u32 };
+        let admitted = admit(&self.args.profile, asking, place_wait, |full| batcher.displace_anonymous(|| full.clone()));
+        self.n_refused += u64::from(admitted != Ok(false));
+        if let Err(error) = admitted {
+            return sink.fail(error);
         }
         let serve_span = info_span!("serve", otel.kind = "server", request = %generate.request, model = %self.args.profile.id,
             attempt = generate.attempt.0, node = %self.args.ingresses.me.name, prompt_tokens = tracing::field::Empty,

@@ -19,7 +19,7 @@ use self::turns::{Turns, Who};
 use super::kind::check_kind;
 use super::prepare;
 use super::scheduler::Principal;
-use super::share::may_have_more;
+use super::share::{Asking, admit};
 use super::{ModelMsg, ModelState, Phase, late, overloaded};
 use crate::device::{DeviceError, Reply, StepQueue};
 
@@ -112,17 +112,11 @@ impl ModelState {
         }
         let (principal, place_wait) = (request.principal, self.place_wait());
         let own = self.embeds.count(|one| one.principal == principal && one.request != id);
-        if let Err(message) = may_have_more(profile, principal, own) {
-            self.n_refused += 1;
-            return drop(reply.send(Err(RequestError::Overloaded { message, retry_after: place_wait })));
-        }
         let present = self.embeds.count(|one| one.request != id);
-        let full = overloaded(profile, present, place_wait);
-        if present >= profile.running_max + profile.waiting_max {
-            self.n_refused += 1;
-            if principal.is_none() || !self.embeds.turns.displace_anonymous() {
-                return drop(reply.send(Err(full)));
-            }
+        let admitted = admit(profile, Asking { principal, own, present }, place_wait, |_| self.embeds.turns.displace_anonymous());
+        self.n_refused += u64::from(admitted != Ok(false));
+        if let Err(error) = admitted {
+            return drop(reply.send(Err(error)));
         }
         let is_first = self.embeds.count(|one| one.request == id) == 0;
         let number = self.embeds.on_begin(id, principal, Instant::now());
@@ -137,7 +131,7 @@ impl ModelState {
             is_first,
             waiting_time: profile.waiting_time,
             late: late(profile, place_wait),
-            full,
+            full: overloaded(profile, present, place_wait),
         };
         tokio::spawn(async move {
             let embedded = work.embed(request, || !reply.is_closed()).await;

@@ -3,12 +3,40 @@
 //! Who asks is told by the key that a client sends. Keys are not checked, so that they keep apart clients that mean well; those that send none
 //! are one, and have what those with a key leave: [`super::scheduler`] gives places to them last, and at most `anonymous_max` run or wait.
 
-use plexus_types::ModelProfile;
+use std::time::Duration;
 
+use plexus_types::{ModelProfile, RequestError};
+
+use super::overloaded;
 use super::scheduler::Principal;
 
+/// Who asks for one request more.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asking {
+    pub(super) principal: Principal,
+    /// Of its requests, those that run or wait.
+    pub(super) own: u32,
+    /// Of all requests, those that run or wait.
+    pub(super) present: u32,
+}
+
+/// May one request more come in? True if it takes the place of one without a key, which `displace` sends away with the same error if there is one.
+pub(super) fn admit(
+    profile: &ModelProfile,
+    Asking { principal, own, present }: Asking,
+    place_wait: Duration,
+    displace: impl FnOnce(&RequestError) -> bool,
+) -> Result<bool, RequestError> {
+    may_have_more(profile, principal, own).map_err(|message| RequestError::Overloaded { message, retry_after: place_wait })?;
+    if present < profile.running_max + profile.waiting_max {
+        return Ok(false);
+    }
+    let full = overloaded(profile, present, place_wait);
+    if principal.is_some() && displace(&full) { Ok(true) } else { Err(full) }
+}
+
 /// May `principal`, of whom `own` requests run or wait, have one more? Says why not.
-pub(super) fn may_have_more(profile: &ModelProfile, principal: Principal, own: u32) -> Result<(), String> {
+fn may_have_more(profile: &ModelProfile, principal: Principal, own: u32) -> Result<(), String> {
     let model = &profile.id;
     match principal {
         None => match profile.anonymous_max.or(profile.principal_max) {

@@ -73,8 +73,6 @@ pub struct Placement {
 pub struct Unplaced {
     /// What the client is told.
     pub error: RequestError,
-    /// May it pass by itself, when models that are in use no longer are?
-    pub may_pass: bool,
     /// Why nowhere.
     pub explanation: Explanation,
 }
@@ -346,11 +344,7 @@ fn unplaced(view: &ClusterView, model: &ModelId, considered: Vec<ConsideredPlace
         [] => ("it cannot be loaded", RequestError::Unservable { message }),
         busy => ("it waits for room", RequestError::Unavailable { message, retry_after: expected::room(view, model, busy) }),
     };
-    Unplaced {
-        error,
-        may_pass: !busy.is_empty(),
-        explanation: Explanation { model: model.clone(), decision: decision.to_owned(), considered, age: Duration::ZERO },
-    }
+    Unplaced { error, explanation: Explanation { model: model.clone(), decision: decision.to_owned(), considered, age: Duration::ZERO } }
 }
 
 fn names(models: &[ModelId]) -> String {
