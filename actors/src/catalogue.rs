@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use plexus_engine::model::ModelPath;
-use plexus_types::{Catalogue, CatalogueEntry, FilesState, ModelId, ModelProfile, ModelSource, RequestError};
+use plexus_types::{Catalogue, CatalogueEntry, FilesState, GenerateRequest, ModelId, ModelKind, ModelProfile, ModelSource, RequestError};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use tracing::{info, warn};
@@ -17,7 +17,7 @@ use crate::address::Address;
 use crate::args::Listing;
 use crate::device::chain;
 use crate::inspect::Inspection;
-use crate::model::load;
+use crate::model::{check_kind, load, prepare};
 use crate::router::RouterMsg;
 use crate::router::view::SharedView;
 use crate::shelf::Shelf;
@@ -54,6 +54,8 @@ pub enum CatalogueMsg {
     Found(Vec<(ModelId, ModelSource)>),
     /// Bring a model's files here, without loading it. Answered when they are here.
     Pull(ModelId, RpcReplyPort<Result<(), RequestError>>),
+    /// How many tokens a prompt has, by the files of its model, without loading it.
+    CountTokens(Box<GenerateRequest>, RpcReplyPort<Result<u32, RequestError>>),
     /// Tell the router.
     TellDue,
     /// Look for changes, as often as usual.
@@ -116,6 +118,7 @@ impl Actor for CatalogueActor {
             }
             CatalogueMsg::Found(models) => state.on_found(models),
             CatalogueMsg::Pull(model, reply) => state.on_pull(&model, reply),
+            CatalogueMsg::CountTokens(request, reply) => state.on_count_tokens(*request, reply),
             CatalogueMsg::RescanDue => {
                 state.args.address.tell_after(RESCAN, CatalogueMsg::RescanDue);
                 state.forget_changed();
@@ -195,6 +198,23 @@ impl CatalogueState {
         let (shelf, address) = (self.args.shelf.clone(), self.args.address.clone());
         tokio::spawn(async move {
             let _asker_left = reply.send(pull(&profile, &shelf, &address).await);
+        });
+    }
+
+    fn on_count_tokens(&self, request: GenerateRequest, reply: RpcReplyPort<Result<u32, RequestError>>) {
+        let present = self.entries.get(&request.model).filter(|(entry, _)| matches!(entry.files, FilesState::Present(_)));
+        let Some((CatalogueEntry { profile, .. }, _)) = present else {
+            let message = format!("the files of the model '{}' are not on this node", request.model);
+            return drop(reply.send(Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(1) })));
+        };
+        let (profile, shelf) = (profile.clone(), self.args.shelf.clone());
+        let count = prepare::alone(move || {
+            let opened = load::open(&profile, &shelf).map_err(|message| RequestError::Unservable { message })?;
+            check_kind(&profile.id, opened.facts().kind, ModelKind::Generate)?;
+            opened.codec().token_count(&request.prompt)
+        });
+        tokio::spawn(async move {
+            let _asker_left = reply.send(count.await);
         });
     }
 

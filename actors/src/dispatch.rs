@@ -10,7 +10,7 @@ use crate::address::{Address, CallError};
 use crate::catalogue::CatalogueMsg;
 use crate::evictor::EvictorMsg;
 use crate::inbound::{ClusterChange, Inbound, PeerChange};
-use crate::inference::{ACTOR_DEADLINE, COUNT_DEADLINE, EMBED_DEADLINE, PULL_DEADLINE, own_actors};
+use crate::inference::{ACTOR_DEADLINE, EMBED_DEADLINE, PULL_DEADLINE, count_here, own_actors};
 use crate::link::LinkMsg;
 use crate::messages::{Answer, Notice, Question, StreamNotice};
 use crate::model::sink::Ingresses;
@@ -57,26 +57,19 @@ fn restarting(actor: &str, error: CallError) -> RequestError {
 impl Inbound for Dispatch {
     async fn answer(&self, _from: &NodeId, question: Question) -> Answer {
         match question {
-            Question::Ping => Answer::Pong { received_bytes: 0 },
+            Question::Ping => Answer::Pong,
             Question::Actors => Answer::Actors(own_actors(&self.node).await.unwrap_or_default()),
-            Question::CountTokens(request) => {
-                let Some(model) = self.models.any(&request.model) else {
-                    return Answer::CountTokens(Err(has_gone(&request.model)));
-                };
-                let lost = |_| RequestError::Lost { message: "the model is being restarted".into() };
-                let counted = model.call(|reply| ModelMsg::CountTokens(request, reply), COUNT_DEADLINE).await;
-                Answer::CountTokens(counted.map_err(lost).flatten())
-            }
-            Question::Embed(id, request) => {
-                let Some(model) = self.models.any(&request.model) else {
+            Question::CountTokens(request) => Answer::CountTokens(count_here(&self.models, &self.catalogue, request).await),
+            Question::Embed(id, device, request) => {
+                let Some(model) = self.models.get(&request.model, device) else {
                     return Answer::Embed(Err(has_gone(&request.model)));
                 };
                 let lost = |_| RequestError::Lost { message: "the model is being restarted".into() };
                 let embedded = model.call(|reply| ModelMsg::Embed(id, request, reply), EMBED_DEADLINE).await;
                 Answer::Embed(embedded.map_err(lost).flatten())
             }
-            Question::EmbeddedPieces(model) => {
-                let Some(model) = self.models.any(&model) else { return Answer::EmbeddedPieces(None) };
+            Question::EmbeddedPieces(model, device) => {
+                let Some(model) = self.models.get(&model, device) else { return Answer::EmbeddedPieces(None) };
                 Answer::EmbeddedPieces(model.call(ModelMsg::EmbeddedPieces, ACTOR_DEADLINE).await.ok())
             }
             Question::Ensure(ensure) => {

@@ -270,6 +270,7 @@ impl Receiver {
                     count(&counts.expired);
                 }
             }
+            Head::Forgo { call } => peer.forgo(call),
             Head::Notice => match wire::decode::<Notice>(payload) {
                 Ok(notice) => {
                     count(&counts.notices);
@@ -298,7 +299,7 @@ impl Receiver {
         let question = match wire::decode(payload) {
             Ok(Question::Ping) => {
                 peer.send_ack();
-                if let Ok(pong) = wire::encode(&Answer::Pong { received_bytes: peer.taken_bytes() }) {
+                if let Ok(pong) = wire::encode(&Answer::Pong) {
                     peer.reply_now(call, Outcome::Answered, &pong);
                 }
                 return;
@@ -309,13 +310,12 @@ impl Receiver {
                 return peer.reply_now(call, Outcome::Malformed, &[]);
             }
         };
-        let Some(place) = peer.answering() else {
+        let Some(mut answering) = peer.answering(call, &question) else {
             count(&self.traffic.inner.busy);
             return peer.reply_now(call, Outcome::Busy, &[]);
         };
         let (peer, inbound) = (peer.clone(), Arc::clone(&self.inbound));
         tokio::spawn(async move {
-            let _place = place;
             let until = Instant::now() + left;
             let work = async {
                 let answer = inbound.answer(peer.id(), question).await;
@@ -324,10 +324,13 @@ impl Receiver {
                     Err(_) => peer.reply(call, Outcome::Malformed, &[], left).await,
                 }
             };
-            match tokio::time::timeout_at(until, work).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!(peer = %peer.id(), %error, "an answer was not delivered"),
-                Err(_elapsed) => debug!(peer = %peer.id(), "a question was not answered in time"),
+            tokio::select! {
+                () = answering.forgone() => debug!(peer = %peer.id(), "nobody waits for an answer any more"),
+                answered = tokio::time::timeout_at(until, work) => match answered {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => debug!(peer = %peer.id(), %error, "an answer was not delivered"),
+                    Err(_elapsed) => debug!(peer = %peer.id(), "a question was not answered in time"),
+                }
             }
         });
     }

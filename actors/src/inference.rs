@@ -1,5 +1,6 @@
 //! The cluster behind the HTTP dialects: asks the actors.
 
+mod count;
 mod embed;
 mod explain;
 
@@ -26,7 +27,7 @@ use crate::catalogue::CatalogueMsg;
 use crate::evictor::EvictorMsg;
 use crate::messages::{Answer, Ensure, Question};
 use crate::metrics::RequestMeter;
-use crate::model::{LocalModels, ModelMsg, check_kind};
+use crate::model::{LocalModels, check_kind};
 use crate::node::NodeMsg;
 use crate::peers::{Peer, Peers};
 use crate::prefix::PromptDigests;
@@ -35,6 +36,7 @@ use crate::router::view::SharedView;
 use crate::router::{RouteRequest, Routed, RouterMsg};
 use crate::streams::StreamsMsg;
 
+pub(crate) use self::count::count_here;
 pub(crate) use self::embed::EMBED_DEADLINE;
 
 /// Answers from memory.
@@ -191,7 +193,11 @@ impl Inference for ClusterInference {
         let meter = RequestMeter::new(request.model.clone());
         let seed = request.sampling.seed.unwrap_or_else(rand::random);
         let (events, inbox) = mpsc::channel((self.config.window_tokens + CHANNEL_SLACK) as usize);
-        let lost = match self.check_kind(&request.model, ModelKind::Generate) {
+        let may_go = match self.check_kind(&request.model, ModelKind::Generate) {
+            Ok(()) => self.check_length(&request).await,
+            Err(error) => Err(error),
+        };
+        let lost = match may_go {
             Ok(()) => {
                 let prompt = PromptDigests::of(&request.prompt);
                 let journal = Box::new(Journal { request: Arc::new(request), seed, prompt_ids: Vec::new(), sampled_ids: Vec::new() });
@@ -215,30 +221,7 @@ impl Inference for ClusterInference {
     async fn count_tokens(&self, mut request: GenerateRequest) -> Result<u32, RequestError> {
         request.model = self.resolve(&request.model);
         self.check_kind(&request.model, ModelKind::Generate)?;
-        let mut tried = Vec::new();
-        loop {
-            // Counting is the tokenizer's work: what the model would have to read does not matter.
-            let question = RouteRequest { model: request.model.clone(), prompt: PromptDigests::default(), tried: tried.clone() };
-            let Picked { replica, .. } = self.pick(None, question).await?;
-            let counted = if replica.node == *self.peers.me() {
-                match self.models.get(&replica.model, replica.device) {
-                    Some(model) => model.call(|reply| ModelMsg::CountTokens(Box::new(request.clone()), reply), COUNT_DEADLINE).await.ok(),
-                    None => None,
-                }
-            } else {
-                match self.peers.get(&replica.node) {
-                    Some(peer) => match peer.ask(Question::CountTokens(Box::new(request.clone())), COUNT_DEADLINE).await {
-                        Ok(Answer::CountTokens(counted)) => Some(counted),
-                        Ok(_) | Err(_) => None,
-                    },
-                    None => None,
-                }
-            };
-            match counted {
-                Some(counted) => return counted,
-                None => tried.push(replica),
-            }
-        }
+        self.counted(request).await
     }
 
     async fn embed(&self, id: RequestId, mut request: EmbedRequest) -> Result<Embedded, RequestError> {

@@ -361,7 +361,6 @@ impl LinkState {
             let asked = Instant::now();
             if peer.ask(Question::Ping, deadline).await.is_ok() {
                 let round_trip = asked.elapsed();
-                peer.set_round_trip(round_trip);
                 inbound.peer_changed(PeerChange::RoundTrip(peer.id().clone(), round_trip));
                 let _gone = myself.cast(LinkMsg::Own(Own(OwnEvent::Pong(link))));
             }

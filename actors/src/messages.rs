@@ -1,6 +1,6 @@
 //! What nodes say to each other once their link stands. Encoded by [`crate::wire`]; carried by [`crate::peers`].
 //!
-//! Variants and fields are only ever added at the end: version N and N-1 of the binary understand each other.
+//! Whoever changes a variant or a field raises [`crate::wire::VERSION`]: the bytes name neither, and only nodes of one version link up.
 
 use plexus_types::{
     ActorReport, Catalogue, DeviceId, Explanation, Journal, ModelFacts, ModelId, ModelProfile, NodeSummary, RequestError, RequestId,
@@ -19,10 +19,10 @@ pub enum Question {
     Ping,
     /// The state of all your actors.
     Actors,
-    /// Tokens of this prompt, by the tokenizer of a replica that you hold.
+    /// Tokens of this prompt, by a replica that you hold or by the files that you have.
     CountTokens(Box<plexus_types::GenerateRequest>),
-    /// The vectors of these texts, which are all of a request or some, by a replica that you hold.
-    Embed(RequestId, Box<plexus_types::EmbedRequest>),
+    /// The vectors of these texts, which are all of a request or some, by the replica that you hold on this device.
+    Embed(RequestId, DeviceId, Box<plexus_types::EmbedRequest>),
     /// See that this model is loaded somewhere: you are its home.
     Ensure(Ensure),
     /// Load this model on a device of yours.
@@ -37,8 +37,8 @@ pub enum Question {
     Pull(ModelId),
     /// Why was this model placed where it was placed last, as far as you decided or heard?
     Placement(ModelId),
-    /// How many pieces of texts has a replica that you hold of this model embedded? It tells one that is slow from one that hangs.
-    EmbeddedPieces(ModelId),
+    /// How many pieces of texts has the replica that you hold of this model on this device embedded? It tells one that is slow from one that hangs.
+    EmbeddedPieces(ModelId, DeviceId),
 }
 
 /// A model is wanted.
@@ -66,11 +66,8 @@ pub struct LoadOrder {
 /// The answer to a [`Question`], variant by variant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Answer {
-    /// I am, and so many bytes of yours have been taken from the mailboxes of my gateway and token sink since the link stands.
-    Pong {
-        /// Bytes taken, notices, questions and events together.
-        received_bytes: u64,
-    },
+    /// I am.
+    Pong,
     /// In the order of the supervision tree.
     Actors(Vec<ActorReport>),
     /// The count, or why there is none.

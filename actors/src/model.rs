@@ -13,7 +13,7 @@ mod kind;
 pub mod load;
 mod local;
 pub mod prefixes;
-mod prepare;
+pub(crate) mod prepare;
 mod report;
 mod running;
 pub mod scheduler;

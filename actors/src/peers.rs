@@ -8,6 +8,7 @@
 //! Who speaks is known by a pass: each node gives each peer a random number, over that peer's own link, and the peer shows it in every frame.
 //! A node that is in the cluster can thus lie about itself, but not speak for another one.
 
+mod answering;
 mod assembly;
 mod lateness;
 mod peer;

@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use plexus_engine::model::ModelPath;
-use plexus_store::{FetchError, Located, Progress, Store};
-use plexus_types::{Bytes, ModelProfile, ModelSource, NodeName};
+use plexus_store::{FetchError, Located, Progress, Size, Store};
+use plexus_types::{ModelProfile, ModelSource, NodeName};
 
 use crate::peers::Peers;
 
@@ -54,8 +54,8 @@ impl Shelf {
         sources.filter(|source| self.locate(source).is_none()).cloned().collect()
     }
 
-    /// Bytes of a model's files, for a decision before they are fetched.
-    pub async fn size(&self, source: &ModelSource) -> Result<Bytes, FetchError> {
+    /// The size of a model, for a decision before it is fetched.
+    pub async fn size(&self, source: &ModelSource) -> Result<Size, FetchError> {
         self.store.size(source).await
     }
 

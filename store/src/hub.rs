@@ -62,13 +62,22 @@ pub(crate) async fn fetch(config: &StoreConfig, source: &HubSource, meter: &Mete
     .await
 }
 
-/// Bytes of the files that a model needs, whether they are here or not.
-pub(crate) async fn size(config: &StoreConfig, source: &HubSource) -> Result<Bytes, FetchError> {
+/// The size of a model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Size {
+    /// Bytes of its files.
+    pub bytes: Bytes,
+    /// Numbers that it consists of, if the hub tells.
+    pub parameters: Option<u64>,
+}
+
+/// The size of the files that a model needs, whether they are here or not.
+pub(crate) async fn size(config: &StoreConfig, source: &HubSource) -> Result<Size, FetchError> {
     let api = Api::new(config, &source.repo).await?;
     let listing = api.listing(source.revision()).await?;
     let files = needed(&listing, source)?;
     let files = api.describe(&listing, files).await?;
-    Ok(files.iter().map(|file| Bytes(file.size)).sum())
+    Ok(Size { bytes: files.iter().map(|file| Bytes(file.size)).sum(), parameters: listing.parameters })
 }
 
 fn needed(listing: &Listing, source: &HubSource) -> Result<Vec<String>, FetchError> {

@@ -55,6 +55,7 @@ pub use config::{DEFAULT_ENDPOINT, StoreConfig, Token};
 pub use disk::write_whole;
 pub use error::FetchError;
 pub use found::found;
+pub use hub::Size;
 pub use manifest::{CHUNK_LEN, ChunkHash, Manifest, ManifestFile};
 pub use progress::{Fetch, Origin, Progress};
 pub use store::{Connect, Io, Located, Store};

@@ -17,7 +17,7 @@ use crate::config::StoreConfig;
 use crate::disk::blocking;
 use crate::error::FetchError;
 use crate::found::found_in_caches;
-use crate::hub;
+use crate::hub::{self, Size};
 use crate::local::{LocalModel, model_at, model_of};
 use crate::manifest::{HashCache, Manifest};
 use crate::peers;
@@ -134,8 +134,8 @@ impl Store {
         living.map(|(source, (watch, _))| (source.clone(), watch.borrow().progress.clone())).collect()
     }
 
-    /// Bytes of the files of a model, for a decision before it is fetched. Asks the hub if it is not here.
-    pub async fn size(&self, source: &ModelSource) -> Result<Bytes, FetchError> {
+    /// The size of a model, for a decision before it is fetched. Asks the hub if it is not here.
+    pub async fn size(&self, source: &ModelSource) -> Result<Size, FetchError> {
         let (inner, looked_for) = (Arc::clone(&self.inner), source.clone());
         let here = blocking(move || {
             let Some(model) = inner.model(&looked_for) else { return Ok(None) };
@@ -143,7 +143,7 @@ impl Store {
             model.files.iter().map(size).sum::<Result<Bytes, FetchError>>().map(Some)
         });
         match (here.await?, source) {
-            (Some(size), _) => Ok(size),
+            (Some(bytes), _) => Ok(Size { bytes, parameters: None }),
             (None, ModelSource::Hub(source)) => hub::size(&self.inner.config, source).await,
             (None, ModelSource::Path(path)) => Err(FetchError::NoSuchPath { path: path.clone() }),
             (None, ModelSource::Embedded) => Err(FetchError::Embedded),

@@ -85,7 +85,7 @@ async fn a_model_comes_into_the_cache_as_other_clients_lay_it_out() {
     assert_eq!(store.locate(&source("hf:org/name")), Located::Absent);
     let sizes: usize =
         safetensors().iter().filter(|(name, _)| !matches!(*name, "README.md" | "pytorch_model.bin")).map(|(_, b)| b.len()).sum();
-    assert_eq!(store.size(&source("hf:org/name")).await.unwrap(), Bytes(sizes as u64));
+    assert_eq!(store.size(&source("hf:org/name")).await.unwrap().bytes, Bytes(sizes as u64));
 
     let fetch = store.fetch(&source("hf:org/name"), &[]);
     let watched = fetch.clone();

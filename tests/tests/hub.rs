@@ -242,3 +242,25 @@ async fn a_disk_that_fills_up_during_a_download_is_told_and_never_makes_a_model(
     drop(n1);
     drop(disk);
 }
+
+#[tokio::test]
+async fn what_could_never_fit_is_refused_before_its_download_also_where_it_would_take_fewer_bits_than_its_files() {
+    // CX-53
+    let mirror = Mirror::start("org/big", [("big-F16.gguf", vec![0; 60_000_000])]).await;
+    let home = Home::new();
+    // Serving takes 24 MiB of it.
+    for (name, keys, megabytes, parameters) in [
+        ("as-it-is", "", 40, None),
+        ("of-any-content", "quant = \"q4k\"", 30, None),
+        ("counted-by-the-hub", "quant = \"q4k\"", 40, Some(30_000_000)),
+    ] {
+        mirror.fail(Faults { parameters, ..Faults::default() });
+        let entry = format!("[devices]\ncpu_memory = \"{megabytes}MB\"\n[[models]]\nid = \"capitals\"\nsource = \"hf:org/big\"\n{keys}\n");
+        let node = node_listing(&home, name, &mirror, &entry).await;
+        node.offers_on_demand("capitals").await;
+        let reply = tokio::time::timeout(DEADLINE, ask(&node)).await.expect("it is refused");
+        assert_eq!(reply.status, 503, "{name}: {}", reply.text);
+        assert!(reply.text.contains("needed") && reply.text.contains("available"), "{name}: {}", reply.text);
+        assert_eq!(mirror.bytes_sent(), 0, "{name}");
+    }
+}

@@ -45,6 +45,8 @@ pub enum RequestError {
     WrongModality {
         /// What was sent and what the model takes.
         message: String,
+        /// The field at fault, in the words of the dialect.
+        param: Option<String>,
     },
     /// All places and the queue are taken.
     #[error("{message}")]

@@ -28,6 +28,15 @@ pub struct InvalidQuantization {
 impl Quantization {
     const ALL: [Self; 3] = [Self::Q8_0, Self::Q6K, Self::Q4K];
 
+    /// Least bits that a weight takes, with its share of the scales.
+    pub fn bits(self) -> f64 {
+        match self {
+            Self::Q8_0 => 8.5,
+            Self::Q6K => 6.5625,
+            Self::Q4K => 4.5,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Q8_0 => "q8_0",

@@ -179,7 +179,7 @@ impl ClusterInference {
                 return embedded.map_err(|error| lost(&format!("was lost while it embedded: {error}"))).flatten();
             }
             let Some(peer) = self.peers.get(&replica.node) else { return Err(lost("is on a node to which there is no link")) };
-            match peer.ask(Question::Embed(id, Box::new(part.clone())), EMBED_DEADLINE).await {
+            match peer.ask(Question::Embed(id, replica.device, Box::new(part.clone())), EMBED_DEADLINE).await {
                 Ok(Answer::Embed(embedded)) => embedded,
                 Ok(_) => Err(lost("answered something else")),
                 Err(error) => Err(lost(&format!("was lost while it embedded: {error}"))),
@@ -215,7 +215,7 @@ impl ClusterInference {
             let model = self.models.get(&replica.model, replica.device)?;
             return model.call(ModelMsg::EmbeddedPieces, ACTOR_DEADLINE).await.ok();
         }
-        match self.peers.get(&replica.node)?.ask(Question::EmbeddedPieces(replica.model.clone()), ACTOR_DEADLINE).await {
+        match self.peers.get(&replica.node)?.ask(Question::EmbeddedPieces(replica.model.clone(), replica.device), ACTOR_DEADLINE).await {
             Ok(Answer::EmbeddedPieces(pieces)) => pieces,
             Ok(_) | Err(_) => None,
         }

@@ -13,7 +13,7 @@ pub(crate) fn check_kind(model: &ModelId, kind: ModelKind, asked_for: ModelKind)
             format!("the model '{model}' answers and does not embed: choose a model of kind \"embed\"")
         }
     };
-    Err(RequestError::WrongModality { message })
+    Err(RequestError::WrongModality { message, param: Some("model".to_owned()) })
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use plexus_engine::codec::Codec;
 use plexus_engine::draft::check_pair;
 use plexus_engine::executor::Slot;
 use plexus_engine::model::ModelFiles;
-use plexus_store::{FetchError, Progress};
-use plexus_types::{Bytes, DeviceId, Footprint, ModelFacts, ModelKind, ModelProfile, ModelSource, Sampling};
+use plexus_store::{FetchError, Progress, Size};
+use plexus_types::{Bytes, DeviceId, Footprint, ModelFacts, ModelKind, ModelProfile, ModelSource, Quantization, Sampling};
 use ractor::ActorId;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -151,6 +151,11 @@ pub struct Opened {
 }
 
 impl Opened {
+    /// The model's vocabulary and template.
+    pub fn codec(&self) -> &Codec {
+        &self.files.codec
+    }
+
     /// What they say, both models together.
     pub fn facts(&self) -> ModelFacts {
         let mut facts = self.files.facts();
@@ -236,9 +241,10 @@ pub(super) async fn fetch(args: &ModelArgs, gauge: &mut Gauge<'_>) -> Result<(),
     let n_missing = missing.len() as f32;
     for (i, source) in missing.into_iter().enumerate() {
         let refused = |error: &FetchError| LoadError::Refused(format!("{source} cannot be fetched: {}", chain(error)));
-        if profile.quant.is_none() && matches!(source, ModelSource::Hub(_)) {
+        if matches!(source, ModelSource::Hub(_)) {
             // A hub that cannot be asked says nothing of other nodes, which may have the files.
             let size = shelf.size(&source).await.unwrap_or_default();
+            let size = least_held(size, profile.quant.filter(|_| source == profile.source));
             let place = (profile.id.clone(), args.device);
             let could_fit = evictor.call(|reply| EvictorMsg::CouldFit(place, size, reply), FIT_DEADLINE).await?;
             could_fit.map_err(|no_room| LoadError::Refused(no_room_error(&profile.id, args.device, &no_room).to_string()))?;
@@ -249,6 +255,13 @@ pub(super) async fn fetch(args: &ModelArgs, gauge: &mut Gauge<'_>) -> Result<(),
         args.catalogue.tell(CatalogueMsg::RescanNow);
     }
     Ok(())
+}
+
+/// Least bytes that a model's weights take once they are held in fewer bits. Those of a file of unknown content have 32 bits at most.
+fn least_held(size: Size, quant: Option<Quantization>) -> Bytes {
+    let Some(quant) = quant else { return size.bytes };
+    let parameters = size.parameters.map_or(size.bytes.0 as f64 / 4.0, |parameters| parameters as f64);
+    size.bytes.min(Bytes((parameters * quant.bits() / 8.0) as u64))
 }
 
 async fn load_on(
@@ -280,5 +293,19 @@ async fn load_on(
         Ok(Err(crate::device::DeviceError::Engine(why))) => Err(LoadError::Refused(why)),
         Ok(Err(error)) => Err(LoadError::Interrupted(error.to_string())),
         Err(_) => Err(lost(CallError::Gone)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_model_takes_in_fewer_bits_is_never_put_too_high() {
+        let size = |bytes, parameters| Size { bytes: Bytes(bytes), parameters };
+        assert_eq!(least_held(size(3200, None), None), Bytes(3200));
+        assert_eq!(least_held(size(3200, None), Some(Quantization::Q4K)), Bytes(450), "800 numbers, if each has 32 bits");
+        assert_eq!(least_held(size(3200, Some(1600)), Some(Quantization::Q4K)), Bytes(900));
+        assert_eq!(least_held(size(3200, Some(6400)), Some(Quantization::Q8_0)), Bytes(3200), "what has fewer bits already stays as it is");
     }
 }

@@ -78,6 +78,11 @@ pub(super) async fn in_turn<T: Send + 'static>(
     done.await.unwrap_or_else(|_| Err(RequestError::Internal { message: "the tokenizer panicked".into() }))
 }
 
+/// Does some work in the blocking pool for which a vocabulary has to be read first: one at a time.
+pub(crate) async fn alone<T: Send + 'static>(work: impl FnOnce() -> Result<T, RequestError> + Send + 'static) -> Result<T, RequestError> {
+    in_turn(u64::MAX, work).await
+}
+
 async fn turn(n_bytes: u64) -> Option<SemaphorePermit<'static>> {
     if n_bytes < SHORT {
         return None;

@@ -232,8 +232,7 @@ impl Batcher {
     /// In what time an answer as long as those of late is generated, at the speed of the whole batch; absent while that is not known.
     pub(super) fn time_of_answer(&self) -> Option<Duration> {
         let speed = self.scheduler.speeds().decode_tokens_per_s();
-        let answer = self.scheduler.mean_answer()?;
-        (speed > 0.0).then(|| Duration::from_secs_f32((answer / speed).min(1e6)))
+        (speed > 0.0).then(|| Duration::from_secs_f32((self.scheduler.expected_answer() / speed).min(1e6)))
     }
 
     /// Refuses the youngest without a key that has not had a place yet, so that one with a key can wait in its stead. False if there is none.

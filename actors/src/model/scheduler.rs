@@ -242,6 +242,11 @@ impl<T> Scheduler<T> {
         self.answers.mean()
     }
 
+    /// Tokens that an answer is taken to have: the mean, or a guess while none has ended.
+    pub fn expected_answer(&self) -> f32 {
+        self.answers.mean().unwrap_or(promise::UNKNOWN as f32)
+    }
+
     /// Another model on the device generates, in steps that take so long; or none does. Heeded from the next step on.
     pub fn set_beside(&mut self, beside: Option<Duration>) {
         self.beside = beside;

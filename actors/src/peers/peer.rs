@@ -10,6 +10,7 @@ use plexus_types::NodeId;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::Instant;
 
+use super::answering::{Answering, Answers};
 use super::lateness::Lateness;
 use super::port::Port;
 use super::{Assembly, PeerError, Sink, group_of_gateway, group_of_tokens, lock};
@@ -24,8 +25,6 @@ pub const BUDGET: u64 = 8 << 20;
 const FRAME_COST: u64 = 480;
 /// Share of [`BUDGET`] that long questions and answers may fill; the rest stays free for notices, events and short questions.
 const BULK_BUDGET: u64 = 4 << 20;
-/// Questions of one peer that are answered at the same time; beyond it they are refused with [`Outcome::Busy`].
-const ANSWERING_MAX: usize = 64;
 /// Bytes taken since the last acknowledgement that are worth another one: a sender with a full budget hears from us 32 times.
 const ACK_EVERY: u64 = 256 << 10;
 /// How long the receiver keeps the parts of an incomplete notice or batch of events; they are sent in one go.
@@ -61,17 +60,13 @@ struct PeerInner {
     one_go: Mutex<()>,
 
     // What we take; by [`Sink`].
-    answering: Arc<Semaphore>,
-    /// Bytes taken.
-    taken: [AtomicU64; 2],
+    answers: Answers,
     /// Where the peer's own count stood after the last frame taken: the frames that were lost with an actor of ours are in it too.
     reached: [AtomicU64; 2],
     /// Sum of `reached` when it was last acknowledged.
     told: AtomicU64,
     lateness: Mutex<Lateness>,
     assembly: [Mutex<Assembly>; 2],
-
-    round_trip_us: AtomicU64,
 }
 
 /// Somebody waits for an answer.
@@ -103,13 +98,11 @@ impl Peer {
             acknowledged: Notify::new(),
             bulk: Semaphore::new(1),
             one_go: Mutex::default(),
-            answering: Arc::new(Semaphore::new(ANSWERING_MAX)),
-            taken: [AtomicU64::new(0), AtomicU64::new(0)],
+            answers: Answers::new(),
             reached: [AtomicU64::new(0), AtomicU64::new(0)],
             told: AtomicU64::new(0),
             lateness: Mutex::default(),
             assembly: [Mutex::default(), Mutex::default()],
-            round_trip_us: AtomicU64::new(0),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -127,14 +120,6 @@ impl Peer {
     /// Who it is.
     pub fn id(&self) -> &NodeId {
         &self.inner.id
-    }
-
-    /// Round trip of the last ping that came back.
-    pub fn round_trip(&self) -> Option<Duration> {
-        match self.inner.round_trip_us.load(Ordering::Relaxed) {
-            0 => None,
-            us => Some(Duration::from_micros(us)),
-        }
     }
 
     /// Asks, and waits at most `deadline` for the answer. The peer drops the question if it comes to it later than that.
@@ -189,11 +174,6 @@ impl Peer {
         self.inner.gateway.in_flight() + self.inner.tokens.in_flight()
     }
 
-    pub(crate) fn set_round_trip(&self, round_trip: Duration) {
-        let us = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX).max(1);
-        self.inner.round_trip_us.store(us, Ordering::Relaxed);
-    }
-
     /// Has the peer shown who it is?
     pub(crate) fn is_greeted(&self) -> bool {
         self.inner.shown_pass.load(Ordering::Acquire) != 0
@@ -229,7 +209,6 @@ impl Peer {
     /// Counts a frame of the peer as taken, tells the peer if it is time to, and says how late the frame is.
     pub(crate) fn take(&self, sink: Sink, envelope: Envelope, len: u64) -> Duration {
         let at = sink as usize;
-        self.inner.taken[at].fetch_add(len, Ordering::AcqRel);
         self.inner.reached[at].fetch_max(envelope.position.saturating_add(len + FRAME_COST), Ordering::AcqRel);
         if self.reached().saturating_sub(self.inner.told.load(Ordering::Acquire)) >= ACK_EVERY {
             self.send_ack();
@@ -245,19 +224,23 @@ impl Peer {
         self.post_head(&Head::Ack { gateway, sink });
     }
 
-    /// Bytes of the peer that we have taken, as its pings are answered with.
-    pub(crate) fn taken_bytes(&self) -> u64 {
-        self.inner.taken.iter().map(|taken| taken.load(Ordering::Acquire)).sum()
-    }
-
     /// Puts the parts of a message of the peer together.
     pub(crate) fn assembly(&self, sink: Sink) -> MutexGuard<'_, Assembly> {
         lock(&self.inner.assembly[sink as usize])
     }
 
-    /// A place to answer one question of the peer.
-    pub(crate) fn answering(&self) -> Option<tokio::sync::OwnedSemaphorePermit> {
-        Arc::clone(&self.inner.answering).try_acquire_owned().ok()
+    /// A place to answer a question of the peer; nothing if it has asked too much at once.
+    pub(crate) fn answering(&self, call: u64, question: &Question) -> Option<Answering> {
+        let answering = self.inner.answers.begin(call, question);
+        if self.inner.closed.load(Ordering::Acquire) {
+            self.inner.answers.forgo_all(); // the link ended while it was asked
+        }
+        answering
+    }
+
+    /// The peer does not wait for the answer to this question any more.
+    pub(crate) fn forgo(&self, call: u64) {
+        self.inner.answers.forgo(call);
     }
 
     /// Brings an answer of the peer to whoever asked. False if nobody waits for it any more.
@@ -399,12 +382,13 @@ impl Peer {
     pub(super) fn close(&self) {
         self.inner.closed.store(true, Ordering::Release);
         lock(&self.inner.calls).clear();
+        self.inner.answers.forgo_all();
         self.inner.acknowledged.notify_waiters();
         self.inner.bulk.close();
     }
 }
 
-/// Forgets a question when nobody waits for its answer any more.
+/// Forgets a question when nobody waits for its answer any more, and tells the peer if it may still be at it.
 struct CloseCall<'a> {
     peer: &'a Peer,
     call: u64,
@@ -412,7 +396,10 @@ struct CloseCall<'a> {
 
 impl Drop for CloseCall<'_> {
     fn drop(&mut self) {
-        lock(&self.peer.inner.calls).remove(&self.call);
+        let unanswered = lock(&self.peer.inner.calls).remove(&self.call);
+        if unanswered.is_some_and(|waiting| waiting.asked.is_some()) {
+            self.peer.post_head(&Head::Forgo { call: self.call });
+        }
     }
 }
 

@@ -42,7 +42,7 @@ fn request() -> GenerateRequest {
 fn a_frame_has_a_fixed_envelope() {
     let envelope = Envelope { pass: 1, position: 2, clock_ms: 0x0304 };
     let bytes = frame(envelope, b"abc");
-    assert_eq!(hex(&bytes), "05010000000000000002000000000000000403000000000000616263");
+    assert_eq!(hex(&bytes), "06010000000000000002000000000000000403000000000000616263");
     assert_eq!(bytes.len() as u64, frame_len(3));
     assert_eq!(open_frame(&bytes), Ok((envelope, &b"abc"[..])));
     assert_eq!(open_frame(&bytes[..20]), Err(WireError::Short(20)));
@@ -60,6 +60,7 @@ fn every_head_has_its_bytes() {
     }
     golden(&Head::Notice, "05");
     golden(&Head::Events, "06");
+    golden(&Head::Forgo { call: 5 }, "0805");
     golden(&Head::Part { message: 1, offset: 2, total: 3, ttl_ms: 4 }, "0701020304");
 }
 
@@ -68,7 +69,7 @@ fn every_question_and_answer_has_its_bytes() {
     golden(&Question::Ping, "00");
     golden(&Question::Actors, "01");
     golden(&Question::CountTokens(Box::new(request())), "02016d01026869010000003f00000000000000010700000001fb2c01010178000000");
-    golden(&Answer::Pong { received_bytes: 5 }, "0005");
+    golden(&Answer::Pong, "00");
     let report = ActorReport {
         path: "node/link".to_owned(),
         state: "linked".to_owned(),

@@ -93,6 +93,20 @@ fn a_short_freeze_cuts_nobody_off() {
 }
 
 #[test]
+fn what_nobody_waits_for_any_more_is_not_worked_on() {
+    let mut cluster = Cluster::mesh(&["a", "b"]);
+    cluster.node("a").ask("pull b first");
+    cluster.node("b").wait_for("begins first");
+    cluster.node("a").ask("forgo");
+    cluster.node("b").wait_for("gives up first");
+    cluster.node("a").ask("pull b second");
+    cluster.node("b").wait_for("begins second");
+    assert_eq!(cluster.node("b").count("gives up second"), 0);
+    cluster.kill("a");
+    cluster.node("b").wait_for("gives up second");
+}
+
+#[test]
 fn a_node_with_another_secret_reaches_nothing() {
     let mut cluster = Cluster::mesh(&["a", "b"]);
     cluster.start_with("x", &"5a".repeat(32), "the-cluster");

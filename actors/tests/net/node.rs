@@ -16,9 +16,11 @@ use plexus_actors::messages::{Answer, Attempt, Notice, Question, StreamNotice};
 use plexus_actors::peers::{Peer, PeerError, Peers};
 use plexus_actors::secret::ClusterSecret;
 use plexus_types::{
-    ActorReport, Delta, FinishReason, GenerateRequest, Generation, NodeFacts, NodeId, Prompt, RequestId, Sampling, StreamEvent, Usage,
+    ActorReport, Delta, FinishReason, GenerateRequest, Generation, ModelId, NodeFacts, NodeId, Prompt, RequestId, Sampling, StreamEvent,
+    Usage,
 };
 use ractor::{Actor, ActorRef, Message};
+use tokio::task::JoinHandle;
 
 /// Environment variable that makes the test binary a node: its name, its secret, its cluster and its seeds.
 pub(crate) const SPEC: &str = "PLEXUS_TEST_NODE";
@@ -48,14 +50,18 @@ impl Inbound for Rest {
                 let Prompt::Text(text) = &request.prompt else { return Answer::CountTokens(Ok(0)) };
                 Answer::CountTokens(Ok(text.len() as u32))
             }
-            Question::Embed(_, request) => Answer::Embed(Err(plexus_types::RequestError::model_not_found(&request.model))),
-            Question::EmbeddedPieces(_) => Answer::EmbeddedPieces(None),
+            Question::Pull(model) => {
+                say(&format!("begins {model}"));
+                let _to_the_end = GivesUp(model);
+                std::future::pending().await
+            }
+            Question::Embed(_, _, request) => Answer::Embed(Err(plexus_types::RequestError::model_not_found(&request.model))),
+            Question::EmbeddedPieces(..) => Answer::EmbeddedPieces(None),
             Question::Ensure(_)
             | Question::Load(_)
             | Question::Unload(..)
             | Question::Pin(..)
             | Question::Explain(_)
-            | Question::Pull(_)
             | Question::Placement(_) => Answer::Done(Ok(())),
             Question::Ping | Question::Actors => Answer::Actors(match self.size.load(Ordering::Relaxed) {
                 0 => Vec::new(),
@@ -121,6 +127,15 @@ impl Inbound for Rest {
     }
 }
 
+/// Says that a question is worked on no longer.
+struct GivesUp(ModelId);
+
+impl Drop for GivesUp {
+    fn drop(&mut self) {
+        say(&format!("gives up {}", self.0));
+    }
+}
+
 struct TestNode {
     membership: MembershipArgs,
     link: LinkArgs,
@@ -128,6 +143,8 @@ struct TestNode {
     tokens: TokenSinkArgs,
     rest: Arc<Rest>,
     peers: Peers,
+    /// A question whose answer is waited for.
+    asked: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Runs a node until its standard input ends.
@@ -207,6 +224,7 @@ impl TestNode {
             tokens: TokenSinkArgs { address: Address::new(), peers: peers.clone(), inbound, traffic: Traffic::default() },
             rest,
             peers,
+            asked: Mutex::default(),
         }
     }
 
@@ -226,6 +244,16 @@ impl TestNode {
                 self.rest.size.store(number(1), Ordering::Relaxed);
                 "ok".to_owned()
             }
+            "forgo" => {
+                let asked = self.asked.lock().expect("no other holder panics").take();
+                asked.map_or_else(
+                    || "error nothing is asked".to_owned(),
+                    |asked| {
+                        asked.abort();
+                        "ok".to_owned()
+                    },
+                )
+            }
             "inspect" => self.inspect().await,
             "restart" => self.restart(words[1]).await,
             "leave" => {
@@ -240,6 +268,12 @@ impl TestNode {
                 };
                 match words[0] {
                     "ask" => ask(&peer).await,
+                    "pull" => {
+                        let pull = Question::Pull(words[2].parse().expect("a model id"));
+                        let asked = tokio::spawn(async move { drop(peer.ask(pull, 30 * DEADLINE).await) });
+                        *self.asked.lock().expect("no other holder panics") = Some(asked);
+                        "ok".to_owned()
+                    }
                     "count" => count(&peer, number(2)).await,
                     "rtt" => round_trips(&peer, number(2)).await,
                     "flood" => flood(&peer, number(2)).await,

@@ -162,7 +162,8 @@ fn document_text(source: Option<Value>) -> Option<String> {
 }
 
 fn wrong_modality(at: &str, kind: &str) -> RequestError {
-    RequestError::WrongModality { message: format!("{at} is of type {kind:?}; the models of this server read text alone") }
+    let message = format!("{at} is of type {kind:?}; the models of this server read text alone");
+    RequestError::WrongModality { message, param: Some(at.to_owned()) }
 }
 
 /// Does the answer go on from the last message, the client's `messages[last]`?

@@ -25,23 +25,13 @@ struct Detail {
 pub(crate) fn envelope(failure: &Failure, input: Option<&str>) -> Envelope {
     let (_, kind, code) = classify(failure);
     let param = match failure {
-        Failure::Request(RequestError::Invalid { param, .. }) => param.clone(),
+        Failure::Request(RequestError::Invalid { param, .. } | RequestError::WrongModality { param, .. }) => param.clone(),
         Failure::Request(RequestError::ModelNotFound { .. }) => Some("model".to_owned()),
         Failure::Request(RequestError::TextLength { input, .. }) => Some(input.clone()),
         Failure::Request(RequestError::ContextLength { .. }) => input.map(str::to_owned),
-        Failure::Request(RequestError::WrongModality { message }) => about(message).or(input).map(str::to_owned),
         _ => None,
     };
     Envelope { error: Detail { message: failure.to_string(), kind, param, code } }
-}
-
-/// The field that the refusal of an input is about, where it begins with that.
-fn about(message: &str) -> Option<&str> {
-    match message.split(' ').next() {
-        Some("the") if message.starts_with("the model '") => Some("model"),
-        Some(place) if place == "modalities" || place.starts_with("messages[") => Some(place),
-        _ => None,
-    }
 }
 
 /// The status for `failure`.

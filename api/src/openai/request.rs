@@ -80,7 +80,7 @@ fn translate(sampling: SamplingFields, constraint: ConstraintFields, body: ChatB
     let n = params::choices(body.n, 1)?;
     if body.modalities.is_some_and(|modalities| modalities.iter().any(|modality| modality != "text")) {
         let message = "modalities asks for more than text; this server answers in text alone: send [\"text\"], or leave it out";
-        return Err(RequestError::WrongModality { message: message.to_owned() });
+        return Err(RequestError::WrongModality { message: message.to_owned(), param: Some("modalities".to_owned()) });
     }
     let (constraint_field, constraint) = constraint.check()?.unzip();
     let mut tools = tools::tools(body.tools.unwrap_or_default(), body.functions.unwrap_or_default())?;

@@ -119,8 +119,9 @@ fn text_of(at: &str, parts: Vec<Object<Part>>) -> Result<String, RequestError> {
                 kind @ ("image_url" | "image" | "input_image" | "input_audio" | "audio" | "audio_url" | "video_url" | "video" | "file"
                 | "input_file"),
             ) => {
-                let message = format!("{at}.content[{index}] is of type {kind:?}; the models of this server read text alone");
-                return Err(RequestError::WrongModality { message });
+                let place = format!("{at}.content[{index}]");
+                let message = format!("{place} is of type {kind:?}; the models of this server read text alone");
+                return Err(RequestError::WrongModality { message, param: Some(place) });
             }
             Some(kind) => {
                 let kind: String = kind.chars().take(80).collect();

@@ -27,7 +27,7 @@ async fn vectors_are_base64_if_the_client_asks_for_it() {
 #[tokio::test]
 async fn what_the_cluster_refuses_has_its_status() {
     for (error, status) in [
-        (RequestError::WrongModality { message: "words".to_owned() }, 422),
+        (RequestError::WrongModality { message: "words".to_owned(), param: None }, 422),
         (RequestError::ContextLength { prompt_tokens: 600, max_tokens: 512 }, 400),
         (RequestError::ModelNotFound { model: "bert".to_owned() }, 404),
         (RequestError::invalid("dimensions", "words"), 400),

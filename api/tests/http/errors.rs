@@ -23,7 +23,7 @@ fn every_error() -> Vec<RequestError> {
         RequestError::invalid("temperature", "words"),
         RequestError::ModelNotFound { model: "pip".to_owned() },
         RequestError::ContextLength { prompt_tokens: 40_000, max_tokens: 32_768 },
-        RequestError::WrongModality { message: message() },
+        RequestError::WrongModality { message: message(), param: Some("tools".to_owned()) },
         RequestError::Overloaded { message: message(), retry_after: Duration::from_millis(2500) },
         RequestError::Unavailable { message: message(), retry_after: Duration::ZERO },
         RequestError::Unservable { message: message() },
@@ -64,7 +64,7 @@ async fn the_field_that_asks_for_more_than_text_is_named() {
         let answered = ask(failing, post("/v1/chat/completions", json)).await;
         (answered.status.as_u16(), answered.json()["error"]["param"].as_str().map(str::to_owned))
     };
-    let embeds = RequestError::WrongModality { message: "the model 'pip' embeds texts and does not answer".to_owned() };
+    let embeds = RequestError::WrongModality { message: "words".to_owned(), param: Some("model".to_owned()) };
     assert_eq!(param(&Scripted::failing(embeds), CHAT).await, (422, Some("model".to_owned())));
     let cluster = Scripted::saying(&["a"], FinishReason::Stop);
     let sound = CHAT.replace("\"messages\"", "\"modalities\":[\"text\",\"audio\"],\"messages\"");

@@ -102,7 +102,7 @@ impl ChatTemplate {
         if !chat.tools.is_empty() && !self.knows_tools {
             // CX-78: dropping the tools in silence would answer another question.
             let message = "this model's chat template knows no tools; send the request without them or choose another model";
-            return Err(RequestError::WrongModality { message: message.into() });
+            return Err(RequestError::WrongModality { message: message.into(), param: Some("tools".to_owned()) });
         }
         let mut variables = serde_json::Map::new();
         for (name, token) in &self.special_tokens {

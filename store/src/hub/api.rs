@@ -45,6 +45,8 @@ pub(super) struct Listing {
     pub(super) commit: String,
     /// By name. `None`: the hub did not say with the list.
     pub(super) files: BTreeMap<String, Option<(u64, Etag)>>,
+    /// Numbers that the model consists of, if the hub has looked.
+    pub(super) parameters: Option<u64>,
 }
 
 /// A file of a hub.
@@ -60,6 +62,16 @@ struct Info {
     sha: Option<String>,
     #[serde(default)]
     siblings: Vec<Sibling>,
+    /// Of the tensors in safetensors.
+    safetensors: Option<Counted>,
+    /// Of those in GGUF files.
+    gguf: Option<Counted>,
+}
+
+/// How many numbers a hub has counted in a model.
+#[derive(Deserialize)]
+struct Counted {
+    total: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -163,7 +175,8 @@ impl Api {
         let commit = info.sha.filter(|sha| is_commit(sha)).ok_or_else(|| wrong("it names no commit".to_owned()))?;
         // Names that could lead out of a folder are those of no model.
         let files = info.siblings.into_iter().filter(|file| is_plain(&file.rfilename));
-        Ok(Listing { commit, files: files.map(|file| (file.rfilename.clone(), file.described())).collect() })
+        let parameters = info.safetensors.or(info.gguf).and_then(|counted| counted.total);
+        Ok(Listing { commit, files: files.map(|file| (file.rfilename.clone(), file.described())).collect(), parameters })
     }
 
     async fn has_repository(&self) -> bool {

@@ -38,6 +38,8 @@ pub(crate) struct Faults {
     pub(crate) claimed_size: Option<u64>,
     /// Everything is answered with this status and `X-Error-Code`.
     pub(crate) refuse: Option<(u16, &'static str)>,
+    /// The listing says how many numbers the model consists of.
+    pub(crate) parameters: Option<u64>,
     /// So many requests are answered with status 503 first.
     pub(crate) busy: usize,
 }
@@ -162,7 +164,8 @@ async fn listing(
         }
     };
     let siblings: Vec<_> = mirror.files.iter().map(sibling).collect();
-    axum::Json(json!({"id": mirror.repo, "sha": COMMIT, "siblings": siblings})).into_response()
+    let counted = faults.parameters.map(|total| json!({"total": total}));
+    axum::Json(json!({"id": mirror.repo, "sha": COMMIT, "siblings": siblings, "gguf": counted})).into_response()
 }
 
 async fn resolve(

@@ -266,7 +266,7 @@ impl Links {
     fn on_message(&mut self, link: LinkId, peer: NodeId, head: Head, payload: &[u8], late: Duration, hands: &mut Hands<'_>) {
         match head {
             Head::Call { call, ttl_ms } if late < Duration::from_millis(u64::from(ttl_ms)) => {
-                let pong = wire::encode(&Answer::Pong { received_bytes: 0 }).expect("a pong can be encoded");
+                let pong = wire::encode(&Answer::Pong).expect("a pong can be encoded");
                 self.post(link, &Head::Reply { call, outcome: Outcome::Answered }, &pong, hands.world);
             }
             Head::Reply { call, .. } => {
@@ -285,7 +285,7 @@ impl Links {
                 Ok(events) => hands.out.push(Delivery::Events(peer, events)),
                 Err(error) => hands.world.violate(format!("events cannot be decoded: {error}")),
             },
-            Head::Call { .. } | Head::Ack { .. } | Head::Part { .. } | Head::Hello { .. } | Head::Welcome { .. } => {}
+            Head::Call { .. } | Head::Forgo { .. } | Head::Ack { .. } | Head::Part { .. } | Head::Hello { .. } | Head::Welcome { .. } => {}
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Models that are listed beside the configuration, and those that lie in a folder without being listed.
 
-use plexus_tests::{Home, binary, eventually};
+use plexus_tests::{Client, Home, binary, eventually};
+use serde_json::json;
 
 use crate::{alone, answer, entry, ready};
 
@@ -33,21 +34,33 @@ async fn a_list_beside_the_configuration_counts_and_what_is_put_into_a_folder_wh
     std::fs::rename(folder.join("part"), folder.join("dropped.gguf")).unwrap();
     for at in [&node, &beside] {
         eventually(&format!("{} lists what was put into a folder of a", at.name()), async || {
-            entry(at.client(), "dropped").await.filter(|entry| entry["feasible_on"] != serde_json::json!([])).ok_or("not listed".to_owned())
+            entry(at.client(), "dropped").await.filter(|entry| entry["feasible_on"] != json!([])).ok_or("not listed".to_owned())
         })
         .await;
     }
+    let unloaded = [counted(node.client()).await, counted(beside.client()).await];
+    assert_eq!(entry(beside.client(), "dropped").await.expect("it is listed")["status"], "unloaded", "counting loads nothing");
     assert_eq!(answer(beside.client(), "dropped").await, answer(node.client(), "listed").await, "it is the same file");
+    assert_eq!(unloaded, [counted(node.client()).await, counted(beside.client()).await], "a replica counts as its file says");
+    assert_eq!(unloaded[0], unloaded[1]);
     let listed = entry(beside.client(), "dropped").await.expect("it is listed");
     assert_eq!(listed["status"], "loaded", "{listed}");
     assert!(listed["max_model_len"].as_u64().is_some_and(|tokens| tokens > 0), "what its file says is told: {listed}");
 
     std::fs::remove_file(folder.join("dropped.gguf")).unwrap();
-    let unloaded = node.client().post("/v1/models/unload", &serde_json::json!({"model_id": "dropped"})).await.unwrap();
+    let unloaded = node.client().post("/v1/models/unload", &json!({"model_id": "dropped"})).await.unwrap();
     assert_eq!(unloaded.status, 200, "{}", unloaded.text);
     eventually("what was taken away is no longer listed", async || match entry(beside.client(), "dropped").await {
         None => Ok(()),
         Some(entry) => Err(entry.to_string()),
     })
     .await;
+}
+
+/// The tokens of a conversation with the model that lies in a's folder.
+async fn counted(client: &Client) -> u64 {
+    let body = json!({"model": "dropped", "messages": [{"role": "user", "content": "What is the capital of France?"}]});
+    let counted = client.post("/v1/messages/count_tokens", &body).await.expect("the node answers");
+    assert_eq!(counted.status, 200, "{}", counted.text);
+    counted.json["input_tokens"].as_u64().expect("a number of tokens")
 }

@@ -3,6 +3,7 @@
 mod budgets;
 mod by_hand;
 mod catalogues;
+mod doors;
 mod eviction;
 mod explain;
 mod faults;

@@ -1,0 +1,113 @@
+//! How many tokens a prompt has, for those who ask and for what is longer than a model that is not loaded: a replica says it, or else the vocabulary
+//! in the model's files. Nothing is loaded for it where a node has those.
+
+use std::collections::BTreeSet;
+
+use plexus_types::{GenerateRequest, ModelId, NodeId, Prompt, ReplicaState, RequestError};
+
+use super::{ClusterInference, Picked, internal};
+use crate::address::Address;
+use crate::catalogue::CatalogueMsg;
+use crate::inference::COUNT_DEADLINE;
+use crate::messages::{Answer, Question};
+use crate::model::{LocalModels, ModelMsg};
+use crate::prefix::PromptDigests;
+use crate::router::RouteRequest;
+use crate::router::catalogue::MergedModel;
+
+impl ClusterInference {
+    /// The tokens of a prompt, for a model by its own name. What no node has is fetched and loaded first, as for an answer.
+    pub(super) async fn counted(&self, request: GenerateRequest) -> Result<u32, RequestError> {
+        if let Some(counted) = self.counted_without_loading(&request).await {
+            return counted;
+        }
+        let question = RouteRequest { model: request.model.clone(), prompt: PromptDigests::default(), tried: Vec::new() };
+        let Picked { replica, .. } = self.pick(None, question).await?;
+        self.count_at(&replica.node, &request).await
+    }
+
+    /// Refuses what is longer than the model can hold, at best, and would be loaded for it first. Errors of the model's template come before its load
+    /// as well.
+    pub(super) async fn check_length(&self, request: &GenerateRequest) -> Result<(), RequestError> {
+        let Some(max_tokens) = self.context_if_cold(&request.model) else { return Ok(()) };
+        let prompt_tokens = match &request.prompt {
+            Prompt::Tokens(ids) => ids.len() as u32,
+            prompt if prompt.text_len() < u64::from(max_tokens) => return Ok(()), // no token has less than a byte
+            _ => match self.counted_without_loading(request).await {
+                Some(counted) => counted?,
+                None => return Ok(()),
+            },
+        };
+        if prompt_tokens >= max_tokens { Err(RequestError::ContextLength { prompt_tokens, max_tokens }) } else { Ok(()) }
+    }
+
+    /// Tokens that a model holds where it has all the memory that it wants, if no replica of it is loaded and its files are known.
+    fn context_if_cold(&self, model: &ModelId) -> Option<u32> {
+        let view = self.view.read();
+        if view.candidates(model).any(|one| one.report.state == ReplicaState::Loaded) {
+            return None;
+        }
+        let merged = view.catalogue().models.get(model)?;
+        let trained = merged.facts.as_ref()?.context_length;
+        Some(merged.profile.context_length.map_or(trained, |configured| configured.min(trained)))
+    }
+
+    async fn counted_without_loading(&self, request: &GenerateRequest) -> Option<Result<u32, RequestError>> {
+        for node in self.who_counts(request) {
+            let counted = self.count_at(&node, request).await;
+            if !counted.as_ref().is_err_and(is_of_the_node) {
+                return Some(counted);
+            }
+        }
+        None
+    }
+
+    /// Those that can count without loading: who has a replica before who only has the files, this node before others.
+    fn who_counts(&self, request: &GenerateRequest) -> Vec<NodeId> {
+        let (view, me) = (self.view.read(), self.peers.me());
+        let loaded = view.candidates(&request.model).filter(|one| one.report.state == ReplicaState::Loaded).map(|one| one.id.node);
+        let holders = view.catalogue().models.get(&request.model).into_iter().flat_map(MergedModel::holders);
+        let holders = holders.filter(|node| *node == me || view.is_up(node)).cloned();
+        let mut nodes: Vec<(bool, bool, NodeId)> = loaded.map(|node| (false, node != *me, node)).collect();
+        nodes.extend(holders.map(|node| (true, node != *me, node)));
+        nodes.sort();
+        let mut seen = BTreeSet::new();
+        nodes.into_iter().map(|(.., node)| node).filter(|node| seen.insert(node.clone())).collect()
+    }
+
+    async fn count_at(&self, node: &NodeId, request: &GenerateRequest) -> Result<u32, RequestError> {
+        let request = Box::new(request.clone());
+        if node == self.peers.me() {
+            return count_here(&self.models, &self.catalogue, request).await;
+        }
+        let lost = |why: String| RequestError::Lost { message: format!("the node '{}' did not answer: {why}", node.name) };
+        let peer = self.peers.get(node).ok_or_else(|| lost("there is no link to it".into()))?;
+        match peer.ask(Question::CountTokens(request), COUNT_DEADLINE).await {
+            Ok(Answer::CountTokens(counted)) => counted,
+            Ok(_) => Err(internal("the node said something else")),
+            Err(error) => Err(lost(error.to_string())),
+        }
+    }
+}
+
+/// The tokens of a prompt, by a replica of this node or by the files that it has.
+pub(crate) async fn count_here(
+    models: &LocalModels,
+    catalogue: &Address<CatalogueMsg>,
+    request: Box<GenerateRequest>,
+) -> Result<u32, RequestError> {
+    if let Some(model) = models.any(&request.model) {
+        let counted = model.call(|reply| ModelMsg::CountTokens(request.clone(), reply), COUNT_DEADLINE).await;
+        let counted = counted.map_err(|_| RequestError::Lost { message: "the model is being restarted".into() }).flatten();
+        if !counted.as_ref().is_err_and(is_of_the_node) {
+            return counted;
+        }
+    }
+    let counted = catalogue.call(|reply| CatalogueMsg::CountTokens(request, reply), COUNT_DEADLINE).await;
+    counted.map_err(|error| internal(&format!("the catalogue did not answer: {error}")))?
+}
+
+/// Says that another may know, rather than what is wrong with the request.
+fn is_of_the_node(error: &RequestError) -> bool {
+    matches!(error, RequestError::Lost { .. } | RequestError::Unavailable { .. })
+}
