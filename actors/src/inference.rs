@@ -15,7 +15,7 @@ use futures::future::join_all;
 use plexus_api::service::{Embedded, Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place};
 use plexus_types::{
     ActorReport, ClusterReport, DeviceId, EmbedRequest, Explanation, GenerateEvent, GenerateRequest, Journal, ModelId, ModelKind,
-    ModelReport, ModelState, NodeName, ReplicaId, ReplicaState, RequestError, RequestId,
+    ModelReport, ModelState, NodeName, NodeSummary, ReplicaId, ReplicaState, RequestError, RequestId,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -79,6 +79,8 @@ pub struct ClusterInference {
     pub config: StreamsConfig,
     /// May actors be killed?
     pub test_hooks: bool,
+    /// When the node was started.
+    pub started: Instant,
 }
 
 /// A replica for a request.
@@ -335,7 +337,18 @@ impl Inference for ClusterInference {
             (false, 0) if loadable => HealthStatus::Ok,
             (false, 0) => HealthStatus::Unavailable,
         };
-        Health { status, node: view.me().name.clone(), nodes_up: view.n_up(), models_loaded, streams }
+        let NodeSummary { devices, replicas, .. } = view.own_shown();
+        Health {
+            status,
+            node: view.me().name.clone(),
+            nodes_up: view.n_up(),
+            models_loaded,
+            streams,
+            uptime_s: self.started.elapsed().as_secs(),
+            activation: view.activation(),
+            devices,
+            replicas,
+        }
     }
 }
 

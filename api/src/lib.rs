@@ -66,6 +66,8 @@ pub fn router(inference: Arc<dyn Inference>, config: ApiConfig) -> Router {
         .route("/v1/models/unload", post(by_hand::unload).get(dialect::model_named_so))
         .route("/v1/models/pin", post(by_hand::pin).get(dialect::model_named_so))
         .route("/v1/models/unpin", post(by_hand::unpin).get(dialect::model_named_so))
+        .route("/models", get(dialect::models))
+        .route("/models/{*id}", get(dialect::model))
         .route("/models/load", post(by_hand::load))
         .route("/models/unload", post(by_hand::unload))
         .route("/v1/cluster", get(cluster::report))

@@ -7,8 +7,8 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use futures::Stream;
 use plexus_types::{
-    ActorReport, ClusterReport, DeviceId, EmbedRequest, Embeddings, Explanation, GenerateEvent, GenerateRequest, ModelId, ModelReport,
-    NodeName, ReplicaId, RequestError, RequestId,
+    ActorReport, ClusterReport, DeviceId, DeviceReport, EmbedRequest, Embeddings, Explanation, GenerateEvent, GenerateRequest, ModelId,
+    ModelReport, NodeName, ReplicaId, ReplicaReport, RequestError, RequestId,
 };
 use serde::Serialize;
 
@@ -120,7 +120,7 @@ pub struct NodeActors {
 }
 
 /// Serviceability, not mere reachability (CX-49).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Health {
     /// `ok` if some model can be served through this node, `loading` while the first models are read, `draining`, else `unavailable`.
     pub status: HealthStatus,
@@ -132,6 +132,32 @@ pub struct Health {
     pub models_loaded: usize,
     /// Requests whose client is connected here.
     pub streams: usize,
+    /// Since it was started.
+    pub uptime_s: u64,
+    /// What it is to hold from its start.
+    pub activation: Activation,
+    /// Its devices.
+    pub devices: Vec<DeviceReport>,
+    /// Its replicas, with how busy and how fast each is (CX-46).
+    pub replicas: Vec<ReplicaReport>,
+}
+
+/// The models that a node is to hold from its start, as far as it has not held them yet (CX-50).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Activation {
+    /// Being fetched or loaded, or next.
+    pub pending: Vec<ModelId>,
+    /// Not to be had: one does not keep the others waiting.
+    pub failed: Vec<NotActivated>,
+}
+
+/// A model that a node is to hold from its start, and cannot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NotActivated {
+    /// Which.
+    pub model: ModelId,
+    /// Why.
+    pub reason: String,
 }
 
 /// The word that `/health` says. Only `Ok` is answered with status 200, all others with 503.

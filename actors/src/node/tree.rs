@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use plexus_store::Store;
 use plexus_types::{DeviceId, NodeName};
 use ractor::Actor;
+use tokio::time::Instant;
 
 use super::child::{Ask, Child, Kind};
 use super::replica::ReplicaKit;
@@ -206,6 +207,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         peers: peers.clone(),
         config: args.streams,
         test_hooks: args.test_hooks,
+        started: Instant::now(),
     });
     let answers = plexus_api::router(inference.clone(), args.http.api.clone());
     children.add(

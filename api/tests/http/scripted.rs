@@ -341,7 +341,17 @@ impl Inference for Scripted {
     }
 
     async fn health(&self) -> Health {
-        Health { status: self.health, node: "n1".parse().unwrap(), nodes_up: 2, models_loaded: 1, streams: 0 }
+        Health {
+            status: self.health,
+            node: "n1".parse().unwrap(),
+            nodes_up: 2,
+            models_loaded: 1,
+            streams: 0,
+            uptime_s: 5,
+            activation: plexus_api::service::Activation::default(),
+            devices: Vec::new(),
+            replicas: Vec::new(),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use plexus_api::service::{Activation, NotActivated};
 use plexus_types::{
     ClusterReport, Cost, FilesState, Limits, ModelId, ModelKind, ModelLocation, ModelReport, ModelState, NodeReport, NodeSummary,
     ReplicaReport, ReplicaState,
@@ -110,6 +111,29 @@ impl ClusterView {
             feasible_on,
             ..self.unlisted(id, kind)
         }
+    }
+
+    /// This node's own devices and replicas, for people.
+    pub fn own_shown(&self) -> NodeSummary {
+        shown(&self.own)
+    }
+
+    /// What this node is to hold from its start and has not held yet (CX-50).
+    pub fn activation(&self) -> Activation {
+        let mut activation = Activation::default();
+        let models = self.models();
+        for model in self.to_preload().map(|entry| entry.profile.id.clone()) {
+            let reason = match models.iter().find(|report| report.id == model).map(|report| &report.state) {
+                Some(ModelState::Failed(why)) => why.clone(),
+                Some(_) => {
+                    activation.pending.push(model);
+                    continue;
+                }
+                None => format!("no device of the cluster has room for it; plexus cluster explain {model} tells of each"),
+            };
+            activation.failed.push(NotActivated { model, reason });
+        }
+        activation
     }
 
     /// Everything, for people: this node first, then the others by name.

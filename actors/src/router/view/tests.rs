@@ -1,5 +1,7 @@
 use super::*;
-use plexus_types::{Bytes, Generation, ModelKind, ReplicaLoad};
+use plexus_types::{Bytes, Generation, ModelKind, ModelProfile, ModelSource, ReplicaLoad};
+
+use crate::evictor::core::tests::facts as known;
 
 pub(crate) fn facts(name: &str) -> NodeFacts {
     let address = "127.0.0.1:1".parse().unwrap();
@@ -124,4 +126,30 @@ fn the_others_are_told_of_a_prefix_cache_when_it_changed_and_of_all_when_they_co
     view.on_own_unsaid();
     assert_eq!(told(view.own_news()), Some(vec![4, 5]), "somebody did not get it");
     assert_eq!(told(view.report(Instant::now()).nodes[0].summary.clone()), None, "people are not shown it");
+}
+
+#[test]
+fn what_a_node_is_to_hold_from_its_start_is_told_until_it_holds_it_and_why_not() {
+    // CX-50
+    let entry = |id: &str, preload: bool, files: FilesState| {
+        let profile = ModelProfile { preload, ..ModelProfile::new(id.parse().unwrap(), ModelSource::Embedded) };
+        CatalogueEntry { profile, found: false, files }
+    };
+    let mut view = ClusterView::new("test".into(), facts("a"));
+    let entries = vec![
+        entry("held", true, FilesState::Present(known(40))),
+        entry("next", true, FilesState::Unknown),
+        entry("on-demand", false, FilesState::Unknown),
+        entry("broken", true, FilesState::Refused("it is cut".into())),
+        entry("large", true, FilesState::Present(known(4000))),
+    ];
+    view.on_own_catalogue(Catalogue { entries, ..Catalogue::default() }, SystemTime::now());
+    let memory = (Bytes::mib(100), Bytes(0));
+    let device = DeviceReport { id: "cpu-0".parse().unwrap(), name: String::new(), memory_total: memory.0, memory_used: memory.1 };
+    view.on_own_devices(vec![device]);
+    view.on_own_replica(replica("held", ReplicaState::Loaded), SystemTime::now());
+    let told = view.activation();
+    assert_eq!(told.pending, ["next".parse().unwrap()]);
+    let failed: Vec<(&str, bool)> = told.failed.iter().map(|one| (one.model.as_str(), one.reason.contains("cut"))).collect();
+    assert_eq!(failed, [("broken", true), ("large", false)]);
 }
