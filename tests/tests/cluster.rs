@@ -138,7 +138,7 @@ async fn a_node_told_to_stop_passes_on_what_still_comes_and_says_so_to_who_watch
     whole(&[&leaving, &staying]).await;
     eventually("both hold the model", async || {
         let pip = leaving.client().get("/v1/models/pip").await.map_err(|error| error.to_string())?;
-        let loaded = pip.json["locations"].as_array().into_iter().flatten().filter(|at| at["state"] == "loaded").count();
+        let loaded = pip.json["locations"].as_array().into_iter().flatten().filter(|at| at["status"] == "loaded").count();
         if loaded == 2 { Ok(()) } else { Err(pip.text) }
     })
     .await;

@@ -43,15 +43,13 @@ mod tests {
         vec![DeviceReport { id: "cpu-0".parse().unwrap(), name: String::new(), memory_total: Bytes::mib(1 << 20), memory_used: Bytes(0) }]
     }
 
-    fn listing(files: FilesState) -> Catalogue {
-        let profile = ModelProfile::new("m".parse().unwrap(), ModelSource::Path("/m.gguf".into()));
-        Catalogue { revision: 1, entries: vec![CatalogueEntry { profile, found: false, files }], ..Catalogue::default() }
-    }
-
-    /// The view of `a`, which holds and lists the model, and is stopping.
-    fn stopping() -> ClusterView {
+    /// The view of `a`, which holds and lists the model, and is stopping. The model may be held by these nodes only, or by any.
+    fn stopping(pinned_on: &[&str]) -> ClusterView {
+        let pinned_on = pinned_on.iter().map(|name| name.parse().unwrap()).collect();
+        let profile = ModelProfile { pinned_on, ..ModelProfile::new("m".parse().unwrap(), ModelSource::Path("/m.gguf".into())) };
+        let entry = CatalogueEntry { profile, found: false, files: FilesState::Present(known(40)) };
         let mut view = ClusterView::new("test".into(), facts("a"));
-        view.on_own_catalogue(listing(FilesState::Present(known(40))), SystemTime::now());
+        view.on_own_catalogue(Catalogue { revision: 1, entries: vec![entry], ..Catalogue::default() }, SystemTime::now());
         view.on_own_devices(devices());
         view.on_own_replica(replica("m", ReplicaState::Loaded), SystemTime::now());
         view.on_draining();
@@ -74,7 +72,7 @@ mod tests {
 
     #[test]
     fn a_node_that_stops_alone_refuses_what_it_serves_and_says_when_to_come_back() {
-        let Some(RequestError::Unavailable { message, retry_after }) = refusal(&stopping(), &"m".parse().unwrap()) else {
+        let Some(RequestError::Unavailable { message, retry_after }) = refusal(&stopping(&[]), &"m".parse().unwrap()) else {
             panic!("it is taken")
         };
         assert_eq!(message, "the node 'a' is stopping, and no other node can serve the model 'm'");
@@ -83,18 +81,17 @@ mod tests {
 
     #[test]
     fn what_another_node_has_or_could_load_is_taken_and_what_it_cannot_is_refused() {
-        assert!(!is_refused(&with_another(stopping(), vec![replica("m", ReplicaState::Loaded)])));
-        assert!(!is_refused(&with_another(stopping(), vec![replica("m", ReplicaState::Loading)])));
-        assert!(is_refused(&with_another(stopping(), vec![])), "the other has no such file");
-        assert!(is_refused(&with_another(stopping(), vec![replica("m", ReplicaState::Failed("broken".into()))])));
-        let mut view = with_another(stopping(), vec![]);
-        view.on_catalogue(&facts("b").id, listing(FilesState::Present(known(40))), SystemTime::now());
-        assert!(!is_refused(&view), "the other can load it");
+        let with_replica = |state| with_another(stopping(&["a"]), vec![replica("m", state)]);
+        assert!(!is_refused(&with_replica(ReplicaState::Loaded)));
+        assert!(!is_refused(&with_replica(ReplicaState::Loading)));
+        assert!(is_refused(&with_replica(ReplicaState::Failed("broken".into()))));
+        assert!(is_refused(&with_another(stopping(&["a"]), vec![])), "the other must not hold it");
+        assert!(!is_refused(&with_another(stopping(&[]), vec![])), "the other gets its files and loads it");
     }
 
     #[test]
     fn a_node_that_does_not_stop_refuses_nothing_and_one_that_does_leaves_unknown_names_to_the_router() {
-        assert_eq!(refusal(&stopping(), &"unheard-of".parse().unwrap()), None);
+        assert_eq!(refusal(&stopping(&[]), &"unheard-of".parse().unwrap()), None);
         let mut view = ClusterView::new("test".into(), facts("a"));
         view.on_own_replica(replica("m", ReplicaState::Loaded), SystemTime::now());
         assert!(!is_refused(&view));
