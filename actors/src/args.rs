@@ -106,6 +106,8 @@ pub struct StreamsConfig {
     pub first_token_timeout: Duration,
     /// A replica that falls silent for so long between two tokens is given up.
     pub token_timeout: Duration,
+    /// An answer of which its client has taken nothing for this long, while there was some, is broken off.
+    pub client_timeout: Duration,
     /// A model that is not loaded within this time, or finds no room, is no longer waited for.
     pub load_timeout: Duration,
     /// Most replicas tried for one request.

@@ -1,18 +1,25 @@
 //! What this node lists, and which of it is here: looks at the files of each model without loading it.
 //!
-//! Each file is opened once, on the blocking pool, one after the other, those to be loaded at the start first; what they say goes to the router,
-//! which tells the others. Files that come, go or change later are looked at again. Supervised by [`crate::node`]; supervises nobody. A restart
-//! looks at everything anew.
+//! Files are opened on the blocking pool, one after the other, those to be loaded at the start first; what they say goes to the router, which
+//! tells the others. Files that come, go or change later are looked at again, those of draft models too. There is one look at a time, however long
+//! it takes: a slow disk is not asked for the same by many. Supervised by [`crate::node`]; supervises nobody. A restart looks at everything anew.
+
+mod looks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use plexus_engine::model::ModelPath;
-use plexus_types::{Catalogue, CatalogueEntry, FilesState, GenerateRequest, ModelId, ModelKind, ModelProfile, ModelSource, RequestError};
+use plexus_store::Progress;
+use plexus_types::{
+    Bytes, Catalogue, CatalogueEntry, FilesState, GenerateRequest, ModelId, ModelKind, ModelProfile, ModelSource, RequestError,
+};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
+use self::looks::{LookEnds, Looks};
 use crate::address::Address;
 use crate::args::Listing;
 use crate::device::chain;
@@ -52,6 +59,8 @@ pub enum CatalogueMsg {
     Looked(ModelId, FilesState, Fingerprint),
     /// From the blocking pool: what lies in the folders.
     Found(Vec<(ModelId, ModelSource)>),
+    /// From the blocking pool: the look is over, whatever became of it.
+    LookEnded,
     /// Bring a model's files here, without loading it. Answered when they are here.
     Pull(ModelId, RpcReplyPort<Result<(), RequestError>>),
     /// How many tokens a prompt has, by the files of its model, without loading it.
@@ -68,9 +77,9 @@ pub enum CatalogueMsg {
     Inspect(RpcReplyPort<Inspection>),
 }
 
-/// Tells whether files are the same as before, without reading them.
+/// Tells whether a model's files, and those of its draft model, are the same as before, without reading them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Fingerprint(Option<(SystemTime, u64)>);
+pub struct Fingerprint([Option<(SystemTime, u64)>; 2]);
 
 /// The actor: see the module.
 #[derive(Debug)]
@@ -84,6 +93,7 @@ pub struct CatalogueState {
     /// Models that only others list, whose files were brought here by hand.
     pulled: BTreeSet<ModelId>,
     tell_waiting: bool,
+    looks: Looks,
     life: ActorId,
 }
 
@@ -97,7 +107,8 @@ impl Actor for CatalogueActor {
         let entries = args.listing.models.iter().map(|profile| (profile.id.clone(), entry(profile.clone(), false))).collect();
         args.address.tell_after(RESCAN, CatalogueMsg::RescanDue);
         args.address.tell_after(FETCHES, CatalogueMsg::FetchesDue);
-        let state = CatalogueState { args, entries, pulled: BTreeSet::new(), tell_waiting: false, life: myself.get_id() };
+        let (looks, life) = (Looks::default(), myself.get_id());
+        let mut state = CatalogueState { args, entries, pulled: BTreeSet::new(), tell_waiting: false, looks, life };
         state.look();
         state.tell();
         Ok(state)
@@ -117,10 +128,21 @@ impl Actor for CatalogueActor {
                 state.tell();
             }
             CatalogueMsg::Found(models) => state.on_found(models),
+            CatalogueMsg::LookEnded => {
+                if state.looks.on_end() {
+                    state.look();
+                }
+            }
             CatalogueMsg::Pull(model, reply) => state.on_pull(&model, reply),
             CatalogueMsg::CountTokens(request, reply) => state.on_count_tokens(*request, reply),
             CatalogueMsg::RescanDue => {
                 state.args.address.tell_after(RESCAN, CatalogueMsg::RescanDue);
+                if let Some(long) = state.looks.is_long(Instant::now()) {
+                    warn!(
+                        ?long,
+                        "looking at the files of the models takes long: is their disk slow, or a network's file system out of reach?"
+                    );
+                }
                 state.forget_changed();
                 state.look();
             }
@@ -133,8 +155,12 @@ impl Actor for CatalogueActor {
 }
 
 impl CatalogueState {
-    /// Looks for files that have changed since they were looked at last, those to be loaded at the start first, and through the folders.
-    fn look(&self) {
+    /// Looks for files that have changed since they were looked at last, those to be loaded at the start first, and through the folders; or does so
+    /// again when the look under way has ended.
+    fn look(&mut self) {
+        if !self.looks.begin(Instant::now()) {
+            return;
+        }
         let mut known: Vec<(ModelProfile, Fingerprint, bool)> = self
             .entries
             .values()
@@ -143,7 +169,9 @@ impl CatalogueState {
         known.sort_by_key(|(profile, ..)| !profile.preload);
         let (address, life, shelf) = (self.args.address.clone(), self.life, self.args.shelf.clone());
         let folders = self.args.listing.folders.clone();
+        let ends = LookEnds::new(address.clone(), life);
         tokio::task::spawn_blocking(move || {
+            let _ends = ends;
             for (profile, before, unknown) in known {
                 let print = fingerprint(&profile, &shelf);
                 if print != before || unknown {
@@ -237,9 +265,9 @@ impl CatalogueState {
     fn on_fetches(&mut self) {
         self.args.address.tell_after(FETCHES, CatalogueMsg::FetchesDue);
         let mut changed = false;
-        for (source, progress) in self.args.shelf.fetching() {
-            for (entry, _) in self.entries.values_mut().filter(|(entry, _)| entry.profile.source == source) {
-                let files = FilesState::Fetching { done: progress.done, total: progress.total };
+        let fetching = self.args.shelf.fetching();
+        for (entry, _) in self.entries.values_mut() {
+            if let Some(files) = fetched(&entry.profile, &fetching) {
                 changed |= entry.files != files;
                 entry.files = files;
             }
@@ -259,7 +287,7 @@ impl CatalogueState {
     fn on_looked(&mut self, model: &ModelId, files: FilesState, fingerprint: Fingerprint) {
         let Some((entry, known)) = self.entries.get_mut(model) else { return };
         *known = fingerprint;
-        let is_fetched = || self.args.shelf.fetching().iter().any(|(source, _)| *source == entry.profile.source);
+        let is_fetched = || fetched(&entry.profile, &self.args.shelf.fetching()).is_some();
         if entry.files == files || (is_still_coming(&entry.files, &files) && is_fetched()) {
             return;
         }
@@ -337,17 +365,82 @@ fn is_still_coming(before: &FilesState, now: &FilesState) -> bool {
     matches!((before, now), (FilesState::Fetching { .. }, FilesState::Absent))
 }
 
+/// How far a model's files are that are being fetched, its own and those of its draft model; absent if none are.
+fn fetched(profile: &ModelProfile, fetching: &[(ModelSource, Progress)]) -> Option<FilesState> {
+    let is_its = |source: &ModelSource| *source == profile.source || profile.draft.as_ref() == Some(source);
+    let its: Vec<&Progress> = fetching.iter().filter(|(source, _)| is_its(source)).map(|(_, progress)| progress).collect();
+    let sum = |of: fn(&Progress) -> Bytes| its.iter().map(|progress| of(progress)).sum();
+    (!its.is_empty()).then(|| FilesState::Fetching { done: sum(|progress| progress.done), total: sum(|progress| progress.total) })
+}
+
 fn fingerprint(profile: &ModelProfile, shelf: &Shelf) -> Fingerprint {
-    let Some(ModelPath::Path(path)) = shelf.locate(&profile.source) else { return Fingerprint(None) };
-    let print = std::fs::metadata(path).and_then(|metadata| Ok((metadata.modified()?, metadata.len())));
-    Fingerprint(print.ok())
+    let print = |source: &ModelSource| {
+        let Some(ModelPath::Path(path)) = shelf.locate(source) else { return None };
+        std::fs::metadata(path).and_then(|metadata| Ok((metadata.modified()?, metadata.len()))).ok()
+    };
+    Fingerprint([print(&profile.source), profile.draft.as_ref().and_then(print)])
 }
 
 #[cfg(test)]
 mod tests {
-    use plexus_types::Bytes;
+    use std::process::Command;
+    use std::sync::Arc;
+
+    use plexus_store::{Origin, Store, StoreConfig};
+    use tokio::runtime::Builder;
 
     use super::*;
+    use crate::link::StoreLinks;
+    use crate::membership::NetTiming;
+    use crate::peers::Peers;
+    use crate::router::view::ClusterView;
+    use crate::router::view::tests::facts;
+    use crate::secret::ClusterSecret;
+
+    /// What a catalogue is started with that lists one model and speaks to nobody.
+    fn args(source: ModelSource, store: &std::path::Path) -> CatalogueArgs {
+        let me = facts("a").id;
+        let links = StoreLinks::new(ClusterSecret::generate(), me.name.clone(), NetTiming::default(), |_| None);
+        CatalogueArgs {
+            address: Address::new(),
+            listing: Listing { models: vec![ModelProfile::new("m".parse().unwrap(), source)], ..Listing::default() },
+            router: Address::new(),
+            shelf: Shelf::new(Store::new(StoreConfig::new(store.to_owned()), Arc::new(links)), Peers::new(me)),
+            view: SharedView::new(ClusterView::new("test".into(), facts("a"))),
+        }
+    }
+
+    #[test]
+    fn a_disk_that_does_not_answer_costs_one_thread_however_often_it_is_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let silent = folder.path().join("silent.gguf");
+        // Whoever opens a pipe waits until somebody writes into it.
+        assert!(Command::new("mkfifo").arg(&silent).status().unwrap().success());
+        let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(2).build().unwrap();
+        runtime.block_on(async {
+            let args = args(ModelSource::Path(silent.clone()), folder.path());
+            let address = args.address.clone();
+            let (_actor, _task) = Actor::spawn(None, CatalogueActor, args).await.unwrap();
+            (0..10).for_each(|_| address.tell(CatalogueMsg::RescanNow));
+            let said = address.call(CatalogueMsg::Inspect, Duration::from_secs(10)).await.unwrap();
+            assert_eq!(said.state, "looking");
+            let other_work = tokio::time::timeout(Duration::from_secs(10), tokio::task::spawn_blocking(|| ())).await;
+            assert!(other_work.is_ok(), "no thread is left for anything else that blocks");
+        });
+        runtime.shutdown_background();
+    }
+
+    #[test]
+    fn a_model_is_being_fetched_while_its_files_are_or_those_of_its_draft_model() {
+        let source = |name: &str| ModelSource::Path(name.into());
+        let profile = ModelProfile { draft: Some(source("draft")), ..ModelProfile::new("m".parse().unwrap(), source("own")) };
+        let some = |name, done| (source(name), Progress { done: Bytes(done), total: Bytes(10), from: Origin::Unknown });
+        assert_eq!(fetched(&profile, &[some("other", 1)]), None);
+        let state = |done, total| Some(FilesState::Fetching { done: Bytes(done), total: Bytes(total) });
+        assert_eq!(fetched(&profile, &[some("own", 1), some("other", 1)]), state(1, 10));
+        assert_eq!(fetched(&profile, &[some("draft", 2)]), state(2, 10));
+        assert_eq!(fetched(&profile, &[some("own", 1), some("draft", 2)]), state(3, 20));
+    }
 
     #[test]
     fn while_files_are_being_fetched_that_they_are_not_here_is_no_news() {

@@ -1,12 +1,18 @@
 //! The HTTP listener of this node.
 //!
 //! Supervised by [`crate::node`]; supervises nobody. The listening socket is bound before the actor starts and kept over its restarts, so that the
-//! port is never lost. A restart leaves the connections at work alone: they are tasks of their own.
+//! port is never lost. A restart leaves the connections at work alone: they are tasks of their own, and count on.
+//!
+//! While the node stops, clients still come: those that look for it anew, and whoever watches its health. Each is answered, to one request, after
+//! which its connection ends; what becomes of the request is [`crate::inference`]'s to say.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -39,12 +45,44 @@ pub struct HttpFrontArgs {
     pub router: axum::Router,
     /// Limits.
     pub config: HttpConfig,
+    /// A connection whose client takes nothing of what it is sent for this long is cut.
+    pub client_timeout: Duration,
+    /// What its lives have in common.
+    doors: Doors,
+}
+
+impl HttpFrontArgs {
+    /// For an actor at `address`, that answers with `router` whoever comes to `listener`.
+    pub fn new(
+        address: Address<HttpFrontMsg>,
+        listener: Arc<std::net::TcpListener>,
+        router: axum::Router,
+        config: HttpConfig,
+        client_timeout: Duration,
+    ) -> Self {
+        let doors = Doors {
+            places: Arc::new(Semaphore::new(config.connections_max)),
+            counters: Arc::default(),
+            draining: watch::Sender::new(false),
+        };
+        Self { address, listener, router, config, client_timeout, doors }
+    }
+}
+
+/// The connections of all lives of the actor.
+#[derive(Debug, Clone)]
+struct Doors {
+    /// One for each connection that may be open.
+    places: Arc<Semaphore>,
+    counters: Arc<Counters>,
+    /// True once the node stops.
+    draining: watch::Sender<bool>,
 }
 
 /// What the actor is told.
 #[derive(Debug, RactorMessage)]
 pub enum HttpFrontMsg {
-    /// Take no more connections, and end each open one after the request at hand.
+    /// The node stops: end each connection after the request at hand, and those that come after their first.
     Drain,
     /// Say how you are.
     Inspect(RpcReplyPort<Inspection>),
@@ -58,9 +96,7 @@ pub struct HttpFrontActor;
 #[derive(Debug)]
 pub struct HttpFrontState {
     args: HttpFrontArgs,
-    counters: Arc<Counters>,
-    draining: watch::Sender<bool>,
-    accepting: AbortOnDrop,
+    _accepting: AbortOnDrop,
 }
 
 #[derive(Debug)]
@@ -88,10 +124,9 @@ impl Actor for HttpFrontActor {
         let listener = args.listener.try_clone()?;
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
-        let counters = Arc::new(Counters::default());
-        let (draining, drained) = watch::channel(false);
-        let loop_ = accept_loop(listener, args.router.clone(), args.config.clone(), counters.clone(), drained);
-        Ok(HttpFrontState { args, counters, draining, accepting: AbortOnDrop(tokio::spawn(loop_)) })
+        let times = Times { header: args.config.header_timeout, client: args.client_timeout };
+        let loop_ = accept_loop(listener, args.router.clone(), times, args.doors.clone());
+        Ok(HttpFrontState { args, _accepting: AbortOnDrop(tokio::spawn(loop_)) })
     }
 
     async fn handle(
@@ -102,10 +137,7 @@ impl Actor for HttpFrontActor {
     ) -> Result<(), ActorProcessingErr> {
         state.args.address.taken();
         match message {
-            HttpFrontMsg::Drain => {
-                state.accepting.0.abort();
-                state.draining.send_replace(true);
-            }
+            HttpFrontMsg::Drain => drop(state.args.doors.draining.send_replace(true)),
             HttpFrontMsg::Inspect(reply) => drop(reply.send(state.inspect())),
         }
         Ok(())
@@ -114,26 +146,29 @@ impl Actor for HttpFrontActor {
 
 impl HttpFrontState {
     fn inspect(&self) -> Inspection {
-        let state = if *self.draining.borrow() { "draining" } else { "listening" };
+        let Doors { counters, draining, .. } = &self.args.doors;
+        let state = if *draining.borrow() { "draining" } else { "listening" };
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Inspection::new(state, [("accepted", count(&self.counters.accepted)), ("connections", count(&self.counters.open))])
+        Inspection::new(state, [("accepted", count(&counters.accepted)), ("connections", count(&counters.open))])
     }
 }
 
-async fn accept_loop(
-    listener: TcpListener,
-    router: axum::Router,
-    config: HttpConfig,
-    counters: Arc<Counters>,
-    draining: watch::Receiver<bool>,
-) {
-    let places = Arc::new(Semaphore::new(config.connections_max));
+/// What a client has time for.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    /// To send the headers of a request.
+    header: Duration,
+    /// To take some of what it is sent.
+    client: Duration,
+}
+
+async fn accept_loop(listener: TcpListener, router: axum::Router, times: Times, doors: Doors) {
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(place) = doors.places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((socket, _)) => {
-                counters.accepted.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(serve(socket, router.clone(), config.header_timeout, counters.clone(), place, draining.clone()));
+                doors.counters.accepted.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(serve(socket, router.clone(), times, doors.clone(), place));
             }
             Err(error) => {
                 warn!(%error, "no connection accepted");
@@ -143,32 +178,31 @@ async fn accept_loop(
     }
 }
 
-async fn serve(
-    socket: TcpStream,
-    router: axum::Router,
-    header_timeout: Duration,
-    counters: Arc<Counters>,
-    _place: OwnedSemaphorePermit,
-    mut draining: watch::Receiver<bool>,
-) {
-    let _counted = Open::count(counters);
+async fn serve(socket: TcpStream, router: axum::Router, times: Times, doors: Doors, _place: OwnedSemaphorePermit) {
+    let _counted = Open::count(doors.counters);
     if let Err(error) = socket.set_nodelay(true) {
         debug!(%error, "TCP_NODELAY refused");
     }
+    if let Err(error) = cut_when_nothing_is_taken(&socket, times.client) {
+        debug!(%error, "TCP_USER_TIMEOUT refused");
+    }
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // Without a timer hyper keeps no deadline at all.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(times.header);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .max_concurrent_streams(STREAMS_MAX);
-    let connection = builder.serve_connection(TokioIo::new(socket), TowerToHyperService::new(router));
+    let (asked, has_asked) = watch::channel(false);
+    let service = Asked { answers: TowerToHyperService::new(router), asked };
+    let connection = builder.serve_connection(TokioIo::new(socket), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = drained(&mut draining) => {
+        () = silent(has_asked.clone(), times.header) => return,
+        () = answered_while_draining(doors.draining.subscribe(), has_asked) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -178,10 +212,48 @@ async fn serve(
     }
 }
 
-/// Waits until the node stops, or the actor is gone: the connection then serves on alone, as its requests are still answered.
-async fn drained(draining: &mut watch::Receiver<bool>) {
-    if draining.wait_for(|draining| *draining).await.is_err() {
+/// Has the kernel cut a connection that nothing could be sent on for so long, be it that its client does not read, or is gone without a word.
+#[cfg(target_os = "linux")]
+fn cut_when_nothing_is_taken(socket: &TcpStream, timeout: Duration) -> std::io::Result<()> {
+    socket2::SockRef::from(socket).set_tcp_user_timeout(Some(timeout))
+}
+
+/// Other systems have no such option: there a connection stays until its client ends it, but its answer does not.
+#[cfg(not(target_os = "linux"))]
+fn cut_when_nothing_is_taken(_socket: &TcpStream, _timeout: Duration) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// Waits until a connection may have no further request: the node stops, and it has had one. A connection that has had none yet is given its first
+/// one before it is ended, however long the node has been stopping by then: its client would not know why nobody answers.
+async fn answered_while_draining(mut draining: watch::Receiver<bool>, mut has_asked: watch::Receiver<bool>) {
+    let is_told = draining.wait_for(|draining| *draining).await.is_ok() && has_asked.wait_for(|asked| *asked).await.is_ok();
+    if !is_told {
+        std::future::pending::<()>().await; // nobody is left who would tell
+    }
+}
+
+/// Waits until a connection has been there for `timeout` without a first request: until hyper knows which HTTP it speaks, it keeps no deadline.
+async fn silent(mut has_asked: watch::Receiver<bool>, timeout: Duration) {
+    if tokio::time::timeout(timeout, has_asked.wait_for(|asked| *asked)).await.is_ok() {
         std::future::pending::<()>().await;
+    }
+}
+
+/// What answers a connection, and notes that it was asked.
+struct Asked {
+    answers: TowerToHyperService<axum::Router>,
+    asked: watch::Sender<bool>,
+}
+
+impl Service<Request<Incoming>> for Asked {
+    type Response = axum::response::Response;
+    type Error = std::convert::Infallible;
+    type Future = <TowerToHyperService<axum::Router> as Service<Request<Incoming>>>::Future;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.asked.send_replace(true);
+        self.answers.call(request)
     }
 }
 

@@ -3,6 +3,7 @@
 mod count;
 mod embed;
 mod explain;
+mod stopping;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ use crate::node::NodeMsg;
 use crate::peers::{Peer, Peers};
 use crate::prefix::PromptDigests;
 use crate::router::home::home_of;
-use crate::router::view::SharedView;
+use crate::router::view::{ClusterView, SharedView};
 use crate::router::{RouteRequest, Routed, RouterMsg};
 use crate::streams::StreamsMsg;
 
@@ -185,6 +186,11 @@ impl ClusterInference {
         let kind = self.view.read().catalogue().models.get(model).and_then(|merged| Some(merged.facts.as_ref()?.kind));
         kind.map_or(Ok(()), |kind| check_kind(model, kind, asked_for))
     }
+
+    /// Refuses, while this node stops, what no other node can serve.
+    fn check_stopping(&self, model: &ModelId) -> Result<(), RequestError> {
+        stopping::refusal(&self.view.read(), model).map_or(Ok(()), Err)
+    }
 }
 
 #[async_trait]
@@ -192,10 +198,12 @@ impl Inference for ClusterInference {
     async fn generate(&self, mut request: GenerateRequest) -> Generation {
         request.model = self.resolve(&request.model);
         let id = RequestId(rand::random());
-        let meter = RequestMeter::new(request.model.clone());
+        let is_known = is_known(&self.view.read(), &request.model);
+        let meter = RequestMeter::new(request.model.clone(), is_known);
         let seed = request.sampling.seed.unwrap_or_else(rand::random);
         let (events, inbox) = mpsc::channel((self.config.window_tokens + CHANNEL_SLACK) as usize);
-        let may_go = match self.check_kind(&request.model, ModelKind::Generate) {
+        let known = self.check_kind(&request.model, ModelKind::Generate).and_then(|()| self.check_stopping(&request.model));
+        let may_go = match known {
             Ok(()) => self.check_length(&request).await,
             Err(error) => Err(error),
         };
@@ -229,6 +237,7 @@ impl Inference for ClusterInference {
     async fn embed(&self, id: RequestId, mut request: EmbedRequest) -> Result<Embedded, RequestError> {
         request.model = self.resolve(&request.model);
         self.check_kind(&request.model, ModelKind::Embed)?;
+        self.check_stopping(&request.model)?;
         self.embed_all(id, request).await
     }
 
@@ -373,6 +382,11 @@ async fn done_at(peer: &Peer, question: Question, deadline: Duration) -> Result<
         Ok(_) => Err(internal("the node said something else")),
         Err(error) => Err(internal(&format!("the node '{}' did not answer: {error}", peer.id().name))),
     }
+}
+
+/// Does some node list this model, or hold it?
+fn is_known(view: &ClusterView, model: &ModelId) -> bool {
+    view.catalogue().models.contains_key(model) || view.candidates(model).next().is_some()
 }
 
 fn internal(message: &str) -> RequestError {

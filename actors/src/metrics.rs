@@ -29,7 +29,8 @@ pub const COLD_STARTS: &str = "plexus_cold_starts_total";
 /// Models unloaded to make room for others, by `model` and `node`.
 pub const EVICTIONS: &str = "plexus_evictions_total";
 
-/// Times that a running request had to wait again because the memory for keys and values was full, by `model`.
+/// Times that a running request had to wait again because the memory for keys and values was full, or because another waited while its client was
+/// behind, by `model`.
 pub const PREEMPTIONS: &str = "plexus_preemptions_total";
 /// Tokens guessed from a request's own text, by `model`.
 pub const GUESSED_TOKENS: &str = "plexus_guessed_tokens_total";
@@ -55,7 +56,10 @@ pub fn describe() {
     describe_histogram!(TOKENS_PER_SECOND, "Tokens per second of one request, from its first text to its last event");
     describe_counter!(COLD_STARTS, "Requests that waited for a model to be loaded and were then begun");
     describe_counter!(EVICTIONS, "Models unloaded to make room for others");
-    describe_counter!(PREEMPTIONS, "Times that a running request had to wait again for memory");
+    describe_counter!(
+        PREEMPTIONS,
+        "Times that a running request had to wait again: for memory, or for another while its client was behind"
+    );
     describe_counter!(GUESSED_TOKENS, "Tokens guessed from a request's own text");
     describe_counter!(RIGHT_GUESSES, "Guessed tokens that were right");
     describe_counter!(DRAFTED_TOKENS, "Tokens guessed by a draft model");
@@ -91,7 +95,10 @@ pub fn on_eviction(model: &ModelId, node: &NodeName) {
 /// Measures one request. A client that leaves still counts with what it had (CX-92).
 #[derive(Debug)]
 pub struct RequestMeter {
-    model: String,
+    /// The model that is asked for, by the client's own word for it.
+    asked: ModelId,
+    /// Does any node know that model?
+    is_known: bool,
     node: String,
     arrived: Instant,
     first_text: Option<Instant>,
@@ -103,10 +110,11 @@ pub struct RequestMeter {
 }
 
 impl RequestMeter {
-    /// Begins to measure.
-    pub fn new(model: ModelId) -> Self {
+    /// Begins to measure a request for a model, which is counted by its name only if some node knows it.
+    pub fn new(model: ModelId, is_known: bool) -> Self {
         Self {
-            model: model.to_string(),
+            asked: model,
+            is_known,
             node: "none".into(),
             arrived: Instant::now(),
             first_text: None,
@@ -122,6 +130,7 @@ impl RequestMeter {
     pub fn on_event(&mut self, event: &GenerateEvent) {
         match event {
             GenerateEvent::Started { prompt_tokens, node, cold_start, .. } => {
+                self.is_known = true;
                 self.cold_start = *cold_start;
                 self.node = node.to_string();
                 self.prompt_tokens = u64::from(*prompt_tokens);
@@ -137,22 +146,25 @@ impl RequestMeter {
             }
             GenerateEvent::Failed(error) => {
                 self.error = Some(reason(error));
-                if matches!(error, RequestError::ModelNotFound { .. }) {
-                    self.model = UNKNOWN_MODEL.into();
-                }
+                self.is_known &= !matches!(error, RequestError::ModelNotFound { .. });
             }
         }
+    }
+
+    /// The label `model`.
+    fn model(&self) -> &str {
+        if self.is_known { self.asked.as_str() } else { UNKNOWN_MODEL }
     }
 }
 
 impl Drop for RequestMeter {
     fn drop(&mut self) {
-        let labels = [("model", self.model.clone()), ("node", self.node.clone())];
+        let labels = [("model", self.model().to_owned()), ("node", self.node.clone())];
         let [model, node] = labels.clone();
         let by_start = [model, node, ("cold_start", self.cold_start.to_string())];
         counter!(REQUESTS, &by_start).increment(1);
         if self.cold_start {
-            on_cold_start(&self.model, &self.node);
+            on_cold_start(self.model(), &self.node);
         }
         histogram!(REQUEST_DURATION, &labels).record(self.arrived.elapsed().as_secs_f64());
         counter!(PROMPT_TOKENS, &labels).increment(self.prompt_tokens);
@@ -183,5 +195,24 @@ fn reason(error: &RequestError) -> &'static str {
         RequestError::Unservable { .. } => "unservable",
         RequestError::Lost { .. } => "lost",
         RequestError::Internal { .. } => "internal",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_no_node_knows_is_no_label_even_if_its_client_leaves_before_it_hears_so() {
+        let id: ModelId = "made-up-by-a-stranger".parse().unwrap();
+        assert_eq!(RequestMeter::new(id.clone(), false).model(), UNKNOWN_MODEL);
+        let mut known = RequestMeter::new(id.clone(), true);
+        assert_eq!(known.model(), "made-up-by-a-stranger");
+        known.on_event(&GenerateEvent::Failed(RequestError::model_not_found(&id)));
+        assert_eq!(known.model(), UNKNOWN_MODEL, "it was forgotten meanwhile");
+        let mut found = RequestMeter::new(id, false);
+        let node = "a".parse().unwrap();
+        found.on_event(&GenerateEvent::Started { prompt_tokens: 1, node, route: String::new(), cold_start: true });
+        assert_eq!(found.model(), "made-up-by-a-stranger", "a node that joined just now has it");
     }
 }

@@ -10,6 +10,7 @@
 mod embed;
 pub mod guess;
 mod kind;
+mod late;
 pub mod load;
 mod local;
 pub mod prefixes;
@@ -55,10 +56,6 @@ use crate::messages::{Attempt, Generate};
 use crate::router::RouterMsg;
 use crate::shelf::Shelf;
 use crate::trace;
-
-/// Whoever is refused for want of a place is told to come back after so long at least, and at most.
-const PLACE_WAIT_MIN: Duration = Duration::from_secs(1);
-const PLACE_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// What the actor is started with.
 #[derive(Debug, Clone)]
@@ -121,8 +118,12 @@ pub enum ModelMsg {
     Retire(RpcReplyPort<bool>),
     /// An ingress is gone, or the link to it: nobody takes what it asked for, and nobody would cancel it or give it credit.
     IngressLost(NodeId),
+    /// Somebody may have waited for a place for too long.
+    LateDue,
     /// What is in the prefix cache may have changed since the router was told.
     PrefixesDue,
+    /// How many requests do you have that no stream of this node waits for: those of other ingresses, and those to embed texts?
+    AtWork(RpcReplyPort<usize>),
     /// Tell evictor and router of yourself again.
     Announce,
     /// Say how you are.
@@ -147,6 +148,8 @@ pub struct ModelState {
     reported: Option<((u32, u32), Instant)>,
     /// What it has said of its prefix cache.
     said: Said,
+    /// Will it be looked for those that have waited for a place for too long?
+    late_is_due: bool,
     /// Since when it has had no requests; absent while it has.
     idle_since: Option<Instant>,
     life: ActorId,
@@ -209,6 +212,7 @@ impl Actor for ModelActor {
             n_refused: 0,
             reported: None,
             said: Said::default(),
+            late_is_due: false,
             idle_since: None,
             life,
             wanted: Some(wanted),
@@ -243,7 +247,9 @@ impl Actor for ModelActor {
             }
             ModelMsg::Retire(reply) => drop(reply.send(state.on_retire())),
             ModelMsg::IngressLost(ingress) => state.on_ingress_lost(&ingress),
+            ModelMsg::LateDue => state.on_late_due(),
             ModelMsg::PrefixesDue => state.on_prefixes_due(),
+            ModelMsg::AtWork(reply) => drop(reply.send(state.n_at_work())),
             ModelMsg::Announce => state.announce(),
             ModelMsg::Inspect(reply) => drop(reply.send(state.inspect())),
         }
@@ -321,6 +327,16 @@ impl ModelState {
         batched + self.encoding.len() + self.embeds.n_requests() as usize
     }
 
+    /// Those that do not show among the streams of this node.
+    fn n_at_work(&self) -> usize {
+        let me = &self.args.ingresses.me;
+        let batched = match &self.phase {
+            Phase::Loaded { batcher, .. } => batcher.n_of_others(me),
+            Phase::Loading { .. } | Phase::Failed(_) | Phase::Retired => 0,
+        };
+        batched + self.encoding.keys().filter(|(ingress, ..)| ingress != me).count() + self.embeds.n_requests() as usize
+    }
+
     fn on_generate(&mut self, from: NodeId, generate: Box<Generate>) {
         let sink = Sink::new(self.args.ingresses.clone(), from, generate.request, generate.attempt);
         let place_wait = self.place_wait();
@@ -385,10 +401,8 @@ impl ModelState {
 
     /// Starts the next step, if there is one and none is under way, and tells the router of the load.
     fn go_on(&mut self) {
-        let place_wait = self.place_wait();
-        let profile = &self.args.profile;
+        self.refuse_late();
         let Phase::Loaded { resident, batcher, .. } = &mut self.phase else { return };
-        batcher.refuse_late(Instant::now(), profile.waiting_time, || late(profile, place_wait));
         batcher.reassure(Instant::now());
         if let Some(batch) = batcher.next_step(&resident.steps, Instant::now()) {
             let address = self.args.address.clone();
@@ -444,25 +458,4 @@ impl ModelState {
         let message = format!("the model '{}' is not loaded on '{}'", self.args.profile.id, self.args.ingresses.me.name);
         RequestError::Unavailable { message, retry_after: Duration::from_secs(1) }
     }
-
-    /// When a place in the queue is expected to be free: when one of those that run ends, by what was measured of speed and length of answers, or of
-    /// the time that texts took.
-    fn place_wait(&self) -> Duration {
-        let Phase::Loaded { batcher, .. } = &self.phase else { return PLACE_WAIT_MIN };
-        let time = batcher.time_of_answer().or_else(|| self.embeds.time_to_next_end());
-        time.unwrap_or_default().clamp(PLACE_WAIT_MIN, PLACE_WAIT_MAX)
-    }
-}
-
-fn late(profile: &ModelProfile, retry_after: Duration) -> RequestError {
-    let message = format!("the model '{}' is busy: no place within {:?}", profile.id, profile.waiting_time);
-    RequestError::Overloaded { message, retry_after }
-}
-
-fn overloaded(profile: &ModelProfile, present: u32, retry_after: Duration) -> RequestError {
-    let message = format!(
-        "the model '{}' is busy: {present} requests run or wait, {} and {} may",
-        profile.id, profile.running_max, profile.waiting_max
-    );
-    RequestError::Overloaded { message, retry_after }
 }

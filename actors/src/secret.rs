@@ -120,10 +120,13 @@ mod tests {
 
     #[test]
     fn keys_stay_what_they_are_across_versions() {
+        // Python: `hmac.new(hmac.new(bytes(32), bytes(32), sha256).digest(), label + b"\x01", sha256)`, which is RFC 5869 without a salt.
         let secret = ClusterSecret::parse(&"00".repeat(32)).expect("32 bytes");
-        let again = ClusterSecret::parse(&"00".repeat(32)).expect("32 bytes");
-        assert_eq!(secret.gossip_key(), again.gossip_key());
-        assert_eq!(secret.link_cookie(), again.link_cookie());
+        let hex = |key: [u8; 32]| key.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        assert_eq!(hex(secret.gossip_key()), "9bacd2051ed088e9c2fd8b16aa338fe67dfe0b0494e3dc94a82db02abc62c3d4");
+        assert_eq!(secret.gossip_key_id(), 0xd1);
+        assert_eq!(secret.link_cookie(), "5a0c31bf458c6fbf395fdde15f10550e2e1013c7f023d2ff31fc9e79148f9bb1");
+        assert_eq!(hex(secret.link_ca_seed()), "af91f5c76a960dbcaf148a81a8b9e3d633f02904036bc0cc04425fab598b51bd");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! replicas are told to forget what the former life ordered.
 
 pub mod core;
+mod patience;
 
 use std::collections::HashMap;
 
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 use tracing::{Span, info_span, warn};
 
 use self::core::{Effect, Event, StreamCore};
+use self::patience::Patience;
 use crate::address::Address;
 use crate::args::StreamsConfig;
 use crate::inspect::Inspection;
@@ -124,6 +126,7 @@ struct Stream {
     /// What its prompt begins with.
     prompt: PromptDigests,
     events: mpsc::Sender<GenerateEvent>,
+    patience: Patience,
     span: Span,
     /// Open while the router is asked.
     route_span: Span,
@@ -147,7 +150,8 @@ impl Actor for StreamsActor {
         state.args.address.taken();
         match message {
             StreamsMsg::Open { id, journal, prompt, events, span } => {
-                state.on_open(Stream { core: StreamCore::new(id, *journal), prompt, events, span, route_span: Span::none() })
+                let (core, patience) = (StreamCore::new(id, *journal), Patience::new(Instant::now()));
+                state.on_open(Stream { core, prompt, events, patience, span, route_span: Span::none() })
             }
             StreamsMsg::Routed { id, result, route } => {
                 if let Some(stream) = state.streams.get_mut(&id) {
@@ -226,7 +230,22 @@ impl StreamsState {
         for id in due {
             self.apply(id, Event::Clock);
         }
+        self.give_up_silent_clients(now);
         self.run_clock();
+    }
+
+    /// Breaks off what is answered to nobody, so that it keeps no place from others.
+    fn give_up_silent_clients(&mut self, now: Instant) {
+        let timeout = self.args.config.client_timeout;
+        let queued = |events: &mpsc::Sender<GenerateEvent>| events.max_capacity() - events.capacity();
+        let is_over = |stream: &mut Stream| stream.patience.is_over(queued(&stream.events), timeout, now);
+        let ids: Vec<RequestId> = self.streams.values_mut().filter_map(|stream| is_over(stream).then_some(stream.core.id)).collect();
+        for id in ids {
+            warn!(request = %id, ?timeout, "the client takes nothing of its answer, which is broken off");
+            let message = format!("the answer was broken off: nothing of it was read for {timeout:?}");
+            self.deliver(id, GenerateEvent::Failed(RequestError::Lost { message }));
+            self.on_client_gone(id);
+        }
     }
 
     fn run_clock(&mut self) {
@@ -312,7 +331,8 @@ impl StreamsState {
     }
 
     fn deliver(&mut self, id: RequestId, event: GenerateEvent) {
-        let Some(stream) = self.streams.get(&id) else { return };
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.patience.on_delivered();
         if matches!(event, GenerateEvent::Started { cold_start: true, .. }) {
             stream.span.record("cold_start", true);
         }

@@ -110,6 +110,7 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
             accept_timeout: Duration::from_secs(2),
             first_token_timeout: Duration::from_secs(120),
             token_timeout: Duration::from_secs(30),
+            client_timeout: Duration::from_secs(300),
             load_timeout: Duration::from_secs(300),
             attempts_max: 4,
             window_tokens: 1024,

@@ -238,6 +238,7 @@ fn streams(config: &Config) -> StreamsConfig {
         accept_timeout: streams.accept_timeout,
         first_token_timeout: streams.first_token_timeout,
         token_timeout: streams.token_timeout,
+        client_timeout: streams.client_timeout,
         load_timeout: streams.load_timeout,
         attempts_max: streams.attempts_max,
         window_tokens: streams.window_tokens,

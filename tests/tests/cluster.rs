@@ -129,6 +129,41 @@ async fn a_node_told_to_stop_finishes_its_streams_and_leaves() {
 }
 
 #[tokio::test]
+async fn a_node_told_to_stop_passes_on_what_still_comes_and_says_so_to_who_watches_it() {
+    // CX-49, CX-51
+    let _alone = alone().await;
+    let home = Home::new();
+    let mut leaving = home.scripted("leaving").arg("--step-time", "50ms").start().await;
+    let staying = home.scripted("staying").seed(leaving.addresses().gossip).start().await;
+    whole(&[&leaving, &staying]).await;
+    eventually("both hold the model", async || {
+        let pip = leaving.client().get("/v1/models/pip").await.map_err(|error| error.to_string())?;
+        let loaded = pip.json["locations"].as_array().into_iter().flatten().filter(|at| at["status"] == "loaded").count();
+        if loaded == 2 { Ok(()) } else { Err(pip.text) }
+    })
+    .await;
+    let mut request = question_body("pip", "go", true);
+    request["max_tokens"] = 100.into();
+    let mut running = leaving.client().stream("/v1/chat/completions", &request).await.unwrap();
+    running.next().await.unwrap().unwrap();
+    leaving.signal(Signal::Term);
+    eventually("its health says that it stops", async || {
+        let health = leaving.client().get("/health").await.map_err(|error| error.to_string())?;
+        if health.status == 503 && health.json["status"] == "draining" { Ok(()) } else { Err(health.text) }
+    })
+    .await;
+    for _ in 0..3 {
+        let reply = leaving.client().ask("pip", "go").await.unwrap();
+        assert_eq!((reply.status, reply.header("x-plexus-node")), (200, Some("staying")), "{}", reply.text);
+    }
+    let answer = running.chat().await;
+    answer.assert_complete();
+    assert_eq!(answer.usage.unwrap()["completion_tokens"], 100);
+    let status = leaving.exit().await;
+    assert!(status.success(), "{status}");
+}
+
+#[tokio::test]
 async fn a_node_with_another_secret_stays_alone() {
     let _alone = alone().await;
     let home = Home::new();

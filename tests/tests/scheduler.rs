@@ -307,6 +307,32 @@ fn one_whose_client_is_behind_holds_up_nobody() {
 }
 
 #[test]
+fn one_whose_client_is_behind_keeps_no_place_from_those_that_wait() {
+    let mut desk = Desk::new(1, 64, 64);
+    desk.ask(0, &prompt(0, 20), 90, 3); // has the only place, and stands still after three tokens
+    desk.run();
+    desk.ask_for(1, &prompt(1, 20), 60);
+    assert!(desk.step(), "nobody gives way to the one that waits");
+    desk.scheduler.credit(|label| *label == 0, u32::MAX);
+    desk.run();
+    desk.check();
+    assert_eq!(desk.order_of_ends(), [1, 0], "who had to give way waits for a place in turn");
+    assert_eq!(desk.scheduler.counts().preemptions, 1);
+}
+
+#[test]
+fn one_whose_client_is_behind_keeps_its_place_while_nobody_else_can_use_it() {
+    let mut desk = Desk::new(2, 64, 64);
+    (0..3).for_each(|label| desk.ask(label, &prompt(label, 20), 90, 3 + label)); // each stands still after a while
+    desk.run();
+    assert_eq!(desk.scheduler.counts().preemptions, 1, "the third took the place of one, and then nobody wanted any");
+    assert_eq!((desk.scheduler.n_running(), desk.scheduler.n_waiting()), (2, 1));
+    (0..3).for_each(|label| desk.scheduler.credit(|other| *other == label, u32::MAX));
+    desk.run();
+    desk.check();
+}
+
+#[test]
 fn a_short_prompt_does_not_wait_for_a_long_one() {
     let mut desk = Desk::new(4, 400, 128);
     desk.ask_for(0, &prompt(0, 4_000), 20);

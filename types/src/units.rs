@@ -7,6 +7,8 @@ use std::ops::{Add, Sub};
 use serde::{Deserialize, Serialize};
 
 /// An amount of memory or storage, in bytes. Displayed in the largest binary unit that keeps three digits, for example `1.50 GiB`.
+///
+/// What other nodes say of themselves is added up like what is known: sums stop at the greatest amount, and differences at zero.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Bytes(pub u64);
@@ -26,20 +28,20 @@ impl Bytes {
 impl Add for Bytes {
     type Output = Self;
     fn add(self, other: Self) -> Self {
-        Self(self.0 + other.0)
+        Self(self.0.saturating_add(other.0))
     }
 }
 
 impl Sub for Bytes {
     type Output = Self;
     fn sub(self, other: Self) -> Self {
-        Self(self.0 - other.0)
+        self.saturating_sub(other)
     }
 }
 
 impl Sum for Bytes {
     fn sum<I: Iterator<Item = Self>>(parts: I) -> Self {
-        Self(parts.map(|part| part.0).sum())
+        parts.fold(Self(0), Add::add)
     }
 }
 
@@ -97,6 +99,15 @@ pub(crate) mod seconds {
 #[cfg(test)]
 mod tests {
     use super::Bytes;
+
+    #[test]
+    fn sums_and_differences_of_what_others_say_stop_at_the_ends() {
+        let most = Bytes(u64::MAX);
+        assert_eq!(most + Bytes(1), most);
+        assert_eq!([most, most, Bytes(7)].into_iter().sum::<Bytes>(), most);
+        assert_eq!(Bytes(1) - Bytes(2), Bytes(0));
+        assert_eq!([Bytes(1), Bytes(2)].into_iter().sum::<Bytes>() - Bytes(1), Bytes(2));
+    }
 
     #[test]
     fn bytes_are_shown_in_three_digits() {

@@ -17,10 +17,11 @@ use tokio::time::Instant;
 
 use self::turns::{Turns, Who};
 use super::kind::check_kind;
+use super::late::{late, overloaded};
 use super::prepare;
 use super::scheduler::Principal;
 use super::share::{Asking, admit};
-use super::{ModelMsg, ModelState, Phase, late, overloaded};
+use super::{ModelMsg, ModelState, Phase};
 use crate::device::{DeviceError, Reply, StepQueue};
 
 /// Weight of the newest measurement.

@@ -219,6 +219,12 @@ impl Batcher {
         self.scheduler.take_late(is_late).into_iter().for_each(|seat| seat.sink.fail(error()));
     }
 
+    /// In what time the first of those that have not had a place yet will have waited for longer than it may; absent if all have had one.
+    pub(super) fn time_to_late(&self, now: Instant, waiting_time: Duration) -> Option<Duration> {
+        let waiting = self.scheduler.owners().filter(|seat| seat.admitted.is_none());
+        waiting.map(|seat| waiting_time.saturating_sub(now.saturating_duration_since(seat.arrived))).min()
+    }
+
     /// Tells the ingresses of those that wait for a place, or whose prompt is being read, that they are still here, from time to time: however long
     /// that takes, they are not given up for lost while steps come to their ends. Called after each.
     pub(super) fn reassure(&mut self, now: Instant) {
@@ -277,6 +283,11 @@ impl Batcher {
         let was_here = self.scheduler.cancel(|seat| seat.is(key), |seat| seat.sink.close());
         self.n_cancelled += u64::from(was_here);
         was_here
+    }
+
+    /// Requests of other ingresses than this.
+    pub(super) fn n_of_others(&self, me: &NodeId) -> usize {
+        self.scheduler.owners().filter(|seat| seat.sink.ingress() != me).count()
     }
 
     /// The requests of an ingress.

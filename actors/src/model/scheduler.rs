@@ -68,7 +68,7 @@ impl Limits {
 pub struct Counts {
     /// Prompt tokens that did not have to be computed.
     pub cached_tokens: u64,
-    /// Times that a sequence lost its place for want of blocks.
+    /// Times that a sequence lost its place: for want of blocks, or for another while its client was behind.
     pub preemptions: u64,
     /// Tokens guessed from the sequences' own texts.
     pub guessed: u64,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use plexus_types::{ModelProfile, RequestError};
 
-use super::overloaded;
+use super::late::overloaded;
 use super::scheduler::Principal;
 
 /// Who asks for one request more.
@@ -28,7 +28,7 @@ pub(super) fn admit(
     displace: impl FnOnce(&RequestError) -> bool,
 ) -> Result<bool, RequestError> {
     may_have_more(profile, principal, own).map_err(|message| RequestError::Overloaded { message, retry_after: place_wait })?;
-    if present < profile.running_max + profile.waiting_max {
+    if present < profile.running_max.saturating_add(profile.waiting_max) {
         return Ok(false);
     }
     let full = overloaded(profile, present, place_wait);
@@ -57,6 +57,13 @@ mod tests {
     use plexus_types::ModelSource;
 
     use super::*;
+
+    #[test]
+    fn a_queue_without_a_bound_takes_everybody() {
+        let boundless = ModelProfile { waiting_max: u32::MAX, ..ModelProfile::new("m".parse().unwrap(), ModelSource::Embedded) };
+        let asking = Asking { principal: None, own: 0, present: 1_000_000 };
+        assert_eq!(admit(&boundless, asking, Duration::ZERO, |_| false), Ok(false));
+    }
 
     #[test]
     fn each_key_may_have_so_many_and_all_without_one_together_so_many() {

@@ -61,11 +61,12 @@ impl RunningNode {
         why.unwrap_or_else(|| if panicked { "the root of the actors panicked".into() } else { "the root of the actors stopped".into() })
     }
 
-    /// Stops gracefully (CX-51): takes nothing new, lets running streams end within the drain timeout, tells the others, ends.
+    /// Stops gracefully (CX-51): loads and serves nothing new, passes requests that still come to other nodes, lets running streams end within the
+    /// drain timeout, tells the others, ends.
     ///
-    /// Returns the number of streams that were still running and were broken off with an error.
+    /// Returns the number of requests that were still at work and were broken off with an error.
     pub async fn drain(self) -> usize {
-        info!(timeout = ?self.drain_timeout, "stopping: nothing new is taken, running streams may end");
+        info!(timeout = ?self.drain_timeout, "stopping: nothing new is served here, running streams may end");
         self.addresses.router.tell(RouterMsg::Drain);
         self.addresses.http.tell(HttpFrontMsg::Drain);
         let deadline = Instant::now() + self.drain_timeout;
@@ -75,7 +76,7 @@ impl RunningNode {
             n_left = self.n_at_work().await;
         }
         if n_left > 0 {
-            warn!(streams = n_left, "streams broken off");
+            warn!(requests = n_left, "requests broken off");
             // Its channels close with it, and each client is told.
             if let Some(streams) = self.addresses.streams.actor() {
                 streams.stop(Some("the node stops".into()));
@@ -91,13 +92,11 @@ impl RunningNode {
         n_left
     }
 
-    /// Streams of this node's clients, and of other nodes' clients that this node serves.
+    /// Streams of this node's clients, wherever they are served; those of other nodes' clients that this node serves; and requests to embed texts.
     async fn n_at_work(&self) -> usize {
         let mut n = self.addresses.streams.call(StreamsMsg::Count, INSPECT_DEADLINE).await.unwrap_or(0);
         for model in self.addresses.models.list() {
-            if let Ok(inspection) = model.call(ModelMsg::Inspect, INSPECT_DEADLINE).await {
-                n += ["running", "waiting"].iter().filter_map(|name| inspection.counters.get(*name)).sum::<u64>() as usize;
-            }
+            n += model.call(ModelMsg::AtWork, INSPECT_DEADLINE).await.unwrap_or(0);
         }
         n
     }

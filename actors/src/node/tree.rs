@@ -196,6 +196,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
             ask: Ask::Message(CatalogueMsg::Inspect),
         },
     );
+    let client_timeout = args.streams.client_timeout;
     let inference = Arc::new(ClusterInference {
         node: node.clone(),
         streams: streams.clone(),
@@ -216,7 +217,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         Kind {
             actor: || HttpFrontActor,
             address: http.clone(),
-            args: HttpFrontArgs { address: http.clone(), listener: args.sockets.http.clone(), router: answers, config: args.http },
+            args: HttpFrontArgs::new(http.clone(), args.sockets.http.clone(), answers, args.http, client_timeout),
             ask: Ask::Message(HttpFrontMsg::Inspect),
         },
     );

@@ -136,10 +136,14 @@ mod tests {
 
     #[test]
     fn a_default_gives_way_to_an_address_that_was_asked_for() {
-        // The default of metrics.listen, taken for HTTP; if another program has it, there is nothing to see here.
-        if TcpListener::bind("127.0.0.1:31314").is_ok() {
-            let ports = bind(&configured(&[("PLEXUS_HTTP__LISTEN", "127.0.0.1:31314".to_owned())])).unwrap();
-            assert_ne!(ports.metrics.unwrap().local_addr().unwrap().port(), 31314);
-        }
+        // What metrics.listen would be at some place of this machine, and no other program has, taken for HTTP.
+        let default = |place: u16| format!("127.0.0.1:{}", 31314 + STRIDE * place);
+        let place = (0..NODES_MAX).find(|place| TcpListener::bind(default(*place)).is_ok()).expect("one of fifty ports is free");
+        let valid = configured(&[("PLEXUS_HTTP__LISTEN", default(place))]);
+        let Err(Refused { key, error, .. }) = bind_at(&valid, Some(place)) else { panic!("both were given one port") };
+        assert_eq!((key, error.kind()), ("metrics.listen", io::ErrorKind::AddrInUse));
+        let ports = bind(&valid).unwrap();
+        assert_eq!(ports.http.local_addr().unwrap().to_string(), default(place));
+        assert_ne!(ports.metrics.unwrap().local_addr().unwrap().to_string(), default(place));
     }
 }

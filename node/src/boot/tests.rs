@@ -100,10 +100,12 @@ fn a_directory_that_cannot_be_used_is_refused_with_its_path() {
 }
 
 #[test]
-fn a_node_without_devices_is_told_no_models() {
+fn a_node_without_devices_lists_its_models_for_others_all_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let node = booted(dir.path(), &[("PLEXUS_DEVICES__CPU", "false"), ("PLEXUS_DEVICES__CUDA", "off")]).unwrap();
     assert!(node.args.devices.is_empty());
+    let listed: Vec<&str> = node.args.catalogue.models.iter().map(|model| model.id.as_str()).collect();
+    assert_eq!(listed, ["pip"]);
 }
 
 #[test]

@@ -104,6 +104,7 @@ pub(crate) static KEYS: &[Key] = &[
     key("streams", "accept_timeout", Kind::Text, DURATION),
     key("streams", "first_token_timeout", Kind::Text, DURATION),
     key("streams", "token_timeout", Kind::Text, DURATION),
+    key("streams", "client_timeout", Kind::Text, DURATION),
     key("streams", "load_timeout", Kind::Text, DURATION),
     key("streams", "attempts_max", Kind::Integer, COUNT),
     key("streams", "window_tokens", Kind::Integer, COUNT),

@@ -278,6 +278,8 @@ pub(crate) struct StreamsSection {
     #[serde(with = "humantime_serde")]
     pub(crate) token_timeout: Duration,
     #[serde(with = "humantime_serde")]
+    pub(crate) client_timeout: Duration,
+    #[serde(with = "humantime_serde")]
     pub(crate) load_timeout: Duration,
     pub(crate) attempts_max: u32,
     pub(crate) window_tokens: u32,
@@ -289,6 +291,7 @@ impl Default for StreamsSection {
             accept_timeout: Duration::from_secs(2),
             first_token_timeout: Duration::from_secs(120),
             token_timeout: Duration::from_secs(30),
+            client_timeout: Duration::from_secs(300),
             load_timeout: Duration::from_secs(300),
             attempts_max: 4,
             window_tokens: 1024,

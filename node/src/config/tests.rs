@@ -147,7 +147,10 @@ fn every_wrong_value_is_refused_with_its_key_its_value_and_a_remedy() {
         ("devices.cuda", "\"all\"", "auto"),
         ("eviction.strategy", "\"oldest\"", "lru"),
         ("eviction.keep_warm", "\"long\"", "0s"),
+        ("http.connections_max", "9223372036854775807", "at most 1048576"),
         ("streams.attempts_max", "0", "at least 1"),
+        ("streams.window_tokens", "4294967295", "at most 1048576"),
+        ("streams.client_timeout", "\"0s\"", "10s"),
         ("telemetry.log_filter", "\"plexus=loud\"", "info"),
         ("telemetry.log_format", "\"xml\"", "json"),
         ("telemetry.otlp_endpoint", "\"https://collector\"", "http://"),
@@ -157,6 +160,17 @@ fn every_wrong_value_is_refused_with_its_key_its_value_and_a_remedy() {
     for (key, value, remedy) in wrong {
         let (section, name) = key.split_once('.').unwrap();
         refused(from_text(&format!("[{section}]\n{name} = {value}\n")), &[key, value, remedy, "test.toml"]);
+    }
+    for key in ["streams.load_timeout", "eviction.idle_unload", "shutdown.drain_timeout", "http.header_timeout"] {
+        let (section, name) = key.split_once('.').unwrap();
+        from_text(&format!("[{section}]\n{name} = \"365days\"\n")).unwrap();
+        refused(from_text(&format!("[{section}]\n{name} = \"1000years\"\n")), &[key, "1000years", "365days", "test.toml"]);
+    }
+    for (name, value, remedy) in
+        [("waiting_max", "4294967295", "1048576"), ("running_max", "1048577", "1048576"), ("waiting_time", "\"2years\"", "365days")]
+    {
+        let text = format!("[[models]]\nid = \"m\"\nsource = \"embedded:pip\"\n{name} = {value}\n");
+        refused(from_text(&text), &[&format!("models[0].{name}"), value, remedy, "test.toml"]);
     }
     refused(from_text("[cluster]\nseeds = [\"nowhere\"]\n"), &["cluster.seeds", "\"nowhere\"", "host:port"]);
     refused(from_text("[engine]\nx = 1\n"), &["engine", "unknown field", "every key"]);

@@ -11,6 +11,11 @@ use super::sections::Config;
 use super::units::CudaDevices;
 use super::{ConfigError, ValidConfig};
 
+/// Longer times are not told from "for ever", and moments so far off have no name on every system.
+const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+/// More of anything that is counted means "no limit", which these are there to set.
+const COUNT_MAX: u64 = 1 << 20;
+
 /// Refuses what cannot work, before anything is opened.
 pub(crate) fn validate(valid: &ValidConfig) -> Result<(), ConfigError> {
     names(valid)?;
@@ -38,7 +43,7 @@ fn names(valid: &ValidConfig) -> Result<(), ConfigError> {
 
 fn quantities(valid: &ValidConfig) -> Result<(), ConfigError> {
     let config = valid.get();
-    let Config { http, gossip, link, streams, supervision, .. } = config;
+    let Config { http, gossip, link, eviction, streams, supervision, shutdown, .. } = config;
     let durations = [
         ("http.header_timeout", http.header_timeout),
         ("gossip.interval", gossip.interval),
@@ -48,6 +53,7 @@ fn quantities(valid: &ValidConfig) -> Result<(), ConfigError> {
         ("streams.accept_timeout", streams.accept_timeout),
         ("streams.first_token_timeout", streams.first_token_timeout),
         ("streams.token_timeout", streams.token_timeout),
+        ("streams.client_timeout", streams.client_timeout),
         ("streams.load_timeout", streams.load_timeout),
         ("supervision.within", supervision.within),
     ];
@@ -55,6 +61,14 @@ fn quantities(valid: &ValidConfig) -> Result<(), ConfigError> {
         if duration.is_zero() {
             return Err(valid.refuse(key, "\"0s\"", "it would always be over", "write a time above zero, such as \"10s\""));
         }
+    }
+    let may_be_zero = [
+        ("eviction.keep_warm", eviction.keep_warm),
+        ("eviction.idle_unload", eviction.idle_unload),
+        ("shutdown.drain_timeout", shutdown.drain_timeout),
+    ];
+    for (key, duration) in durations.into_iter().chain(may_be_zero) {
+        at_most_a_year(valid, key, duration)?;
     }
     let fast = Duration::from_millis(10);
     if gossip.interval < fast {
@@ -72,7 +86,23 @@ fn quantities(valid: &ValidConfig) -> Result<(), ConfigError> {
             return Err(valid.refuse(key, 0, "nothing could ever be answered", "write at least 1"));
         }
     }
-    Ok(())
+    counted(valid, "http.connections_max", http.connections_max as u64)?;
+    counted(valid, "streams.window_tokens", u64::from(streams.window_tokens))
+}
+
+fn at_most_a_year(valid: &ValidConfig, key: &str, duration: Duration) -> Result<(), ConfigError> {
+    if duration <= TIME_MAX {
+        return Ok(());
+    }
+    let value = format!("{:?}", humantime::format_duration(duration).to_string());
+    Err(valid.refuse(key, value, "it is longer than a year", "write at most \"365days\""))
+}
+
+fn counted(valid: &ValidConfig, key: &str, count: u64) -> Result<(), ConfigError> {
+    if count <= COUNT_MAX {
+        return Ok(());
+    }
+    Err(valid.refuse(key, count, "nothing would be limited by it", format!("write at most {COUNT_MAX}")))
 }
 
 /// Two addresses that cannot both be bound.
@@ -191,6 +221,10 @@ fn models(valid: &ValidConfig) -> Result<(), ConfigError> {
         if model.running_max == 0 {
             return Err(valid.refuse(&key("running_max"), 0, "nothing could ever be answered", "write at least 1"));
         }
+        for (name, count) in [("running_max", model.running_max), ("waiting_max", model.waiting_max)] {
+            counted(valid, &key(name), u64::from(count))?;
+        }
+        at_most_a_year(valid, &key("waiting_time"), model.waiting_time)?;
         let missing = match model.device {
             Some(device) if device.kind == DeviceKind::Cpu => !config.devices.cpu || device.ordinal > 0,
             Some(device) => match &config.devices.cuda {

@@ -45,6 +45,7 @@ impl Default for SimConfig {
                 accept_timeout: Duration::from_secs(1),
                 first_token_timeout: Duration::from_secs(5),
                 token_timeout: Duration::from_secs(3),
+                client_timeout: Duration::from_secs(300),
                 load_timeout: Duration::from_secs(10),
                 attempts_max: 4,
                 window_tokens: 32,

@@ -64,3 +64,38 @@ async fn counted(client: &Client) -> u64 {
     assert_eq!(counted.status, 200, "{}", counted.text);
     counted.json["input_tokens"].as_u64().expect("a number of tokens")
 }
+
+#[tokio::test]
+async fn a_draft_model_that_comes_later_completes_its_model_and_is_missed_when_it_goes() {
+    let _alone = alone().await;
+    let home = Home::new();
+    let (pip, draft) = (binary::pip_folder().join("pip-q8_0.gguf"), home.path().join("draft.gguf"));
+    let config = home.path().join("cluster.toml");
+    let list = format!("[[models]]\nid = \"guessed\"\nsource = \"{}\"\ndraft = \"{}\"\n", pip.display(), draft.display());
+    std::fs::write(&config, list).unwrap();
+    let node = home.node("a").arg("--config", config.to_str().unwrap()).start().await;
+    let can_be_held = async |wanted: bool| {
+        eventually(&format!("guessed can be loaded: {wanted}"), async || {
+            let entry = entry(node.client(), "guessed").await.ok_or("not listed".to_owned())?;
+            let is = entry["feasible_on"] == json!(["a"]);
+            if is == wanted { Ok(()) } else { Err(entry.to_string()) }
+        })
+        .await;
+    };
+    eventually("its files were looked at", async || {
+        let unknown: u64 = node.counters("unknown").await?.values().sum();
+        if unknown == 0 { Ok(()) } else { Err(format!("{unknown} unknown")) }
+    })
+    .await;
+    can_be_held(false).await;
+
+    std::fs::copy(&pip, home.path().join("part")).unwrap();
+    std::fs::rename(home.path().join("part"), &draft).unwrap();
+    can_be_held(true).await;
+    answer(node.client(), "guessed").await;
+
+    let unloaded = node.client().post("/v1/models/unload", &json!({"model_id": "guessed"})).await.unwrap();
+    assert_eq!(unloaded.status, 200, "{}", unloaded.text);
+    std::fs::remove_file(&draft).unwrap();
+    can_be_held(false).await;
+}

@@ -5,13 +5,20 @@ use super::{Entry, Scheduler};
 impl<T> Scheduler<T> {
     /// First come, first served: nobody overtakes one who waits for blocks. Passed over are those whose client is behind, those who wait for a
     /// prompt that is being read now and begins as theirs does, those without a key while one with a key waits, and those of a key that has more
-    /// places than another which waits (CX-93).
+    /// places than another which waits (CX-93). Where all places are taken, whoever runs and whose client is behind gives up its own, the youngest
+    /// first: so that clients that read slowly, or not at all, keep no place that another could use.
     pub(super) fn admit(&mut self, on_place: &mut impl FnMut(&mut T)) {
         let mut i = 0;
-        while self.running.len() < self.limits.running_max as usize && i < self.waiting.len() {
+        while i < self.waiting.len() {
+            let is_full = self.running.len() >= self.limits.running_max as usize;
+            if is_full && !self.running.iter().any(Entry::is_stalled) {
+                return;
+            }
             let Entry { number, sequence, .. } = &self.waiting[i];
             if sequence.pending() == 0 || self.is_behind_others(i) || self.is_being_read(*number, &sequence.known()) {
                 i += 1;
+            } else if is_full {
+                self.preempt_stalled(&mut i);
             } else if !self.seat(i, on_place) {
                 return;
             }
@@ -38,10 +45,9 @@ impl<T> Scheduler<T> {
             if let Some(opened) = self.pool.open(&known, self.set_aside() + n_ahead) {
                 break opened;
             }
-            // One whose client is behind holds up nobody.
-            let Some(stalled) = self.running.iter().rposition(Entry::is_stalled) else { return false };
-            i += usize::from(self.running[stalled].number < self.waiting[i].number); // it will wait before this one
-            self.preempt(stalled);
+            if !self.preempt_stalled(&mut i) {
+                return false;
+            }
         };
         let Some(mut entry) = self.waiting.remove(i) else { return false };
         (entry.promised, entry.kept) = (promised, promised);
@@ -86,6 +92,16 @@ impl<T> Scheduler<T> {
                 return false;
             }
         }
+    }
+
+    /// Sends the youngest whose client is behind back into the queue, for the one that waits at `i`, which follows that one if it moves. False if
+    /// there is none.
+    fn preempt_stalled(&mut self, i: &mut usize) -> bool {
+        let Some(stalled) = self.running.iter().rposition(Entry::is_stalled) else { return false };
+        let entry = &self.running[stalled];
+        *i += usize::from(!entry.cancelled && entry.number < self.waiting[*i].number); // it will wait before that one
+        self.preempt(stalled);
+        true
     }
 
     /// Sends one that runs back into the queue, to its old place.

@@ -12,6 +12,7 @@ fn config() -> StreamsConfig {
         accept_timeout: Duration::from_secs(2),
         first_token_timeout: Duration::from_secs(60),
         token_timeout: Duration::from_secs(10),
+        client_timeout: Duration::from_secs(300),
         load_timeout: Duration::from_secs(10),
         attempts_max: 3,
         window_tokens: 8,
