@@ -146,9 +146,13 @@ impl Actor for StreamsActor {
     async fn handle(&self, _myself: ActorRef<StreamsMsg>, message: StreamsMsg, state: &mut StreamsState) -> Result<(), ActorProcessingErr> {
         state.args.address.taken();
         match message {
-            StreamsMsg::Open { id, journal, prompt, events, span } => {
-                state.on_open(Stream { core: StreamCore::new(id, *journal), prompt, events, span, route_span: Span::none() })
-            }
+            StreamsMsg::Open { id, journal, prompt, events, span } => state.on_open(Stream {
+                core: StreamCore::new(id, *journal, Instant::now()),
+                prompt,
+                events,
+                span,
+                route_span: Span::none(),
+            }),
             StreamsMsg::Routed { id, result, route } => {
                 if let Some(stream) = state.streams.get_mut(&id) {
                     stream.core.route = route;
