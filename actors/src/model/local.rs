@@ -10,6 +10,7 @@ use super::ModelMsg;
 use super::sink::{Ingresses, Sink};
 use crate::address::Address;
 use crate::device::DeviceMsg;
+use crate::evictor::core::Place;
 use crate::messages::Notice;
 
 /// The devices of this node, by id.
@@ -61,6 +62,12 @@ impl LocalModels {
         self.0.read().unwrap_or_else(PoisonError::into_inner).values().flat_map(BTreeMap::values).cloned().collect()
     }
 
+    /// Where they are.
+    pub fn places(&self) -> Vec<Place> {
+        let models = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        models.iter().flat_map(|(id, replicas)| replicas.keys().map(|device| (id.clone(), *device))).collect()
+    }
+
     /// The streams of an ingress are gone: what it ordered is dropped.
     pub fn ingress_lost(&self, ingress: &NodeId) {
         self.list().iter().for_each(|model| model.tell(ModelMsg::IngressLost(ingress.clone())));
@@ -87,7 +94,7 @@ impl LocalModels {
                 self.list().iter().for_each(|model| model.tell(ModelMsg::Credit((from.clone(), request, attempt), until)));
             }
             Notice::Forget => self.ingress_lost(from),
-            Notice::Summary(_) | Notice::Catalogue(_) => {} // concern the router
+            Notice::Summary(_) | Notice::Catalogue(_) | Notice::Announce => {} // concern the router
         }
     }
 

@@ -131,7 +131,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
     );
     children.add(
         "router",
-        Role::Other,
+        Role::Router,
         Kind {
             actor: || RouterActor,
             address: router.clone(),
@@ -141,6 +141,8 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
                 peers: peers.clone(),
                 streams: streams.clone(),
                 evictor: evictor.clone(),
+                models: models.clone(),
+                known: known.clone(),
                 policy: args.eviction.policy,
                 n_devices: args.devices.len(),
             },
@@ -254,7 +256,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         shelf,
         catalogue: catalogue.clone(),
     };
-    let addresses = Addresses { evictor, router, streams, membership, http, devices: devices.into_values().collect(), models };
+    let addresses = Addresses { evictor, router, catalogue, streams, membership, http, devices: devices.into_values().collect(), models };
     let root_args = NodeActorArgs {
         address: node,
         budget: args.restarts,

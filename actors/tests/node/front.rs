@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use plexus_actors::node::RunningNode;
+
 use super::*;
 
 async fn address(node: &RunningNode) -> SocketAddr {
