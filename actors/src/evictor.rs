@@ -82,6 +82,8 @@ pub enum EvictorMsg {
     Loaded(Place),
     /// A replica could not be loaded.
     Failed(Place),
+    /// A model's files came, or were replaced.
+    FilesCame(ModelId),
     /// A replica found no room in time, and goes.
     GaveUp(Place),
     /// A replica got its first request, or ended its last.
@@ -141,7 +143,9 @@ impl Actor for EvictorActor {
         args.address.attach(myself);
         args.address.tell_after(TICK, EvictorMsg::TickDue);
         static LIVES: AtomicU64 = AtomicU64::new(0);
-        let core = EvictorCore::new(args.config, args.pins.load()).after(Ask(LIVES.fetch_add(1, Ordering::Relaxed) * ASKS_OF_A_LIFE));
+        let core = EvictorCore::new(args.config, args.pins.load())
+            .after(Ask(LIVES.fetch_add(1, Ordering::Relaxed) * ASKS_OF_A_LIFE))
+            .of(args.me.clone());
         Ok(EvictorState { args, core, next_asker: 0, rooms: HashMap::new(), answers: HashMap::new() })
     }
 
@@ -160,6 +164,7 @@ impl Actor for EvictorActor {
             }
             EvictorMsg::Loaded(place) => Event::Loaded(place),
             EvictorMsg::Failed(place) => Event::Failed(place),
+            EvictorMsg::FilesCame(model) => Event::FilesCame(model),
             EvictorMsg::GaveUp(place) => Event::GaveUp(place),
             EvictorMsg::Used(place, busy) => Event::Used { place, busy },
             EvictorMsg::Holds { place, profile, lease, bytes, busy } => Event::Holds { place, profile, lease, bytes, busy },
