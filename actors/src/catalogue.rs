@@ -23,6 +23,7 @@ use self::looks::{LookEnds, Looks};
 use crate::address::Address;
 use crate::args::Listing;
 use crate::device::chain;
+use crate::evictor::EvictorMsg;
 use crate::inspect::Inspection;
 use crate::model::{check_kind, load, prepare};
 use crate::router::RouterMsg;
@@ -46,6 +47,8 @@ pub struct CatalogueArgs {
     pub listing: Listing,
     /// Told of what is here.
     pub router: Address<RouterMsg>,
+    /// Told of files that came, or were replaced.
+    pub evictor: Address<EvictorMsg>,
     /// Where files are.
     pub shelf: Shelf,
     /// What the other nodes list.
@@ -295,6 +298,7 @@ impl CatalogueState {
             FilesState::Refused(reason) => warn!(%model, reason, "the model's files cannot be served"),
             FilesState::Present(facts) => {
                 info!(%model, bytes = %facts.file_bytes, "the model's files are here");
+                self.args.evictor.tell(EvictorMsg::FilesCame(model.clone()));
                 if let Some(wanted) = entry.profile.context_length.filter(|wanted| *wanted > facts.context_length) {
                     warn!(%model, wanted, context_length = facts.context_length, "the model was not made for so long a context: it has its own");
                 }
@@ -353,7 +357,14 @@ fn look_at(profile: &ModelProfile, shelf: &Shelf) -> FilesState {
     if !shelf.missing(profile).is_empty() {
         return FilesState::Absent;
     }
-    let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| load::open(profile, shelf).map(|opened| opened.facts())));
+    let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let opened = load::open(profile, shelf)?;
+        if let (narrow @ 1.., matrices) = opened.too_narrow() {
+            warn!(model = %profile.id, quant = profile.quant.map(tracing::field::display), narrow, matrices,
+                "rows of some matrices are no multiple of 256: those are held in q8_0, or as the files have them, and take more memory than the quant says");
+        }
+        Ok(opened.facts())
+    }));
     match opened.unwrap_or_else(|_| Err("reading them panicked".into())) {
         Ok(facts) => FilesState::Present(facts),
         Err(reason) => FilesState::Refused(reason),
@@ -405,6 +416,7 @@ mod tests {
             address: Address::new(),
             listing: Listing { models: vec![ModelProfile::new("m".parse().unwrap(), source)], ..Listing::default() },
             router: Address::new(),
+            evictor: Address::new(),
             shelf: Shelf::new(Store::new(StoreConfig::new(store.to_owned()), Arc::new(links)), Peers::new(me)),
             view: SharedView::new(ClusterView::new("test".into(), facts("a"))),
         }

@@ -82,6 +82,8 @@ pub enum EvictorMsg {
     Loaded(Place),
     /// A replica could not be loaded.
     Failed(Place),
+    /// A model's files came, or were replaced.
+    FilesCame(ModelId),
     /// A replica found no room in time, and goes.
     GaveUp(Place),
     /// A replica got its first request, or ended its last.
@@ -150,8 +152,10 @@ impl Actor for EvictorActor {
         args.address.attach(myself);
         args.address.tell_after(TICK, EvictorMsg::TickDue);
         static LIVES: AtomicU64 = AtomicU64::new(0);
-        let core = EvictorCore::new(args.config, args.pins.load()).after(Ask(LIVES.fetch_add(1, Ordering::Relaxed) * ASKS_OF_A_LIFE));
-        let core = core.awaiting(args.models.places(), Instant::now());
+        let core = EvictorCore::new(args.config, args.pins.load())
+            .after(Ask(LIVES.fetch_add(1, Ordering::Relaxed) * ASKS_OF_A_LIFE))
+            .of(args.me.clone())
+            .awaiting(args.models.places(), Instant::now());
         Ok(EvictorState { args, core, next_asker: 0, rooms: HashMap::new(), answers: HashMap::new() })
     }
 
@@ -170,6 +174,7 @@ impl Actor for EvictorActor {
             }
             EvictorMsg::Loaded(place) => Event::Loaded(place),
             EvictorMsg::Failed(place) => Event::Failed(place),
+            EvictorMsg::FilesCame(model) => Event::FilesCame(model),
             EvictorMsg::GaveUp(place) => Event::GaveUp(place),
             EvictorMsg::Used(place, busy) => Event::Used { place, busy },
             EvictorMsg::Here { place, since, profile, standing } => Event::Here { place, since, profile, standing },

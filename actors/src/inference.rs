@@ -1,5 +1,6 @@
 //! The cluster behind the HTTP dialects: asks the actors.
 
+mod by_hand;
 mod count;
 mod embed;
 mod explain;
@@ -15,8 +16,8 @@ use futures::Stream;
 use futures::future::join_all;
 use plexus_api::service::{Embedded, Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place};
 use plexus_types::{
-    ActorReport, ClusterReport, DeviceId, EmbedRequest, Explanation, GenerateEvent, GenerateRequest, Journal, ModelId, ModelKind,
-    ModelReport, ModelState, NodeName, NodeSummary, ReplicaId, ReplicaState, RequestError, RequestId,
+    ActorReport, ClusterReport, EmbedRequest, Explanation, GenerateEvent, GenerateRequest, Journal, ModelId, ModelKind, ModelReport,
+    ModelState, NodeName, NodeSummary, ReplicaId, ReplicaState, RequestError, RequestId,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -26,13 +27,12 @@ use crate::address::{Address, CallError};
 use crate::args::StreamsConfig;
 use crate::catalogue::CatalogueMsg;
 use crate::evictor::EvictorMsg;
-use crate::messages::{Answer, Ensure, Question};
+use crate::messages::{Answer, Question};
 use crate::metrics::RequestMeter;
 use crate::model::{LocalModels, check_kind};
 use crate::node::NodeMsg;
 use crate::peers::{Peer, Peers};
 use crate::prefix::PromptDigests;
-use crate::router::home::home_of;
 use crate::router::view::{ClusterView, SharedView};
 use crate::router::{RouteRequest, Routed, RouterMsg};
 use crate::streams::StreamsMsg;
@@ -47,10 +47,6 @@ pub(crate) const ACTOR_DEADLINE: Duration = Duration::from_secs(2);
 const PEER_DEADLINE: Duration = Duration::from_secs(3);
 /// Fetching a large model over a slow line.
 pub(crate) const PULL_DEADLINE: Duration = Duration::from_secs(24 * 3600);
-/// A failure that was there before a load was asked for shows no longer than this.
-const FORMER_FAILURE: Duration = Duration::from_secs(1);
-/// Loads are begun, and replicas asked to go.
-const ORDER_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a model that is being loaded is looked for.
 const LOAD_POLL: Duration = Duration::from_millis(20);
 /// Encoding a long prompt.
@@ -129,65 +125,6 @@ impl ClusterInference {
         }
     }
 
-    /// Asks the home of a model for a replica of it.
-    async fn ensure(&self, model: &ModelId) -> Result<Result<Explanation, RequestError>, RequestError> {
-        let home = home_of(&self.view.read(), model);
-        let ensure = Ensure { model: model.clone(), replicas: 1, by_hand: true };
-        if home == *self.peers.me() {
-            let asked = self.router.call(|reply| RouterMsg::Ensure(ensure, reply), ORDER_DEADLINE).await;
-            return asked.map_err(|error| restarting("router", error));
-        }
-        let lost = |why: String| unavailable(format!("the node '{}', which places the model, did not answer: {why}", home.name));
-        let peer = self.peers.get(&home).ok_or_else(|| lost("no link to it".into()))?;
-        match peer.ask(Question::Ensure(ensure), ORDER_DEADLINE).await {
-            Ok(Answer::Ensure(result)) => Ok(result),
-            Ok(_) => Err(lost("it said something else".into())),
-            Err(error) => Err(lost(error.to_string())),
-        }
-    }
-
-    /// What the replicas of a model are doing, at a place or everywhere.
-    fn states(&self, model: &ModelId, place: &Place) -> Vec<ReplicaState> {
-        let view = self.view.read();
-        view.candidates(model).filter(|one| place.holds(&one.id)).map(|one| one.report.state.clone()).collect()
-    }
-
-    /// Asks every node that holds a model, as far as the place is named. Says where it was done.
-    async fn at_each(
-        &self,
-        model: &ModelId,
-        place: &Place,
-        question: impl Fn(ModelId, DeviceId) -> Question,
-    ) -> Result<Vec<String>, RequestError> {
-        let here: Vec<ReplicaId> = self.view.read().candidates(model).map(|one| one.id).filter(|id| place.holds(id)).collect();
-        if here.is_empty() {
-            let message = format!("the model '{model}' is not loaded there; GET /v1/models says what is loaded where");
-            return Err(RequestError::invalid("model", message));
-        }
-        let mut done = Vec::new();
-        for replica in here {
-            let question = question(replica.model.clone(), replica.device);
-            if replica.node == *self.peers.me() {
-                self.own(question).await?;
-            } else {
-                let peer = self.peers.get(&replica.node);
-                let peer = peer.ok_or_else(|| unavailable(format!("there is no link to the node '{}'", replica.node.name)))?;
-                done_at(&peer, question, ORDER_DEADLINE).await?;
-            }
-            done.push(format!("{}/{}", replica.node.name, replica.device));
-        }
-        Ok(done)
-    }
-
-    async fn own(&self, question: Question) -> Result<(), RequestError> {
-        let asked = match question {
-            Question::Unload(model, device) => self.evictor.call(|reply| EvictorMsg::Unload(model, device, reply), ORDER_DEADLINE).await,
-            Question::Pin(model, pinned) => self.evictor.call(|reply| EvictorMsg::Pin(model, pinned, reply), ORDER_DEADLINE).await,
-            _ => return Err(internal("that is not done by hand")),
-        };
-        asked.map_err(|error| restarting("evictor", error))?
-    }
-
     /// The model that a client's name for it stands for.
     fn resolve(&self, name: &ModelId) -> ModelId {
         self.view.read().resolve(name).clone()
@@ -257,6 +194,10 @@ impl Inference for ClusterInference {
         self.view.read().models()
     }
 
+    async fn all_models(&self) -> Vec<ModelReport> {
+        self.view.read().all_models()
+    }
+
     async fn cluster(&self) -> ClusterReport {
         self.view.read().report(Instant::now())
     }
@@ -274,51 +215,11 @@ impl Inference for ClusterInference {
     }
 
     async fn load_model(&self, load: LoadModel) -> Result<LoadedModel, RequestError> {
-        let LoadModel { model, place, wait } = load;
-        let model = self.resolve(&model);
-        if !self.view.read().catalogue().models.contains_key(&model) {
-            return Err(RequestError::model_not_found(&model));
-        }
-        let asked = if place == Place::default() {
-            self.ensure(&model).await?
-        } else {
-            let (model, place) = (model.clone(), place.clone());
-            let asked = self.router.call(|reply| RouterMsg::LoadAt(model, place, reply), ORDER_DEADLINE).await;
-            asked.map_err(|error| restarting("router", error))?
-        };
-        let explanation = asked?;
-        let asked_at = Instant::now();
-        let until = asked_at + if wait { self.config.load_timeout } else { Duration::ZERO };
-        let mut begun = false;
-        loop {
-            let states = self.states(&model, &place);
-            // What is shown at first may be a former failure.
-            begun |= states.contains(&ReplicaState::Loading) || asked_at.elapsed() > FORMER_FAILURE;
-            if states.contains(&ReplicaState::Loaded) || Instant::now() >= until {
-                return Ok(LoadedModel { loaded: states.contains(&ReplicaState::Loaded), explanation });
-            }
-            let failed = states.iter().find_map(|state| if let ReplicaState::Failed(why) = state { Some(why) } else { None });
-            if let Some(why) = failed.filter(|_| begun && states.iter().all(|state| matches!(state, ReplicaState::Failed(_)))) {
-                let message = format!("the model '{model}' could not be loaded: {why}");
-                return Err(RequestError::Unservable { message });
-            }
-            tokio::time::sleep(LOAD_POLL).await;
-        }
+        self.load_by_hand(load).await
     }
 
     async fn pull_model(&self, model: &ModelId, node: Option<&NodeName>) -> Result<(), RequestError> {
-        let model = self.resolve(model);
-        match node.filter(|node| **node != self.peers.me().name) {
-            None => {
-                let pulled = self.catalogue.call(|reply| CatalogueMsg::Pull(model, reply), PULL_DEADLINE).await;
-                pulled.map_err(|error| restarting("catalogue", error))?
-            }
-            Some(node) => {
-                let peer = self.peers.list().into_iter().find(|peer| peer.id().name == *node);
-                let no_node = || RequestError::invalid("node", format!("there is no link to a node '{node}'; GET /v1/cluster lists them"));
-                done_at(&peer.ok_or_else(no_node)?, Question::Pull(model), PULL_DEADLINE).await
-            }
-        }
+        self.pull_by_hand(model, node).await
     }
 
     async fn unload_model(&self, model: &ModelId, place: &Place) -> Result<Vec<String>, RequestError> {
@@ -384,15 +285,6 @@ async fn actors_of(peer: &Peer) -> NodeActors {
         Ok(Answer::Actors(actors)) => NodeActors { node, actors, error: None },
         Ok(_) => NodeActors { node, actors: Vec::new(), error: Some("it answered something else".into()) },
         Err(error) => NodeActors { node, actors: Vec::new(), error: Some(error.to_string()) },
-    }
-}
-
-/// Has another node do something.
-async fn done_at(peer: &Peer, question: Question, deadline: Duration) -> Result<(), RequestError> {
-    match peer.ask(question, deadline).await {
-        Ok(Answer::Done(result)) => result,
-        Ok(_) => Err(internal("the node said something else")),
-        Err(error) => Err(unavailable(format!("the node '{}' did not answer: {error}", peer.id().name))),
     }
 }
 

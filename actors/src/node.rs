@@ -29,7 +29,7 @@ use tracing::{error, info, warn};
 
 use self::child::Child;
 use self::replica::ReplicaKit;
-use self::restarts::{Plan, Restarts};
+use self::restarts::{FIRST_PAUSE, Plan, Restarts};
 pub use self::running::RunningNode;
 pub use self::tree::start;
 use crate::address::{Address, CallError};
@@ -137,7 +137,7 @@ struct Slot {
     last_error: Option<String>,
     /// It ends on purpose, and is not started again.
     dismissed: bool,
-    /// It ends on purpose, and is started again at once.
+    /// It ends on purpose, or with a device that does, and is started again without that counting as a failure.
     renewed: bool,
 }
 
@@ -231,13 +231,13 @@ impl NodeState {
         if slot.dismissed {
             return self.on_dismissed(id);
         }
-        if std::mem::take(&mut slot.renewed) {
-            return self.args.address.tell(NodeMsg::Start(id));
-        }
-        slot.last_error = Some(why.clone());
         if let Role::Model((model, device), _) = &slot.role {
             self.args.addresses.router.tell(RouterMsg::OwnReplicaGone(model.clone(), *device));
         }
+        if std::mem::take(&mut slot.renewed) {
+            return self.args.address.tell_after(FIRST_PAUSE, NodeMsg::Start(id));
+        }
+        slot.last_error = Some(why.clone());
         self.plan_restart(myself, id, why);
     }
 
@@ -319,11 +319,14 @@ impl NodeState {
     }
 
     fn on_restart(&mut self, path: &str) {
-        if let Some(slot) = self.children.values_mut().find(|slot| slot.path == path)
-            && let Some(life) = &slot.life
-        {
-            slot.renewed = true;
-            life.stop(Some("renewed".into()));
+        let Some(slot) = self.children.values_mut().find(|slot| slot.path == path) else { return };
+        let Some(life) = &slot.life else { return };
+        slot.renewed = true;
+        life.stop(Some("renewed".into()));
+        // Those that a device holds lose it, and are started again with it: that is no failure of theirs.
+        if let Role::Device(device) = slot.role {
+            let on_it = |slot: &&mut Slot| matches!(&slot.role, Role::Model((_, at), _) if *at == device);
+            self.children.values_mut().filter(on_it).for_each(|slot| slot.renewed = true);
         }
     }
 

@@ -20,6 +20,7 @@ const ECHO_CHARS_MAX: usize = 80;
 
 /// What any of the five is told; each refuses what it cannot do.
 #[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct HandBody {
     model_id: Option<String>,
     model: Option<String>,
@@ -140,7 +141,7 @@ async fn read(api: &Api, request: Request) -> Result<HandBody, Failure> {
 /// The model, if the cluster has heard of it.
 async fn known(api: &Api, model: &ModelId) -> Result<ModelReport, RequestError> {
     tracing::Span::current().record("model", model.as_str());
-    let found = api.inference.models().await.into_iter().find(|known| known.id == *model);
+    let found = api.inference.all_models().await.into_iter().find(|known| known.id == *model);
     found.ok_or_else(|| RequestError::model_not_found(model))
 }
 
@@ -158,10 +159,7 @@ pub(crate) async fn load(State(api): State<Shared>, Extension(exchange): Extensi
     let load = async {
         let hand = read(&api, request).await?;
         let load = hand.load()?;
-        // One that no node can hold is listed nowhere; it is refused with the reason.
-        if let Ok(known) = known(&api, &load.model).await {
-            hand.check_quant(&known)?;
-        }
+        hand.check_quant(&known(&api, &load.model).await?)?;
         Ok::<_, Failure>(api.inference.load_model(load).await?)
     };
     match load.await {

@@ -1,12 +1,12 @@
 //! Which vendor's words a request is answered in.
 
 use axum::body::Body;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Extension, Path, State};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Extension, Path, Query, State};
 use axum::response::Response;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use plexus_types::{RequestError, RequestId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::failure::Failure;
@@ -121,9 +121,23 @@ pub(crate) fn log(failure: &Failure) {
     }
 }
 
+/// What may be said behind the `?` of `GET /v1/models`.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct ModelsQuery {
+    /// Also what no node can hold, with the reason.
+    #[serde(default)]
+    all: bool,
+}
+
 /// `GET /v1/models`
-pub(crate) async fn models(State(api): State<Shared>, Extension(exchange): Extension<Exchange>) -> Response {
-    let models = api.inference.models().await;
+pub(crate) async fn models(
+    State(api): State<Shared>,
+    Extension(exchange): Extension<Exchange>,
+    query: Result<Query<ModelsQuery>, QueryRejection>,
+) -> Response {
+    // Clients of either vendor may send words of their own there (`limit`, `after_id`).
+    let all = query.is_ok_and(|Query(query)| query.all);
+    let models = if all { api.inference.all_models().await } else { api.inference.models().await };
     match exchange.dialect {
         Dialect::OpenAi => exchange.json(StatusCode::OK, &openai::models::list(&models)),
         Dialect::Anthropic => exchange.json(StatusCode::OK, &anthropic::models::list(&models)),
@@ -148,7 +162,7 @@ pub(crate) async fn model_named_so(State(api): State<Shared>, Extension(exchange
 }
 
 async fn show_model(api: &Api, exchange: Exchange, id: &str) -> Response {
-    let models = api.inference.models().await;
+    let models = api.inference.all_models().await; // whoever names one is told what is wrong with it
     let Some(model) = models.iter().find(|model| model.id.as_str() == id) else {
         return exchange.failure(&crate::params::model_not_found(id).into());
     };

@@ -29,6 +29,8 @@ const PATIENCE: Duration = sse::KEEP_ALIVE;
 const NODE_HEADER: &str = "x-plexus-node";
 /// The header that says why it does.
 const ROUTE_HEADER: &str = "x-plexus-route";
+/// Proxies take 4 KiB or 8 KiB of headers altogether; `plexus cluster explain` tells what does not fit.
+const ROUTE_CHARS_MAX: usize = 2000;
 
 /// A dialect's spelling of one answer. Pure: events in, bytes out.
 pub(crate) trait Render: Send + Unpin + 'static {
@@ -102,7 +104,30 @@ pub(crate) fn mark_served(response: &mut Response, served: Option<&Served>) {
 
 /// Tells in the headers where the request went and why, or why nowhere.
 pub(crate) fn mark_route(response: &mut Response, route: &str) {
-    if let Ok(route) = HeaderValue::from_str(route) {
+    if let Ok(route) = HeaderValue::from_str(&header_text(route)) {
         response.headers_mut().insert(ROUTE_HEADER, route);
+    }
+}
+
+/// A text as a header can hold it: of printable ASCII, and no longer than proxies take.
+fn header_text(text: &str) -> String {
+    let printable = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
+    let mut header: String = text.chars().take(ROUTE_CHARS_MAX).map(printable).collect();
+    if text.chars().nth(ROUTE_CHARS_MAX).is_some() {
+        header.push_str("...");
+    }
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_is_told_in_printable_ascii_and_no_longer_than_proxies_take() {
+        assert_eq!(header_text("it goes to a/cpu-0 (/models/Größe.gguf\n)"), "it goes to a/cpu-0 (/models/Gr??e.gguf?)");
+        let long = header_text(&"reason; ".repeat(1000));
+        assert!(long.len() == ROUTE_CHARS_MAX + 3 && long.ends_with("..."), "{} bytes", long.len());
+        assert!(HeaderValue::from_str(&long).is_ok());
     }
 }

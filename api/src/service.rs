@@ -29,6 +29,10 @@ pub trait Inference: Send + Sync + 'static {
 
     /// The merged catalogue, by id.
     async fn models(&self) -> Vec<ModelReport>;
+    /// The same with those that are listed and can be held by no node, and why.
+    async fn all_models(&self) -> Vec<ModelReport> {
+        self.models().await
+    }
 
     /// The view of the node that answers.
     async fn cluster(&self) -> ClusterReport;

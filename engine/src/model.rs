@@ -205,6 +205,12 @@ impl ModelFiles {
         Ok(self.placed_on(DeviceKind::Cpu))
     }
 
+    /// How many matrices [`Self::quantized`] leaves in more bits than it was told, because their rows are no whole number of the format's blocks of
+    /// 256, and how many matrices there are.
+    pub fn too_narrow(&self) -> (usize, usize) {
+        self.weights.too_narrow()
+    }
+
     /// The same model with a context of so many tokens, if that is fewer than it has.
     ///
     /// With LongRoPE (Phi 3.5, Phi 4 mini) the context decides how positions are told apart, in short prompts too: one of up to the length of

@@ -167,6 +167,9 @@ pub(crate) struct PlaceOptions {
     /// The device that is to hold it, such as cpu-0 or cuda-1.
     #[arg(long)]
     pub(crate) device: Option<DeviceId>,
+    /// Print the node's own JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
     #[arg(long = "ask", hide = true, value_name = "URL", env = "PLEXUS_NODE")]
     ask: Option<String>,
 }
@@ -220,6 +223,9 @@ pub(crate) struct UnloadArgs {
 pub(crate) struct PinArgs {
     /// The model.
     pub(crate) model: String,
+    /// Print the node's own JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) node: NodeOption,
 }

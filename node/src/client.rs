@@ -101,7 +101,10 @@ pub(crate) struct ModelPlace {
     pub(crate) node: String,
     pub(crate) device: String,
     pub(crate) status: String,
+    /// Why it failed there.
+    pub(crate) reason: Option<String>,
     pub(crate) memory_bytes: u64,
+    pub(crate) pinned: bool,
 }
 
 /// A node that answers.
@@ -159,13 +162,18 @@ impl Client {
         self.page("/v1/cluster/actors").await
     }
 
-    /// `GET /v1/models`
+    /// `GET /v1/models`: what can be asked for.
     pub(crate) async fn models(&self) -> Result<Vec<ModelEntry>, ClientError> {
+        self.models_of("/v1/models").await
+    }
+
+    /// The models of one of the lists.
+    pub(crate) async fn models_of(&self, path: &str) -> Result<Vec<ModelEntry>, ClientError> {
         #[derive(Deserialize)]
         struct List {
             data: Vec<ModelEntry>,
         }
-        self.page("/v1/models").await.map(|list: List| list.data)
+        self.page(path).await.map(|list: List| list.data)
     }
 
     /// Any page, as it is.

@@ -41,6 +41,7 @@ fn a_bad_configuration_is_refused_with_its_path_before_anything_is_opened() {
         ("[http]\nlisten = \"everywhere\"\n", ["http.listen", "\"everywhere\"", "write an IP address"]),
         ("[http]\nport = 80\n", ["http.port", "unknown field", "lists every key"]),
         ("[http\n", ["line 1", "correct", ""]),
+        ("[aliases]\n\"a.b\" = \"c\"\nc = \"pip\"\n", ["aliases.a.b", "\"c\"", "name the model itself"]),
     ] {
         std::fs::write(&file, text).unwrap();
         let output = output(home.path(), &["start", "--config", file.to_str().unwrap()]);
@@ -124,7 +125,7 @@ fn the_version_says_which_build_it_is() {
 }
 
 fn models() -> serde_json::Value {
-    let place = serde_json::json!({ "node": "n1", "device": "cpu-0", "status": "loaded", "memory_bytes": 3_000_000 });
+    let place = serde_json::json!({ "node": "n1", "device": "cpu-0", "status": "loaded", "memory_bytes": 3_000_000, "pinned": true });
     serde_json::json!({ "data": [
         { "id": "cold", "loaded": false, "status": "loading", "progress": 0.4, "capabilities": ["generate"], "feasible_on": ["n1"],
           "locations": [] },
@@ -180,7 +181,7 @@ fn answer_once(connection: std::net::TcpStream) -> Option<()> {
     reader.read_exact(&mut body).ok()?;
     let (kind, page) = match request.split(' ').nth(1)? {
         "/version" => ("application/json", "{\"git_sha\":\"x\"}".to_owned()),
-        "/v1/models" => ("application/json", models().to_string()),
+        "/v1/models" | "/v1/models?all=true" => ("application/json", models().to_string()),
         path @ ("/v1/models/load" | "/v1/models/unload" | "/v1/models/pin" | "/v1/models/unpin") => {
             ("application/json", by_hand(path, &serde_json::from_slice(&body).ok()?).to_string())
         }
@@ -234,7 +235,7 @@ fn models_are_listed_with_their_state() {
     let home = tempfile::tempdir().unwrap();
     let url = scripted_node();
     let text = succeeded(&output(home.path(), &["models", "--node", &url]));
-    for parts in [["pip", "loaded", "n1/cpu-0", "512"], ["cold", "loading 40 %", "on demand: n1", "generate"]] {
+    for parts in [["pip", "loaded", "n1/cpu-0 pinned", "512"], ["cold", "loading 40 %", "on demand: n1", "generate"]] {
         assert!(text.lines().any(|line| parts.iter().all(|part| line.contains(part))), "{parts:?}: {text}");
     }
     assert!(!text.contains('\u{1b}'));
@@ -260,6 +261,11 @@ fn models_are_loaded_unloaded_and_pinned_by_hand_each_told_in_a_sentence() {
         let output = output(home.path(), &arguments);
         assert!(succeeded(&output).starts_with(expected), "{output:?}");
         assert!(output.stderr.is_empty(), "a bar for nobody: {output:?}");
+    }
+    for (arguments, status) in [("load m --no-wait --json", "loading"), ("unload m --json", "loaded"), ("pin m --json", "loaded")] {
+        let arguments: Vec<&str> = ["models"].into_iter().chain(arguments.split(' ')).chain(["--node", url.as_str()]).collect();
+        let json: serde_json::Value = serde_json::from_str(&succeeded(&output(home.path(), &arguments))).expect("it is JSON");
+        assert_eq!((&json["status"], &json["model_id"]), (&status.into(), &"m".into()), "{json}");
     }
     let asked_by_variable = plexus(home.path(), &["models", "load", "m", "--node", "n2"]).env("PLEXUS_NODE", &url).output().unwrap();
     assert!(succeeded(&asked_by_variable).contains(r#""node":"n2""#));

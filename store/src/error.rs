@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use plexus_types::{Bytes, NodeName};
 
+use crate::serve::{NOT_HERE, NOT_SHARED};
+
 /// Why a model's files could not be brought here. Each says what to do about it, where something can be done.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -105,7 +107,9 @@ pub enum FetchError {
         missing: String,
     },
     /// Too little room.
-    #[error("{needed} more are needed in {folder}, where {available} are free; free some, or put the cache on a larger disk")]
+    #[error(
+        "{needed} more are needed in {folder}, where {available} are free; free some, or set store.hf_cache (of what comes from a hub) or node.data_dir (of what comes from nodes) to a folder of a larger disk"
+    )]
     NoSpace {
         /// Bytes still to be written.
         needed: Bytes,
@@ -141,6 +145,14 @@ pub enum FetchError {
         #[source]
         source: reqwest::Error,
     },
+    /// It is overloaded, or broken.
+    #[error("{url} does not serve now: {problem}; try again later")]
+    HubFails {
+        /// The address.
+        url: String,
+        /// What it said.
+        problem: String,
+    },
     /// An answer that a hub does not give.
     #[error("{url} gave an answer that is not a hub's: {problem}; check the endpoint of the hub")]
     Answer {
@@ -169,6 +181,11 @@ pub enum FetchError {
 }
 
 impl FetchError {
+    /// Did all nodes that were asked say that they do not have the model?
+    pub(crate) fn is_held_by_nobody(&self) -> bool {
+        matches!(self, Self::Peers { tried } if tried.iter().all(|(_, why)| [NOT_HERE, NOT_SHARED].contains(&why.as_str())))
+    }
+
     /// For `map_err`: adds the path to an I/O error.
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();

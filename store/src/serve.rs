@@ -38,6 +38,9 @@ use crate::names::decoded;
 use crate::progress::Origin;
 use crate::store::{Inner, Store};
 
+/// What a node says of a model that it has not, or that is not for others.
+pub(crate) const NOT_HERE: &str = "it is not on this node";
+pub(crate) const NOT_SHARED: &str = "it is not shared";
 /// How long a manifest may take before the other node is told to ask again.
 const MANIFEST_WAIT: Duration = Duration::from_secs(2);
 /// How long a connection may be idle before its next request.
@@ -164,14 +167,14 @@ impl Inner {
 
     async fn manifest(self: Arc<Self>, source: ModelSource) -> Response<Body> {
         if !self.is_shared(&source) {
-            return text(StatusCode::NOT_FOUND, "it is not shared");
+            return text(StatusCode::NOT_FOUND, NOT_SHARED);
         }
         if let Some(progress) = self.progress_of(&source).filter(|progress| progress.from == Origin::Hub) {
             return json(StatusCode::ACCEPTED, &Soon { done: progress.done, total: progress.total });
         }
         let (inner, looked_for) = (Arc::clone(&self), source.clone());
         let Ok(Some(model)) = tokio::task::spawn_blocking(move || inner.model(&looked_for)).await else {
-            return text(StatusCode::NOT_FOUND, "it is not on this node");
+            return text(StatusCode::NOT_FOUND, NOT_HERE);
         };
         let asked = source.clone();
         let mut preparing = self.prepare(source, model);

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use plexus_types::{Bytes, HubSource, ModelId, ModelSource, NodeName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::cache::CachedRepo;
 use crate::config::StoreConfig;
@@ -256,7 +256,9 @@ impl Inner {
         };
         match (source, unserved) {
             (ModelSource::Hub(source), unserved) => {
-                if let Some(unserved) = unserved {
+                if unserved.as_ref().is_some_and(FetchError::is_held_by_nobody) {
+                    debug!(model = %source, "no other node has the model, so the hub is asked");
+                } else if let Some(unserved) = unserved {
                     warn!(model = %source, error = %unserved, "no other node gave a model, so the hub is asked");
                 }
                 hub::fetch(&self.config, source, &Meter(flight)).await

@@ -84,6 +84,62 @@ async fn a_download_that_arrives_damaged_never_becomes_a_model_and_says_so() {
     assert!(ask(&n1).await.chat_text().contains("Paris"));
 }
 
+/// The refusal of a load by hand, in words.
+async fn not_loaded(node: &Node, body: &Value) -> String {
+    let refused = node.client().post("/v1/models/load", body).await.expect("the node answers");
+    assert_eq!(refused.status, 503, "{}", refused.text);
+    refused.text
+}
+
+#[tokio::test]
+async fn a_load_by_hand_tells_its_own_failure_and_a_pull_that_succeeds_ends_it() {
+    let mirror = Mirror::start("org/pip", [("pip-Q8_0.gguf", pip())]).await;
+    mirror.fail(Faults { corrupt: true, ..Faults::default() });
+    let home = Home::new();
+    let (n1, n2) = (node(&home, "n1", &mirror).await, node(&home, "n2", &mirror).await);
+    whole(&[&n1, &n2]).await;
+    n1.offers_on_demand("capitals").await;
+    for name in ["n1", "n2"] {
+        let text = not_loaded(&n1, &json!({"model_id": "capitals", "node": name})).await;
+        assert!(text.contains("is damaged"), "{text}");
+    }
+    mirror.fail(Faults { refuse: Some((401, "")), ..Faults::default() });
+    let text = not_loaded(&n1, &json!({"model_id": "capitals"})).await;
+    assert!(text.contains("without a token") && !text.contains("damaged"), "what is wrong now, and not what was elsewhere: {text}");
+    assert_eq!(entry(&n1).await["status"], "failed");
+
+    mirror.fail(Faults::default());
+    let pulled = n1.client().post("/v1/models/pull", &json!({"model_id": "capitals", "node": "n2"})).await.unwrap();
+    assert_eq!(pulled.status, 200, "{}", pulled.text);
+    eventually("it is asked for with success, long before failures are forgotten", async || {
+        let reply = ask(&n1).await;
+        if reply.status == 200 { Ok(()) } else { Err(reply.text) }
+    })
+    .await;
+    assert!(!n1.log().contains("no other node gave a model"), "that nobody has it yet is nothing to warn of");
+}
+
+#[tokio::test]
+async fn a_model_that_one_place_cannot_take_is_no_failed_model() {
+    let mirror = Mirror::start("org/pip", [("pip-Q8_0.gguf", pip())]).await;
+    let home = Home::new();
+    let entries = "[[models]]\nid = \"capitals\"\nsource = \"hf:org/pip:Q8_0\"\n";
+    let n1 = node_listing(&home, "n1", &mirror, entries).await;
+    let small = node_listing(&home, "small", &mirror, &format!("{entries}[devices]\ncpu_memory = \"26MiB\"\n")).await;
+    whole(&[&n1, &small]).await;
+    n1.offers_on_demand("capitals").await;
+    let text = not_loaded(&n1, &json!({"model_id": "capitals", "node": "small"})).await;
+    assert!(text.contains("does not fit cpu-0"), "{text}");
+    let listed = entry(&n1).await;
+    assert_eq!((&listed["status"], listed.get("reason")), (&json!("unloaded"), None), "it is served elsewhere: {listed}");
+    let place = &listed["locations"][0];
+    assert_eq!((&place["node"], &place["status"]), (&json!("small"), &json!("failed")), "{listed}");
+    assert!(place["reason"].as_str().is_some_and(|why| why.contains("does not fit")), "{listed}");
+    let output = run_plexus(&home, &["models", "--node", n1.client().base()], "").await;
+    assert!(output.stdout.contains("on demand: ") && output.stdout.contains("capitals failed on small/cpu-0: "), "{output:?}");
+    assert!(ask(&n1).await.chat_text().contains("Paris"));
+}
+
 #[tokio::test]
 async fn a_download_that_is_cut_goes_on_where_it_was() {
     let file = pip();

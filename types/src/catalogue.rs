@@ -70,6 +70,60 @@ impl ModelProfile {
     /// Most replicas of a model that says nothing.
     pub const DEFAULT_REPLICAS_MAX: u32 = 4;
 
+    /// The keys of an entry in which this one differs from another of the same model.
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let Self {
+            id: _,
+            source,
+            quant,
+            draft,
+            prompt_lookup,
+            context_length,
+            running_max,
+            waiting_max,
+            waiting_time,
+            principal_max,
+            anonymous_max,
+            preload,
+            memory,
+            device,
+            min_devices,
+            min_device_memory,
+            pinned_on,
+            pinned,
+            residency_priority,
+            replicas_max,
+            limit,
+            cost,
+            capabilities,
+        } = self; // all of them, so that a new one is not forgotten
+        let same = [
+            ("source", *source == other.source),
+            ("quant", *quant == other.quant),
+            ("draft", *draft == other.draft),
+            ("prompt_lookup", *prompt_lookup == other.prompt_lookup),
+            ("context_length", *context_length == other.context_length),
+            ("running_max", *running_max == other.running_max),
+            ("waiting_max", *waiting_max == other.waiting_max),
+            ("waiting_time", *waiting_time == other.waiting_time),
+            ("principal_max", *principal_max == other.principal_max),
+            ("anonymous_max", *anonymous_max == other.anonymous_max),
+            ("preload", *preload == other.preload),
+            ("memory", *memory == other.memory),
+            ("device", *device == other.device),
+            ("min_devices", *min_devices == other.min_devices),
+            ("min_device_memory", *min_device_memory == other.min_device_memory),
+            ("pinned_on", *pinned_on == other.pinned_on),
+            ("pinned", *pinned == other.pinned),
+            ("residency_priority", *residency_priority == other.residency_priority),
+            ("replicas_max", *replicas_max == other.replicas_max),
+            ("limit", *limit == other.limit),
+            ("cost", *cost == other.cost),
+            ("capabilities", *capabilities == other.capabilities),
+        ];
+        same.into_iter().filter_map(|(key, same)| (!same).then_some(key)).collect()
+    }
+
     /// A model of which no more is said than its name and where it comes from.
     pub fn new(id: ModelId, source: ModelSource) -> Self {
         Self {

@@ -204,6 +204,8 @@ pub struct ModelLocation {
     pub state: ReplicaState,
     /// Memory promised to it.
     pub memory: Bytes,
+    /// It goes by hand only.
+    pub pinned: bool,
 }
 
 /// A model of the merged catalogue.

@@ -14,7 +14,7 @@ mod here;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use plexus_types::{Bytes, DeviceId, Footprint, ModelFacts, ModelId, ModelProfile, RequestError};
+use plexus_types::{Bytes, DeviceId, Footprint, ModelFacts, ModelId, ModelProfile, NodeName, RequestError};
 use tokio::time::Instant;
 
 pub use self::event::{Ask, Effect, Event, Standing, Verdict};
@@ -72,6 +72,8 @@ pub struct EvictorCore {
     /// They are waited for until then.
     heard_by: Option<Instant>,
     unloads: Vec<(Place, Asker)>,
+    /// The node, for those who are told of its devices.
+    me: Option<NodeName>,
     /// What was said by hand; it counts before what the catalogue says.
     pins: Pins,
     /// Models that went for others, or for nobody's use.
@@ -132,6 +134,18 @@ impl EvictorCore {
         self
     }
 
+    /// The same, of a node that is called so.
+    #[must_use]
+    pub fn of(mut self, me: NodeName) -> Self {
+        self.me = Some(me);
+        self
+    }
+
+    /// A device, for those who may ask several nodes.
+    fn named(&self, device: DeviceId) -> String {
+        self.me.as_ref().map_or_else(|| device.to_string(), |me| format!("{me}/{device}"))
+    }
+
     /// Who was promised what.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
@@ -158,6 +172,7 @@ impl EvictorCore {
             }
             Event::Loaded(place) => self.note(&place, |resident| resident.idle_since = Some(now + FIRST_USE)),
             Event::GaveUp(place) => self.dismiss(place, &mut out),
+            Event::FilesCame(model) => self.dismiss_failed(|place, _| place.0 == model, &mut out),
             Event::Failed(place) => {
                 if let Some(hosted) = self.hosted.get_mut(&place) {
                     hosted.failed_at = Some(now);
@@ -195,7 +210,7 @@ impl EvictorCore {
         }
         match self.hosted.get(&place) {
             Some(hosted) if hosted.leaving => {
-                let message = format!("the model '{}' is just going from {device}", place.0);
+                let message = format!("the model '{}' is just going from {}", place.0, self.named(device));
                 return Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(1) });
             }
             Some(hosted) if hosted.failed_at.is_none() => return Ok(()),
@@ -219,6 +234,7 @@ impl EvictorCore {
         profile.pinned = self.pins.get(&profile.id).copied().unwrap_or(profile.pinned);
         let pinned = profile.pinned;
         self.last_ask.0 += 1;
+        self.note(&place, |resident| resident.idle_since = None); // of an earlier life, which is on its way out
         self.hosted.insert(place, Hosted::new(profile.clone(), pinned, self.last_ask));
         out.push(Effect::Host { profile, device, since: self.last_ask });
         Ok(())
@@ -279,7 +295,7 @@ impl EvictorCore {
         let Waiting { place: (model, _), lease, needs, .. } = waiting;
         let class = self.class_of(&waiting.place);
         let pinned = self.hosted.get(&waiting.place).is_some_and(|hosted| hosted.pinned);
-        let occupants = self.ledger.occupants(device, model, now);
+        let occupants = self.ledger.occupants_beside(device, model, *lease, now);
         let Room { victims, free } = plan_eviction(total, &occupants, needs, class, &self.config.policy)?;
         if !victims.is_empty() {
             return Ok(Err(victims.into_iter().map(|model| (model, device)).collect()));
@@ -325,14 +341,7 @@ impl EvictorCore {
     }
 
     fn on_tick(&mut self, now: Instant, out: &mut Vec<Effect>) {
-        let expired = |at: &Instant| now.saturating_duration_since(*at) >= FAILED_KEPT;
-        let failed: Vec<Place> = self
-            .hosted
-            .iter()
-            .filter(|(_, hosted)| !hosted.leaving && hosted.failed_at.as_ref().is_some_and(expired))
-            .map(|(place, _)| place.clone())
-            .collect();
-        failed.into_iter().for_each(|place| self.dismiss(place, out));
+        self.dismiss_failed(|_, at| now.saturating_duration_since(at) >= FAILED_KEPT, out);
         for device in self.ledger.devices().collect::<Vec<_>>() {
             self.advance(device, now, out);
         }

@@ -1,6 +1,7 @@
 //! Who was promised which memory: exact sums per device, never a count of models.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use plexus_types::{Bytes, DeviceId, DeviceReport, ModelId};
@@ -19,7 +20,8 @@ struct Account {
     name: String,
     /// Absent until the device has said how large it is.
     total: Option<Bytes>,
-    residents: BTreeMap<ModelId, Resident>,
+    /// By model, and of a model by age: an earlier life of it may hold memory yet when the next one comes.
+    residents: BTreeMap<(ModelId, Lease), Resident>,
 }
 
 /// One promise: told apart from an earlier one to the same model, so that what an earlier life of a model returns late is not the later one's.
@@ -76,56 +78,67 @@ impl Ledger {
         self.devices.get(&id).filter(|account| account.total.is_some()).map(Account::free)
     }
 
-    /// Promises memory of one device to a model, in place of what it was promised there before.
+    /// Promises memory of one device to a model, in place of what it was promised there by the same lease before. What an earlier life of it was
+    /// promised counts until that returns it: its load may still be under way.
     ///
     /// Errors: [`Exceeds`]; the ledger is then as it was.
     pub fn promise(&mut self, device: DeviceId, model: &ModelId, resident: Resident) -> Result<(), Exceeds> {
         let needed = resident.bytes;
         let account = self.devices.get_mut(&device).ok_or(Exceeds { device, needed, available: Bytes(0) })?;
-        let before = account.residents.remove(model);
+        let key = (model.clone(), resident.lease);
+        let before = account.residents.remove(&key);
         let available = account.free();
         if needed > available {
-            account.residents.extend(before.map(|resident| (model.clone(), resident)));
+            account.residents.extend(before.map(|resident| (key, resident)));
             return Err(Exceeds { device, needed, available });
         }
-        account.residents.insert(model.clone(), resident);
+        account.residents.insert(key, resident);
         Ok(())
     }
 
     /// Notes what a model holds already, however much there is: what is so cannot be refused.
     pub fn hold(&mut self, device: DeviceId, model: &ModelId, resident: Resident) {
-        self.devices.entry(device).or_default().residents.insert(model.clone(), resident);
+        self.devices.entry(device).or_default().residents.insert((model.clone(), resident.lease), resident);
     }
 
-    /// Takes a promise back. One that was replaced since is left alone. True if there was one.
+    /// Takes a promise back, and leaves those to other lives of the model alone. True if there was one.
     pub fn release(&mut self, device: DeviceId, model: &ModelId, lease: Lease) -> bool {
-        let Some(account) = self.devices.get_mut(&device) else { return false };
-        if account.residents.get(model).is_none_or(|resident| resident.lease != lease) {
-            return false;
-        }
-        account.residents.remove(model).is_some()
+        let account = self.devices.get_mut(&device);
+        account.is_some_and(|account| account.residents.remove(&(model.clone(), lease)).is_some())
     }
 
-    /// A resident.
+    /// A resident: of several lives of a model the latest.
     pub fn resident(&self, device: DeviceId, model: &ModelId) -> Option<&Resident> {
-        self.devices.get(&device)?.residents.get(model)
+        let residents = &self.devices.get(&device)?.residents;
+        residents.range(lives_of(model)).next_back().map(|(_, resident)| resident)
     }
 
-    /// A resident, to note what changed.
+    /// The same, to note what changed.
     pub fn resident_mut(&mut self, device: DeviceId, model: &ModelId) -> Option<&mut Resident> {
-        self.devices.get_mut(&device)?.residents.get_mut(model)
+        let residents = &mut self.devices.get_mut(&device)?.residents;
+        residents.range_mut(lives_of(model)).next_back().map(|(_, resident)| resident)
     }
 
     /// Every resident of every device.
     pub fn residents(&self) -> impl Iterator<Item = (DeviceId, &ModelId, &Resident)> {
-        self.devices.iter().flat_map(|(id, account)| account.residents.iter().map(|(model, resident)| (*id, model, resident)))
+        self.devices.iter().flat_map(|(id, account)| account.residents.iter().map(|((model, _), resident)| (*id, model, resident)))
     }
 
-    /// The residents of a device as [`super::plan::plan_eviction`] sees them, but for `without`, who asks for itself.
+    /// The residents of a device as [`super::plan::plan_eviction`] sees them, but for `without`, which may come or not.
     pub fn occupants(&self, device: DeviceId, without: &ModelId, now: Instant) -> Vec<Occupant> {
         let Some(account) = self.devices.get(&device) else { return Vec::new() };
-        let others = account.residents.iter().filter(|(model, _)| *model != without);
-        others.map(|(model, resident)| resident.occupant(model, now)).collect()
+        let others = account.residents.iter().filter(|((model, _), _)| model != without);
+        others.map(|((model, _), resident)| resident.occupant(model, now)).collect()
+    }
+
+    /// The same for a life of a model that asks for its memory: what earlier lives of it still hold is in use until they return it.
+    pub fn occupants_beside(&self, device: DeviceId, model: &ModelId, lease: Lease, now: Instant) -> Vec<Occupant> {
+        let mut occupants = self.occupants(device, model, now);
+        let account = self.devices.get(&device);
+        let lives = account.into_iter().flat_map(|account| account.residents.range(lives_of(model)));
+        let earlier = lives.filter(|((_, life), _)| *life != lease).map(|(_, resident)| resident.occupant(model, now));
+        occupants.extend(earlier.map(|occupant| Occupant { idle: None, ..occupant }));
+        occupants
     }
 
     /// The devices, for the summary of the node.
@@ -136,6 +149,11 @@ impl Ledger {
         };
         self.devices.iter().filter_map(report).collect()
     }
+}
+
+/// Where a model is among the residents, whichever life of it.
+fn lives_of(model: &ModelId) -> RangeInclusive<(ModelId, Lease)> {
+    (model.clone(), Lease(0))..=(model.clone(), Lease(u64::MAX))
 }
 
 impl Resident {
@@ -205,9 +223,12 @@ mod tests {
         let mut ledger = ledger(100);
         let model: ModelId = "a".parse().unwrap();
         ledger.promise(cpu(), &model, promised(1, 60)).unwrap();
-        ledger.promise(cpu(), &model, promised(2, 50)).unwrap();
+        assert!(ledger.promise(cpu(), &model, promised(2, 50)).is_err(), "the earlier life still holds its memory");
+        ledger.promise(cpu(), &model, promised(2, 30)).unwrap();
+        assert_eq!(ledger.resident(cpu(), &model).map(|resident| resident.lease), Some(Lease(2)));
+        assert!(ledger.release(cpu(), &model, Lease(1)));
+        assert_eq!(ledger.free(cpu()), Some(Bytes(70)));
         assert!(!ledger.release(cpu(), &model, Lease(1)));
-        assert_eq!(ledger.free(cpu()), Some(Bytes(50)));
         assert!(ledger.release(cpu(), &model, Lease(2)));
         assert_eq!(ledger.free(cpu()), Some(Bytes(100)));
     }

@@ -129,7 +129,7 @@ impl ClusterInference {
 
     /// So many groups of a request are sent out before the first of them has come back.
     fn groups_at_once(&self, model: &ModelId) -> usize {
-        let loaded = self.states(model, &Place::default()).into_iter().filter(|state| *state == ReplicaState::Loaded).count();
+        let loaded = self.states(model, &Place::default()).into_iter().filter(|(_, state)| *state == ReplicaState::Loaded).count();
         loaded.max(1) * GROUPS_PER_REPLICA
     }
 

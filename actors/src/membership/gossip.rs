@@ -115,7 +115,8 @@ impl GossipThread {
 
     /// One life of chitchat.
     async fn gossip(&mut self, start: u64, view: &mut View, commands: &mut mpsc::UnboundedReceiver<Command>) -> End {
-        let transport = SealedTransport::new(Arc::clone(&self.args.socket), &self.args.secret, Arc::clone(&self.status.datagrams));
+        let transport =
+            SealedTransport::new(Arc::clone(&self.args.socket), &self.args.secret, &self.args.cluster, Arc::clone(&self.status.datagrams));
         let keys = match keys_of(&self.args.facts) {
             Ok(keys) => keys,
             Err(error) => return End::Failed(error.to_string()),

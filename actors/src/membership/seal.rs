@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! version u8 | key id u8 | epoch u64 | counter u64 | chance u64 | ciphertext and tag        (XChaCha20-Poly1305)
-//!                          `-------- nonce, 24 bytes --------'
+//!                          `-------- nonce, 24 bytes --------'    length u8 | the cluster's name | gossip
 //! ```
 //! Nothing is parsed before it is authenticated, and a datagram that is refused is not answered: whoever lacks the key learns nothing and
 //! reaches nothing. Each opening of a socket draws an epoch and counts its datagrams, so that a datagram is taken once. What this does not
@@ -25,7 +25,7 @@ use tracing::{debug, warn};
 
 use crate::secret::ClusterSecret;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const HEADER: usize = 26;
 const TAG: usize = 16;
 /// What UDP over IPv4 can carry.
@@ -42,7 +42,7 @@ pub(super) struct Datagrams {
     pub(super) sent: AtomicU64,
     /// Taken.
     pub(super) taken: AtomicU64,
-    /// Not sealed with our key, or damaged.
+    /// Not sealed with our key, of a cluster of another name, or damaged.
     pub(super) rejected: AtomicU64,
     /// Taken before, or too old to tell.
     pub(super) replayed: AtomicU64,
@@ -55,13 +55,14 @@ pub(super) struct SealedTransport {
     socket: Arc<UdpSocket>,
     cipher: XChaCha20Poly1305,
     key_id: u8,
+    cluster: String,
     datagrams: Arc<Datagrams>,
 }
 
 impl SealedTransport {
-    pub(super) fn new(socket: Arc<UdpSocket>, secret: &ClusterSecret, datagrams: Arc<Datagrams>) -> Self {
+    pub(super) fn new(socket: Arc<UdpSocket>, secret: &ClusterSecret, cluster: &str, datagrams: Arc<Datagrams>) -> Self {
         let cipher = XChaCha20Poly1305::new(&secret.gossip_key().into());
-        Self { socket, cipher, key_id: secret.gossip_key_id(), datagrams }
+        Self { socket, cipher, key_id: secret.gossip_key_id(), cluster: cluster.to_owned(), datagrams }
     }
 }
 
@@ -70,8 +71,7 @@ impl Transport for SealedTransport {
     async fn open(&self, _bound_before: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
         let socket = self.socket.try_clone()?;
         socket.set_nonblocking(true)?;
-        let seal =
-            Seal { cipher: self.cipher.clone(), key_id: self.key_id, epoch: rand::random(), counter: 0, windows: Windows::default() };
+        let seal = Seal::new(self.cipher.clone(), self.key_id, &self.cluster);
         let socket = tokio::net::UdpSocket::from_std(socket)?;
         Ok(Box::new(SealedSocket {
             socket,
@@ -86,18 +86,25 @@ impl Transport for SealedTransport {
 struct SealedSocket {
     socket: tokio::net::UdpSocket,
     seal: Seal,
-    /// When it was last said that somebody has another secret.
+    /// When it was last said that somebody has another secret, or another name for the cluster.
     complained: Option<Instant>,
     datagrams: Arc<Datagrams>,
     buffer: Box<[u8]>,
 }
 
 impl SealedSocket {
-    /// The usual reason why nodes do not find each other. Strangers can cause it too, so it is said now and then only.
-    fn complain(&mut self, from: SocketAddr) {
-        if self.complained.is_none_or(|at| at.elapsed() > COMPLAINT_PERIOD) {
-            self.complained = Some(Instant::now());
-            warn!(%from, "somebody gossips with another secret or version: if it is a node of this cluster, give all the same secret_file and binary");
+    /// The usual reasons why nodes do not find each other. Strangers can cause it too, so it is said now and then only.
+    fn complain(&mut self, from: SocketAddr, refusal: &Refusal) {
+        if self.complained.is_some_and(|at| at.elapsed() <= COMPLAINT_PERIOD) {
+            return;
+        }
+        self.complained = Some(Instant::now());
+        match refusal {
+            Refusal::OtherCluster(theirs) => warn!(%from, theirs, ours = self.seal.cluster,
+                "a node of another cluster gossips here: if it is to be in this one, give both the same cluster.name, else take this node out of its cluster.seeds"),
+            _ => {
+                warn!(%from, "somebody gossips with another secret or version: if it is a node of this cluster, give all the same secret_file and binary");
+            }
         }
     }
 }
@@ -135,8 +142,8 @@ impl Socket for SealedSocket {
                     }
                     None => &self.datagrams.malformed,
                 },
-                Err(Refusal::Rejected) => {
-                    self.complain(from);
+                Err(refusal @ (Refusal::Rejected | Refusal::OtherCluster(_))) => {
+                    self.complain(from, &refusal);
                     &self.datagrams.rejected
                 }
                 Err(Refusal::Replayed) => &self.datagrams.replayed,
@@ -155,6 +162,8 @@ fn parse(mut plain: &[u8]) -> Option<ChitchatMessage> {
 #[derive(Debug, PartialEq, Eq)]
 enum Refusal {
     Rejected,
+    /// Sealed with our key, by a node whose cluster has this name.
+    OtherCluster(String),
     Replayed,
     /// Sent by this very socket, to an address of this very node.
     Own,
@@ -163,19 +172,26 @@ enum Refusal {
 struct Seal {
     cipher: XChaCha20Poly1305,
     key_id: u8,
+    cluster: String,
     epoch: u64,
     counter: u64,
     windows: Windows,
 }
 
 impl Seal {
+    fn new(cipher: XChaCha20Poly1305, key_id: u8, cluster: &str) -> Self {
+        Self { cipher, key_id, cluster: cluster.to_owned(), epoch: rand::random(), counter: 0, windows: Windows::default() }
+    }
+
     fn seal(&mut self, plain: &[u8]) -> Vec<u8> {
         self.counter += 1;
         let mut datagram = vec![VERSION, self.key_id];
         for part in [self.epoch, self.counter, rand::random()] {
             datagram.extend_from_slice(&part.to_be_bytes());
         }
-        let payload = Payload { msg: plain, aad: &datagram[..2] };
+        let name = &self.cluster.as_bytes()[..self.cluster.len().min(usize::from(u8::MAX))];
+        let named = [&[name.len() as u8], name, plain].concat();
+        let payload = Payload { msg: &named, aad: &datagram[..2] };
         let sealed =
             self.cipher.encrypt(XNonce::from_slice(&datagram[2..]), payload).expect("a datagram is shorter than the cipher's limit");
         datagram.extend_from_slice(&sealed);
@@ -194,7 +210,13 @@ impl Seal {
         if epoch == self.epoch {
             return Err(Refusal::Own);
         }
-        if self.windows.is_first(epoch, counter) { Ok(plain) } else { Err(Refusal::Replayed) }
+        if !self.windows.is_first(epoch, counter) {
+            return Err(Refusal::Replayed);
+        }
+        let (len, rest) = plain.split_first().ok_or(Refusal::Rejected)?;
+        let (name, gossip) = rest.split_at_checked(usize::from(*len)).ok_or(Refusal::Rejected)?;
+        let ours = &self.cluster.as_bytes()[..self.cluster.len().min(usize::from(u8::MAX))];
+        if name == ours { Ok(gossip.to_vec()) } else { Err(Refusal::OtherCluster(String::from_utf8_lossy(name).into_owned())) }
     }
 }
 
@@ -254,8 +276,21 @@ mod tests {
     use chacha20poly1305::{KeyInit, XChaCha20Poly1305};
 
     fn seal(secret: &ClusterSecret) -> Seal {
-        let cipher = XChaCha20Poly1305::new(&secret.gossip_key().into());
-        Seal { cipher, key_id: secret.gossip_key_id(), epoch: rand::random(), counter: 0, windows: Windows::default() }
+        of_cluster(secret, "plexus")
+    }
+
+    fn of_cluster(secret: &ClusterSecret, name: &str) -> Seal {
+        Seal::new(XChaCha20Poly1305::new(&secret.gossip_key().into()), secret.gossip_key_id(), name)
+    }
+
+    #[test]
+    fn a_cluster_of_another_name_is_not_heard_and_told_by_its_name() {
+        let secret = ClusterSecret::generate();
+        let (mut other, mut ours) = (of_cluster(&secret, "other"), seal(&secret));
+        assert_eq!(ours.open(&other.seal(b"hello")), Err(Refusal::OtherCluster("other".into())));
+        assert_eq!(other.open(&ours.seal(b"hello")), Err(Refusal::OtherCluster("plexus".into())));
+        let (long, longer) = ("x".repeat(255), "x".repeat(256));
+        assert_eq!(of_cluster(&secret, &longer).open(&of_cluster(&secret, &long).seal(b"")), Ok(vec![]), "names count up to 255 bytes");
     }
 
     #[test]
@@ -324,7 +359,7 @@ mod tests {
         let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").expect("a free port"));
         let address = socket.local_addr().expect("a bound socket has an address");
         let datagrams = Arc::new(Datagrams::default());
-        let transport = SealedTransport::new(socket, secret, Arc::clone(&datagrams));
+        let transport = SealedTransport::new(socket, secret, "plexus", Arc::clone(&datagrams));
         (address, transport.open(address).await.expect("the socket opens"), datagrams)
     }
 

@@ -164,6 +164,11 @@ impl Opened {
         &self.files.codec
     }
 
+    /// How many matrices stay in more bits than the profile says, and how many there are.
+    pub fn too_narrow(&self) -> (usize, usize) {
+        self.files.too_narrow()
+    }
+
     /// What they say, both models together.
     pub fn facts(&self) -> ModelFacts {
         let mut facts = self.files.facts();

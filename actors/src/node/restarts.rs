@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::args::RestartBudget;
 
 /// Pause before the first restart: long enough for what the former life held to be freed.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
 /// What becomes of a child that ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

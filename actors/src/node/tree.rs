@@ -192,6 +192,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
                 address: catalogue.clone(),
                 listing: args.catalogue,
                 router: router.clone(),
+                evictor: evictor.clone(),
                 shelf: shelf.clone(),
                 view: view.clone(),
             },

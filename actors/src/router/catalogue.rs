@@ -65,7 +65,8 @@ pub fn merge<'a>(catalogues: impl Iterator<Item = (&'a NodeId, &'a Catalogue)>) 
                 // Files that were only found lie where they lie.
                 if known.0 && rank.0 && known.2 != rank.2 {
                     merged.conflicts.push(format!(
-                        "the model '{id}' is listed differently on '{winner}' and '{loser}': '{winner}' counts, {}",
+                        "the model '{id}' is listed differently on '{winner}' and '{loser}' ({}): '{winner}' counts, {}",
+                        model.profile.differences(&entry.profile).join(", "),
                         why(known.1 == rank.1)
                     ));
                 }
@@ -133,7 +134,8 @@ mod tests {
             let merged = merged(&order.map(|name| (name, times(name))));
             assert_eq!(merged.models[&"x".parse().unwrap()].profile.residency_priority, 7);
             assert_eq!(merged.conflicts.len(), 1, "{:?}", merged.conflicts);
-            assert!(merged.conflicts[0].contains("'b' counts"), "{}", merged.conflicts[0]);
+            let expected = "the model 'x' is listed differently on 'b' and 'a' (residency_priority): 'b' counts, its file is newer";
+            assert_eq!(merged.conflicts[0], expected);
         }
     }
 

@@ -51,7 +51,7 @@ impl Decisions {
         }
         if let Some(loaded) = loaded {
             explanation.decision = format!("{}; before that {}", explanation.decision, loaded.decision);
-            explanation.considered.extend(loaded.considered);
+            join(&mut explanation.considered, loaded.considered);
         }
         self.keep(id, explanation, false, now);
         line
@@ -160,9 +160,19 @@ pub(crate) fn with_placement(mut explanation: Explanation, placement: Option<Exp
     if let Some(placement) = placement.filter(still) {
         let ago = placement.age.as_secs();
         explanation.decision = format!("{}; it was placed {ago} s ago: {}", explanation.decision, placement.decision);
-        explanation.considered.extend(placement.considered);
+        join(&mut explanation.considered, placement.considered);
     }
     explanation
+}
+
+/// Adds what was said of places when the model was placed: each place is told once, and chosen is where the request goes.
+fn join(considered: &mut Vec<ConsideredPlace>, when_placed: Vec<ConsideredPlace>) {
+    for ConsideredPlace { place, verdict, .. } in when_placed {
+        match considered.iter_mut().find(|known| known.place == place) {
+            Some(known) => known.verdict = format!("{}; when it was placed: {verdict}", known.verdict),
+            None => considered.push(ConsideredPlace { place, verdict: format!("when it was placed: {verdict}"), chosen: false }),
+        }
+    }
 }
 
 /// A decision with the verdict on each place, the chosen one's first: `it goes to a/cpu-0 (a/cpu-0: first token expected in 9 ms; b/cpu-0: …)`.
@@ -241,7 +251,8 @@ mod tests {
         assert_eq!(line, expected, "whoever waited for the load is told of it");
         let sent = decisions.get(ID, now).unwrap();
         assert!(!sent.decision.contains("waits") && sent.decision.contains("before that it is loaded on a/cpu-0"), "{}", sent.decision);
-        assert_eq!(sent.considered.len(), 2);
+        let [place] = &sent.considered[..] else { panic!("one place is told once: {:?}", sent.considered) };
+        assert_eq!((place.chosen, place.verdict.as_str()), (true, "first token expected in 0 ms; when it was placed: fits"));
     }
 
     #[test]

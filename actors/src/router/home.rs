@@ -10,7 +10,7 @@ use std::time::Duration;
 use plexus_types::{Explanation, ModelId, NodeId, NodeState, ReplicaId, ReplicaState, RequestError};
 use tokio::time::Instant;
 
-use super::place::{Refusal, Site, Unplaced, Want, may_pass, place};
+use super::place::{Refusal, Site, Unplaced, Want, may_pass, place, place_name};
 use super::view::{Candidate, ClusterView};
 use crate::evictor::plan::EvictionPolicy;
 use crate::messages::{Ensure, LoadOrder};
@@ -101,8 +101,8 @@ impl Home {
                 Some(_) => drop(self.orders.remove(model)),
             }
         }
-        let there: Vec<String> =
-            view.candidates(model).filter(|one| is_replica(&one.report.state, one.node)).map(|one| one.id.to_string()).collect();
+        let there = view.candidates(model).filter(|one| is_replica(&one.report.state, one.node));
+        let there: Vec<String> = there.map(|one| place_name(&(one.id.node, one.id.device))).collect();
         if there.len() >= *replicas as usize {
             let decision = format!("it is loaded, or being loaded, on {}", there.join(", "));
             let explanation = Explanation { model: model.clone(), decision, considered: Vec::new(), age: Duration::ZERO };

@@ -137,8 +137,11 @@ impl RouterState {
         let (order, node, explanation) = match placed {
             Ok(placement) => (Box::new(placement.order), placement.site.0, placement.explanation),
             Err(unplaced) if unplaced.explanation.considered.is_empty() => {
-                let device = place.device.map_or_else(|| "a device".to_owned(), |device| device.to_string());
-                let message = format!("no node named has {device}; GET /v1/cluster lists the devices");
+                let device = place.device.map_or_else(|| "open device".to_owned(), |device| format!("device '{device}'"));
+                let message = match &place.node {
+                    Some(node) => format!("the node '{node}' has no {device}; GET /v1/cluster lists the devices"),
+                    None => format!("no node has a {device}; GET /v1/cluster lists the devices"),
+                };
                 return drop(reply.send(Err(RequestError::invalid("device", message))));
             }
             Err(unplaced) => return drop(reply.send(Err(unplaced.error))),

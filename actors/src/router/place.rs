@@ -249,10 +249,19 @@ pub fn no_files(view: &ClusterView, model: &MergedModel) -> Option<String> {
     Some(format!("no node that can be reached has {}{draft}: check the path", path.display()))
 }
 
+/// The places that can hold a model.
+pub fn feasible_sites<'a>(view: &'a ClusterView, model: &'a MergedModel) -> impl Iterator<Item = Site> + 'a {
+    view.nodes().filter(|node| node.state == NodeState::Up).flat_map(move |node| {
+        let able = node.summary.devices.iter().filter(move |device| feasible(view, model, &node, device).is_ok());
+        able.map(move |device| (node.id.clone(), device.id))
+    })
+}
+
 /// The nodes that can hold a model (CX-20, CX-21).
 pub fn feasible_on(view: &ClusterView, model: &MergedModel) -> Vec<String> {
-    let able = |node: &NodeInView<'_>| node.summary.devices.iter().any(|device| feasible(view, model, node, device).is_ok());
-    view.nodes().filter(|node| node.state == NodeState::Up && able(node)).map(|node| node.id.name.to_string()).collect()
+    let mut names: Vec<String> = feasible_sites(view, model).map(|(node, _)| node.name.to_string()).collect();
+    names.dedup(); // the devices of a node follow each other
+    names
 }
 
 /// Why a model that is listed can be held by no node, in a sentence; nothing if it can, or if that is not known yet.
@@ -264,10 +273,24 @@ pub fn nowhere(view: &ClusterView, model: &MergedModel) -> Option<String> {
     for node in view.nodes().filter(|node| node.state == NodeState::Up) {
         for device in &node.summary.devices {
             let why = feasible(view, model, &node, device).err()?;
-            reasons.push(format!("{}/{}: {why}", node.id.name, device.id));
+            reasons.push((place_name(&(node.id.clone(), device.id)), why));
         }
     }
-    (!reasons.is_empty()).then(|| format!("the model '{}' is listed, and no node can hold it ({})", model.profile.id, reasons.join("; ")))
+    let reasons = by_reason(reasons.iter().map(|(place, why)| (place.as_str(), why.as_str())));
+    (!reasons.is_empty()).then(|| format!("the model '{}' is listed, and no node can hold it ({reasons})", model.profile.id))
+}
+
+/// Places with what is said of each, those together of which the same is said: `a/cpu-0 and b/cpu-0: in use; c/cpu-0: fits`.
+fn by_reason<'a>(places: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (place, why) in places {
+        match groups.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, places)) => places.push(place),
+            None => groups.push((why, vec![place])),
+        }
+    }
+    let told: Vec<String> = groups.iter().map(|(why, places)| format!("{}: {why}", places.join(" and "))).collect();
+    told.join("; ")
 }
 
 /// What a node says of a model's files, or else any other node.
@@ -337,8 +360,8 @@ fn describe(rank: &Rank, victims: &[Victim], chosen: bool) -> ConsideredPlace {
 
 /// There is no room, or not before what is in use at the `busy` places no longer is.
 fn unplaced(view: &ClusterView, model: &ModelId, considered: Vec<ConsideredPlace>, busy: &[Site]) -> Unplaced {
-    let reasons: Vec<String> = considered.iter().map(|place| format!("{}: {}", place.place, place.verdict)).collect();
-    let reasons = if reasons.is_empty() { "no device is open".to_owned() } else { reasons.join("; ") };
+    let reasons = by_reason(considered.iter().map(|place| (place.place.as_str(), place.verdict.as_str())));
+    let reasons = if reasons.is_empty() { "no device is open".to_owned() } else { reasons };
     let message = format!("the model '{model}' cannot be loaded now ({reasons})");
     let (decision, error) = match busy {
         [] => ("it cannot be loaded", RequestError::Unservable { message }),

@@ -1,6 +1,6 @@
 //! The model list in OpenAI's shape, with our own fields beside it (CX-20, CX-22, CX-28). What nobody knows is left out, never zero.
 
-use plexus_types::{DeviceId, ModelId, ModelKind, ModelReport, ModelState, Quantization};
+use plexus_types::{DeviceId, ModelId, ModelKind, ModelReport, ModelState, Quantization, ReplicaState};
 use serde::Serialize;
 
 use crate::limits::TokenLimits;
@@ -78,7 +78,11 @@ struct Location<'a> {
     node: &'a str,
     device: DeviceId,
     status: &'static str,
+    /// Why it failed there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
     memory_bytes: u64,
+    pinned: bool,
 }
 
 /// The whole catalogue.
@@ -92,7 +96,9 @@ pub(crate) fn one(model: &ModelReport) -> Model<'_> {
         node: &location.node,
         device: location.device,
         status: location.state.word(),
+        reason: if let ReplicaState::Failed(why) = &location.state { Some(why) } else { None },
         memory_bytes: location.memory.0,
+        pinned: location.pinned,
     });
     let TokenLimits { context, input, output } = TokenLimits::of(model);
     Model {

@@ -213,6 +213,7 @@ impl Inference for Scripted {
             device: device.parse().unwrap(),
             state,
             memory: Bytes::mib(700),
+            pinned: device == "cuda-1",
         };
         let model = |id: &str, locations: Vec<ModelLocation>| ModelReport {
             id: id.parse().unwrap(),

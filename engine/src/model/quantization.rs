@@ -11,17 +11,28 @@ pub(super) fn held_as(quantization: Quantization, name: &str, stored: Format, co
     if name.ends_with("router") {
         return stored;
     }
-    let wanted = match quantization {
-        Quantization::Q8_0 => Format::Q8_0,
-        Quantization::Q6K => Format::Q6K,
-        Quantization::Q4K if matches!(name, "embedding" | "head") => Format::Q6K,
-        Quantization::Q4K => Format::Q4K,
-    };
+    let wanted = wanted(quantization, name);
     let smaller = |format: &Format| match (format.row_bytes(columns), stored.row_bytes(columns)) {
         (Some(bytes), Some(stored)) => bytes < stored,
         _ => false,
     };
     [wanted, Format::Q8_0].into_iter().find(smaller).unwrap_or(stored)
+}
+
+/// Is the matrix held in more bits than `quantization` says, because its rows are no whole number of the blocks that this takes?
+pub(super) fn is_too_narrow(quantization: Quantization, name: &str, stored: Format, columns: usize) -> bool {
+    const WHOLE: usize = 256; // columns that are whole blocks in every format
+    let wanted = wanted(quantization, name);
+    !name.ends_with("router") && wanted.row_bytes(columns).is_none() && wanted.row_bytes(WHOLE) < stored.row_bytes(WHOLE)
+}
+
+fn wanted(quantization: Quantization, name: &str) -> Format {
+    match quantization {
+        Quantization::Q8_0 => Format::Q8_0,
+        Quantization::Q6K => Format::Q6K,
+        Quantization::Q4K if matches!(name, "embedding" | "head") => Format::Q6K,
+        Quantization::Q4K => Format::Q4K,
+    }
 }
 
 #[cfg(test)]
@@ -46,6 +57,8 @@ mod tests {
             (Quantization::Q8_0, "layers.0.q", Q8_0, 1024, Q8_0),
         ] {
             assert_eq!(held_as(quantization, name, stored, columns), held, "{quantization} of {name} in {stored}");
+            let narrow = columns < 256 && !matches!(stored, Q4_0);
+            assert_eq!(is_too_narrow(quantization, name, stored, columns), narrow, "{quantization} of {name} in {stored}");
         }
     }
 }

@@ -10,7 +10,7 @@ use plexus_kernels::format::{dequantize, quantize};
 use plexus_types::{Bytes, Quantization};
 
 use super::config::ModelConfig;
-use super::quantization::held_as;
+use super::quantization::{held_as, is_too_narrow};
 use super::storage::Storage;
 use crate::error::EngineError;
 
@@ -166,6 +166,18 @@ impl Weights {
     pub(super) fn quantize(&mut self, quantization: Quantization) {
         self.quantization = Some(quantization);
         self.small = false;
+    }
+
+    /// How many matrices are held in more bits than was asked for, because their rows are too narrow, and how many there are.
+    pub(super) fn too_narrow(&self) -> (usize, usize) {
+        let matrices = self.tensors.iter().filter_map(|(name, entry)| match &entry.shape[..] {
+            [_, columns] => Some((name, entry.format, *columns)),
+            _ => None,
+        });
+        matrices.fold((0, 0), |(narrow, all), (name, format, columns)| {
+            let is_narrow = self.quantization.is_some_and(|quantization| is_too_narrow(quantization, name, format, columns));
+            (narrow + usize::from(is_narrow), all + 1)
+        })
     }
 
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {

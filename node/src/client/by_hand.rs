@@ -1,8 +1,11 @@
 //! Models loaded, unloaded and pinned by hand, and why they are where they are.
 
+use std::time::Duration;
+
 use plexus_types::{ConsideredPlace, DeviceId, Explanation, NodeName};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{Client, ClientError, PAGE_TIMEOUT, refused};
 
@@ -34,37 +37,39 @@ pub(crate) struct Loaded {
     pub(crate) considered: Vec<ConsideredPlace>,
 }
 
+/// Whence a model was unloaded.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Unloaded {
+    pub(crate) from: Vec<String>,
+}
+
+/// Where a model is pinned, or no longer.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Pinned {
+    pub(crate) on: Vec<String>,
+}
+
+/// Each answers in a shape of the caller's choice, which may be any JSON.
 impl Client {
-    /// `POST /v1/models/load`. There is no deadline but the node's own: weights may take minutes.
-    pub(crate) async fn load(&self, order: &Order<'_>) -> Result<Loaded, ClientError> {
-        let answer = self.http.post(format!("{}/v1/models/load", self.base)).json(order).send().await;
-        let answer = refused(answer.map_err(|error| self.lost(&error))?).await?;
-        answer.json().await.map_err(|error| self.broken(&error))
+    /// `POST /v1/models/load`: a [`Loaded`]. There is no deadline but the node's own: weights may take minutes.
+    pub(crate) async fn load<T: DeserializeOwned>(&self, order: &Order<'_>) -> Result<T, ClientError> {
+        self.post("/v1/models/load", order, None).await
     }
 
     /// `POST /v1/models/pull`. There is no deadline: files may take hours.
-    pub(crate) async fn pull(&self, order: &Order<'_>) -> Result<(), ClientError> {
-        let answer = self.http.post(format!("{}/v1/models/pull", self.base)).json(order).send().await;
-        refused(answer.map_err(|error| self.lost(&error))?).await.map(drop)
+    pub(crate) async fn pull(&self, order: &Order<'_>) -> Result<Value, ClientError> {
+        self.post("/v1/models/pull", order, None).await
     }
 
-    /// `POST /v1/models/unload`: from where it went.
-    pub(crate) async fn unload(&self, order: &Order<'_>) -> Result<Vec<String>, ClientError> {
-        #[derive(Deserialize)]
-        struct Unloaded {
-            from: Vec<String>,
-        }
-        self.post("/v1/models/unload", order).await.map(|unloaded: Unloaded| unloaded.from)
+    /// `POST /v1/models/unload`: an [`Unloaded`].
+    pub(crate) async fn unload<T: DeserializeOwned>(&self, order: &Order<'_>) -> Result<T, ClientError> {
+        self.post("/v1/models/unload", order, Some(PAGE_TIMEOUT)).await
     }
 
-    /// `POST /v1/models/pin` or `unpin`: where.
-    pub(crate) async fn pin(&self, order: &Order<'_>, pinned: bool) -> Result<Vec<String>, ClientError> {
-        #[derive(Deserialize)]
-        struct Pinned {
-            on: Vec<String>,
-        }
+    /// `POST /v1/models/pin` or `unpin`: a [`Pinned`].
+    pub(crate) async fn pin<T: DeserializeOwned>(&self, order: &Order<'_>, pinned: bool) -> Result<T, ClientError> {
         let path = if pinned { "/v1/models/pin" } else { "/v1/models/unpin" };
-        self.post(path, order).await.map(|pinned: Pinned| pinned.on)
+        self.post(path, order, Some(PAGE_TIMEOUT)).await
     }
 
     /// `GET /v1/cluster/explain/{subject}`
@@ -72,9 +77,13 @@ impl Client {
         self.page(&explain_path(subject)).await
     }
 
-    async fn post<T: DeserializeOwned>(&self, path: &str, order: &Order<'_>) -> Result<T, ClientError> {
-        let answer = self.http.post(format!("{}{path}", self.base)).timeout(PAGE_TIMEOUT).json(order).send().await;
-        let answer = refused(answer.map_err(|error| self.lost(&error))?).await?;
+    async fn post<T: DeserializeOwned>(&self, path: &str, order: &Order<'_>, deadline: Option<Duration>) -> Result<T, ClientError> {
+        let request = self.http.post(format!("{}{path}", self.base)).json(order);
+        let request = match deadline {
+            Some(deadline) => request.timeout(deadline),
+            None => request,
+        };
+        let answer = refused(request.send().await.map_err(|error| self.lost(&error))?).await?;
         answer.json().await.map_err(|error| self.broken(&error))
     }
 }

@@ -8,7 +8,7 @@ use super::connect;
 use super::status::table::{Look, models_page};
 use super::terminal::{harmless, line};
 use crate::cli::{LoadArgs, ModelsArgs, ModelsCommand, ModelsListArgs, PinArgs, PullArgs, UnloadArgs};
-use crate::client::by_hand::{Loaded, Order};
+use crate::client::by_hand::{Loaded, Order, Pinned, Unloaded};
 
 /// Does what was asked for; without a command, lists.
 pub(crate) async fn run(args: &ModelsArgs) -> anyhow::Result<()> {
@@ -23,14 +23,14 @@ pub(crate) async fn run(args: &ModelsArgs) -> anyhow::Result<()> {
     }
 }
 
-/// Prints the merged catalogue of the cluster (CX-08).
+/// Prints the merged catalogue of the cluster (CX-08), with what no node can hold and why.
 async fn list(args: &ModelsListArgs) -> anyhow::Result<()> {
+    const ALL: &str = "/v1/models?all=true";
     let client = connect(&args.node).await?;
     if args.json {
-        line(serde_json::to_string_pretty(&client.page::<Value>("/v1/models").await?)?)?;
-        return Ok(());
+        return json(&client.page(ALL).await?);
     }
-    let models = client.models().await?;
+    let models = client.models_of(ALL).await?;
     if models.is_empty() {
         line(format_args!("the cluster serves no model: start a node with --model ID=SOURCE"))?;
     } else {
@@ -39,19 +39,31 @@ async fn list(args: &ModelsListArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Prints what a node answered, as it is.
+fn json(answer: &Value) -> anyhow::Result<()> {
+    Ok(line(serde_json::to_string_pretty(answer)?)?)
+}
+
 /// Loads a model; whoever watches sees how far it is.
 async fn load(args: &LoadArgs) -> anyhow::Result<()> {
     let order = Order { model_id: &args.model, node: args.place.node()?, device: args.place.device, wait: !args.no_wait };
     let client = connect(&args.place.asked()).await?;
-    let loaded = if order.wait { bar::watched(&client, &args.model, client.load(&order)).await? } else { client.load(&order).await? };
-    Ok(line(harmless(&said(&loaded)))?)
+    let loaded: Value =
+        if order.wait { bar::watched(&client, &args.model, client.load(&order)).await? } else { client.load(&order).await? };
+    if args.place.json {
+        return json(&loaded);
+    }
+    Ok(line(harmless(&said(&serde_json::from_value(loaded)?)))?)
 }
 
 /// Brings a model's files to a node; whoever watches sees how far they are.
 async fn pull(args: &PullArgs) -> anyhow::Result<()> {
     let order = Order { model_id: &args.model, node: args.place.node()?, device: args.place.device, wait: true };
     let client = connect(&args.place.asked()).await?;
-    bar::watched(&client, &args.model, client.pull(&order)).await?;
+    let pulled = bar::watched(&client, &args.model, client.pull(&order)).await?;
+    if args.place.json {
+        return json(&pulled);
+    }
     let node = order.node.as_ref().map_or_else(|| "the node".to_owned(), ToString::to_string);
     Ok(line(harmless(&format!("the files of {} are on {node}", args.model)))?)
 }
@@ -68,12 +80,20 @@ fn said(loaded: &Loaded) -> String {
 
 async fn unload(args: &UnloadArgs) -> anyhow::Result<()> {
     let order = Order { model_id: &args.model, node: args.place.node()?, device: args.place.device, wait: true };
-    let from = connect(&args.place.asked()).await?.unload(&order).await?;
+    let client = connect(&args.place.asked()).await?;
+    if args.place.json {
+        return json(&client.unload(&order).await?);
+    }
+    let Unloaded { from } = client.unload(&order).await?;
     Ok(line(harmless(&format!("{} is unloaded from {}", args.model, from.join(", "))))?)
 }
 
 async fn pin(args: &PinArgs, pinned: bool) -> anyhow::Result<()> {
-    let on = connect(&args.node).await?.pin(&Order::anywhere(&args.model), pinned).await?;
+    let (client, order) = (connect(&args.node).await?, Order::anywhere(&args.model));
+    if args.json {
+        return json(&client.pin(&order, pinned).await?);
+    }
+    let Pinned { on } = client.pin(&order, pinned).await?;
     let means = if pinned { "pinned" } else { "no longer pinned" };
     let then = if pinned { "it stays until it is unpinned" } else { "it goes when others need the room" };
     Ok(line(harmless(&format!("{} is {means} on {}: {then}", args.model, on.join(", "))))?)

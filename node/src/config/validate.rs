@@ -241,7 +241,7 @@ fn models(valid: &ValidConfig) -> Result<(), ConfigError> {
         }
     }
     for (alias, target) in &config.aliases {
-        let key = format!("aliases.\"{alias}\"");
+        let key = format!("aliases.{alias}"); // as the origins of settings are called
         if seen.contains(alias) {
             return Err(valid.refuse(&key, format!("\"{target}\""), "a model has this very id", "choose another alias"));
         }

@@ -256,8 +256,10 @@ impl Api {
                 (Some("EntryNotFound"), _) => FetchError::Answer { url: url.to_owned(), problem },
                 _ => FetchError::NoRepository { endpoint, repo },
             }),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Failed::Now(FetchError::Answer { url: url.to_owned(), problem }),
-            status if status.is_server_error() => Failed::Now(FetchError::Answer { url: url.to_owned(), problem }),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
+                Failed::Now(FetchError::HubFails { url: url.to_owned(), problem })
+            }
+            status if status.is_server_error() => Failed::Now(FetchError::HubFails { url: url.to_owned(), problem }),
             _ => Failed::Forever(FetchError::Answer { url: url.to_owned(), problem }),
         })
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use plexus_tests::memory::memory_of;
+use plexus_tests::process::run_plexus;
 use plexus_tests::{Client, DEADLINE, Node, eventually};
 
 use crate::files::Stored;
@@ -180,6 +181,13 @@ async fn what_cannot_fit_is_refused_before_anything_is_read_and_what_nobody_list
     assert_eq!(loads(&nodes[0]).await, 1, "only the one that fits was read");
     let models = nodes[0].client().get("/v1/models").await.unwrap();
     assert!(models.json["data"].as_array().is_some_and(|data| data.iter().all(|model| model["id"] != "large")), "CX-21: {}", models.text);
+    let one = nodes[0].client().get("/v1/models/large").await.unwrap();
+    assert_eq!((one.status, &one.json["status"]), (200, &json!("failed")), "whoever names it is told why: {}", one.text);
+    assert!(one.json["reason"].as_str().is_some_and(|why| why.contains("MiB needed")), "{}", one.text);
+    let all = nodes[0].client().get("/v1/models?all=true").await.unwrap();
+    assert!(all.json["data"].as_array().is_some_and(|data| data.contains(&one.json)), "{}", all.text);
+    let listed = run_plexus(&shelf.home, &["models", "--node", nodes[0].client().base()], "").await;
+    assert!(listed.stdout.contains("large failed: ") && listed.stdout.contains("MiB needed"), "{listed:?}");
 }
 
 #[tokio::test]

@@ -51,6 +51,8 @@ async fn models_are_loaded_and_unloaded_by_hand_where_one_says_and_refused_where
         (json!({"model_id": "x", "harness": "llamacpp"}), 400, &["llamacpp", "leave it out"]),
         (json!({"model_id": "x", "tensor_parallel": 2}), 400, &["tensor_parallel is 2", "quant"]),
         (json!({"model_id": "x", "quant": "q4k"}), 400, &["q4k", "[[models]] entry"]),
+        (json!({"model_id": "x", "nod": "b"}), 400, &["nod", "node"]),
+        (json!({"model_id": "x", "node": "b", "device": "cuda-7"}), 400, &["the node 'b' has no device 'cuda-7'"]),
     ] {
         refused(&post(&a, "load", body).await, status, words);
     }
@@ -60,7 +62,7 @@ async fn models_are_loaded_and_unloaded_by_hand_where_one_says_and_refused_where
     let mut stream = a.client().stream("/v1/chat/completions", &body).await.expect("it is answered");
     stream.next().await.expect("more comes").expect("it is whole");
     let busy = post(&a, "unload", json!({"model_id": "x"})).await;
-    refused(&busy, 503, &["'x' has requests on cpu-0", "when they have ended"]);
+    refused(&busy, 503, &["'x' has requests on b/cpu-0", "when they have ended"]);
     assert!(busy.header("retry-after").is_some(), "{:?}", busy.headers);
     stream.next().await.expect("it goes on").expect("it is whole");
     drop(stream);
@@ -72,7 +74,9 @@ async fn models_are_loaded_and_unloaded_by_hand_where_one_says_and_refused_where
     .await;
     eventually("it is gone", async || if loaded(&b).await.is_empty() { Ok(()) } else { Err("still there".into()) }).await;
 
-    refused(&post(&b, "unload", json!({"model_id": "stays"})).await, 400, &["'stays' is pinned on cpu-0", "unpin it first"]);
+    refused(&post(&b, "unload", json!({"model_id": "stays"})).await, 400, &["'stays' is pinned on a/cpu-0", "unpin it first"]);
+    let place = &entry(b.client(), "stays").await.expect("it is listed")["locations"][0];
+    assert_eq!((&place["node"], &place["pinned"]), (&json!("a"), &json!(true)), "{place}");
     assert_eq!(loaded(&a).await, ["stays"]);
     let unpinned = post(&b, "unpin", json!({"model_id": "stays"})).await;
     assert_eq!((unpinned.status, &unpinned.json["on"]), (200, &json!(["a/cpu-0"])), "{}", unpinned.text);
@@ -80,10 +84,10 @@ async fn models_are_loaded_and_unloaded_by_hand_where_one_says_and_refused_where
     assert_eq!((unloaded.status, &unloaded.json["status"]), (200, &json!("unloaded")), "{}", unloaded.text);
     let gone = eventually("the others hear of it", async || {
         let reply = post(&b, "unload", json!({"model_id": "stays"})).await;
-        if reply.text.contains("is not loaded there") { Ok(reply) } else { Err(reply.text) }
+        if reply.text.contains("is not loaded on any node") { Ok(reply) } else { Err(reply.text) }
     })
     .await;
-    refused(&gone, 400, &["'stays' is not loaded there", "GET /v1/models"]);
+    refused(&gone, 400, &["'stays' is not loaded on any node", "GET /v1/models"]);
     let there = entry(b.client(), "stays").await.expect("it is still listed");
     assert_eq!((&there["status"], &there["loaded"]), (&json!("unloaded"), &json!(false)), "{there}");
 }
@@ -114,7 +118,7 @@ async fn the_commands_say_what_they_did_and_end_with_an_error_where_they_are_ref
     assert_eq!(loaded(&b).await, ["x"]);
     says(&models(&["load", "x", "--no-wait"]).await, &["b/cpu-0"]);
     says(&models(&["pin", "x"]).await, &["x is pinned on b/cpu-0: it stays until it is unpinned"]);
-    complains(&models(&["unload", "x"]).await, &["'x' is pinned on cpu-0", "unpin it first"]);
+    complains(&models(&["unload", "x"]).await, &["'x' is pinned on b/cpu-0", "unpin it first"]);
     says(&models(&["unpin", "x"]).await, &["x is no longer pinned on b/cpu-0"]);
     says(&models(&["unload", "x", "--node", "b"]).await, &["x is unloaded from b/cpu-0"]);
     eventually("it is listed as unloaded", async || {
@@ -122,13 +126,14 @@ async fn the_commands_say_what_they_did_and_end_with_an_error_where_they_are_ref
         if listed.contains("unloaded") && listed.contains("on demand: a, b") { Ok(()) } else { Err(listed) }
     })
     .await;
-    complains(&models(&["unload", "x"]).await, &["'x' is not loaded there"]);
-    complains(&models(&["pin", "x"]).await, &["'x' is not loaded there"]);
+    complains(&models(&["unload", "x"]).await, &["'x' is not loaded on any node"]);
+    complains(&models(&["unload", "x", "--node", "b", "--device", "cpu-0"]).await, &["'x' is not loaded on b/cpu-0"]);
+    complains(&models(&["pin", "x"]).await, &["'x' is not loaded on any node"]);
     complains(&models(&["load", "y"]).await, &["'y'"]);
     complains(&models(&["load", "x", "--node", "c"]).await, &["'c'"]);
     says(&models(&["pull", "x", "--node", "b"]).await, &["the files of x are on b"]);
     complains(&models(&["pull", "y"]).await, &["'y'"]);
-    complains(&models(&["pull", "x", "--node", "c"]).await, &["'c'"]);
+    complains(&models(&["pull", "x", "--node", "c"]).await, &["there is no node 'c'"]);
     assert_eq!((loaded(&a).await.len(), loaded(&b).await.len()), (0, 0), "a pull loads nothing");
     answer(a.client(), "x").await;
 }

@@ -46,7 +46,8 @@ async fn an_alias_is_listed_and_answers_as_the_model_that_it_stands_for() {
     let _alone = alone().await;
     let mut shelf = Shelf::new();
     shelf.add("org/model", 40, Stored::F16, "");
-    let named = shelf.node("a", 200, "[aliases]\n\"plexus/small\" = \"org/model\"").start().await;
+    let aliases = "[aliases]\n\"plexus/small\" = \"org/model\"\n\"lost\" = \"nobody/lists-this\"";
+    let named = shelf.node("a", 200, aliases).start().await;
     let other = shelf.node("b", 200, "").start().await;
     ready(&[&named, &other], 1).await;
     for node in [&named, &other] {
@@ -60,6 +61,8 @@ async fn an_alias_is_listed_and_answers_as_the_model_that_it_stands_for() {
         assert_eq!(answer(node.client(), "plexus/small").await, answer(node.client(), "org/model").await);
         let one = node.client().get("/v1/models/plexus/small").await.unwrap();
         assert_eq!(one.status, 200, "{}", one.text);
+        let conflicts = node.view().await.unwrap().conflicts;
+        assert!(conflicts.iter().any(|told| told.contains("'lost' stands for 'nobody/lists-this'")), "{conflicts:?}");
     }
     assert_eq!(crate::loads(&named).await + crate::loads(&other).await, 1, "one model under two names");
 }

@@ -251,3 +251,32 @@ async fn a_device_is_opened_anew_after_so_many_models_have_gone_from_it() {
         node.own_actors().await.unwrap().iter().filter(|actor| actor.path.starts_with("node/device")).map(|a| a.restarts).sum();
     assert_eq!(restarts, 0, "it is no failure");
 }
+
+#[tokio::test]
+async fn a_device_that_is_opened_anew_often_on_purpose_costs_no_model_its_place() {
+    // CX-03
+    let _alone = alone().await;
+    let mut shelf = Shelf::new();
+    shelf.add("stays", 20, Stored::F16, "pinned = true");
+    shelf.add("x", 60, Stored::F16, "");
+    shelf.add("y", 60, Stored::F16, "");
+    // A model that ended twice within a minute by failures of its own would be given up.
+    let sections = "[eviction]\ndefrag_after_cycles = 1\n[supervision]\nrestarts_max = 1";
+    let node = shelf.node("a", 140, sections).start().await;
+    ready(&[&node], 3).await;
+    let before = answer(node.client(), "stays").await;
+    for n in 1..=4 {
+        answer(node.client(), "x").await;
+        answer(node.client(), "y").await;
+        eventually("the device is opened anew once more", async || {
+            let opened = node.log().matches("opened anew").count();
+            if opened >= n { Ok(()) } else { Err(format!("{opened} times")) }
+        })
+        .await;
+        assert_eq!(answer(node.client(), "stays").await, before);
+    }
+    assert!(loaded(&node).await.contains(&"stays".to_owned()));
+    for word in ["ended too often", "actor ended"] {
+        assert!(!node.log().contains(word), "{word}: {}", node.log());
+    }
+}

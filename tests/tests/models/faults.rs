@@ -43,6 +43,32 @@ async fn a_node_that_dies_or_hangs_while_it_loads_is_replaced_by_another() {
 }
 
 #[tokio::test]
+async fn a_model_unloaded_while_it_is_loaded_and_asked_for_again_is_served_with_room_for_one() {
+    // CX-43, CX-53
+    let _alone = alone().await;
+    let mut shelf = Shelf::new();
+    shelf.add("large", 400, Stored::F16, "");
+    let node = shelf.node("a", 500, "").start().await;
+    ready(&[&node], 1).await;
+    for _ in 0..2 {
+        let begun = node.client().post("/v1/models/load", &json!({"model_id": "large", "wait": false})).await.unwrap();
+        assert_eq!(begun.status, 200, "{}", begun.text);
+        eventually("its weights are being read", async || {
+            let reading =
+                replicas(&node).await.iter().any(|one| one.state == ReplicaState::Loaded || one.memory > Bytes(0) || one.progress > 0.0);
+            if reading { Ok(()) } else { Err("not yet".to_owned()) }
+        })
+        .await;
+        let gone = node.client().post("/v1/models/unload", &json!({"model_id": "large"})).await.unwrap();
+        assert_eq!(gone.status, 200, "{}", gone.text);
+        answer(node.client(), "large").await;
+        eventually("the ledger agrees with the device", async || device_agrees(&node, &shelf).await).await;
+        let gone = node.client().post("/v1/models/unload", &json!({"model_id": "large"})).await.unwrap();
+        assert_eq!(gone.status, 200, "{}", gone.text);
+    }
+}
+
+#[tokio::test]
 async fn models_of_a_device_that_crashed_come_back_and_the_ledger_agrees_with_them() {
     let _alone = alone().await;
     let mut shelf = Shelf::new();

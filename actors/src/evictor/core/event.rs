@@ -45,6 +45,8 @@ pub enum Event {
     Loaded(Place),
     /// A replica could not be loaded.
     Failed(Place),
+    /// A model's files came, or were replaced: why it could not be loaded before may be past.
+    FilesCame(ModelId),
     /// A replica found no room in time, and goes: it is to be placed anew.
     GaveUp(Place),
     /// A replica got its first request, or ended its last.

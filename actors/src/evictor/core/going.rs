@@ -81,7 +81,7 @@ impl EvictorCore {
         for (unloading, asker) in self.take_unloads(place) {
             self.unloads.retain(|(_, other)| *other != asker);
             let result = Err(RequestError::Unavailable {
-                message: format!("the model '{}' {why} on {}; {remedy}", unloading.0, unloading.1),
+                message: format!("the model '{}' {why} on {}; {remedy}", unloading.0, self.named(unloading.1)),
                 retry_after: Duration::from_secs(1),
             });
             out.push(Effect::Answer { asker, result });
@@ -124,7 +124,7 @@ impl EvictorCore {
             return out.push(Effect::Answer { asker, result: Err(error) });
         }
         if let Some(place) = here.iter().find(|place| self.hosted[*place].pinned) {
-            let message = format!("the model '{model}' is pinned on {}; unpin it first", place.1);
+            let message = format!("the model '{model}' is pinned on {}; unpin it first", self.named(place.1));
             return out.push(Effect::Answer { asker, result: Err(RequestError::invalid("model", message)) });
         }
         self.unloads.extend(here.iter().map(|place| (place.clone(), asker)));
@@ -142,6 +142,13 @@ impl EvictorCore {
             hosted.leaving = true;
         }
         out.push(Effect::Dismiss(place, self.last_ask));
+    }
+
+    /// Ends replicas that could not be loaded, so that they may be loaded again: those of which `may_go` says so, by the time of their failure.
+    pub(super) fn dismiss_failed(&mut self, may_go: impl Fn(&Place, Instant) -> bool, out: &mut Vec<Effect>) {
+        let failed = self.hosted.iter().filter(|(place, hosted)| !hosted.leaving && hosted.failed_at.is_some_and(|at| may_go(place, at)));
+        let failed: Vec<Place> = failed.map(|(place, _)| place.clone()).collect();
+        failed.into_iter().for_each(|place| self.dismiss(place, out));
     }
 
     fn take_unloads(&mut self, place: &Place) -> Vec<(Place, Asker)> {

@@ -172,6 +172,35 @@ fn a_load_that_is_given_up_while_it_waits_no_longer_holds_up_the_next() {
 }
 
 #[test]
+fn a_model_that_goes_while_it_is_loaded_and_comes_again_waits_for_what_its_earlier_life_holds() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    bench.order(profile("big"), 60);
+    let (first, effects) = bench.room("big", 60);
+    assert_eq!(grants(&effects), [(1, true)]);
+    bench.tell(Event::Unload { model: "big".parse().unwrap(), device: None, asker: 8 });
+    bench.answers("big", Verdict::Goes);
+    assert_eq!(answers(&bench.is_gone("big")), [(8, Ok(()))], "its device still reads its weights");
+
+    assert!(answers(&bench.order(profile("big"), 60)).iter().all(|(_, result)| result.is_ok()));
+    let (_, effects) = bench.room("big", 60);
+    assert_eq!((grants(&effects), retired(&effects)), (vec![], vec![]), "it waits, and nobody is asked to go");
+    let effects = bench.tell(Event::Released { place: place("big"), lease: first });
+    assert_eq!(grants(&effects), [(2, true)]);
+}
+
+#[test]
+fn a_failure_is_forgotten_once_other_files_are_here() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    for model in ["mended", "other"] {
+        bench.order(profile(model), 10);
+        bench.tell(Event::Failed(place(model)));
+    }
+    let effects = bench.tell(Event::FilesCame("mended".parse().unwrap()));
+    assert_eq!(dismissed(&effects), [place("mended")]);
+    assert_eq!(bench.tell(Event::FilesCame("mended".parse().unwrap())), [], "it goes already");
+}
+
+#[test]
 fn an_order_that_cannot_fit_is_refused_before_anything_starts() {
     // CX-53
     let mut bench = Bench::new(EvictionConfig::default());

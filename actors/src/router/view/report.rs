@@ -12,11 +12,26 @@ use tokio::time::Instant;
 
 use super::ClusterView;
 use crate::router::catalogue::MergedModel;
-use crate::router::place::{feasible_on, no_files, nowhere};
+use crate::router::place::{Site, feasible_on, feasible_sites, no_files, nowhere};
 
 impl ClusterView {
-    /// Every model that some node holds or can hold, by id (CX-20, CX-21).
+    /// Every model that some node holds or can hold, by id (CX-20), and those that have a failure to tell. What no node can hold is hidden (CX-21).
     pub fn models(&self) -> Vec<ModelReport> {
+        self.merged_models().filter(|model| !is_hidden(model)).collect()
+    }
+
+    /// The same with what no node can hold, which is told as failed.
+    pub fn all_models(&self) -> Vec<ModelReport> {
+        let told = |model: ModelReport| {
+            let target = model.alias_of.as_ref().unwrap_or(&model.id);
+            let why = self.catalogue.models.get(target).filter(|_| is_hidden(&model)).and_then(|merged| nowhere(self, merged));
+            let state = why.map_or_else(|| model.state.clone(), ModelState::Failed);
+            ModelReport { state, ..model }
+        };
+        self.merged_models().map(told).collect()
+    }
+
+    fn merged_models(&self) -> impl Iterator<Item = ModelReport> {
         let mut models: BTreeMap<ModelId, ModelReport> = BTreeMap::new();
         let mut tightest: BTreeMap<ModelId, u32> = BTreeMap::new();
         for (id, merged) in &self.catalogue.models {
@@ -34,7 +49,10 @@ impl ClusterView {
             if report.state == ReplicaState::Loaded {
                 (model.loaded, model.kind) = (true, report.kind);
             }
-            let state = state_of(report);
+            let mut state = state_of(report);
+            if matches!(state, ModelState::Failed(_)) && self.is_placeable(&report.model) {
+                state = ModelState::Unloaded; // its location tells of the failure, and the next request is served elsewhere
+            }
             // What a replica says of its load says more than how far the files are that it begins with.
             let both_load = matches!((&state, &model.state), (ModelState::Loading(_), ModelState::Loading(_)));
             if both_load || rank(&state) > rank(&model.state) {
@@ -45,18 +63,24 @@ impl ClusterView {
                 device: report.device,
                 state: report.state.clone(),
                 memory: report.memory,
+                pinned: report.pinned,
             });
         }
-        // What no node can hold is hidden (CX-21), unless it has something to say for itself.
-        models.retain(|_, model| {
-            !model.locations.is_empty() || !model.feasible_on.is_empty() || matches!(model.state, ModelState::Failed(_))
-        });
         for (alias, target) in &self.catalogue.aliases {
             if let Some(model) = models.get(target).cloned().filter(|_| !models.contains_key(alias)) {
                 models.insert(alias.clone(), ModelReport { id: alias.clone(), alias_of: Some(target.clone()), ..model });
             }
         }
-        models.into_values().collect()
+        models.into_values()
+    }
+
+    /// Is there a place that may hold a model, and where its load has not failed?
+    fn is_placeable(&self, model: &ModelId) -> bool {
+        let failed = |at: &Site| {
+            let mut here = self.candidates(model).filter(|one| one.id.node == at.0 && one.id.device == at.1);
+            here.any(|one| matches!(one.report.state, ReplicaState::Failed(_)))
+        };
+        self.catalogue.models.get(model).is_some_and(|merged| feasible_sites(self, merged).any(|site| !failed(&site)))
     }
 
     fn unlisted(&self, id: &ModelId, kind: ModelKind) -> ModelReport {
@@ -159,8 +183,17 @@ impl ClusterView {
         let nodes = std::iter::once(me).chain(others).collect();
         let mut conflicts = self.catalogue.conflicts.clone();
         conflicts.extend(self.catalogue.models.values().filter_map(|model| nowhere(self, model)));
+        let dangling = self.catalogue.aliases.iter().filter(|(_, target)| !self.catalogue.models.contains_key(*target));
+        conflicts.extend(dangling.map(|(alias, target)| {
+            format!("the alias '{alias}' stands for '{target}', which no node lists: correct it in [aliases], or add a [[models]] entry")
+        }));
         ClusterReport { cluster: self.cluster.clone(), nodes, conflicts }
     }
+}
+
+/// Can no node hold it, and has it nothing to say for itself?
+fn is_hidden(model: &ModelReport) -> bool {
+    model.locations.is_empty() && model.feasible_on.is_empty() && !matches!(model.state, ModelState::Failed(_))
 }
 
 /// Without what is not for people.

@@ -83,6 +83,10 @@ pub(crate) fn status_page(cluster: &ClusterReport, actors: &[NodeActors], now_ms
     }
     if cluster.nodes.iter().any(|node| !node.summary.replicas.is_empty()) {
         parts.push(replicas_table(&cluster.nodes, look));
+        let failures: Vec<String> = cluster.nodes.iter().flat_map(failures).collect();
+        if !failures.is_empty() {
+            parts.push(failures.join("\n"));
+        }
     }
     parts.extend(actors.iter().map(|node| actors_table(node, look)));
     parts.join("\n\n")
@@ -158,7 +162,7 @@ fn replicas_table(nodes: &[NodeReport], look: Look) -> String {
             ReplicaState::Loaded => state_cell("loaded", &Mood::Good),
             ReplicaState::Loading => state_cell(loading(replica.progress), &Mood::Passing),
             ReplicaState::Recovering => state_cell("recovering", &Mood::Passing),
-            ReplicaState::Failed(why) => state_cell(format!("failed: {}", harmless(why)), &Mood::Bad),
+            ReplicaState::Failed(_) => state_cell("failed", &Mood::Bad), // why, is too long for a table
         };
         let load = &replica.load;
         let class = if replica.pinned { format!("{} pinned", replica.residency_priority) } else { replica.residency_priority.to_string() };
@@ -178,6 +182,17 @@ fn replicas_table(nodes: &[NodeReport], look: Look) -> String {
         ]);
     }
     table.trim_fmt()
+}
+
+/// Why replicas of a node failed.
+fn failures(node: &NodeReport) -> Vec<String> {
+    let failed = node.summary.replicas.iter().filter_map(|replica| match &replica.state {
+        ReplicaState::Failed(why) => Some((replica, why)),
+        _ => None,
+    });
+    failed
+        .map(|(replica, why)| format!("{} failed on {}/{}: {}", replica.model, node.facts.id.name, replica.device, harmless(why)))
+        .collect()
 }
 
 fn actors_table(node: &NodeActors, look: Look) -> String {

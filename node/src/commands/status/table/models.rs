@@ -19,22 +19,36 @@ pub(crate) fn models_page(models: &[ModelEntry], look: Look) -> String {
         }
         let status = state_cell(status(model), &mood(&model.status));
         let context = number(known(model.max_model_len));
-        let Some((first, others)) = model.locations.split_first() else {
+        let mut places: Vec<(Cell, Cell)> = model.locations.iter().map(|at| (place(model, at), memory(at))).collect();
+        // Where it failed is not where it will be.
+        if places.is_empty() || model.status == "unloaded" {
             let able = match &model.feasible_on[..] {
                 [] => "-".to_owned(),
                 nodes => format!("on demand: {}", nodes.join(", ")),
             };
-            table.add_row(vec![Cell::new(&model.id), status, Cell::new(able), context, number("-"), capabilities]);
-            continue;
-        };
-        table.add_row(vec![Cell::new(&model.id), status, place(model, first), context, memory(first), capabilities]);
-        for other in others {
-            table.add_row(vec![Cell::new(""), Cell::new(""), place(model, other), Cell::new(""), memory(other)]);
+            places.insert(0, (Cell::new(able), number("-")));
+        }
+        let mut places = places.into_iter();
+        table.add_row(
+            [Cell::new(&model.id), status]
+                .into_iter()
+                .chain(places.next().map(|(at, memory)| [at, context, memory, capabilities]).into_iter().flatten()),
+        );
+        for (at, memory) in places {
+            table.add_row(vec![Cell::new(""), Cell::new(""), at, Cell::new(""), memory]);
         }
     }
-    let failed = models.iter().filter(|model| model.alias_of.is_none());
-    let reasons = failed.filter_map(|model| Some(format!("{} failed: {}", model.id, harmless(model.reason.as_ref()?))));
+    let reasons = models.iter().filter(|model| model.alias_of.is_none()).flat_map(reasons);
     [table.trim_fmt()].into_iter().chain(reasons).collect::<Vec<_>>().join("\n\n")
+}
+
+/// Why a model failed; and where it did, if it is to be had elsewhere.
+fn reasons(model: &ModelEntry) -> Vec<String> {
+    if let Some(why) = &model.reason {
+        return vec![format!("{} failed: {}", model.id, harmless(why))];
+    }
+    let failed = model.locations.iter().filter_map(|at| Some((at, at.reason.as_ref()?)));
+    failed.map(|(at, why)| format!("{} failed on {}/{}: {}", model.id, at.node, at.device, harmless(why))).collect()
 }
 
 fn status(model: &ModelEntry) -> String {
@@ -51,9 +65,10 @@ fn mood(status: &str) -> Mood {
 
 /// A replica, with its state where that is not the model's.
 fn place(model: &ModelEntry, at: &ModelPlace) -> Cell {
-    let ModelPlace { node, device, status, .. } = at;
+    let ModelPlace { node, device, status, pinned, .. } = at;
     let state = if *status == model.status { String::new() } else { format!(" {status}") };
-    Cell::new(format!("{node}/{device}{state}"))
+    let pinned = if *pinned { " pinned" } else { "" };
+    Cell::new(format!("{node}/{device}{state}{pinned}"))
 }
 
 fn memory(at: &ModelPlace) -> Cell {

@@ -72,14 +72,15 @@ fn only_a_terminal_gets_colours() {
 #[test]
 fn the_models_page_has_a_line_for_each_replica_and_a_reason_for_each_failure() {
     // CX-20, CX-22, CX-27, CX-28
-    let place =
-        |node: &str, status: &str, memory: u64| json!({ "node": node, "device": "cpu-0", "status": status, "memory_bytes": memory });
+    let place = |node: &str, status: &str, memory: u64| json!({ "node": node, "device": "cpu-0", "status": status, "memory_bytes": memory, "pinned": memory > 0, "reason": (status == "failed").then_some("disk full") });
     let models: Vec<ModelEntry> = serde_json::from_value(json!([
         { "id": "pip", "loaded": true, "status": "loaded", "max_model_len": 2048, "capabilities": ["generate", "tools"],
           "feasible_on": ["n1", "n2"], "locations": [place("n1", "loaded", 48 << 20), place("n2", "loading", 0)] },
         { "id": "small", "loaded": true, "status": "loaded", "alias_of": "pip", "max_model_len": 2048, "capabilities": ["generate"],
           "feasible_on": ["n1", "n2"], "locations": [place("n1", "loaded", 48 << 20)] },
         { "id": "big", "loaded": false, "status": "unloaded", "capabilities": ["generate"], "feasible_on": ["n2"], "locations": [] },
+        { "id": "elsewhere", "loaded": false, "status": "unloaded", "capabilities": ["generate"], "feasible_on": ["n1", "n2"],
+          "locations": [place("n2", "failed", 0)] },
         { "id": "coming", "loaded": false, "status": "loading", "progress": 0.4, "capabilities": ["embed"], "feasible_on": ["n1"],
           "locations": [place("n1", "loading", 1 << 30)] },
         { "id": "broken", "loaded": false, "status": "failed", "reason": "the file ends early\u{1b}[2J", "capabilities": ["generate"],

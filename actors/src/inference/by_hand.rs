@@ -1,0 +1,170 @@
+//! Models that somebody loads, fetches, unloads or pins by hand.
+
+use std::time::Duration;
+
+use plexus_api::service::{LoadModel, LoadedModel, Place};
+use plexus_types::{DeviceId, Explanation, ModelId, NodeName, ReplicaId, ReplicaState, RequestError};
+use tokio::time::Instant;
+
+use super::{ClusterInference, LOAD_POLL, PULL_DEADLINE, internal, restarting, unavailable};
+use crate::catalogue::CatalogueMsg;
+use crate::evictor::EvictorMsg;
+use crate::messages::{Answer, Ensure, Question};
+use crate::peers::Peer;
+use crate::router::RouterMsg;
+use crate::router::home::home_of;
+use crate::router::place::place_name;
+
+/// A failure that was there before a load was asked for shows no longer than this.
+const FORMER_FAILURE: Duration = Duration::from_secs(1);
+/// Loads are begun, and replicas asked to go.
+const ORDER_DEADLINE: Duration = Duration::from_secs(10);
+
+impl ClusterInference {
+    /// Loads a model, and waits for it if the order says so.
+    pub(super) async fn load_by_hand(&self, load: LoadModel) -> Result<LoadedModel, RequestError> {
+        let LoadModel { model, place, wait } = load;
+        let model = self.resolve(&model);
+        if !self.view.read().catalogue().models.contains_key(&model) {
+            return Err(RequestError::model_not_found(&model));
+        }
+        let asked = if place == Place::default() {
+            self.ensure(&model).await?
+        } else {
+            let (model, place) = (model.clone(), place.clone());
+            let asked = self.router.call(|reply| RouterMsg::LoadAt(model, place, reply), ORDER_DEADLINE).await;
+            asked.map_err(|error| restarting("router", error))?
+        };
+        let explanation = asked?;
+        // What failed elsewhere, before this, says nothing of this load.
+        let chosen = explanation.considered.iter().find(|place| place.chosen).map(|place| place.place.clone());
+        let asked_at = Instant::now();
+        let until = asked_at + if wait { self.config.load_timeout } else { Duration::ZERO };
+        let mut begun = false;
+        loop {
+            let states = self.states(&model, &place);
+            let is = |wanted: &ReplicaState| states.iter().any(|(_, state)| state == wanted);
+            // What is shown at first may be a former failure.
+            begun |= is(&ReplicaState::Loading) || asked_at.elapsed() > FORMER_FAILURE;
+            if is(&ReplicaState::Loaded) || Instant::now() >= until {
+                return Ok(LoadedModel { loaded: is(&ReplicaState::Loaded), explanation });
+            }
+            let failed = states.iter().find_map(|(at, state)| match state {
+                ReplicaState::Failed(why) if chosen.as_ref().is_none_or(|chosen| chosen == at) => Some(why),
+                _ => None,
+            });
+            if let Some(why) = failed.filter(|_| begun && states.iter().all(|(_, state)| matches!(state, ReplicaState::Failed(_)))) {
+                let message = format!("the model '{model}' could not be loaded: {why}");
+                return Err(RequestError::Unservable { message });
+            }
+            tokio::time::sleep(LOAD_POLL).await;
+        }
+    }
+
+    /// Brings a model's files to a node, or to this one.
+    pub(super) async fn pull_by_hand(&self, model: &ModelId, node: Option<&NodeName>) -> Result<(), RequestError> {
+        let model = self.resolve(model);
+        match node.filter(|node| **node != self.peers.me().name) {
+            None => {
+                let pulled = self.catalogue.call(|reply| CatalogueMsg::Pull(model, reply), PULL_DEADLINE).await;
+                pulled.map_err(|error| restarting("catalogue", error))?
+            }
+            Some(node) => {
+                let peer = self.peers.list().into_iter().find(|peer| peer.id().name == *node);
+                let is_known = self.view.read().nodes().any(|known| known.id.name == *node);
+                let no_link = || match is_known {
+                    true => RequestError::Unavailable {
+                        message: format!("the node '{node}' cannot be reached; `plexus cluster status` shows when it can"),
+                        retry_after: Duration::from_secs(10),
+                    },
+                    false => RequestError::invalid("node", format!("there is no node '{node}'; GET /v1/cluster lists them")),
+                };
+                done_at(&peer.ok_or_else(no_link)?, Question::Pull(model), PULL_DEADLINE).await
+            }
+        }
+    }
+
+    /// Asks the home of a model for a replica of it.
+    async fn ensure(&self, model: &ModelId) -> Result<Result<Explanation, RequestError>, RequestError> {
+        let home = home_of(&self.view.read(), model);
+        let ensure = Ensure { model: model.clone(), replicas: 1, by_hand: true };
+        if home == *self.peers.me() {
+            let asked = self.router.call(|reply| RouterMsg::Ensure(ensure, reply), ORDER_DEADLINE).await;
+            return asked.map_err(|error| restarting("router", error));
+        }
+        let lost = |why: String| unavailable(format!("the node '{}', which places the model, did not answer: {why}", home.name));
+        let peer = self.peers.get(&home).ok_or_else(|| lost("no link to it".into()))?;
+        match peer.ask(Question::Ensure(ensure), ORDER_DEADLINE).await {
+            Ok(Answer::Ensure(result)) => Ok(result),
+            Ok(_) => Err(lost("it said something else".into())),
+            Err(error) => Err(lost(error.to_string())),
+        }
+    }
+
+    /// What the replicas of a model are doing, at a place or everywhere, each with its place's name.
+    pub(super) fn states(&self, model: &ModelId, place: &Place) -> Vec<(String, ReplicaState)> {
+        let view = self.view.read();
+        let there = view.candidates(model).filter(|one| place.holds(&one.id));
+        there.map(|one| (name_of(&one.id), one.report.state.clone())).collect()
+    }
+
+    /// Asks every node that holds a model, as far as the place is named. Says where it was done.
+    pub(super) async fn at_each(
+        &self,
+        model: &ModelId,
+        place: &Place,
+        question: impl Fn(ModelId, DeviceId) -> Question,
+    ) -> Result<Vec<String>, RequestError> {
+        let here: Vec<ReplicaId> = self.view.read().candidates(model).map(|one| one.id).filter(|id| place.holds(id)).collect();
+        if here.is_empty() {
+            let message = format!("the model '{model}' is not loaded {}; GET /v1/models says what is loaded where", in_words(place));
+            return Err(RequestError::invalid("model_id", message));
+        }
+        let mut done = Vec::new();
+        for replica in here {
+            let question = question(replica.model.clone(), replica.device);
+            if replica.node == *self.peers.me() {
+                self.own(question).await?;
+            } else {
+                let peer = self.peers.get(&replica.node);
+                let peer = peer.ok_or_else(|| unavailable(format!("there is no link to the node '{}'", replica.node.name)))?;
+                done_at(&peer, question, ORDER_DEADLINE).await?;
+            }
+            done.push(name_of(&replica));
+        }
+        Ok(done)
+    }
+
+    async fn own(&self, question: Question) -> Result<(), RequestError> {
+        let asked = match question {
+            Question::Unload(model, device) => self.evictor.call(|reply| EvictorMsg::Unload(model, device, reply), ORDER_DEADLINE).await,
+            Question::Pin(model, pinned) => self.evictor.call(|reply| EvictorMsg::Pin(model, pinned, reply), ORDER_DEADLINE).await,
+            _ => return Err(internal("that is not done by hand")),
+        };
+        asked.map_err(|error| restarting("evictor", error))?
+    }
+}
+
+/// Has another node do something.
+async fn done_at(peer: &Peer, question: Question, deadline: Duration) -> Result<(), RequestError> {
+    match peer.ask(question, deadline).await {
+        Ok(Answer::Done(result)) => result,
+        Ok(_) => Err(internal("the node said something else")),
+        Err(error) => Err(unavailable(format!("the node '{}' did not answer: {error}", peer.id().name))),
+    }
+}
+
+/// `node/device`
+fn name_of(replica: &ReplicaId) -> String {
+    place_name(&(replica.node.clone(), replica.device))
+}
+
+/// Where, for a sentence.
+fn in_words(place: &Place) -> String {
+    match (&place.node, place.device) {
+        (Some(node), Some(device)) => format!("on {node}/{device}"),
+        (Some(node), None) => format!("on {node}"),
+        (None, Some(device)) => format!("on {device} of any node"),
+        (None, None) => "on any node".to_owned(),
+    }
+}
