@@ -145,10 +145,11 @@ impl Matrix {
             let bytes = if from == to {
                 &*bytes
             } else {
-                numbers.resize(columns, 0.0);
                 converted.resize(rows.len() * to_row, 0);
-                for (row, out) in bytes.chunks_exact(from_row.max(1)).zip(converted.chunks_exact_mut(to_row.max(1))) {
-                    dequantize(from, row, numbers);
+                // Two rows at a time, so that blocks come in pairs.
+                for (rows, out) in bytes.chunks((2 * from_row).max(1)).zip(converted.chunks_mut((2 * to_row).max(1))) {
+                    numbers.resize(rows.len() / from_row.max(1) * columns, 0.0);
+                    dequantize(from, rows, numbers);
                     quantize(to, numbers, out);
                 }
                 &*converted
@@ -209,7 +210,7 @@ impl Matrix {
 #[derive(Debug, Default)]
 struct Room {
     read: Vec<u8>,
-    /// A row.
+    /// Two rows.
     numbers: Vec<f32>,
     converted: Vec<u8>,
 }

@@ -143,6 +143,8 @@ pub(crate) trait Simd: Copy {
     fn scale(a: Self::V, n: Self::V) -> Self::V;
     /// `value` where `a >= limit`, else 0.
     fn where_at_least(a: Self::V, limit: Self::V, value: Self::V) -> Self::V;
+    /// `above` where `a > limit`, else `otherwise`: also where one of them is no number.
+    fn where_above(a: Self::V, limit: Self::V, above: Self::V, otherwise: Self::V) -> Self::V;
     /// The same number with the sign of `sign`.
     fn with_sign(a: Self::V, sign: Self::V) -> Self::V;
     /// Adds to each of `sums` the product of two bfloat16 numbers in `a` with those in a word of `b`.
@@ -313,6 +315,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn where_at_least(a: Self::V, limit: Self::V, value: Self::V) -> Self::V {
         each(|i| if a[i] >= limit[i] { value[i] } else { 0.0 })
+    }
+    #[inline(always)]
+    fn where_above(a: Self::V, limit: Self::V, above: Self::V, otherwise: Self::V) -> Self::V {
+        each(|i| if a[i] > limit[i] { above[i] } else { otherwise[i] })
     }
     #[inline(always)]
     fn with_sign(a: Self::V, sign: Self::V) -> Self::V {

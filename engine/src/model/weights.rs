@@ -114,10 +114,12 @@ impl<'a> TensorView<'a> {
         let row_bytes = |format: Format| format.row_bytes(columns).expect("rows are whole blocks: checked when the file was opened");
         let (from, to) = (row_bytes(self.format), row_bytes(self.held));
         let mut held = vec![0; bytes.len() / from * to];
-        let mut values = vec![0.0; columns];
-        for (bytes, out) in bytes.chunks_exact(from).zip(held.chunks_exact_mut(to)) {
-            dequantize(self.format, bytes, &mut values);
-            quantize(self.held, &values, out);
+        let mut values = vec![0.0; 2 * columns];
+        // Two rows at a time, so that blocks come in pairs.
+        for (bytes, out) in bytes.chunks(2 * from).zip(held.chunks_mut(2 * to)) {
+            let values = &mut values[..bytes.len() / from * columns];
+            dequantize(self.format, bytes, values);
+            quantize(self.held, values, out);
         }
         Ok(held)
     }

@@ -260,7 +260,8 @@ fn converting_while_packing_is_quantizing_what_was_dequantized() {
     let team = Team::new(2).unwrap();
     for from in [Format::F32, Format::Bf16, Format::Q8_0, Format::Q6K] {
         for to in [Format::Q8_0, Format::Q4K, Format::Q6K, Format::F16].into_iter().filter(|&to| to != from) {
-            let (rows, columns) = (19, if from.block_len() < 256 && to.block_len() < 256 { 288 } else { 512 });
+            // An odd number of blocks, too.
+            let (rows, columns) = (19, if from.block_len() < 256 && to.block_len() < 256 { 288 } else { 768 });
             let bytes = random_rows(from, rows, columns, 8);
             let mut numbers = vec![0f32; rows * columns];
             dequantize(from, &bytes, &mut numbers);

@@ -86,6 +86,9 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         fn where_at_least(a: __m512, limit: __m512, value: __m512) -> __m512 {
             _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, limit), value)
         }
+        fn where_above(a: __m512, limit: __m512, above: __m512, otherwise: __m512) -> __m512 {
+            _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, limit), above)
+        }
         fn fetch(words: &[u32; LANES]) { _mm_prefetch::<_MM_HINT_T1>(words.as_ptr().cast()) }
         fn with_sign(a: __m512, sign: __m512) -> __m512 {
             _mm512_or_ps(_mm512_andnot_ps(_mm512_set1_ps(-0.0), a), _mm512_and_ps(_mm512_set1_ps(-0.0), sign))
@@ -179,6 +182,10 @@ impl Simd for Avx2 {
         fn where_at_least(a: Two, limit: Two, value: Two) -> Two {{
             let keep = |i: usize| _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a[i], limit[i]), value[i]);
             [keep(0), keep(1)]
+        }}
+        fn where_above(a: Two, limit: Two, above: Two, otherwise: Two) -> Two {{
+            let choose = |i: usize| _mm256_blendv_ps(otherwise[i], above[i], _mm256_cmp_ps::<_CMP_GT_OQ>(a[i], limit[i]));
+            [choose(0), choose(1)]
         }}
         fn fetch(words: &[u32; LANES]) { _mm_prefetch::<_MM_HINT_T1>(words.as_ptr().cast()) }
         fn with_sign(a: Two, sign: Two) -> Two {{
