@@ -22,6 +22,7 @@ mod node_process;
 mod open_loop;
 mod overhead;
 mod ping_pong;
+mod placement;
 mod routing;
 mod scripted_node;
 mod serving;
@@ -176,6 +177,16 @@ enum Bench {
         #[arg(long, default_value_t = 100_000)]
         requests: usize,
     },
+    /// How long clients wait for models that come and go on sixteen simulated nodes, and how many loads that takes, beside a fixed number of models
+    /// per node at random places.
+    Placement {
+        /// Traces.
+        #[arg(long, default_value_t = 5)]
+        seeds: u64,
+        /// Requests of each.
+        #[arg(long, default_value_t = 2000)]
+        requests: usize,
+    },
     /// How fast a model's files go from one node to two others.
     Store(store::Options),
     /// All that need no file but the product itself, each with its defaults.
@@ -222,6 +233,10 @@ fn main() -> anyhow::Result<()> {
             println!("{}", figures::table(&routing::measure(*requests)));
             return Ok(());
         }
+        Bench::Placement { seeds, requests } => {
+            println!("{}", figures::table(&placement::measure(*seeds, *requests)?));
+            return Ok(());
+        }
         Bench::Bandwidth { threads, runs, .. } => {
             println!("{}", figures::table(&bandwidth::measure(threads, *runs)));
             return Ok(());
@@ -257,6 +272,7 @@ fn main() -> anyhow::Result<()> {
             Bench::Embeddings { setup, words, mixed } => serving::embeddings::measure(&binaries, &setup, &words, mixed)?,
             Bench::All
             | Bench::Routing { .. }
+            | Bench::Placement { .. }
             | Bench::Engine(_)
             | Bench::Draft(_)
             | Bench::Bandwidth { .. }

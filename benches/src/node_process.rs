@@ -31,16 +31,22 @@ pub(crate) struct Binaries {
 }
 
 impl Binaries {
-    /// Finds them in the target folder that this program was built into. `build` brings the product up to date, with the cargo that runs this program.
+    /// Brings the product up to date in the target folder that this program was built into, with the cargo that runs this program; or, without
+    /// `build`, takes it as it lies beside this program.
+    ///
+    /// Errors: it does not build, or is not there.
     pub(crate) fn find(build: bool) -> anyhow::Result<Self> {
         let this = env::current_exe()?;
-        let target = this.ancestors().nth(2).context("this program lies in a target folder")?;
-        if build {
-            let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-            command.args(["build", "--quiet", "--release", "-p", "plexus", "--target-dir"]).arg(target);
-            let status = command.current_dir(env!("CARGO_MANIFEST_DIR")).status().context("running cargo")?;
-            ensure!(status.success(), "plexus does not build");
+        if !build {
+            let plexus = this.with_file_name("plexus");
+            ensure!(plexus.is_file(), "there is no {}: leave out --no-build, or put the release build of plexus there", plexus.display());
+            return Ok(Self { plexus });
         }
+        let target = this.ancestors().nth(2).context("this program lies in a target folder")?;
+        let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.args(["build", "--quiet", "--release", "-p", "plexus", "--target-dir"]).arg(target);
+        let status = command.current_dir(env!("CARGO_MANIFEST_DIR")).status().context("running cargo")?;
+        ensure!(status.success(), "plexus does not build");
         Ok(Self { plexus: target.join("release/plexus") })
     }
 }

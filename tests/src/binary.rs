@@ -56,11 +56,10 @@ fn built_at(path: &Path) -> Option<SystemTime> {
     path.metadata().and_then(|metadata| metadata.modified()).ok()
 }
 
-/// When a source of the program last changed.
+/// When a source of the program last changed: whatever lies in the `src` and `assets` of a crate, but for those crates that only try or measure it.
 fn newest_source() -> SystemTime {
     let mut newest = SystemTime::UNIX_EPOCH;
-    let mut folders: Vec<PathBuf> =
-        ["types", "engine", "api", "actors", "node"].iter().map(|member| repository().join(member).join("src")).collect();
+    let mut folders = source_folders(repository());
     while let Some(folder) = folders.pop() {
         for entry in folder.read_dir().into_iter().flatten().flatten() {
             let path = entry.path();
@@ -72,4 +71,30 @@ fn newest_source() -> SystemTime {
         }
     }
     newest
+}
+
+fn source_folders(repository: &Path) -> Vec<PathBuf> {
+    let crates = repository.read_dir().into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| {
+        let of_the_program = !path.ends_with("tests") && !path.ends_with("benches");
+        of_the_program && path.join("Cargo.toml").is_file()
+    });
+    crates.flat_map(|member| ["src", "assets"].map(|folder| member.join(folder))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{repository, source_folders};
+
+    #[test]
+    fn every_crate_that_the_program_is_made_of_is_looked_at() {
+        let manifest = std::fs::read_to_string(repository().join("Cargo.toml")).expect("it is there");
+        let members = manifest.lines().find(|line| line.starts_with("members = [")).expect("it lists the crates");
+        let members = members.split('"').skip(1).step_by(2).filter(|member| !["tests", "benches"].contains(member));
+        let folders = source_folders(repository());
+        let members: Vec<&str> = members.collect();
+        assert!(members.contains(&"store") && members.contains(&"kernels"), "{members:?}");
+        for member in members {
+            assert!(folders.contains(&repository().join(member).join("src")), "{member} is not among {folders:?}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! How much memory a process has.
+//! How much memory a process has, and how much it reads.
 
 use std::fs;
 
@@ -17,6 +17,12 @@ impl Node {
     /// What the system says of this node's memory; nothing once the process has ended.
     pub fn memory(&self) -> Option<Memory> {
         memory_of(self.pid())
+    }
+
+    /// Bytes that this node has read from files by now, wherever they came from; nothing once the process has ended.
+    pub fn bytes_read(&self) -> Option<u64> {
+        let io = fs::read_to_string(format!("/proc/{}/io", self.pid())).ok()?;
+        io.lines().find_map(|line| line.strip_prefix("rchar:"))?.trim().parse().ok()
     }
 }
 

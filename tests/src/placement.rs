@@ -3,9 +3,10 @@
 //! Real are [`ClusterView`], [`route`], [`Home`] with [`place`](plexus_actors::router::place::place), and [`EvictorCore`]. Messages take a few
 //! milliseconds, loads take the time that their bytes take, requests arrive by chance and want models by Zipf's law; nodes die and come back,
 //! the network is cut and heals, and replicas answer late whether they go. After every event it is checked that no device holds more than it
-//! has, that each ledger agrees with what is held, that nobody goes who is pinned or has requests, and that whoever has agreed to go is gone;
-//! whenever a load begins, that no other of its model is under way on the same side of the cut; and at the end that every request was
-//! answered, or refused with a reason.
+//! has, by what the trace says that models take, that each ledger agrees with that, that nobody goes who is pinned or has requests, and that
+//! whoever has agreed to go is gone; with every order of a load and everyone told to make room, that nobody has to go while there is room, nor
+//! for a model of a lower class, nor who is in use, by what the node knew that decided it; whenever a load begins, that no other of its model is
+//! under way on the same side of the cut; and at the end that every request was answered, or refused with a reason.
 //!
 //! [`ClusterView`]: plexus_actors::router::view::ClusterView
 //! [`route`]: plexus_actors::router::policy::route
@@ -13,6 +14,7 @@
 //! [`EvictorCore`]: plexus_actors::evictor::core::EvictorCore
 
 pub mod baseline;
+mod decisions;
 mod network;
 mod node;
 mod replica;
@@ -291,8 +293,7 @@ impl Placement {
             }
             Within::OrderLate { model, number } => {
                 let error = RequestError::Unavailable { message: "the node did not answer".into(), retry_after: Duration::from_secs(1) };
-                self.on_ordered(node, &model, number, Err(error));
-                Ok(())
+                self.on_ordered(node, &model, number, Err(error))
             }
             Within::Asked { place, lease, ask } => self.on_asked(node, place, lease, ask),
             Within::Retired { place, ask, verdict } => self.on_verdict(node, place, ask, verdict),

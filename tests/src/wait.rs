@@ -11,7 +11,12 @@ const POLL: Duration = Duration::from_millis(20);
 /// Waits until `check` gives a value and returns it with the time that it took; the error that `check` gives meanwhile says what is still missing.
 ///
 /// Panics after [`DEADLINE`], with what is still missing.
-pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Result<T, String>) -> T {
+pub async fn eventually<T>(what: &str, check: impl AsyncFnMut() -> Result<T, String>) -> T {
+    eventually_within(DEADLINE, what, check).await
+}
+
+/// The same, for what takes longer by its nature: panics after `deadline`.
+pub async fn eventually_within<T>(deadline: Duration, what: &str, mut check: impl AsyncFnMut() -> Result<T, String>) -> T {
     let started = Instant::now();
     loop {
         let missing = match check().await {
@@ -21,7 +26,7 @@ pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Result<T,
             }
             Err(missing) => missing,
         };
-        assert!(started.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}; last seen: {missing}");
+        assert!(started.elapsed() < deadline, "{what}: not within {deadline:?}; last seen: {missing}");
         tokio::time::sleep(POLL).await;
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use plexus_tests::{Home, Node, Signal, eventually};
+use plexus_types::ReplicaState;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -216,6 +217,90 @@ async fn a_full_replica_refuses_at_once_and_says_when_to_come_back() {
         if reply.status == 200 { Ok(()) } else { Err(reply.text) }
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_waiter_that_leaves_frees_its_place_for_the_next_while_the_one_before_it_goes_on() {
+    // CX-93
+    let _alone = alone().await;
+    let home = Home::new();
+    let node = home.scripted("n1").arg("--running-max", "1").arg("--waiting-max", "1").arg("--step-time", "40ms").start().await;
+    node.is_healthy().await;
+    let seats = async |running: u32, waiting: u32| {
+        eventually(&format!("{running} run and {waiting} wait"), async || {
+            let load = node.view().await?.nodes[0].summary.replicas[0].load;
+            if (load.running, load.waiting) == (running, waiting) { Ok(()) } else { Err(format!("{load:?}")) }
+        })
+        .await;
+    };
+    let ask = || {
+        let client = node.client().clone();
+        let request = json!({"model": "pip", "max_tokens": 1, "messages": [{"role": "user", "content": "go"}]});
+        tokio::spawn(async move { client.post("/v1/chat/completions", &request).await.expect("the node answers") })
+    };
+    let mut running = node.client().ask_streaming("pip", "go").await;
+    running.next().await.unwrap().unwrap();
+    let leaves = ask();
+    seats(1, 1).await;
+    let refused = ask().await.unwrap();
+    assert_eq!(refused.status, 429, "there is one place to wait: {}", refused.text);
+    leaves.abort();
+    seats(1, 0).await;
+    let stays = ask();
+    seats(1, 1).await;
+    assert!(!stays.is_finished(), "it is queued, and not refused");
+    running.next().await.unwrap().unwrap();
+    drop(running);
+    let answered = tokio::time::timeout(plexus_tests::DEADLINE, stays).await.expect("it has the place").unwrap();
+    assert_eq!(answered.status, 200, "{}", answered.text);
+}
+
+#[tokio::test]
+async fn a_device_that_fails_or_panics_under_a_stream_is_opened_anew_and_holds_what_its_ledger_says() {
+    // CX-62, CX-63
+    let _alone = alone().await;
+    let home = Home::new();
+    let undisturbed = home.scripted("whole").start().await;
+    undisturbed.is_healthy().await;
+    let whole = undisturbed.client().ask_streaming("pip", "go").await.chat().await.text;
+    for kind in ["device", "panic"] {
+        let node = Home::new().scripted(kind).arg("--fault", kind).arg("--fault-at", "20").start().await;
+        node.is_healthy().await;
+        let answer = tokio::time::timeout(plexus_tests::DEADLINE, node.client().ask_streaming("pip", "go").await.chat()).await;
+        let answer = answer.expect("the stream ends");
+        assert!(answer.done && answer.error.is_none(), "{kind}: {answer:?}");
+        assert_eq!(answer.text, whole, "{kind}: no token is lost and none repeated");
+        assert_eq!(restarts(&node).await.unwrap()["node/device/cpu-0"], 1, "{kind}");
+        eventually(&format!("{kind}: the ledger agrees with the device"), async || {
+            let summary = node.view().await?.nodes.remove(0).summary;
+            let held = node.counters("held_").await?;
+            // A scripted device counts what steps work in among the weights.
+            let (promised, holds) = (summary.devices[0].memory_used.0, held["held_weights_bytes"] + held["held_kv_bytes"]);
+            let loaded = summary.replicas.iter().filter(|replica| replica.state == ReplicaState::Loaded).count();
+            let agrees = promised == holds && promised > 0 && loaded == 1 && held["held_models"] == 1;
+            if agrees { Ok(()) } else { Err(format!("{promised} promised, {held:?} held, {:?}", summary.replicas)) }
+        })
+        .await;
+        assert_eq!(node.client().ask_streaming("pip", "go").await.chat().await.text, whole, "{kind}: and it serves as before");
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_wants_two_devices_is_held_by_the_node_that_has_them() {
+    // CX-24
+    let _alone = alone().await;
+    let home = Home::new();
+    let pair = home.scripted("pair").arg("--devices", "2").arg("--min-devices", "2").start().await;
+    let single = home.scripted("single").arg("--min-devices", "2").seed(pair.addresses().gossip).start().await;
+    plexus_tests::view::whole(&[&pair, &single]).await;
+    single.offers("pip").await;
+    let listed = single.client().get("/v1/models/pip").await.unwrap();
+    assert_eq!(listed.json["feasible_on"], json!(["pair"]), "{}", listed.text);
+    let answered = single.client().ask("pip", "go").await.unwrap();
+    assert_eq!((answered.status, answered.header("x-plexus-node")), (200, Some("pair")), "{}", answered.text);
+    let refused = single.client().post("/v1/models/load", &json!({"model_id": "pip", "node": "single"})).await.unwrap();
+    assert_eq!(refused.status, 503, "{}", refused.text);
+    assert!(refused.text.contains("it wants 2 devices") && refused.text.contains("its node has 1"), "{}", refused.text);
 }
 
 #[tokio::test]

@@ -1,5 +1,11 @@
 //! Models from a hub: fetched once from outside, from node to node after that, and never half.
 
+#[path = "models/files.rs"]
+#[allow(dead_code, reason = "of the tests of models, which use the rest")]
+mod files;
+#[allow(dead_code, clippy::unwrap_used, reason = "of the tests of the engine; what unwraps in vain has failed")]
+#[path = "../../engine/tests/support/gguf.rs"]
+mod gguf;
 #[path = "../../store/tests/mirror/mod.rs"]
 #[allow(dead_code, clippy::unwrap_used, reason = "of the tests of the store, which use the rest; what unwraps in vain has failed")]
 mod mirror;
@@ -242,6 +248,64 @@ async fn files_are_pulled_from_outside_and_then_from_a_node_also_to_one_that_doe
     assert_eq!(mirror.bytes_sent(), n_bytes, "nor was it fetched again to be loaded");
     let none = n1.client().post("/v1/models/pull", &json!({"model_id": "nobody/lists-this", "node": "n2"})).await.unwrap();
     assert_eq!(none.status, 404, "{}", none.text);
+}
+
+#[tokio::test]
+async fn a_file_that_several_nodes_have_comes_from_all_of_them() {
+    // CX-52
+    let home = Home::new();
+    let n_megabytes = 100;
+    let path = files::untrained(home.path(), "wide", n_megabytes, files::Stored::F16, 1);
+    let file = std::fs::read(&path).unwrap();
+    let n_bytes = file.len() as u64;
+    let mirror = Mirror::start("org/wide", [("wide-F16.gguf", file)]).await;
+    let entry = "[[models]]\nid = \"wide\"\nsource = \"hf:org/wide:F16\"\n";
+    let mut nodes = Vec::new();
+    for name in ["n1", "n2", "n3", "n4"] {
+        nodes.push(node_listing(&home, name, &mirror, entry).await);
+    }
+    whole(&nodes.iter().collect::<Vec<_>>()).await;
+    let pull = async |node: &Node| {
+        node.offers_on_demand("wide").await;
+        let pulled = node.client().post("/v1/models/pull", &json!({"model_id": "wide", "node": node.name()})).await.unwrap();
+        assert_eq!((pulled.status, &pulled.json["status"]), (200, &json!("pulled")), "{}", pulled.text);
+    };
+    for node in &nodes[..3] {
+        pull(node).await; // by the third, all who have the file have read it once to know its chunks
+    }
+    let read = || nodes[..3].iter().map(|node| node.bytes_read().expect("the node runs")).collect::<Vec<u64>>();
+    let before = read();
+    pull(&nodes[3]).await;
+    let given: Vec<u64> = read().iter().zip(&before).map(|(after, before)| after - before).collect();
+    let n_givers = given.iter().filter(|given| **given >= plexus_store::CHUNK_LEN).count();
+    assert!(n_givers >= 2, "{given:?} bytes of {n_bytes} were read to be given");
+    assert_eq!(mirror.bytes_sent(), n_bytes, "each byte came from outside once");
+}
+
+#[tokio::test]
+async fn what_its_entry_says_to_be_too_large_is_refused_before_anything_is_fetched() {
+    // CX-53
+    let mirror = Mirror::start("org/pip", [("pip-Q8_0.gguf", pip())]).await;
+    let home = Home::new();
+    let entry = |memory: &str| {
+        let listed = format!("[[models]]\nid = \"capitals\"\nsource = \"hf:org/pip:Q8_0\"\nmemory = \"{memory}\"\n");
+        format!("[devices]\ncpu_memory = \"128MiB\"\n{listed}")
+    };
+    let n1 = node_listing(&home, "n1", &mirror, &entry("4GiB")).await;
+    let refused = eventually("the node knows its device", async || {
+        let reply = ask(&n1).await;
+        if reply.text.contains("needed") { Ok(reply) } else { Err(reply.text) }
+    })
+    .await;
+    assert_eq!(refused.status, 503, "{}", refused.text);
+    assert!(refused.text.contains("4.00 GiB needed") && refused.text.contains("104 MiB"), "{}", refused.text);
+    let by_hand = n1.client().post("/v1/models/load", &json!({"model_id": "capitals"})).await.unwrap();
+    assert_eq!(by_hand.status, 503, "{}", by_hand.text);
+    assert_eq!(mirror.bytes_sent(), 0, "nothing was fetched for that");
+
+    let n2 = node_listing(&Home::new(), "n2", &mirror, &entry("8MiB")).await;
+    n2.offers_on_demand("capitals").await;
+    assert!(ask(&n2).await.chat_text().contains("Paris"));
 }
 
 /// A small disk in memory, at a folder, for as long as it lives.

@@ -26,6 +26,8 @@ const AT_ONCE_MS: f64 = 150.0;
 /// A model that was told to go goes within this.
 const PATIENCE: Duration = Duration::from_secs(30);
 const MIB: f64 = (1 << 20) as f64;
+/// Memory that a node is given to see what it keeps of it for serving: enough for that and the embedded model.
+const ASKED: u64 = 256 << 20;
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Options {
@@ -77,13 +79,14 @@ pub(crate) fn cold_load(binaries: &Binaries, options: &Options) -> anyhow::Resul
 /// Two models take turns where there is room for one: what a turn takes, against a load where there is room.
 pub(crate) fn swap(binaries: &Binaries, options: &Options) -> anyhow::Result<Vec<Figure>> {
     let mut figures = Vec::new();
+    let serving = taken_by_serving(binaries, options)?;
     for model in &options.models {
         let memory = {
             let node = ColdNode::start(binaries, options, model, &["one"], "")?;
             node.ask("one", 0)?;
             node.memory_promised()?
         };
-        let room_for_one = format!("cpu_memory = \"{}\"", memory + memory / 2);
+        let room_for_one = format!("cpu_memory = \"{}\"", serving + memory + memory / 2);
         let node = ColdNode::start(binaries, options, model, &["one", "two"], &room_for_one)?;
         let (mut alone, mut turns, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for run in 0..=options.runs {
@@ -107,6 +110,13 @@ pub(crate) fn swap(binaries: &Binaries, options: &Options) -> anyhow::Result<Vec
         figures.push(Figure::times(format!("{name}: the second to the first"), "≤ 1.3 ×", &ratios));
     }
     Ok(figures)
+}
+
+/// Bytes of the memory that a node may take which it keeps for serving: what models do not get.
+fn taken_by_serving(binaries: &Binaries, options: &Options) -> anyhow::Result<u64> {
+    let node = ColdNode::start(binaries, options, EMBEDDED, &["one"], &format!("cpu_memory = \"{ASKED}\""))?;
+    let left = node.summary()?["devices"][0]["memory_total"].as_u64().context("no memory is told")?;
+    ASKED.checked_sub(left).context("models have more memory than was asked for")
 }
 
 /// A node that lists one model under some names and has loaded none.

@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
@@ -18,7 +19,7 @@ use plexus_actors::evictor::pins::PinsFile;
 use plexus_actors::membership::NetTiming;
 use plexus_actors::secret::ClusterSecret;
 use plexus_api::{ApiConfig, VersionInfo};
-use plexus_engine::scripted::{Script, ScriptedExecutor};
+use plexus_engine::scripted::{Fault, FaultKind, Script, ScriptedExecutor};
 use plexus_store::StoreConfig;
 use plexus_types::{DeviceId, DeviceKind, Generation, ModelId, ModelProfile, ModelSource, NodeFacts, NodeId, NodeName};
 use tokio::signal::unix::{SignalKind, signal};
@@ -72,9 +73,30 @@ struct Options {
     /// Most requests that wait for a place in it.
     #[arg(long, default_value_t = 64)]
     waiting_max: u32,
+    /// Devices.
+    #[arg(long, default_value_t = 1)]
+    devices: u32,
+    /// Devices that a node must have to hold the model.
+    #[arg(long, default_value_t = 1)]
+    min_devices: u32,
+    /// What goes wrong on each device at a step of its first life; counted from 0.
+    #[arg(long, requires = "fault_at")]
+    fault: Option<FaultName>,
+    /// At which step.
+    #[arg(long)]
+    fault_at: Option<u64>,
     /// Tokens that a replica may be ahead of the client.
     #[arg(long, default_value_t = 1024)]
     window_tokens: u32,
+}
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum FaultName {
+    /// The device says that it can no longer be trusted.
+    Device,
+    /// The device's thread panics.
+    Panic,
 }
 
 #[tokio::main]
@@ -98,6 +120,16 @@ fn parse_model(text: &str) -> anyhow::Result<(ModelId, ModelSource)> {
     Ok((id.parse()?, source.parse()?))
 }
 
+/// A device that follows the script, which goes wrong in its first life only.
+fn device(id: DeviceId, script: Script) -> DeviceSpec {
+    let opened = AtomicBool::new(false);
+    let open: OpenDevice = Arc::new(move || {
+        let faults = if opened.swap(true, Ordering::Relaxed) { Vec::new() } else { script.faults.clone() };
+        Ok(Box::new(ScriptedExecutor::new(id, Script { faults, ..script.clone() })))
+    });
+    DeviceSpec { id, open }
+}
+
 /// What the options mean for the actors.
 fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
     let sockets = Sockets {
@@ -117,13 +149,30 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
         Some(path) => ClusterSecret::parse(&fs::read_to_string(path).with_context(|| format!("--secret-file {}", path.display()))?)?,
         None => ClusterSecret::generate(),
     };
-    let device = DeviceId { kind: DeviceKind::Cpu, ordinal: 0 };
-    let script =
-        Script { ids: WORDS.to_vec(), tokens_per_step: options.tokens_per_step, step_time: options.step_time, ..Script::default() };
-    let open: OpenDevice = Arc::new(move || Ok(Box::new(ScriptedExecutor::new(device, script.clone()))));
+    let faults = options.fault.zip(options.fault_at).map(|(name, at_step)| Fault {
+        at_step,
+        kind: match name {
+            FaultName::Device => FaultKind::Device,
+            FaultName::Panic => FaultKind::Panic,
+        },
+    });
+    let script = Script {
+        ids: WORDS.to_vec(),
+        tokens_per_step: options.tokens_per_step,
+        step_time: options.step_time,
+        faults: faults.into_iter().collect(),
+        ..Script::default()
+    };
+    let n_devices = if options.no_device { 0 } else { options.devices };
+    let devices = (0..n_devices).map(|ordinal| device(DeviceId { kind: DeviceKind::Cpu, ordinal }, script.clone()));
     let (id, source) = options.model;
-    let model =
-        ModelProfile { running_max: options.running_max, waiting_max: options.waiting_max, preload: true, ..ModelProfile::new(id, source) };
+    let model = ModelProfile {
+        running_max: options.running_max,
+        waiting_max: options.waiting_max,
+        min_devices: options.min_devices,
+        preload: true,
+        ..ModelProfile::new(id, source)
+    };
     Ok(NodeArgs {
         cluster: "plexus".to_owned(),
         facts,
@@ -131,7 +180,7 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
         sockets,
         seeds: options.seeds,
         timing: NetTiming::default(),
-        devices: if options.no_device { Vec::new() } else { vec![DeviceSpec { id: device, open }] },
+        devices: devices.collect(),
         catalogue: Listing { models: if options.no_models { Vec::new() } else { vec![model] }, ..Listing::default() },
         eviction: EvictionConfig::default(),
         pins: PinsFile::default(),

@@ -9,12 +9,14 @@ use plexus_actors::inbound::{ClusterChange, PeerChange};
 use plexus_actors::messages::Ensure;
 use plexus_actors::prefix::PromptDigests;
 use plexus_actors::router::home::{self, Home, home_of};
+use plexus_actors::router::place::Site;
 use plexus_actors::router::policy::{NoReplica, replicas_wanted, route};
 use plexus_actors::router::view::ClusterView;
 use plexus_types::{
     Bytes, Catalogue, CatalogueEntry, DeviceId, FilesState, Generation, ModelId, NodeFacts, NodeId, NodeState, RequestError,
 };
 
+use super::decisions::Search;
 use super::replica::Replica;
 use super::{Message, PATIENCE, Placement, RETRY, Request, RequestState, Within, Workload};
 
@@ -49,6 +51,10 @@ pub(super) struct SimNode {
     pub(super) asked: BTreeMap<ModelId, u64>,
     /// Loads that this node has ordered and that have not been answered.
     ordered: BTreeMap<ModelId, u64>,
+    /// What it last wanted of a load of each model.
+    pub(super) searches: BTreeMap<ModelId, Search>,
+    /// Where it last ordered each model, and when.
+    pub(super) recent_orders: BTreeMap<ModelId, (Site, Duration)>,
     n_ticks: u32,
     next: u64,
 }
@@ -71,6 +77,8 @@ impl SimNode {
             orders: BTreeMap::new(),
             asked: BTreeMap::new(),
             ordered: BTreeMap::new(),
+            searches: BTreeMap::new(),
+            recent_orders: BTreeMap::new(),
             n_ticks: 0,
             next: 0,
         }
@@ -85,6 +93,11 @@ impl SimNode {
         self.replicas.iter().filter(|(_, replica)| replica.loaded).map(|(place, _)| place)
     }
 
+    /// What the replicas of a device take, by what the trace says of their models.
+    pub(super) fn held(&self, device: DeviceId) -> Bytes {
+        self.replicas.iter().filter(|(place, _)| place.1 == device).filter_map(|(_, replica)| replica.taken).sum()
+    }
+
     pub(super) fn on_ensure_late(&mut self, model: &ModelId, number: u64) {
         if self.asked.get(model) == Some(&number) {
             self.asked.remove(model);
@@ -94,8 +107,7 @@ impl SimNode {
     pub(super) fn check(&self, now: Duration) -> Result<(), String> {
         let promised = self.evictor.ledger().report();
         for (device, total) in &self.devices {
-            let here = self.replicas.iter().filter(|(place, _)| place.1 == *device);
-            let held: Bytes = here.filter_map(|(_, replica)| replica.granted).sum();
+            let held = self.held(*device);
             let promised = promised.iter().find(|report| report.id == *device).map_or(Bytes(0), |report| report.memory_used);
             if held > *total || promised > *total {
                 return Err(format!("{device} of {} holds {held} and promised {promised} of {total}", self.id));
@@ -237,7 +249,11 @@ impl Placement {
                 self.nodes[node].askers.insert(asker, from);
                 let SimNode { home, view, .. } = &mut self.nodes[node];
                 let effects = home.on_ensure(view, &ensure, asker, now);
-                self.carry_out(node, &ensure.model, effects);
+                if effects.iter().any(|effect| matches!(effect, home::Effect::Order { .. })) {
+                    let search = Search { may_displace: ensure.replicas <= 1, tried: Vec::new() };
+                    self.nodes[node].searches.insert(ensure.model.clone(), search);
+                }
+                return self.carry_out(node, &ensure.model, effects);
             }
             Message::Ensured(model, result) => {
                 self.nodes[node].asked.remove(&model);
@@ -258,16 +274,21 @@ impl Placement {
                 let (profile, device, facts) = (Box::new(order.profile), order.device, order.facts);
                 return self.evicted(node, Event::Load { profile, device, facts, asker });
             }
-            Message::Ordered { model, number, result } => self.on_ordered(node, &model, number, result),
+            Message::Ordered { model, number, result } => return self.on_ordered(node, &model, number, result),
             Message::Request { request, place } => return self.on_request(node, request, &place),
         }
         Ok(())
     }
 
-    fn carry_out(&mut self, node: usize, model: &ModelId, effects: Vec<home::Effect>) {
+    fn carry_out(&mut self, node: usize, model: &ModelId, effects: Vec<home::Effect>) -> Result<(), String> {
         for effect in effects {
             match effect {
                 home::Effect::Order { node: target, order } => {
+                    let site = (target.clone(), order.device);
+                    self.check_order(node, model, &site)?;
+                    let ordered_at = self.now;
+                    self.nodes[node].recent_orders.insert(model.clone(), (site.clone(), ordered_at));
+                    self.nodes[node].searches.entry(model.clone()).or_default().tried.push(site);
                     let number = self.nodes[node].number();
                     self.nodes[node].ordered.insert(model.clone(), number);
                     let linked = self.nodes[node].view.nodes().any(|one| *one.id == target && one.state == NodeState::Up);
@@ -288,18 +309,19 @@ impl Placement {
                 }
             }
         }
+        Ok(())
     }
 
     /// A node that was told to load says whether it has begun, or nobody says so in time. What comes later does not count.
-    pub(super) fn on_ordered(&mut self, node: usize, model: &ModelId, number: u64, result: Result<(), RequestError>) {
+    pub(super) fn on_ordered(&mut self, node: usize, model: &ModelId, number: u64, result: Result<(), RequestError>) -> Result<(), String> {
         if self.nodes[node].ordered.get(model) != Some(&number) {
-            return;
+            return Ok(());
         }
         let now = self.instant();
         self.nodes[node].ordered.remove(model);
         let SimNode { home, view, .. } = &mut self.nodes[node];
         let effects = home.on_answer(view, model, result, now);
-        self.carry_out(node, model, effects);
+        self.carry_out(node, model, effects)
     }
 
     pub(super) fn on_tick(&mut self, node: usize) -> Result<(), String> {

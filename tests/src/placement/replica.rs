@@ -29,7 +29,8 @@ pub(super) struct Replica {
     profile: ModelProfile,
     lease: u64,
     begun: Duration,
-    pub(super) granted: Option<Bytes>,
+    /// What it takes, once it was granted its memory: by what the trace says of its model, whatever was promised.
+    pub(super) taken: Option<Bytes>,
     pub(super) loaded: bool,
     /// When it agreed to go.
     pub(super) agreed_at: Option<Duration>,
@@ -52,11 +53,11 @@ struct Seat {
 }
 
 impl Replica {
-    fn is_used(&self) -> bool {
+    pub(super) fn is_used(&self) -> bool {
         !self.running.is_empty() || !self.waiting.is_empty()
     }
 
-    fn is_loading(&self) -> bool {
+    pub(super) fn is_loading(&self) -> bool {
         !self.loaded && self.agreed_at.is_none()
     }
 }
@@ -155,7 +156,7 @@ impl Placement {
             Some(replica) if replica.is_used() => Verdict::Stays,
             Some(replica) => {
                 replica.agreed_at.get_or_insert(self.now);
-                if replica.granted.take().is_some() {
+                if replica.taken.take().is_some() {
                     self.evicted(node, Event::Released { place: place.clone(), lease: Lease(lease) })?;
                 }
                 Verdict::Goes
@@ -189,7 +190,7 @@ impl Placement {
                     return self.evicted(node, Event::GaveUp(place));
                 };
                 if let Some(replica) = self.nodes[node].replicas.get_mut(&place) {
-                    replica.granted = Some(grant.bytes);
+                    replica.taken = Some(self.workload.taken(&place.0, &grant));
                 }
                 let time = self.workload.load_time(&place.0);
                 self.within(node, time, Within::LoadEnds { place, lease });
@@ -221,7 +222,7 @@ impl Placement {
             profile,
             lease,
             begun: self.now,
-            granted: None,
+            taken: None,
             loaded: false,
             agreed_at: None,
             idle_since: self.now,
@@ -260,6 +261,9 @@ impl Placement {
         };
         if replica.profile.pinned {
             return Err(format!("{place:?} is pinned and was told to go"));
+        }
+        if self.nodes[node].evictor.makes_room(&place) {
+            self.check_victim(node, &place)?;
         }
         let lease = replica.lease;
         let mut delay = Duration::from_micros(self.rng.random_range(0..1000));
@@ -303,7 +307,7 @@ impl Placement {
             device: place.1,
             state: if replica.loaded { ReplicaState::Loaded } else { ReplicaState::Loading },
             context_length: 8192,
-            memory: replica.granted.unwrap_or_default(),
+            memory: replica.taken.unwrap_or_default(),
             load,
             kind: ModelKind::Generate,
             residency_priority: replica.profile.residency_priority,

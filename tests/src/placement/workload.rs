@@ -182,6 +182,8 @@ pub struct Outcome {
     pub loads: usize,
     /// From arrival to the first step, on average over those that were answered.
     pub mean_wait: Duration,
+    /// Orders of loads for which others had to go, by what the node knew that gave them.
+    pub displacing_orders: usize,
     /// Models that went from a device on which a pinned one stayed.
     pub gone_beside_pinned: usize,
     /// Loads that were begun by both sides of a cut, for one model.

@@ -137,6 +137,28 @@ async fn requests_without_a_key_are_bounded_and_those_with_one_are_not() {
 }
 
 #[tokio::test]
+async fn whoever_finds_no_place_within_the_waiting_time_is_refused_with_a_time_to_come_back() {
+    // CX-48
+    let _alone = alone().await;
+    let mut shelf = Shelf::new();
+    shelf.add("m", 60, Stored::F16, "running_max = 1\nwaiting_time = \"100ms\"");
+    let node = shelf.node("a", 100, "").start().await;
+    ready(&[&node], 1).await;
+    let mut stream = long_stream(&node).await;
+    let refused = ask(node.client(), "m").await;
+    assert_eq!(refused.status, 429, "{}", refused.text);
+    assert!(refused.text.contains("no place within 100ms"), "{}", refused.text);
+    assert!(refused.header("retry-after").is_some_and(|value| value.parse::<u32>().is_ok()), "{:?}", refused.headers);
+    stream.next().await.expect("the one before it goes on").expect("it is whole");
+    drop(stream);
+    eventually("the place is free again", async || {
+        let reply = ask(node.client(), "m").await;
+        if reply.status == 200 { Ok(()) } else { Err(reply.text) }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_request_with_a_key_takes_the_place_in_the_queue_of_one_without() {
     // CX-93
     let _alone = alone().await;

@@ -17,15 +17,15 @@ async fn while_it_loads(at: &Node, on: &Node, model: &str) -> tokio::task::JoinH
     let request = tokio::spawn(async move { answer(&client, &id).await });
     eventually(&format!("{model} is being loaded"), async || {
         let replicas = replicas(on).await;
-        let there = replicas.iter().any(|replica| replica.model.as_str() == model);
-        if there { Ok(()) } else { Err(format!("{replicas:?}")) }
+        let loads = replicas.iter().any(|replica| replica.model.as_str() == model && replica.state == ReplicaState::Loading);
+        if loads { Ok(()) } else { Err(format!("{replicas:?}")) }
     })
     .await;
     request
 }
 
 #[tokio::test]
-async fn a_node_that_dies_or_hangs_while_it_loads_is_replaced_by_another() {
+async fn a_node_that_dies_or_hangs_while_it_loads_is_replaced_by_another_and_fits_in_again_when_it_goes_on() {
     // CX-40, CX-42
     let _alone = alone().await;
     for signal in [Signal::Kill, Signal::Stop] {
@@ -39,6 +39,15 @@ async fn a_node_that_dies_or_hangs_while_it_loads_is_replaced_by_another() {
         answered.expect("it is answered by the other node");
         assert_eq!(loaded(&small).await, ["large"]);
         eventually("the ledger agrees with the device", async || device_agrees(&small, &shelf).await).await;
+        if signal == Signal::Stop {
+            large.signal(Signal::Cont);
+            whole(&[&small, &large]).await;
+            for node in [&small, &large] {
+                eventually(&format!("the ledger of {} agrees with the device", node.name()), async || device_agrees(node, &shelf).await)
+                    .await;
+                answer(node.client(), "large").await;
+            }
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod found;
 mod gguf;
 mod ledger;
 mod places;
+mod replicas;
 mod states;
 
 use std::collections::BTreeMap;

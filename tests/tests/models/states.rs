@@ -2,10 +2,11 @@
 
 use plexus_tests::eventually;
 use plexus_tests::process::run_plexus;
-use serde_json::json;
+use plexus_tests::view::whole;
+use serde_json::{Value, json};
 
 use crate::files::Stored;
-use crate::{Shelf, alone, answer, entry, ready};
+use crate::{Shelf, alone, answer, ask, entry, loaded, loads, ready};
 
 #[tokio::test]
 async fn a_model_is_told_as_unloaded_loading_and_how_far_loaded_recovering_and_failed_with_the_reason() {
@@ -57,4 +58,61 @@ async fn a_model_is_told_as_unloaded_loading_and_how_far_loaded_recovering_and_f
     .await;
     assert_eq!((&recovering["loaded"], &recovering["locations"][0]["node"]), (&json!(false), &json!("a")), "{recovering}");
     assert_eq!(answer(client, "slow").await, before);
+}
+
+#[tokio::test]
+async fn what_an_entry_says_of_limits_cost_and_abilities_is_told_at_every_node_and_what_it_does_not_say_is_left_out() {
+    // CX-23
+    let _alone = alone().await;
+    let mut shelf = Shelf::new();
+    let said = "limit = { context = 400, input = 300, output = 100 }\ncost = { input = 0.0, output = 0.25 }\ncapabilities = [\"polite\"]";
+    let path = shelf.add("said", 8, Stored::F32, said);
+    shelf.list("unsaid", &path, "");
+    let a = shelf.node("a", 100, "").start().await;
+    let other = Shelf { home: shelf.home.clone(), ..Shelf::new() };
+    let b = other.node("b", 100, "").start().await;
+    ready(&[&a], 0).await;
+    whole(&[&a, &b]).await;
+    for node in [&a, &b] {
+        let (said, unsaid) = eventually(&format!("{} has heard of both", node.name()), async || {
+            let (said, unsaid) = (entry(node.client(), "said").await, entry(node.client(), "unsaid").await);
+            let known = |entry: &Value| entry["max_model_len"].as_u64().is_some();
+            said.zip(unsaid).filter(|(said, unsaid)| known(said) && known(unsaid)).ok_or_else(|| "not yet".to_owned())
+        })
+        .await;
+        assert_eq!(said["limit"], json!({"context": 400, "input": 300, "output": 100}), "{said}");
+        assert_eq!(said["cost"], json!({"input": 0.0, "output": 0.25}), "free is told, and unknown is not: {said}");
+        let told = ["max_model_len", "max_input_tokens", "max_output_tokens"].map(|key| said[key].as_u64());
+        assert_eq!(told, [Some(400), Some(300), Some(100)], "{said}");
+        assert!(said["capabilities"].as_array().is_some_and(|words| words.contains(&json!("polite"))), "{said}");
+        assert!(unsaid.get("limit").is_none() && unsaid.get("cost").is_none(), "{unsaid}");
+        assert_eq!(unsaid["max_model_len"], 512, "what its files say: {unsaid}");
+    }
+}
+
+#[tokio::test]
+async fn entries_that_cannot_be_preloaded_keep_no_other_from_it() {
+    // CX-50
+    let _alone = alone().await;
+    let mut shelf = Shelf::new();
+    let broken = shelf.add("broken", 8, Stored::F16, "preload = true");
+    let whole = std::fs::read(&broken).unwrap();
+    std::fs::write(&broken, &whole[..whole.len() / 2]).unwrap();
+    let missing = shelf.home.path().join("not-there.gguf");
+    shelf.list("missing", &missing, "preload = true");
+    shelf.add("too-large", 130, Stored::F16, "preload = true");
+    shelf.add("good", 8, Stored::F32, "preload = true");
+    let node = shelf.node("a", 100, "").start().await;
+    eventually("the good one is loaded without being asked for", async || {
+        let loaded = loaded(&node).await;
+        if loaded == ["good"] { Ok(()) } else { Err(format!("{loaded:?}")) }
+    })
+    .await;
+    node.is_healthy().await;
+    answer(node.client(), "good").await;
+    assert_eq!(loads(&node).await, 1, "and nothing else was read");
+    for (model, why) in [("broken", "broken.gguf"), ("missing", "not-there.gguf"), ("too-large", "MiB needed")] {
+        let refused = ask(node.client(), model).await;
+        assert!(refused.status == 503 && refused.text.contains(why), "{model}: {} {}", refused.status, refused.text);
+    }
 }
