@@ -295,6 +295,9 @@ mod tests {
             let Err(RequestError::Invalid { message, param: found }) = read(fields).load() else { panic!("{fields} was taken") };
             assert!(found.as_deref() == Some(param) && message.contains(param) && message.contains(remedy), "{fields}: {message}");
         }
+        let unknown = body::parse::<HandBody>(br#"{"model_id":"m","nod":"n2"}"#).unwrap_err();
+        let Failure::Request(RequestError::Invalid { message, param }) = unknown else { panic!("{unknown:?}") };
+        assert!(message.starts_with("there is no field `nod`; there are `model_id`, ") && param.as_deref() == Some("nod"), "{message}");
         let nameless: HandBody = body::parse(b"{}").unwrap();
         let refusal = nameless.load().unwrap_err();
         assert!(matches!(&refusal, RequestError::Invalid { param: Some(param), .. } if param == "model_id"), "{refusal:?}");

@@ -74,15 +74,29 @@ async fn a_model_is_fetched_once_from_outside_and_from_node_to_node_after_that()
 #[tokio::test]
 async fn a_download_that_arrives_damaged_never_becomes_a_model_and_says_so() {
     let mirror = Mirror::start("org/pip", [("pip-Q8_0.gguf", pip())]).await;
-    mirror.fail(Faults { corrupt: true, ..Faults::default() });
+    mirror.fail(Faults { corrupt: true, stall_after: Some(1 << 20), ..Faults::default() });
     let home = Home::new();
     let n1 = node(&home, "n1", &mirror).await;
     n1.offers_on_demand("capitals").await;
-    let reply = tokio::time::timeout(DEADLINE, ask(&n1)).await.expect("it is refused");
+    let client = n1.client().clone();
+    let asked = tokio::spawn(async move { client.ask("capitals", FRANCE).await.expect("the node answers") });
+    eventually("the download is seen", async || {
+        let entry = entry(&n1).await;
+        if entry["progress"].as_f64().is_some_and(|share| share > 0.0) { Ok(()) } else { Err(entry.to_string()) }
+    })
+    .await;
+    mirror.fail(Faults { corrupt: true, ..Faults::default() });
+    let reply = tokio::time::timeout(DEADLINE, asked).await.expect("it is refused").expect("it is asked");
     assert_eq!(reply.status, 503, "{}", reply.text);
     assert!(reply.text.contains("pip-Q8_0.gguf") && reply.header("retry-after").is_some(), "{}", reply.text);
     let listed = n1.client().get("/v1/models/capitals").await.unwrap();
     assert_eq!(listed.json["loaded"], json!(false), "{}", listed.text);
+    let failed = eventually("it is not told as being loaded any more", async || {
+        let entry = entry(&n1).await;
+        if entry["status"] == "failed" { Ok(entry) } else { Err(entry.to_string()) }
+    });
+    let failed = tokio::time::timeout(std::time::Duration::from_secs(2), failed).await.expect("sooner than files are looked at anyhow");
+    assert!(failed["reason"].as_str().is_some_and(|why| why.contains("damaged")), "{failed}");
 
     mirror.fail(Faults::default());
     let loaded = n1.client().post("/v1/models/load", &json!({"model_id": "capitals"})).await.unwrap();

@@ -4,10 +4,9 @@
 //! version u8 | key id u8 | epoch u64 | counter u64 | chance u64 | ciphertext and tag        (XChaCha20-Poly1305)
 //!                          `-------- nonce, 24 bytes --------'    length u8 | the cluster's name | gossip
 //! ```
-//! Nothing is parsed before it is authenticated, and a datagram that is refused is not answered: whoever lacks the key learns nothing and
-//! reaches nothing. Each opening of a socket draws an epoch and counts its datagrams, so that a datagram is taken once. What this does not
-//! stop: datagrams recorded before a node started can be played to it afterwards; gossip's own versions and heartbeats make most of
-//! them stale, and they carry hints only.
+//! Nothing is parsed before it is authenticated, and whoever lacks the key is not answered: it learns nothing and reaches nothing. Each opening
+//! of a socket draws an epoch and counts its datagrams, so that a datagram is taken once. What this does not stop: datagrams recorded before a
+//! node started can be played to it afterwards; gossip's own versions and heartbeats make most of them stale, and they carry hints only.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, UdpSocket};
@@ -93,12 +92,19 @@ struct SealedSocket {
 }
 
 impl SealedSocket {
-    /// The usual reasons why nodes do not find each other. Strangers can cause it too, so it is said now and then only.
-    fn complain(&mut self, from: SocketAddr, refusal: &Refusal) {
+    /// The usual reasons why nodes do not find each other. Strangers can cause it too, so it is said now and then only. A node of another cluster
+    /// that has our key is told our name as often, so that it can say so too: it may be the one that was changed.
+    async fn complain(&mut self, from: SocketAddr, refusal: &Refusal) {
         if self.complained.is_some_and(|at| at.elapsed() <= COMPLAINT_PERIOD) {
             return;
         }
         self.complained = Some(Instant::now());
+        if matches!(refusal, Refusal::OtherCluster(_)) {
+            let our_name = self.seal.seal(&[]);
+            if let Err(error) = self.socket.send_to(&our_name, from).await {
+                debug!(%from, %error, "a node of another cluster was not told so");
+            }
+        }
         match refusal {
             Refusal::OtherCluster(theirs) => warn!(%from, theirs, ours = self.seal.cluster,
                 "a node of another cluster gossips here: if it is to be in this one, give both the same cluster.name, else take this node out of its cluster.seeds"),
@@ -143,7 +149,7 @@ impl Socket for SealedSocket {
                     None => &self.datagrams.malformed,
                 },
                 Err(refusal @ (Refusal::Rejected | Refusal::OtherCluster(_))) => {
-                    self.complain(from, &refusal);
+                    self.complain(from, &refusal).await;
                     &self.datagrams.rejected
                 }
                 Err(Refusal::Replayed) => &self.datagrams.replayed,
@@ -361,6 +367,25 @@ mod tests {
         let datagrams = Arc::new(Datagrams::default());
         let transport = SealedTransport::new(socket, secret, "plexus", Arc::clone(&datagrams));
         (address, transport.open(address).await.expect("the socket opens"), datagrams)
+    }
+
+    #[tokio::test]
+    async fn a_node_of_another_cluster_is_told_the_name_once_a_minute_and_nothing_goes_to_and_fro() {
+        let secret = ClusterSecret::generate();
+        let (to, mut receiver, datagrams) = sealed(&secret).await;
+        let wire = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        wire.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout can be set");
+        let mut other = of_cluster(&secret, "other");
+        for _ in 0..3 {
+            wire.send_to(&other.seal(b"gossip"), to).expect("loopback takes it");
+        }
+        let heard = tokio::time::timeout(Duration::from_millis(200), receiver.recv()).await;
+        assert!(heard.is_err(), "it is not heard");
+        assert_eq!(datagrams.rejected.load(Ordering::Relaxed), 3);
+        let mut buffer = [0; 512];
+        let len = wire.recv(&mut buffer).expect("it is told the name");
+        assert_eq!(other.open(&buffer[..len]), Err(Refusal::OtherCluster("plexus".into())));
+        assert!(wire.recv(&mut buffer).is_err(), "once");
     }
 
     #[tokio::test]

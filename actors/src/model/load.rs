@@ -285,8 +285,9 @@ async fn fetch(args: &ModelArgs, gauge: &mut Gauge<'_>) -> Result<(), LoadError>
         }
         gauge.begin(FETCH_SHARE * (i + 1) as f32 / n_missing);
         let watch = |progress: Progress| gauge.on_share(progress.done.0 as f32 / progress.total.0.max(1) as f32);
-        shelf.fetch(&source, watch).await.map_err(|error| refused(&error))?;
-        args.catalogue.tell(CatalogueMsg::RescanNow);
+        let fetched = shelf.fetch(&source, watch).await;
+        args.catalogue.tell(CatalogueMsg::RescanNow); // also of files that do not come after all
+        fetched.map_err(|error| refused(&error))?;
     }
     Ok(())
 }

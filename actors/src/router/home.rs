@@ -101,10 +101,12 @@ impl Home {
                 Some(_) => drop(self.orders.remove(model)),
             }
         }
-        let there = view.candidates(model).filter(|one| is_replica(&one.report.state, one.node));
-        let there: Vec<String> = there.map(|one| place_name(&(one.id.node, one.id.device))).collect();
+        let there: Vec<Candidate<'_>> = view.candidates(model).filter(|one| is_replica(&one.report.state, one.node)).collect();
         if there.len() >= *replicas as usize {
-            let decision = format!("it is loaded, or being loaded, on {}", there.join(", "));
+            let loaded = there.iter().all(|one| one.report.state == ReplicaState::Loaded);
+            let places: Vec<String> = there.into_iter().map(|one| place_name(&(one.id.node, one.id.device))).collect();
+            let is = if loaded { "it is on" } else { "it is being loaded, or is already, on" };
+            let decision = format!("{is} {}", places.join(", "));
             let explanation = Explanation { model: model.clone(), decision, considered: Vec::new(), age: Duration::ZERO };
             return vec![Effect::Answer { asker, result: Ok(explanation) }];
         }

@@ -280,7 +280,7 @@ pub fn nowhere(view: &ClusterView, model: &MergedModel) -> Option<String> {
     (!reasons.is_empty()).then(|| format!("the model '{}' is listed, and no node can hold it ({reasons})", model.profile.id))
 }
 
-/// Places with what is said of each, those together of which the same is said: `a/cpu-0 and b/cpu-0: in use; c/cpu-0: fits`.
+/// Places with what is said of each, those together of which the same is said: `a/cpu-0, b/cpu-0: in use; c/cpu-0: fits`.
 fn by_reason<'a>(places: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
     for (place, why) in places {
@@ -289,7 +289,7 @@ fn by_reason<'a>(places: impl Iterator<Item = (&'a str, &'a str)>) -> String {
             None => groups.push((why, vec![place])),
         }
     }
-    let told: Vec<String> = groups.iter().map(|(why, places)| format!("{}: {why}", places.join(" and "))).collect();
+    let told: Vec<String> = groups.iter().map(|(why, places)| format!("{}: {why}", places.join(", "))).collect();
     told.join("; ")
 }
 

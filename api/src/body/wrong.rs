@@ -16,6 +16,10 @@ pub(super) fn refusal(json: &[u8], path: &Path, reason: &serde_json::Error) -> R
         let message = format!("{place} has the field {field} twice; send it once");
         return RequestError::Invalid { message, param: (!at_top).then_some(place) };
     }
+    if let Some((field, known)) = reason.strip_prefix("unknown field ").and_then(|rest| rest.split_once(", expected ")) {
+        let message = format!("there is no field {field}; there are {}", known.strip_prefix("one of ").unwrap_or(known));
+        return RequestError::Invalid { message, param: (!at_top).then_some(place) };
+    }
     let wanted = reason.rsplit_once(", expected ").map(|(_, wanted)| in_words(wanted));
     let message = match (wanted, found(json, path)) {
         (Some(wanted), Some(value)) => format!("{place} is {value}; it must be {wanted}"),
