@@ -138,7 +138,6 @@ async fn requests_without_a_key_are_bounded_and_those_with_one_are_not() {
 
 #[tokio::test]
 async fn whoever_finds_no_place_within_the_waiting_time_is_refused_with_a_time_to_come_back() {
-    // CX-48
     let _alone = alone().await;
     let mut shelf = Shelf::new();
     shelf.add("m", 60, Stored::F16, "running_max = 1\nwaiting_time = \"100ms\"");

@@ -71,7 +71,6 @@ async fn what_an_entry_says_of_limits_cost_and_abilities_is_told_at_every_node_a
     let a = shelf.node("a", 100, "").start().await;
     let other = Shelf { home: shelf.home.clone(), ..Shelf::new() };
     let b = other.node("b", 100, "").start().await;
-    ready(&[&a], 0).await;
     whole(&[&a, &b]).await;
     for node in [&a, &b] {
         let (said, unsaid) = eventually(&format!("{} has heard of both", node.name()), async || {
