@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use clap::Args;
 use plexus_engine::executor::{Executor, KvPlan, Slot};
-use plexus_engine::model::{ModelFiles, ModelPath};
+use plexus_engine::model::{ModelFiles, ModelPath, Quantization};
 use plexus_engine::{Batch, BlockId, CpuExecutor, Draw, SamplerSettings};
 use plexus_kernels::Isa;
 use plexus_types::{DeviceId, DeviceKind, Sampling};
@@ -34,6 +34,9 @@ pub(crate) struct Options {
     /// Threads that compute.
     #[arg(long, default_value = "2")]
     threads: NonZeroUsize,
+    /// Quantizes the weights while they are loaded: q8_0, q6k or q4k.
+    #[arg(long)]
+    quant: Option<Quantization>,
     /// The best instructions that may be used, to see what a lesser machine would do: portable, neon, avx2, avx-vnni or avx512.
     #[arg(long)]
     isa: Option<Isa>,
@@ -111,7 +114,10 @@ pub(crate) fn measure(options: &Options) -> anyhow::Result<Outcome> {
     }
     let mut executor = open(options.threads)?;
     let begun = Instant::now();
-    let files = ModelFiles::open(&ModelPath::Path(options.model.clone()))?;
+    let mut files = ModelFiles::open(&ModelPath::Path(options.model.clone()))?;
+    if let Some(quantization) = options.quant {
+        files = files.quantized(quantization)?;
+    }
     let per_stream = (1 + options.decode).div_ceil(BLOCK_LEN);
     let for_decode = options.streams.iter().copied().max().unwrap_or(0) * per_stream;
     let for_prefill = options.prefill.iter().copied().max().unwrap_or(0).div_ceil(BLOCK_LEN);

@@ -4,134 +4,28 @@
 
 #[path = "support/gguf.rs"]
 mod gguf;
+#[path = "support/wide.rs"]
+mod wide;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use gguf::{Parts, Tensor};
+use gguf::Parts;
 use plexus_engine::model::Quantization;
 use plexus_engine::{Batch, BlockId, CandleExecutor, CpuExecutor, Draw, EngineError, Executor, KvPlan, ModelFiles, ModelPath};
 use plexus_engine::{SamplerSettings, Slot};
 use plexus_kernels::Format;
-use plexus_kernels::format::{dequantize, quantize};
+use plexus_kernels::format::dequantize;
 use plexus_types::{DeviceId, DeviceKind, Sampling};
+use wide::{HIDDEN, VOCAB, model};
 
 const SLOT: Slot = Slot(0);
 const KV: KvPlan = KvPlan { n_blocks: 8, block_len: 16 };
 const CPU: DeviceId = DeviceId { kind: DeviceKind::Cpu, ordinal: 0 };
-const HIDDEN: usize = 256;
-const FFN: usize = 512;
-const VOCAB: usize = 288;
 
 fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
-}
-
-fn len_of(kind: u32, n: u64) -> usize {
-    Format::from_gguf(kind).unwrap().row_bytes(n as usize).unwrap()
-}
-
-/// Numbers of a normal distribution, roughly: the sum of four even ones.
-struct Random(u64);
-
-impl Random {
-    fn bits(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn number(&mut self) -> f32 {
-        (0..4).map(|_| (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0).sum::<f32>() * 0.866
-    }
-}
-
-/// A block of random whole numbers whose values have a standard deviation of about `deviation`.
-fn random_block(format: Format, deviation: f32, random: &mut Random) -> Vec<u8> {
-    // Where the scale and the minimum lie, and how large the latter is beside the former, to even the values out around 0.
-    let (scale, minimum): (usize, Option<(usize, f32)>) = match format {
-        Format::Q4_1 => (0, Some((2, -7.5))),
-        Format::Q5_1 => (0, Some((2, -15.5))),
-        Format::Q4K => (0, Some((2, 7.5))),
-        Format::Q5K => (0, Some((2, 15.5))),
-        Format::Q2K => (80, Some((82, 1.5))),
-        Format::Q3K => (108, None),
-        Format::Q6K => (208, None),
-        _ => (0, None),
-    };
-    let mut bytes: Vec<u8> = (0..format.block_bytes()).map(|_| (random.bits() >> 24) as u8).collect();
-    let mut set = |d: f32| {
-        let half = |x: f32| half::f16::from_f32(x).to_le_bytes();
-        bytes[scale..scale + 2].copy_from_slice(&half(d));
-        if let Some((at, factor)) = minimum {
-            bytes[at..at + 2].copy_from_slice(&half(d * factor));
-        }
-        let mut values = vec![0.0; format.block_len()];
-        dequantize(format, &bytes, &mut values);
-        (values.iter().map(|x| x * x).sum::<f32>() / values.len() as f32).sqrt()
-    };
-    let d = 0.01;
-    let now = set(d);
-    set(d * deviation / now);
-    bytes
-}
-
-/// A matrix of random numbers in `format`.
-fn random_matrix(format: Format, rows: usize, columns: usize, random: &mut Random) -> Vec<u8> {
-    let deviation = 1.5 / (columns as f32).sqrt();
-    if format.is_dense() {
-        let values: Vec<f32> = (0..rows * columns).map(|_| random.number() * deviation).collect();
-        let mut bytes = vec![0; format.row_bytes(values.len()).unwrap()];
-        quantize(format, &values, &mut bytes);
-        return bytes;
-    }
-    (0..rows * columns / format.block_len()).flat_map(|_| random_block(format, deviation, random)).collect()
-}
-
-/// A model of the llama family with all matrices in `format`.
-fn model(format: Format) -> Parts {
-    let mut parts = Parts::read(&fs::read(golden("llama/llama-bf16.gguf")).unwrap(), len_of);
-    for (key, value) in [
-        ("llama.embedding_length", HIDDEN as u32),
-        ("llama.feed_forward_length", FFN as u32),
-        ("llama.block_count", 2),
-        ("llama.attention.head_count", 4),
-        ("llama.attention.head_count_kv", 2),
-        ("llama.attention.key_length", 64),
-        ("llama.attention.value_length", 64),
-        ("llama.rope.dimension_count", 64),
-    ] {
-        parts.set_u32(key, value);
-    }
-    let mut random = Random(0x9E37_79B9_7F4A_7C15);
-    let mut tensors = Vec::new();
-    let mut matrix = |name: &str, rows: usize, columns: usize| {
-        let data = random_matrix(format, rows, columns, &mut random);
-        tensors.push(Tensor { name: format!("{name}.weight"), dims: vec![columns as u64, rows as u64], kind: format.gguf(), data });
-    };
-    matrix("token_embd", VOCAB, HIDDEN);
-    matrix("output", VOCAB, HIDDEN);
-    for layer in 0..2 {
-        for (name, rows, columns) in [
-            ("attn_q", HIDDEN, HIDDEN),
-            ("attn_k", 128, HIDDEN),
-            ("attn_v", 128, HIDDEN),
-            ("attn_output", HIDDEN, HIDDEN),
-            ("ffn_gate", FFN, HIDDEN),
-            ("ffn_up", FFN, HIDDEN),
-            ("ffn_down", HIDDEN, FFN),
-        ] {
-            matrix(&format!("blk.{layer}.{name}"), rows, columns);
-        }
-    }
-    let ones: Vec<u8> = [1f32; HIDDEN].iter().flat_map(|x| x.to_le_bytes()).collect();
-    for name in ["output_norm", "blk.0.attn_norm", "blk.0.ffn_norm", "blk.1.attn_norm", "blk.1.ffn_norm"] {
-        tensors.push(Tensor { name: format!("{name}.weight"), dims: vec![HIDDEN as u64], kind: 0, data: ones.clone() });
-    }
-    parts.tensors = tensors;
-    parts
 }
 
 /// The same numbers as f32.
@@ -168,10 +62,13 @@ fn prompt() -> Vec<u32> {
     (0..50).map(|i| (i * 37 + 11) % 250).collect()
 }
 
+fn draw() -> Draw {
+    Draw::new(Arc::new(SamplerSettings::resolve(&Sampling::default(), &Sampling::default(), 0)), 0)
+}
+
 fn batch(ids: &[u32], first_position: u32) -> Batch {
-    let settings = Arc::new(SamplerSettings::resolve(&Sampling::default(), &Sampling::default(), 0));
     let mut batch = Batch::default();
-    batch.push(ids, first_position, &[BlockId(5), BlockId(2), BlockId(7), BlockId(0)], Some(Draw::new(settings, 0)));
+    batch.push(ids, first_position, &[BlockId(5), BlockId(2), BlockId(7), BlockId(0)], Some(draw()));
     batch
 }
 
@@ -203,6 +100,14 @@ fn a_model_in_any_format_gives_what_its_numbers_give() {
             }
             assert_eq!(last, native, "{format} in chunks of {chunk}");
         }
+        let other: Vec<u32> = prompt().into_iter().rev().take(45).collect();
+        let elsewhere = [BlockId(1), BlockId(3), BlockId(4)];
+        let mut alone = Batch::default();
+        alone.push(&other, 0, &elsewhere, Some(draw()));
+        let alone = executor.logits(SLOT, &alone).unwrap().remove(0);
+        let mut together = batch(&prompt(), 0);
+        together.push(&other, 0, &elsewhere, Some(draw()));
+        assert_eq!(executor.logits(SLOT, &together).unwrap(), [native.clone(), alone], "{format} in a batch");
         match candle(&large) {
             Ok(mut candle) => {
                 let error = distance(&candle.logits(SLOT, &batch(&prompt(), 0)).unwrap().remove(0), &exact);

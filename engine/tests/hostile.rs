@@ -276,6 +276,40 @@ fn what_we_would_compute_wrongly_is_refused_by_its_name() {
     assert_eq!(open_with_config(|config| config["rope_scaling"] = yarn).unwrap().context_length(), 1024);
 }
 
+/// With configurations as their makers write them, of which much is known to families that we compute.
+#[test]
+fn families_that_we_do_not_compute_are_refused_by_their_names() {
+    for (family, own) in [
+        (
+            "phi",
+            serde_json::json!({
+                "architectures": ["PhiForCausalLM"], "hidden_act": "gelu_new", "hidden_size": 64, "intermediate_size": 96,
+                "layer_norm_eps": 1e-5, "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 4,
+                "partial_rotary_factor": 0.5, "qk_layernorm": false, "rope_theta": 10000.0, "vocab_size": 288,
+                "max_position_embeddings": 256, "eos_token_id": 258
+            }),
+        ),
+        (
+            "deepseek_v2",
+            serde_json::json!({
+                "architectures": ["DeepseekV2ForCausalLM"], "first_k_dense_replace": 1, "hidden_act": "silu", "hidden_size": 64,
+                "intermediate_size": 96, "kv_lora_rank": 32, "max_position_embeddings": 256, "moe_intermediate_size": 32,
+                "n_routed_experts": 4, "n_shared_experts": 1, "num_attention_heads": 4, "num_experts_per_tok": 2, "num_hidden_layers": 2,
+                "num_key_value_heads": 4, "q_lora_rank": null, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "rms_norm_eps": 1e-6,
+                "rope_theta": 10000.0, "topk_method": "greedy", "v_head_dim": 16, "vocab_size": 288, "eos_token_id": 258
+            }),
+        ),
+    ] {
+        let error = open_with_config(|config| {
+            *config = own;
+            config["model_type"] = family.into();
+        })
+        .unwrap_err();
+        assert!(matches!(error, EngineError::Unsupported { .. }), "{family}: {error}");
+        assert!(error.to_string().contains(&format!("{family:?} is not supported; supported: llama")), "{error}");
+    }
+}
+
 #[test]
 fn a_path_that_is_no_model_says_what_would_be_one() {
     let folder = tempfile::tempdir().unwrap();

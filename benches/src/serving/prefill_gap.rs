@@ -22,6 +22,9 @@ const ALONE: Duration = Duration::from_secs(5);
 /// Parts of each stream that come before it counts as running.
 const PARTS_FIRST: usize = 4;
 
+/// When the parts of each answer of a stream arrived, one answer after the other.
+type Arrivals = Mutex<Vec<Vec<Instant>>>;
+
 /// What one run saw.
 struct Gaps {
     alone_ms: Vec<f64>,
@@ -60,7 +63,7 @@ pub(crate) fn measure(binaries: &Binaries, setup: &Setup, n_streams: usize, n_pr
 }
 
 fn watch(to: SocketAddr, n_streams: usize, n_prompt: usize, seed: u64) -> anyhow::Result<Gaps> {
-    let arrivals: Vec<Mutex<Vec<Instant>>> = (0..n_streams).map(|_| Mutex::default()).collect();
+    let arrivals: Vec<Arrivals> = (0..n_streams).map(|_| Mutex::default()).collect();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let streams: Vec<_> = (seed..)
@@ -68,11 +71,16 @@ fn watch(to: SocketAddr, n_streams: usize, n_prompt: usize, seed: u64) -> anyhow
             .map(|(seed, arrivals)| {
                 let over = &over;
                 scope.spawn(move || {
-                    // More than it will come to: the stream is given up when the long prompt has been read.
-                    ask_while(to, COMPLETIONS, &completion(&words(16, seed), 4000, seed), |arrived| {
-                        arrivals.lock().expect("nobody panics").push(arrived);
-                        !over.load(Ordering::Relaxed)
-                    })
+                    // Given up when the long prompt has been read; where a model is so fast that the answer ends before, the next follows.
+                    while !over.load(Ordering::Relaxed) {
+                        arrivals.lock().expect("nobody panics").push(vec![]);
+                        let answer = ask_while(to, COMPLETIONS, &completion(&words(16, seed), 4000, seed), |arrived| {
+                            arrivals.lock().expect("nobody panics").last_mut().expect("just pushed").push(arrived);
+                            !over.load(Ordering::Relaxed)
+                        })?;
+                        ensure!(!answer.arrivals.is_empty() || over.load(Ordering::Relaxed), "a stream was answered with no text");
+                    }
+                    anyhow::Ok(())
                 })
             })
             .collect();
@@ -85,14 +93,9 @@ fn watch(to: SocketAddr, n_streams: usize, n_prompt: usize, seed: u64) -> anyhow
     })
 }
 
-fn beside_prompt(
-    to: SocketAddr,
-    n_prompt: usize,
-    seed: u64,
-    arrivals: &[Mutex<Vec<Instant>>],
-    ended: &dyn Fn() -> bool,
-) -> anyhow::Result<Gaps> {
-    while arrivals.iter().any(|arrivals| arrivals.lock().expect("nobody panics").len() < PARTS_FIRST) {
+fn beside_prompt(to: SocketAddr, n_prompt: usize, seed: u64, arrivals: &[Arrivals], ended: &dyn Fn() -> bool) -> anyhow::Result<Gaps> {
+    let runs = |arrivals: &Arrivals| arrivals.lock().expect("nobody panics").iter().map(Vec::len).sum::<usize>() >= PARTS_FIRST;
+    while !arrivals.iter().all(runs) {
         ensure!(!ended(), "a stream ended before all of them ran");
         thread::sleep(Duration::from_millis(5));
     }
@@ -105,7 +108,8 @@ fn beside_prompt(
     let (mut alone_ms, mut beside_ms) = (vec![], vec![]);
     for arrivals in arrivals {
         let arrivals = arrivals.lock().expect("nobody panics");
-        for pair in arrivals.windows(2).filter(|pair| pair[0] >= running) {
+        // Between two answers is no gap of a stream that runs.
+        for pair in arrivals.iter().flat_map(|answer| answer.windows(2)).filter(|pair| pair[0] >= running) {
             let gap = ms(pair[1] - pair[0]);
             // A gap that reaches into the time of the prompt belongs to it.
             if pair[1] < sent {

@@ -1,17 +1,24 @@
 //! The same with every golden model of the engine: small ones as they are served, and as large ones are held.
 
+#[path = "../../../engine/tests/support/gguf.rs"]
+mod gguf;
+#[path = "../../../engine/tests/support/wide.rs"]
+mod wide;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use plexus_engine::{ModelFiles, ModelPath};
+use plexus_engine::{ModelFiles, ModelPath, model::Quantization};
+use plexus_kernels::Format;
 use plexus_types::{GenerateRequest, Sampling};
 
-use crate::serving::{Model, PLAIN, Service, greedy, hot, request};
+use crate::serving::{Answer, Model, PLAIN, Service, greedy, hot, request};
 
 /// Two blocks and a part of a third, of tokens of a byte.
 const BEGINNING: &str = "Ring-a-ring-a-roses, a pocket full of posies; ";
 /// Together, in chunks, with guesses, in a pool that is too small for all.
 const CROWDED: Service = Service { guesses_max: 8, running_max: 6, n_blocks: 14, prompt_tokens_max: 24 };
+
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/golden")
 }
@@ -43,13 +50,14 @@ fn requests() -> Vec<GenerateRequest> {
     let kinds = [
         request(BEGINNING, greedy()),
         request(&format!("{BEGINNING}atishoo"), hot(3)),
-        GenerateRequest { logprobs: Some(2), ..request(&format!("{BEGINNING}atishoo"), hot(4)) },
+        request(&format!("{BEGINNING}atishoo"), hot(4)),
         request("ene, ene, ene, ene, ene,", Sampling { temperature: Some(0.0), ..repetitive.clone() }),
         request(&format!("{BEGINNING}we all"), penalised),
         request(&format!("{BEGINNING}{BEGINNING}"), repetitive),
     ];
     let endless = |sampling| Sampling { ignore_eos: true, ..sampling };
-    kinds.map(|request| GenerateRequest { sampling: endless(request.sampling), max_tokens: Some(45), ..request }).into()
+    let logprobs = Some(2);
+    kinds.map(|request| GenerateRequest { sampling: endless(request.sampling), max_tokens: Some(45), logprobs, ..request }).into()
 }
 
 /// Checks a model, and tells how many guesses were right.
@@ -58,7 +66,7 @@ fn check(what: &str, files: ModelFiles, n_threads: usize) -> u64 {
     let requests = requests();
     let whole = |request: &GenerateRequest| (request.clone(), Vec::new());
     let alone: Vec<_> = requests.iter().flat_map(|request| model.serve(&[whole(request)], PLAIN).0).collect();
-    assert!(alone.iter().all(|answer| answer.ids.len() == 45 && answer.end.is_some()), "{what}");
+    assert!(alone.iter().all(|answer| answer.ids.len() == 45 && answer.logprobs.len() == 45 && answer.end.is_some()), "{what}");
     let (shared, counts) = model.serve(&requests.iter().map(whole).collect::<Vec<_>>(), PLAIN);
     assert!(counts.cached_tokens >= 4 * 32 && counts.preemptions == 0 && counts.guessed == 0, "{what}: {counts:?}");
     assert_eq!(shared, alone, "{what}: with beginnings that were read for others");
@@ -67,11 +75,13 @@ fn check(what: &str, files: ModelFiles, n_threads: usize) -> u64 {
     let (mut crowded, counts) = model.serve(&[short, requests.iter().map(whole).collect()].concat(), CROWDED);
     assert!(counts.preemptions > 0 && counts.cached_tokens > 0 && counts.guessed > 0, "{what}: {counts:?}");
     assert_eq!(crowded.split_off(12), alone, "{what}: in a crowd");
-    assert!(crowded.iter().all(|answer| answer.ids == alone[0].ids[..2]), "{what}: in a crowd");
+    let begins = |answer: &Answer| answer.ids == alone[0].ids[..2] && answer.logprobs == alone[0].logprobs[..2];
+    assert!(crowded.iter().all(begins), "{what}: in a crowd");
     let begun: Vec<_> = requests.iter().zip(&alone).map(|(request, answer)| (request.clone(), answer.ids[..11].to_vec())).collect();
     let (rest, _) = model.serve(&begun, CROWDED);
     for (rest, whole) in rest.iter().zip(&alone) {
-        assert_eq!((&rest.ids[..], &rest.end), (&whole.ids[11..], &whole.end), "{what}: continued");
+        let (ids, logprobs) = (&whole.ids[11..], &whole.logprobs[11..]);
+        assert_eq!((&rest.ids[..], &rest.logprobs[..], &rest.end), (ids, logprobs, &whole.end), "{what}: continued");
     }
     counts.guessed_right
 }
@@ -97,4 +107,21 @@ fn an_answer_is_the_same_however_it_is_served_where_models_are_held_as_large_one
         }
     }
     assert!(n_files >= 26, "{n_files} files");
+}
+
+/// Rows of 256 and 512 numbers, as the formats of 256 need.
+#[test]
+fn an_answer_is_the_same_however_it_is_served_in_the_formats_of_256_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("wide.gguf");
+    let mut open = |format: Format| {
+        fs::write(&path, wide::model(format).bytes()).unwrap();
+        ModelFiles::open(&ModelPath::Path(path.clone())).unwrap().held_as_large()
+    };
+    for format in [Format::Q2K, Format::Q3K, Format::Q4K, Format::Q5K, Format::Q6K, Format::Iq4Xs] {
+        check(format.name(), open(format), 2);
+    }
+    for quantization in [Quantization::Q6K, Quantization::Q4K] {
+        check(&format!("BF16 as {quantization}"), open(Format::Bf16).quantized(quantization).unwrap(), 2);
+    }
 }
