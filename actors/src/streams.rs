@@ -150,7 +150,8 @@ impl Actor for StreamsActor {
         state.args.address.taken();
         match message {
             StreamsMsg::Open { id, journal, prompt, events, span } => {
-                let (core, patience) = (StreamCore::new(id, *journal), Patience::new(Instant::now()));
+                let now = Instant::now();
+                let (core, patience) = (StreamCore::new(id, *journal, now), Patience::new(now));
                 state.on_open(Stream { core, prompt, events, patience, span, route_span: Span::none() })
             }
             StreamsMsg::Routed { id, result, route } => {

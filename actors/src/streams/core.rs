@@ -7,6 +7,7 @@
 //!  v │
 //! Parked: no replica now, but one may come back soon
 //! ```
+//! Each phase has a deadline: a router that does not answer is asked again, as its question may have been lost with a life of it.
 //! Tokens carry the index of the first: duplicates are dropped, a gap counts as a lost replica. What a former attempt still says is ignored.
 
 use plexus_types::{
@@ -22,8 +23,13 @@ use crate::router::Routed;
 
 /// How long a stream waits for a replica when none can serve it for the moment: an actor, a device or a process that is restarted takes less.
 pub const RECOVERY_MAX: Duration = Duration::from_secs(10);
+/// Whoever was not served for want of a router comes back after so long.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How often it asks again meanwhile.
 pub const RECOVERY_POLL: Duration = Duration::from_millis(250);
+
+/// A router answers from memory. One that does not within this is asked again: the question was lost with a life of it, or will be answered twice.
+pub const ROUTE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What happens to a stream.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,7 +116,10 @@ pub struct StreamCore {
 
 #[derive(Debug, Clone, PartialEq)]
 enum Phase {
-    Routing,
+    /// The router is asked, and answers by `until`.
+    Routing {
+        until: Instant,
+    },
     /// No replica can serve it for the moment: the router is asked again at `until`.
     Parked {
         until: Instant,
@@ -137,13 +146,13 @@ pub enum Stage {
 
 impl StreamCore {
     /// A stream that has no replica yet. Its first effect is [`Effect::AskRouter`].
-    pub fn new(id: RequestId, journal: Journal) -> Self {
+    pub fn new(id: RequestId, journal: Journal, now: Instant) -> Self {
         Self {
             id,
             journal,
             tried: Vec::new(),
             route: String::new(),
-            phase: Phase::Routing,
+            phase: routing(now),
             attempt: Attempt(0),
             started: false,
             unread_tokens: 0,
@@ -165,7 +174,7 @@ impl StreamCore {
     pub fn replica(&self) -> Option<(&ReplicaId, Stage)> {
         match &self.phase {
             Phase::With { replica, stage, .. } => Some((replica, *stage)),
-            Phase::Routing | Phase::Parked { .. } | Phase::Ended => None,
+            Phase::Routing { .. } | Phase::Parked { .. } | Phase::Ended => None,
         }
     }
 
@@ -177,8 +186,8 @@ impl StreamCore {
     /// When [`Event::Clock`] is next due.
     pub fn deadline(&self) -> Option<Instant> {
         match &self.phase {
-            Phase::With { until, .. } | Phase::Parked { until } => Some(*until),
-            Phase::Routing | Phase::Ended => None,
+            Phase::Routing { until } | Phase::With { until, .. } | Phase::Parked { until } => Some(*until),
+            Phase::Ended => None,
         }
     }
 
@@ -186,25 +195,32 @@ impl StreamCore {
     pub fn abandon(&mut self) -> Option<Effect> {
         match std::mem::replace(&mut self.phase, Phase::Ended) {
             Phase::With { replica, .. } => Some(Effect::Cancel { replica, attempt: self.attempt }),
-            Phase::Routing | Phase::Parked { .. } | Phase::Ended => None,
+            Phase::Routing { .. } | Phase::Parked { .. } | Phase::Ended => None,
         }
     }
 
     /// Decides.
     pub fn on_event(&mut self, event: Event, config: &StreamsConfig, now: Instant) -> Vec<Effect> {
         match event {
-            Event::Routed(Routed::To(replica)) if self.phase == Phase::Routing => self.send_to(replica, config, now),
-            Event::Routed(Routed::Wait(error)) if self.phase == Phase::Routing => self.wait_for_load(error, config, now),
-            Event::Routed(Routed::Refused(error)) if self.phase == Phase::Routing => self.no_replica(error, now),
+            Event::Routed(Routed::To(replica)) if self.is_routing() => self.send_to(replica, config, now),
+            Event::Routed(Routed::Wait(error)) if self.is_routing() => self.wait_for_load(error, config, now),
+            Event::Routed(Routed::Refused(error)) if self.is_routing() => self.no_replica(error, now),
             Event::Replica(attempt, event) if attempt == self.attempt => self.on_replica(event, config, now),
-            Event::NotSent(attempt, why) if attempt == self.attempt => self.next_replica(RequestError::Lost { message: why }, config),
-            Event::NodeLost(node) if self.is_with(&node) => self
-                .next_replica(RequestError::Lost { message: format!("the node '{}' that served the request is gone", node.name) }, config),
+            Event::NotSent(attempt, why) if attempt == self.attempt => self.next_replica(RequestError::Lost { message: why }, config, now),
+            Event::NodeLost(node) if self.is_with(&node) => self.next_replica(
+                RequestError::Lost { message: format!("the node '{}' that served the request is gone", node.name) },
+                config,
+                now,
+            ),
             Event::Consumed(tokens) => self.on_consumed(tokens, config),
-            Event::Retry if self.is_parked() => self.ask_again(),
+            Event::Retry if self.is_parked() => self.ask_again(now),
             Event::Clock => self.on_clock(config, now),
             Event::Routed(_) | Event::Replica(..) | Event::NotSent(..) | Event::NodeLost(_) | Event::Retry => Vec::new(), // of a former attempt
         }
+    }
+
+    fn is_routing(&self) -> bool {
+        matches!(self.phase, Phase::Routing { .. })
     }
 
     fn is_with(&self, node: &NodeId) -> bool {
@@ -250,10 +266,22 @@ impl StreamCore {
         Vec::new()
     }
 
-    fn ask_again(&mut self) -> Vec<Effect> {
+    /// The router has not answered. Whichever answer comes first then counts.
+    fn on_no_route(&mut self, now: Instant) -> Vec<Effect> {
+        if now < *self.recover_by.get_or_insert(now + RECOVERY_MAX) {
+            self.phase = routing(now);
+            return vec![Effect::AskRouter];
+        }
+        let unanswered =
+            || RequestError::Unavailable { message: "the router of this node does not answer".into(), retry_after: RETRY_AFTER };
+        let error = self.last_error.take().unwrap_or_else(unanswered);
+        self.fail(error)
+    }
+
+    fn ask_again(&mut self, now: Instant) -> Vec<Effect> {
         // Whoever failed before may be a new life of itself by now.
         self.tried.clear();
-        self.phase = Phase::Routing;
+        self.phase = routing(now);
         vec![Effect::AskRouter]
     }
 
@@ -263,8 +291,10 @@ impl StreamCore {
     }
 
     /// The replica is given up; the journal goes elsewhere, if it may.
-    fn next_replica(&mut self, error: RequestError, config: &StreamsConfig) -> Vec<Effect> {
-        let Phase::With { replica, stage, .. } = std::mem::replace(&mut self.phase, Phase::Routing) else { return Vec::new() };
+    fn next_replica(&mut self, error: RequestError, config: &StreamsConfig, now: Instant) -> Vec<Effect> {
+        let Phase::With { replica, stage, .. } = &self.phase else { return Vec::new() };
+        let (replica, stage) = (replica.clone(), *stage);
+        self.phase = routing(now);
         let cancel = Effect::Cancel { replica: replica.clone(), attempt: self.attempt };
         self.tried.push(replica);
         // A model that went while the request was on its way to it has tried nothing.
@@ -306,14 +336,14 @@ impl StreamCore {
             }
             StreamEvent::Tokens { .. } | StreamEvent::Done { .. } if !self.started => {
                 let message = "the replica's acceptance was lost on the way".to_owned();
-                self.next_replica(RequestError::Lost { message }, config)
+                self.next_replica(RequestError::Lost { message }, config, now)
             }
             StreamEvent::Tokens { index, ids, deltas, logprobs } => {
                 *stage = Stage::Streaming;
                 *until = now + config.token_timeout;
                 let expected = self.n_sampled();
                 if index > expected {
-                    return self.next_replica(gap(expected, index), config);
+                    return self.next_replica(gap(expected, index), config, now);
                 }
                 if index < expected {
                     return Vec::new(); // a duplicate
@@ -322,11 +352,11 @@ impl StreamCore {
             }
             StreamEvent::Done { last_index, reason, usage } => {
                 if last_index != self.n_sampled() {
-                    return self.next_replica(gap(self.n_sampled(), last_index), config);
+                    return self.next_replica(gap(self.n_sampled(), last_index), config, now);
                 }
                 self.done(reason, usage)
             }
-            StreamEvent::Failed(error) => self.next_replica(error, config),
+            StreamEvent::Failed(error) => self.next_replica(error, config, now),
         }
     }
 
@@ -374,12 +404,12 @@ impl StreamCore {
     }
 
     fn on_clock(&mut self, config: &StreamsConfig, now: Instant) -> Vec<Effect> {
-        if let Phase::Parked { until } = self.phase
-            && now >= until
-        {
-            return self.ask_again();
-        }
-        let Phase::With { replica, stage, until } = &mut self.phase else { return Vec::new() };
+        let (replica, stage, until) = match &mut self.phase {
+            Phase::Routing { until } if now >= *until => return self.on_no_route(now),
+            Phase::Parked { until } if now >= *until => return self.ask_again(now),
+            Phase::Routing { .. } | Phase::Parked { .. } | Phase::Ended => return Vec::new(),
+            Phase::With { replica, stage, until } => (replica, stage, until),
+        };
         if *stage != Stage::Sent && self.unread_tokens >= (config.window_tokens / 2).max(1) {
             // The client is slow, not the replica, which may be waiting for credit; one that goes on where another stopped, too.
             *until = now + config.token_timeout;
@@ -394,8 +424,13 @@ impl StreamCore {
             Stage::Streaming => ("fell silent", config.token_timeout),
         };
         let message = format!("the replica on '{}' {what} within {after:?}", replica.node.name);
-        self.next_replica(RequestError::Lost { message }, config)
+        self.next_replica(RequestError::Lost { message }, config, now)
     }
+}
+
+/// The router is asked now.
+fn routing(now: Instant) -> Phase {
+    Phase::Routing { until: now + ROUTE_TIMEOUT }
 }
 
 fn gap(expected: u32, got: u32) -> RequestError {

@@ -53,7 +53,8 @@ impl Streams {
 
     /// A client asks.
     pub fn on_open(&mut self, id: RequestId, journal: Journal, post: &mut Post<'_>) {
-        self.streams.insert(id, Stream { core: StreamCore::new(id, journal), granted_until: 0, ended: false });
+        let core = StreamCore::new(id, journal, post.world.agenda.now());
+        self.streams.insert(id, Stream { core, granted_until: 0, ended: false });
         self.carry_out(id, vec![Effect::AskRouter], post);
         self.run_clock(post);
     }

@@ -20,6 +20,10 @@ fn config() -> StreamsConfig {
 }
 
 fn stream() -> StreamCore {
+    stream_at(Instant::now())
+}
+
+fn stream_at(now: Instant) -> StreamCore {
     let request = GenerateRequest {
         principal: None,
         model: "pip".parse().unwrap(),
@@ -30,7 +34,7 @@ fn stream() -> StreamCore {
         constraint: None,
         logprobs: None,
     };
-    StreamCore::new(RequestId(1), Journal { request: Arc::new(request), seed: 7, prompt_ids: vec![], sampled_ids: vec![] })
+    StreamCore::new(RequestId(1), Journal { request: Arc::new(request), seed: 7, prompt_ids: vec![], sampled_ids: vec![] }, now)
 }
 
 fn on(name: &str) -> ReplicaId {
@@ -117,6 +121,40 @@ fn a_refusal_that_every_replica_would_repeat_ends_the_stream() {
     let error = RequestError::ContextLength { prompt_tokens: 9, max_tokens: 5 };
     let effects = stream.on_event(Event::Replica(Attempt(1), StreamEvent::Failed(error.clone())), &config(), now);
     assert_eq!(effects[1..], [Effect::Deliver(GenerateEvent::Failed(error)), Effect::End]);
+}
+
+#[test]
+fn a_router_that_never_answers_is_asked_again_and_not_for_ever() {
+    let begun = Instant::now();
+    let mut stream = stream_at(begun);
+    assert_eq!(stream.deadline(), Some(begun + ROUTE_TIMEOUT), "no wait is without a deadline");
+    assert_eq!(stream.on_event(Event::Clock, &config(), begun + ROUTE_TIMEOUT / 2), []);
+    let mut now = begun + ROUTE_TIMEOUT;
+    let first_silence = now;
+    let effects = loop {
+        let effects = stream.on_event(Event::Clock, &config(), now);
+        if effects != [Effect::AskRouter] {
+            break effects;
+        }
+        now = stream.deadline().expect("it waits for an answer");
+    };
+    assert_eq!(now, first_silence + RECOVERY_MAX);
+    let [Effect::Deliver(GenerateEvent::Failed(RequestError::Unavailable { message, .. })), Effect::End] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert!(message.contains("router"), "{message}");
+}
+
+#[test]
+fn a_router_that_answers_late_and_then_again_is_heard_once_and_keeps_in_mind_who_has_failed() {
+    let now = Instant::now();
+    let mut stream = accepted(now);
+    stream.on_event(Event::NodeLost(on("a").node), &config(), now);
+    assert_eq!(stream.on_event(Event::Clock, &config(), now + ROUTE_TIMEOUT), [Effect::AskRouter]);
+    assert_eq!(stream.tried, [on("a")], "that the router is silent says nothing of replicas");
+    let effects = stream.on_event(Event::Routed(Routed::To(on("b"))), &config(), now + ROUTE_TIMEOUT);
+    assert_eq!(effects, [Effect::Send { replica: on("b"), attempt: Attempt(2), credit_until: 8 }]);
+    assert_eq!(stream.on_event(Event::Routed(Routed::To(on("c"))), &config(), now + ROUTE_TIMEOUT), [], "the second answer");
 }
 
 fn none_now() -> Event {
