@@ -268,6 +268,10 @@ impl LinkCore {
         for facts in known {
             self.on_alive(facts, now);
         }
+        // Opened while gossip said that its node is gone: it was known when the handshake began.
+        let unknown: BTreeSet<NodeName> =
+            self.links.values().map(|link| &link.name).filter(|name| !self.nodes.contains_key(*name)).cloned().collect();
+        self.cut_where(|link| unknown.contains(&link.name), "gossip does not know it", effects);
     }
 
     fn on_dial_failed(&mut self, name: &NodeName, now: Instant, rng: &mut impl Rng) {

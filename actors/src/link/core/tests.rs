@@ -237,6 +237,18 @@ fn changes_that_were_missed_are_caught_up_with() {
     assert_eq!((cuts(&effects), dials(&effects)), (vec![1], 1));
 }
 
+#[test]
+fn a_link_that_opens_after_its_node_is_gone_is_cut() {
+    let mut bench = Bench::new("b");
+    bench.alive("a#1");
+    bench.alive("c#1");
+    bench.linked(2, "c#1");
+    bench.on(Event::Cluster(ClusterChange::Gone(id("a#1"))));
+    bench.linked(1, "a#1"); // its handshake was under way
+    assert_eq!(cuts(&bench.on(Event::Known(vec![facts("c#1")]))), [1]);
+    assert!(cuts(&bench.on(Event::Known(vec![facts("c#1")]))).is_empty());
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     let link = (0u64..5).prop_map(LinkId);
     let node = (prop::sample::select(vec!["a", "m", "z"]), 1u64..3).prop_map(|(name, generation)| facts(&format!("{name}#{generation}")));
