@@ -1,8 +1,9 @@
 //! One device, one actor, one OS thread.
 //!
-//! The thread runs jobs in the order in which they come; each resident model has at most one step out at a time, so few wait. The actor loads
-//! and unloads, and watches how long a step takes. Supervised by [`crate::node`]; supervises nobody. A restart loses the weights on the device
-//! and the jobs held: each of their replies is answered with [`DeviceError::Lost`], and the supervisor tells the models to load again.
+//! The thread runs jobs in the order in which they come; each resident model has at most one step out at a time, so few wait. The actor loads,
+//! and watches how long a step takes; a model frees itself, on the thread that holds it. Supervised by [`crate::node`]; supervises nobody. A
+//! restart loses the weights on the device and the jobs held: each of their replies is answered with [`DeviceError::Lost`], and the supervisor
+//! tells the models to load again.
 
 mod thread;
 
@@ -17,9 +18,9 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use tracing::info;
 
-pub use self::thread::StepQueue;
 pub(crate) use self::thread::chain;
 use self::thread::{DeviceThread, Job, Report};
+pub use self::thread::{OnDevice, StepQueue};
 use crate::address::Address;
 use crate::args::DeviceSpec;
 use crate::evictor::EvictorMsg;
@@ -96,10 +97,8 @@ pub enum DeviceMsg {
         /// Size of its KV pool.
         kv: KvPlan,
         /// Gets the model's place there.
-        reply: Reply<Placed>,
+        reply: Reply<OnDevice>,
     },
-    /// Free what a slot holds.
-    Unload(Slot),
     /// From the thread.
     Thread(ThreadReport),
     /// Look at the running job.
@@ -113,15 +112,6 @@ pub enum DeviceMsg {
 /// What the device's thread tells its actor.
 #[derive(Debug)]
 pub struct ThreadReport(Report);
-
-/// A model's place on a device.
-#[derive(Debug)]
-pub struct Placed {
-    /// Names it, to unload it.
-    pub slot: Slot,
-    /// Takes its steps.
-    pub steps: StepQueue,
-}
 
 /// The actor: see the module.
 #[derive(Debug)]
@@ -155,7 +145,6 @@ impl Actor for DeviceActor {
         state.args.address.taken();
         match message {
             DeviceMsg::Load { files, draft, kv, reply } => state.on_load(files, draft, kv, reply)?,
-            DeviceMsg::Unload(slot) => state.thread.give(Job::Unload { slot })?,
             DeviceMsg::Thread(ThreadReport(report)) => state.on_report(report)?,
             DeviceMsg::WatchDue => state.on_watch()?,
             DeviceMsg::Announce => state.announce(),
@@ -172,12 +161,12 @@ impl DeviceState {
         files: Arc<ModelFiles>,
         draft: Option<Arc<ModelFiles>>,
         kv: KvPlan,
-        reply: Reply<Placed>,
+        reply: Reply<OnDevice>,
     ) -> Result<(), DeviceError> {
         let slot = Slot(self.next_slot);
         self.next_slot += 1;
         let steps = self.thread.steps_of(slot);
-        let reply = Reply::new(move |loaded: Result<Slot, DeviceError>| reply.send(loaded.map(|slot| Placed { slot, steps })));
+        let reply = Reply::new(move |loaded: Result<Slot, DeviceError>| reply.send(loaded.map(|_slot| OnDevice::new(steps))));
         self.thread.give(Job::Load { slot, files, draft, kv, reply })
     }
 

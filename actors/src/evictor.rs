@@ -1,8 +1,8 @@
 //! Keeps the memory of this node's devices: who was promised what, who goes for whom, and who must be refused.
 //!
 //! [`core`] decides, this actor carries out. Supervised by [`crate::node`]; supervises nobody. A restart loses the ledger, which is rebuilt from
-//! the truth: the supervisor asks devices and models to announce themselves again. Loads that waited for room are told that the evictor is gone,
-//! and ask again.
+//! the truth: the supervisor asks devices and replicas, those that are loading, have failed or are going among them, to announce themselves
+//! again, and nothing is promised before they have. Loads that waited for room are told that the evictor is gone, and ask again.
 
 pub mod core;
 pub mod ledger;
@@ -20,7 +20,7 @@ use ractor_cluster::RactorMessage;
 use tokio::time::Instant;
 use tracing::info;
 
-use self::core::{Ask, Asker, Effect, Event, EvictionConfig, EvictorCore, Grant, Place, Verdict};
+use self::core::{Ask, Asker, Effect, Event, EvictionConfig, EvictorCore, Grant, Place, Standing, Verdict};
 use self::ledger::Lease;
 use self::pins::PinsFile;
 use self::plan::{Needs, NoRoom};
@@ -36,7 +36,7 @@ use crate::router::RouterMsg;
 const TICK: Duration = Duration::from_secs(1);
 /// A replica that does not say within this time whether it can go stays, for now.
 const RETIRE_DEADLINE: Duration = Duration::from_secs(2);
-/// One life of the actor asks replicas to go less often than this: so the numbers of a later life are greater.
+/// One life of the actor hosts replicas and asks them to go less often than this: so the numbers of a later life are greater.
 const ASKS_OF_A_LIFE: u64 = 1 << 32;
 
 /// What the actor is started with.
@@ -86,31 +86,40 @@ pub enum EvictorMsg {
     GaveUp(Place),
     /// A replica got its first request, or ended its last.
     Used(Place, bool),
-    /// A resident replica says what it holds, to an evictor that was restarted.
-    Holds {
+    /// A replica says that it is there, and how far it is: when it begins, and to an evictor that was restarted.
+    Here {
         /// Which.
         place: Place,
+        /// Which of those that were ever there.
+        since: Ask,
         /// How it is served.
         profile: Box<ModelProfile>,
+        /// How far it is.
+        standing: Standing,
+    },
+    /// A load says what it was promised: by an evictor that may have ended since.
+    Holds {
+        /// Whose load.
+        place: Place,
         /// By which promise.
         lease: Lease,
         /// How much.
         bytes: Bytes,
-        /// Has it requests?
-        busy: bool,
     },
     /// A replica that was asked to go says whether it does, or nothing.
     Retired(Place, Ask, Verdict),
     /// A replica no longer needs what it was promised.
     Release(Place, Lease),
-    /// A replica is no longer on this node.
-    Dismissed(Place),
+    /// A replica is no longer on this node. One that was hosted after this is another.
+    Dismissed(Place, Ask),
     /// Unload by hand; answered when it is gone.
     Unload(ModelId, Option<DeviceId>, RpcReplyPort<Result<(), RequestError>>),
     /// Pin by hand, or let go again.
     Pin(ModelId, bool, RpcReplyPort<Result<(), RequestError>>),
     /// Look for idle models.
     TickDue,
+    /// Tell the router of the devices again.
+    Announce,
     /// Say how you are.
     Inspect(RpcReplyPort<Inspection>),
 }
@@ -142,6 +151,7 @@ impl Actor for EvictorActor {
         args.address.tell_after(TICK, EvictorMsg::TickDue);
         static LIVES: AtomicU64 = AtomicU64::new(0);
         let core = EvictorCore::new(args.config, args.pins.load()).after(Ask(LIVES.fetch_add(1, Ordering::Relaxed) * ASKS_OF_A_LIFE));
+        let core = core.awaiting(args.models.places(), Instant::now());
         Ok(EvictorState { args, core, next_asker: 0, rooms: HashMap::new(), answers: HashMap::new() })
     }
 
@@ -162,15 +172,20 @@ impl Actor for EvictorActor {
             EvictorMsg::Failed(place) => Event::Failed(place),
             EvictorMsg::GaveUp(place) => Event::GaveUp(place),
             EvictorMsg::Used(place, busy) => Event::Used { place, busy },
-            EvictorMsg::Holds { place, profile, lease, bytes, busy } => Event::Holds { place, profile, lease, bytes, busy },
+            EvictorMsg::Here { place, since, profile, standing } => Event::Here { place, since, profile, standing },
+            EvictorMsg::Holds { place, lease, bytes } => Event::Holds { place, lease, bytes },
             EvictorMsg::Retired(place, ask, verdict) => Event::Retired { place, ask, verdict },
             EvictorMsg::Release(place, lease) => Event::Released { place, lease },
-            EvictorMsg::Dismissed(place) => Event::Dismissed(place),
+            EvictorMsg::Dismissed(place, ask) => Event::Dismissed(place, ask),
             EvictorMsg::Unload(model, device, reply) => Event::Unload { model, device, asker: state.ask(reply) },
             EvictorMsg::Pin(model, pinned, reply) => Event::Pin { model, pinned, asker: state.ask(reply) },
             EvictorMsg::TickDue => {
                 state.args.address.tell_after(TICK, EvictorMsg::TickDue);
                 Event::Tick
+            }
+            EvictorMsg::Announce => {
+                state.args.router.tell(RouterMsg::OwnDevices(state.core.ledger().report()));
+                return Ok(());
             }
             EvictorMsg::CouldFit(place, weights, reply) => {
                 let _asker_left = reply.send(state.core.could_fit(&place, weights, Instant::now()));
@@ -206,11 +221,11 @@ impl EvictorState {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Host { profile, device } => self.args.node.tell(NodeMsg::Host(profile, device)),
+            Effect::Host { profile, device, since } => self.args.node.tell(NodeMsg::Host(profile, device, since)),
             Effect::Retire(place, ask) => self.retire(place, ask),
-            Effect::Dismiss(place) => {
+            Effect::Dismiss(place, ask) => {
                 info!(model = %place.0, device = %place.1, "model goes");
-                self.args.node.tell(NodeMsg::Dismiss(place));
+                self.args.node.tell(NodeMsg::Dismiss(place, ask));
             }
             Effect::Granted { asker, grant } => {
                 let Some((reply, place, lease)) = self.rooms.remove(&asker) else { return };
@@ -219,6 +234,7 @@ impl EvictorState {
                     self.apply(Event::Released { place, lease }); // whoever asked has gone
                 }
             }
+            Effect::Forget(asker) => drop(self.rooms.remove(&asker)),
             Effect::Answer { asker, result } => {
                 if let Some(reply) = self.answers.remove(&asker) {
                     let _asker_left = reply.send(result);

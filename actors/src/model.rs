@@ -5,7 +5,7 @@
 //!    └────────── refused ──────────> Failed                     (blocking pool)   (KV blocks)  (one step at a time)
 //! ```
 //! Supervised by [`crate::node`]; supervises nobody. A restart loses the sequences: each of their [`sink::Sink`]s says so, and their journals go
-//! on elsewhere. The weights are freed and loaded again.
+//! on elsewhere. The weights are freed and loaded again; a load under way is given up, and what it was promised is returned with it.
 
 mod embed;
 pub mod guess;
@@ -38,7 +38,7 @@ use tracing::{Span, info, info_span, warn};
 
 use self::embed::Embeds;
 pub(crate) use self::kind::check_kind;
-use self::load::{LoadError, Resident};
+use self::load::{LoadError, PromiseCell, Resident};
 pub(crate) use self::local::has_gone;
 pub use self::local::{Devices, LocalModels};
 use self::prepare::{Prepared, Preparing, prepare};
@@ -50,7 +50,7 @@ use crate::address::Address;
 use crate::catalogue::CatalogueMsg;
 use crate::device::{DeviceError, Reply};
 use crate::evictor::EvictorMsg;
-use crate::evictor::core::Place;
+use crate::evictor::core::{Ask, Place};
 use crate::inspect::Inspection;
 use crate::messages::{Attempt, Generate};
 use crate::router::RouterMsg;
@@ -66,6 +66,8 @@ pub struct ModelArgs {
     pub profile: ModelProfile,
     /// Which device holds it.
     pub device: DeviceId,
+    /// Tells it from earlier and later replicas of the model on the device.
+    pub since: Ask,
     /// The devices of this node.
     pub devices: Devices,
     /// Who promises memory.
@@ -124,7 +126,7 @@ pub enum ModelMsg {
     PrefixesDue,
     /// How many requests do you have that no stream of this node waits for: those of other ingresses, and those to embed texts?
     AtWork(RpcReplyPort<usize>),
-    /// Tell evictor and router of yourself again.
+    /// Tell evictor and router of yourself: one of them was restarted, or knows nothing of you.
     Announce,
     /// Say how you are.
     Inspect(RpcReplyPort<Inspection>),
@@ -153,8 +155,10 @@ pub struct ModelState {
     /// Since when it has had no requests; absent while it has.
     idle_since: Option<Instant>,
     life: ActorId,
-    /// Dropped when the model is to go: if its files are still being fetched, nothing more is done with them.
+    /// Dropped when the model is to go, and with this life of it: a load that is under way is given up.
     wanted: Option<oneshot::Sender<Infallible>>,
+    /// What its load was promised.
+    promised: PromiseCell,
 }
 
 #[derive(Debug)]
@@ -192,18 +196,8 @@ impl Actor for ModelActor {
         args.address.attach(myself.clone());
         let (life, loader) = (myself.get_id(), args.clone());
         let (wanted, no_longer) = oneshot::channel();
-        tokio::spawn(async move {
-            let mut gauge = load::Gauge::new(&loader.address, life);
-            let fetched = tokio::select! {
-                fetched = load::fetch(&loader, &mut gauge) => fetched,
-                _dropped = no_longer => return,
-            };
-            let result = match fetched {
-                Ok(()) => load::load(&loader, &mut gauge).await,
-                Err(error) => Err(error),
-            };
-            loader.address.tell_life(life, ModelMsg::LoadEnded(Box::new(result)));
-        });
+        let promised = PromiseCell::default();
+        let promise = promised.clone();
         let mut state = ModelState {
             args,
             phase: Phase::Loading { progress: 0.0 },
@@ -216,8 +210,10 @@ impl Actor for ModelActor {
             idle_since: None,
             life,
             wanted: Some(wanted),
+            promised,
         };
-        state.report();
+        state.announce(); // whoever has ordered it may have ended since
+        load::start(loader, life, no_longer, promise);
         Ok(state)
     }
 
@@ -404,11 +400,11 @@ impl ModelState {
         self.refuse_late();
         let Phase::Loaded { resident, batcher, .. } = &mut self.phase else { return };
         batcher.reassure(Instant::now());
-        if let Some(batch) = batcher.next_step(&resident.steps, Instant::now()) {
+        if let Some(batch) = batcher.next_step(resident.steps(), Instant::now()) {
             let address = self.args.address.clone();
             let life = self.life;
             let reply = Reply::new(move |output| address.tell_life(life, ModelMsg::Stepped(output)));
-            resident.steps.step(batch, reply);
+            resident.steps().step(batch, reply);
         }
         batcher.count(&self.args.profile.id);
         self.report();

@@ -34,9 +34,10 @@ pub use self::running::RunningNode;
 pub use self::tree::start;
 use crate::address::{Address, CallError};
 use crate::args::RestartBudget;
+use crate::catalogue::CatalogueMsg;
 use crate::device::DeviceMsg;
 use crate::evictor::EvictorMsg;
-use crate::evictor::core::Place;
+use crate::evictor::core::{Ask, Place};
 use crate::http_front::HttpFrontMsg;
 use crate::membership::MembershipMsg;
 use crate::model::{LocalModels, ModelMsg};
@@ -72,9 +73,9 @@ pub enum NodeMsg {
     /// Start this child again.
     Start(SlotId),
     /// Start a replica. One that is there already stays.
-    Host(Box<ModelProfile>, DeviceId),
-    /// End a replica for good.
-    Dismiss(Place),
+    Host(Box<ModelProfile>, DeviceId, Ask),
+    /// End a replica for good, unless it was hosted after this.
+    Dismiss(Place, Ask),
     /// End the actor of this path, which is then started again: not counted as a failure.
     Restart(String),
     /// How are all actors?
@@ -108,6 +109,7 @@ type End = Arc<Mutex<Option<String>>>;
 struct Addresses {
     evictor: Address<EvictorMsg>,
     router: Address<RouterMsg>,
+    catalogue: Address<CatalogueMsg>,
     streams: Address<StreamsMsg>,
     membership: Address<MembershipMsg>,
     http: Address<HttpFrontMsg>,
@@ -119,8 +121,10 @@ struct Addresses {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Role {
     Evictor,
+    Router,
     Device(DeviceId),
-    Model(Place),
+    /// A replica, and which of those that were ever there.
+    Model(Place, Ask),
     Other,
 }
 
@@ -187,8 +191,8 @@ impl Actor for NodeActor {
         state.args.address.taken();
         match message {
             NodeMsg::Start(id) => state.start_again(&myself, id).await,
-            NodeMsg::Host(profile, device) => state.on_host(&myself, *profile, device).await,
-            NodeMsg::Dismiss(place) => state.on_dismiss(&place),
+            NodeMsg::Host(profile, device, since) => state.on_host(&myself, *profile, device, since).await,
+            NodeMsg::Dismiss(place, ask) => state.on_dismiss(&place, ask),
             NodeMsg::Restart(path) => state.on_restart(&path),
             NodeMsg::Actors(reply) => state.on_actors(reply),
             NodeMsg::Kill(path, reply) => drop(reply.send(state.on_kill(&path))),
@@ -231,7 +235,7 @@ impl NodeState {
             return self.args.address.tell(NodeMsg::Start(id));
         }
         slot.last_error = Some(why.clone());
-        if let Role::Model((model, device)) = &slot.role {
+        if let Role::Model((model, device), _) = &slot.role {
             self.args.addresses.router.tell(RouterMsg::OwnReplicaGone(model.clone(), *device));
         }
         self.plan_restart(myself, id, why);
@@ -245,7 +249,7 @@ impl NodeState {
                 self.args.address.tell_after(after, NodeMsg::Start(id));
             }
             // A model that cannot be served is no reason to lose all others.
-            (Plan::GiveUp, Role::Model(_)) => {
+            (Plan::GiveUp, Role::Model(..)) => {
                 error!(actor = slot.path, why, "the model ended too often; it is given up");
                 self.on_dismissed(id);
             }
@@ -259,25 +263,34 @@ impl NodeState {
     /// A replica is gone for good. Another for the same place may have been started already.
     fn on_dismissed(&mut self, id: SlotId) {
         let Some(slot) = self.children.remove(&id) else { return };
-        let Role::Model(place) = slot.role else { return };
+        let Role::Model(place, since) = slot.role else { return };
         if self.slot_of(&place).is_none() {
             self.args.addresses.models.remove(&place.0, place.1);
             // The router first: whoever hears from the evictor that it is gone must not be sent to it.
             self.args.addresses.router.tell(RouterMsg::OwnReplicaLeft(place.0.clone(), place.1));
-            self.args.addresses.evictor.tell(EvictorMsg::Dismissed(place));
+            self.args.addresses.evictor.tell(EvictorMsg::Dismissed(place, since));
         }
     }
 
-    fn slot_of(&mut self, place: &Place) -> Option<&mut Slot> {
-        self.children.values_mut().find(|slot| !slot.dismissed && slot.role == Role::Model(place.clone()))
+    /// The replica at a place that is not on its way out, and which of those that were ever there.
+    fn slot_of(&mut self, place: &Place) -> Option<(SlotId, Ask, &mut Slot)> {
+        self.children.iter_mut().filter(|(_, slot)| !slot.dismissed).find_map(|(id, slot)| match &slot.role {
+            Role::Model(at, since) if at == place => Some((*id, *since, slot)),
+            Role::Model(..) | Role::Evictor | Role::Router | Role::Device(_) | Role::Other => None,
+        })
     }
 
-    async fn on_host(&mut self, myself: &ActorRef<NodeMsg>, profile: ModelProfile, device: DeviceId) {
+    async fn on_host(&mut self, myself: &ActorRef<NodeMsg>, profile: ModelProfile, device: DeviceId, since: Ask) {
         let place = (profile.id.clone(), device);
         if self.slot_of(&place).is_some() {
+            // The evictor does not know of it, or it would not have asked: the one it asked for is not there, this one is.
+            self.args.addresses.evictor.tell(EvictorMsg::Dismissed(place.clone(), since));
+            if let Some(model) = self.args.addresses.models.get(&place.0, place.1) {
+                model.tell(ModelMsg::Announce);
+            }
             return;
         }
-        let mut slot = self.args.replica.slot(profile, device);
+        let mut slot = self.args.replica.slot(profile, device, since);
         match slot.child.start(myself.get_cell()).await {
             Ok(life) => {
                 slot.life = Some(life);
@@ -286,19 +299,19 @@ impl NodeState {
             }
             Err(error) => {
                 error!(actor = slot.path, %error, "the model's actor did not start");
-                self.args.addresses.evictor.tell(EvictorMsg::Dismissed(place));
+                self.args.addresses.models.remove(&place.0, place.1);
+                self.args.addresses.evictor.tell(EvictorMsg::Dismissed(place, since));
             }
         }
     }
 
-    fn on_dismiss(&mut self, place: &Place) {
+    fn on_dismiss(&mut self, place: &Place, ask: Ask) {
         let models = self.args.addresses.models.clone();
-        let Some((id, slot)) = self.children.iter_mut().find(|(_, slot)| !slot.dismissed && slot.role == Role::Model(place.clone())) else {
-            return self.args.addresses.evictor.tell(EvictorMsg::Dismissed(place.clone()));
+        let Some((id, _, slot)) = self.slot_of(place).filter(|(_, since, _)| *since <= ask) else {
+            return self.args.addresses.evictor.tell(EvictorMsg::Dismissed(place.clone(), ask)); // it is gone, or goes already
         };
         slot.dismissed = true;
         models.remove(&place.0, place.1);
-        let id = *id;
         match &slot.life {
             Some(life) => life.stop(Some("unloaded".into())),
             None => self.on_dismissed(id), // it is between two lives
@@ -389,8 +402,14 @@ impl Addresses {
                 self.devices.iter().for_each(|device| device.tell(DeviceMsg::Announce));
                 self.models.list().iter().for_each(|model| model.tell(ModelMsg::Announce));
             }
+            // What was said to its former life may be lost. It sees by itself who is gone; the others say anew what they have.
+            Role::Router => {
+                self.evictor.tell(EvictorMsg::Announce);
+                self.catalogue.tell(CatalogueMsg::TellDue);
+                self.models.list().iter().for_each(|model| model.tell(ModelMsg::Announce));
+            }
             Role::Device(id) => self.models.list().iter().for_each(|model| model.tell(ModelMsg::DeviceLost(*id))),
-            Role::Model(_) | Role::Other => {}
+            Role::Model(..) | Role::Other => {}
         }
     }
 }

@@ -146,9 +146,37 @@ impl StepQueue {
         let _lost = self.jobs.send(Job::Step { slot: self.slot, batch, given: Instant::now(), reply }); // dropped with its reply, which speaks for itself
     }
 
+    /// Frees what the model holds, unless the thread has ended and freed it. A later life of the device, which numbers its slots anew, hears
+    /// nothing of it.
+    fn unload(&self) {
+        self.generating.set(self.slot, None);
+        let _freed_with_the_thread = self.jobs.send(Job::Unload { slot: self.slot });
+    }
+
     /// Goes on with texts to embed by a piece, between two steps of whatever else is on the device. If the thread has ended, the reply says so.
     pub fn embed(&self, work: EmbedWork, reply: Reply<EmbedWork>) {
         let _lost = self.jobs.send(Job::Embed { slot: self.slot, work, reply }); // dropped with its reply
+    }
+}
+
+/// A model on the device: dropping it frees the device's memory.
+#[derive(Debug)]
+pub struct OnDevice(StepQueue);
+
+impl OnDevice {
+    pub(super) fn new(steps: StepQueue) -> Self {
+        Self(steps)
+    }
+
+    /// Takes its steps.
+    pub fn steps(&self) -> &StepQueue {
+        &self.0
+    }
+}
+
+impl Drop for OnDevice {
+    fn drop(&mut self) {
+        self.0.unload();
     }
 }
 
@@ -168,9 +196,6 @@ impl DeviceThread {
 
     /// Hands over a job. Fails if the thread has ended.
     pub(super) fn give(&self, job: Job) -> Result<(), DeviceError> {
-        if let Job::Unload { slot } = &job {
-            self.generating.set(*slot, None);
-        }
         self.jobs.send(job).map_err(|_| DeviceError::Lost)
     }
 
@@ -296,4 +321,51 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use plexus_engine::model::ModelPath;
+    use plexus_engine::scripted::{Script, ScriptedExecutor};
+    use plexus_types::DeviceKind;
+
+    use super::*;
+
+    const CPU: DeviceId = DeviceId { kind: DeviceKind::Cpu, ordinal: 0 };
+
+    fn life() -> DeviceThread {
+        let open: OpenDevice = Arc::new(|| Ok(Box::new(ScriptedExecutor::new(CPU, Script::default()))));
+        DeviceThread::spawn(CPU, open, |_| {}).unwrap()
+    }
+
+    fn load(thread: &DeviceThread, slot: u32) -> OnDevice {
+        let files = Arc::new(ModelFiles::open(&ModelPath::Embedded).unwrap());
+        let (reply, loaded) = mpsc::channel();
+        let reply = Reply::new(move |result| reply.send(result).unwrap());
+        let (slot, kv) = (Slot(slot), KvPlan { n_blocks: 4, block_len: 16 });
+        thread.give(Job::Load { slot, files, draft: None, kv, reply }).unwrap();
+        loaded.recv().unwrap().unwrap();
+        OnDevice::new(thread.steps_of(slot))
+    }
+
+    #[test]
+    fn what_was_on_an_earlier_life_of_a_device_frees_nothing_on_the_next() {
+        let (former, next) = (life(), life());
+        let (old, new) = (load(&former, 0), load(&next, 0)); // each life numbers its slots anew
+        drop(old);
+        // Jobs are done in their order: behind a further load, what was freed is.
+        let _more = [load(&former, 1), load(&next, 1)];
+        assert_eq!((former.progress().held().0, next.progress().held().0), (1, 2));
+        drop(new);
+        let _even_more = load(&next, 2);
+        assert_eq!(next.progress().held().0, 2);
+    }
+
+    #[test]
+    fn a_model_of_a_device_that_has_ended_goes_without_it() {
+        let thread = life();
+        let model = load(&thread, 0);
+        drop(thread);
+        drop(model); // its thread ends, or has: nobody is left to be told
+    }
 }

@@ -9,6 +9,7 @@
 
 mod event;
 mod going;
+mod here;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use plexus_types::{Bytes, DeviceId, Footprint, ModelFacts, ModelId, ModelProfile, RequestError};
 use tokio::time::Instant;
 
-pub use self::event::{Ask, Effect, Event, Verdict};
+pub use self::event::{Ask, Effect, Event, Standing, Verdict};
 use self::going::Asked;
 use super::ledger::{Lease, Ledger, Resident};
 use super::pins::Pins;
@@ -64,8 +65,12 @@ pub struct EvictorCore {
     hosted: BTreeMap<Place, Hosted>,
     queues: BTreeMap<DeviceId, VecDeque<Waiting>>,
     cycles: BTreeMap<DeviceId, Cycles>,
-    /// The last time that a replica was asked to go.
+    /// The last time that a replica was hosted, or asked to go.
     last_ask: Ask,
+    /// Replicas of a former life that have not said yet what they hold.
+    unheard: BTreeSet<Place>,
+    /// They are waited for until then.
+    heard_by: Option<Instant>,
     unloads: Vec<(Place, Asker)>,
     /// What was said by hand; it counts before what the catalogue says.
     pins: Pins,
@@ -82,7 +87,7 @@ struct Hosted {
     failed_at: Option<Instant>,
     /// It was told to end.
     leaving: bool,
-    /// What was asked before this is not about this replica.
+    /// Tells it from earlier and later ones there: what was asked before this is not about this replica.
     since: Ask,
     /// It was asked to go, and has not answered.
     asked: Option<Asked>,
@@ -159,22 +164,11 @@ impl EvictorCore {
                 }
             }
             Event::Used { place, busy } => self.on_use(&place, busy, now, &mut out),
-            Event::Holds { place, profile, lease, bytes, busy } => {
-                let class = profile.residency_priority;
-                // One that was restarted knows only how it was started first.
-                let pinned = self.pins.get(&place.0).copied().unwrap_or(profile.pinned);
-                if pinned != profile.pinned {
-                    out.push(Effect::Pinned(place.clone(), pinned));
-                }
-                self.hosted.entry(place.clone()).or_insert(Hosted::new(profile, pinned, Ask::default()));
-                self.cycles.entry(place.1).or_default().here.insert(lease);
-                let resident = Resident { lease, bytes, class, pinned, idle_since: (!busy).then_some(now) };
-                self.ledger.hold(place.1, &place.0, resident); // its device may not have said yet how large it is
-                self.publish(&mut out);
-            }
+            Event::Here { place, since, profile, standing } => self.on_here(place, since, profile, standing, now, &mut out),
+            Event::Holds { place, lease, bytes } => self.on_holds(&place, lease, bytes, &mut out),
             Event::Retired { place, ask, verdict } => self.on_retired(place, ask, verdict, now, &mut out),
             Event::Released { place, lease } => self.on_released(&place, lease, now, &mut out),
-            Event::Dismissed(place) => self.on_dismissed(&place, now, &mut out),
+            Event::Dismissed(place, ask) => self.on_dismissed(&place, ask, now, &mut out),
             Event::Unload { model, device, asker } => self.on_unload(&model, device, asker, &mut out),
             Event::Pin { model, pinned, asker } => {
                 let result = self.on_pin(&model, pinned, &mut out);
@@ -194,6 +188,11 @@ impl EvictorCore {
         out: &mut Vec<Effect>,
     ) -> Result<(), RequestError> {
         let place = (profile.id.clone(), device);
+        if self.is_settling(now)
+            && let Some(error) = self.not_heard(|_| true)
+        {
+            return Err(error);
+        }
         match self.hosted.get(&place) {
             Some(hosted) if hosted.leaving => {
                 let message = format!("the model '{}' is just going from {device}", place.0);
@@ -215,19 +214,22 @@ impl EvictorCore {
             })?;
         }
         if self.hosted.remove(&place).is_some() {
-            out.push(Effect::Dismiss(place.clone())); // the one that failed; the new one is told from it by whoever starts it
+            out.push(Effect::Dismiss(place.clone(), self.last_ask)); // the one that failed, and not the one that follows
         }
         profile.pinned = self.pins.get(&profile.id).copied().unwrap_or(profile.pinned);
         let pinned = profile.pinned;
         self.last_ask.0 += 1;
         self.hosted.insert(place, Hosted::new(profile.clone(), pinned, self.last_ask));
-        out.push(Effect::Host { profile, device });
+        out.push(Effect::Host { profile, device, since: self.last_ask });
         Ok(())
     }
 
     /// Serves those that wait for room on a device, in order, as far as it goes. Whoever waits for others to become idle lets pass who needs
     /// no more than there is.
     fn advance(&mut self, device: DeviceId, now: Instant, out: &mut Vec<Effect>) {
+        if self.is_settling(now) {
+            return; // what is free is not known yet
+        }
         let Some(total) = self.ledger.total(device) else { return };
         let Some(mut queue) = self.queues.remove(&device) else { return };
         let mut i = 0;
@@ -298,14 +300,17 @@ impl EvictorCore {
         let cycles = self.cycles.entry(place.1).or_default();
         cycles.gone += u32::from(cycles.here.remove(&lease));
         // A replica that ended before it got its memory waits no more.
-        self.queues.entry(place.1).or_default().retain(|waiting| waiting.lease != lease);
+        let queue = self.queues.entry(place.1).or_default();
+        out.extend(queue.iter().filter(|waiting| waiting.lease == lease).map(|waiting| Effect::Forget(waiting.asker)));
+        queue.retain(|waiting| waiting.lease != lease);
         self.forget_victim(place, now, out);
     }
 
     fn on_pin(&mut self, model: &ModelId, pinned: bool, out: &mut Vec<Effect>) -> Result<(), RequestError> {
         let places: Vec<Place> = self.hosted.keys().filter(|place| place.0 == *model).cloned().collect();
         if places.is_empty() {
-            return Err(RequestError::invalid("model", format!("the model '{model}' is not on this node; load it first")));
+            let not_here = || RequestError::invalid("model", format!("the model '{model}' is not on this node; load it first"));
+            return Err(self.not_heard(|place| place.0 == *model).unwrap_or_else(not_here));
         }
         for place in places {
             if let Some(hosted) = self.hosted.get_mut(&place) {

@@ -125,7 +125,7 @@ impl ModelState {
         let work = Work {
             codec: resident.codec.clone(),
             context: resident.plan.context_length,
-            steps: resident.steps.clone(),
+            steps: resident.steps().clone(),
             turns: self.embeds.turns.clone(),
             pieces: self.embeds.pieces.clone(),
             who: Who { principal, request: id, number },

@@ -1,12 +1,12 @@
 //! How a model gets onto a device: files, room, weights.
 
-use std::sync::Arc;
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use plexus_engine::codec::Codec;
 use plexus_engine::draft::check_pair;
-use plexus_engine::executor::Slot;
 use plexus_engine::model::ModelFiles;
 use plexus_store::{FetchError, Progress, Size};
 use plexus_types::{Bytes, DeviceId, Footprint, ModelFacts, ModelKind, ModelProfile, ModelSource, Quantization, Sampling};
@@ -17,7 +17,7 @@ use tracing::debug;
 
 use crate::address::{Address, CallError};
 use crate::catalogue::CatalogueMsg;
-use crate::device::{DeviceMsg, Placed, Reply, StepQueue, chain};
+use crate::device::{DeviceMsg, OnDevice, Reply, StepQueue, chain};
 use crate::evictor::EvictorMsg;
 use crate::evictor::core::{Grant, Place, needs_of, no_room_error};
 use crate::evictor::ledger::Lease;
@@ -51,8 +51,6 @@ pub struct Resident {
     pub defaults: Sampling,
     /// Where it is.
     pub device: DeviceId,
-    /// Takes its steps there.
-    pub steps: StepQueue,
     /// Its context and KV pool.
     pub plan: Plan,
     /// Memory promised to it.
@@ -61,20 +59,30 @@ pub struct Resident {
     pub lease: Lease,
     /// From its files to its place on the device.
     pub took: Duration,
-    _weights: OnDevice,
-    _promise: Promised,
+    weights: OnDevice,
+    _promise: Arc<Promised>,
 }
 
-/// Frees the slot when dropped.
-#[derive(Debug)]
-struct OnDevice {
-    device: Address<DeviceMsg>,
-    slot: Slot,
+impl Resident {
+    /// Takes its steps.
+    pub fn steps(&self) -> &StepQueue {
+        self.weights.steps()
+    }
 }
 
-impl Drop for OnDevice {
-    fn drop(&mut self) {
-        self.device.tell(DeviceMsg::Unload(self.slot));
+/// What a load was promised, for the replica to tell an evictor that was restarted; empty until then.
+#[derive(Debug, Clone, Default)]
+pub(super) struct PromiseCell(Arc<OnceLock<(Weak<Promised>, Bytes)>>);
+
+impl PromiseCell {
+    fn set(&self, promise: &Arc<Promised>, bytes: Bytes) {
+        let _one_load_is_promised_once = self.0.set((Arc::downgrade(promise), bytes));
+    }
+
+    /// Says what was promised and not returned yet. It is not returned before `tell` has ended: whoever is told hears that after it.
+    pub(super) fn tell(&self, tell: impl FnOnce(Option<(Lease, Bytes)>)) {
+        let promised = self.0.get().and_then(|(promise, bytes)| Some((promise.upgrade()?, *bytes)));
+        tell(promised.as_ref().map(|(promise, bytes)| (promise.lease, *bytes)));
     }
 }
 
@@ -94,7 +102,7 @@ impl Drop for Promised {
 
 /// Tells a replica how far its load is, from 0 to 1.
 #[derive(Debug)]
-pub(super) struct Gauge<'a> {
+struct Gauge<'a> {
     address: &'a Address<ModelMsg>,
     life: ActorId,
     /// What of the whole the work at hand is.
@@ -104,7 +112,7 @@ pub(super) struct Gauge<'a> {
 }
 
 impl<'a> Gauge<'a> {
-    pub(super) fn new(address: &'a Address<ModelMsg>, life: ActorId) -> Self {
+    fn new(address: &'a Address<ModelMsg>, life: ActorId) -> Self {
         Self { address, life, from: 0.0, to: 0.0, told: 0.0 }
     }
 
@@ -200,8 +208,26 @@ pub fn open(profile: &ModelProfile, shelf: &Shelf) -> Result<Opened, String> {
     Ok(Opened { files, draft })
 }
 
+/// Loads a model in a task of its own, and tells its actor how that goes, unless the actor ends or no longer wants it.
+pub(super) fn start(args: ModelArgs, life: ActorId, no_longer: oneshot::Receiver<Infallible>, promised: PromiseCell) {
+    tokio::spawn(async move {
+        let mut gauge = Gauge::new(&args.address, life);
+        let load = async {
+            fetch(&args, &mut gauge).await?;
+            load(&args, &mut gauge, &promised).await
+        };
+        let result = tokio::select! {
+            result = load => result,
+            _dropped = no_longer => return,
+        };
+        args.address.tell_life(life, ModelMsg::LoadEnded(Box::new(result)));
+    });
+}
+
 /// Opens the model's files, asks for room on the device, and loads. Nothing is read beyond headers before the room is promised.
-pub(super) async fn load(args: &ModelArgs, gauge: &mut Gauge<'_>) -> Result<Resident, LoadError> {
+///
+/// Dropped midway it is given up: what was promised is returned at once or, where the device reads the weights already, once it has freed them.
+async fn load(args: &ModelArgs, gauge: &mut Gauge<'_>, promised: &PromiseCell) -> Result<Resident, LoadError> {
     static NEXT_LEASE: AtomicU64 = AtomicU64::new(1);
     let ModelArgs { profile, device, devices, evictor, shelf, .. } = args;
     let device = *device;
@@ -213,29 +239,32 @@ pub(super) async fn load(args: &ModelArgs, gauge: &mut Gauge<'_>) -> Result<Resi
     let opened = began.elapsed();
     let place = (profile.id.clone(), device);
     let lease = Lease(NEXT_LEASE.fetch_add(1, Ordering::Relaxed));
-    let promise = Promised { evictor: evictor.clone(), place: place.clone(), lease };
+    let promise = Arc::new(Promised { evictor: evictor.clone(), place: place.clone(), lease });
     let needs = needs_of(profile, &facts, device);
-    let grant = evictor.call(|reply| EvictorMsg::Room { place, lease, needs, reply }, ROOM_DEADLINE).await?;
+    let room = |reply| EvictorMsg::Room { place: place.clone(), lease, needs, reply };
+    let grant = evictor.call(room, ROOM_DEADLINE).await?;
     let Grant { plan, bytes } = grant.map_err(|no_room| {
         let error = no_room_error(&profile.id, device, &no_room).to_string();
         if no_room.may_pass() { LoadError::NoRoom(error) } else { LoadError::Refused(error) }
     })?;
+    // The evictor that promised it may have ended since; its successor learns of it from here or, where it asks later, from the replica.
+    promised.set(&promise, bytes);
+    evictor.tell(EvictorMsg::Holds { place, lease, bytes });
     let had_room = began.elapsed();
     let device_address = devices.get(device).ok_or_else(|| LoadError::Refused(format!("this node has no {device}")))?;
     let (codec, defaults, kind) = (files.codec.clone(), files.defaults.clone(), files.kind());
     let files = files.placed_on(device.kind);
     let draft = draft.map(|draft| draft.placed_on(device.kind));
     gauge.begin(1.0);
-    let Placed { slot, steps } = load_on(&device_address, files, draft, plan, gauge).await?;
+    let weights = load_on(&device_address, files, draft, plan, &promise, gauge).await?;
     let took = began.elapsed();
     let (room, packed) = (had_room - opened, took - had_room);
     debug!(model = %profile.id, ?opened, ?room, ?packed, "what the load took");
-    let weights = OnDevice { device: device_address, slot };
-    Ok(Resident { codec, kind, defaults, device, steps, plan, memory: bytes, lease, took, _weights: weights, _promise: promise })
+    Ok(Resident { codec, kind, defaults, device, plan, memory: bytes, lease, took, weights, _promise: promise })
 }
 
 /// Brings the model's files here if they are not, unless their weights alone could never get room on the device.
-pub(super) async fn fetch(args: &ModelArgs, gauge: &mut Gauge<'_>) -> Result<(), LoadError> {
+async fn fetch(args: &ModelArgs, gauge: &mut Gauge<'_>) -> Result<(), LoadError> {
     let ModelArgs { profile, shelf, evictor, .. } = args;
     let missing = shelf.find_missing(profile).await.map_err(|panicked| LoadError::Refused(panicked.to_string()))?;
     let n_missing = missing.len() as f32;
@@ -269,15 +298,20 @@ async fn load_on(
     files: ModelFiles,
     draft: Option<ModelFiles>,
     plan: Plan,
+    promise: &Arc<Promised>,
     gauge: &mut Gauge<'_>,
-) -> Result<Placed, LoadError> {
+) -> Result<OnDevice, LoadError> {
     let lost = |_| LoadError::Interrupted("the device was lost while it loaded the model".into());
     let deadline = Instant::now() + DEVICE_WAIT;
     while device.actor().is_none() && Instant::now() < deadline {
         tokio::time::sleep(DEVICE_POLL).await; // it is between two lives
     }
     let (reply, mut loaded) = oneshot::channel();
-    let reply = Reply::new(move |result| drop(reply.send(result)));
+    let promise = Arc::clone(promise);
+    let reply = Reply::new(move |result| {
+        drop(reply.send(result)); // if nobody waits for it any more, the model goes from the device again
+        drop(promise); // and only then is its memory somebody else's
+    });
     let (files, draft) = (Arc::new(files), draft.map(Arc::new));
     device.cast(DeviceMsg::Load { files: files.clone(), draft: draft.clone(), kv: plan.kv, reply }).map_err(lost)?;
     let ended = loop {
@@ -289,7 +323,7 @@ async fn load_on(
         gauge.on_share(shares.sum::<f32>() / (1 + usize::from(draft.is_some())) as f32);
     };
     match ended {
-        Ok(Ok(placed)) => Ok(placed),
+        Ok(Ok(weights)) => Ok(weights),
         Ok(Err(crate::device::DeviceError::Engine(why))) => Err(LoadError::Refused(why)),
         Ok(Err(error)) => Err(LoadError::Interrupted(error.to_string())),
         Err(_) => Err(lost(CallError::Gone)),

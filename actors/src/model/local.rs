@@ -10,6 +10,7 @@ use super::ModelMsg;
 use super::sink::{Ingresses, Sink};
 use crate::address::Address;
 use crate::device::DeviceMsg;
+use crate::evictor::core::Place;
 use crate::messages::Notice;
 
 /// The devices of this node, by id.
@@ -59,6 +60,12 @@ impl LocalModels {
     /// All of them.
     pub fn list(&self) -> Vec<Address<ModelMsg>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).values().flat_map(BTreeMap::values).cloned().collect()
+    }
+
+    /// Where they are.
+    pub fn places(&self) -> Vec<Place> {
+        let models = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        models.iter().flat_map(|(id, replicas)| replicas.keys().map(|device| (id.clone(), *device))).collect()
     }
 
     /// The streams of an ingress are gone: what it ordered is dropped.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::scheduler::Counts;
 use super::{ModelMsg, ModelState, Phase};
 use crate::evictor::EvictorMsg;
+use crate::evictor::core::Standing;
 use crate::inspect::Inspection;
 use crate::router::RouterMsg;
 
@@ -74,11 +75,19 @@ impl ModelState {
         ReplicaLoad { running, waiting, running_max: profile.running_max, waiting_max: profile.waiting_max, ..load }
     }
 
+    /// Tells evictor and router of itself, whatever they know: all that the one decides by, and the other.
     pub(super) fn announce(&mut self) {
-        if let Phase::Loaded { resident, .. } = &self.phase {
-            let (profile, busy) = (Box::new(self.args.profile.clone()), self.idle_since.is_none());
-            let holds = EvictorMsg::Holds { place: self.place(), profile, lease: resident.lease, bytes: resident.memory, busy };
-            self.args.evictor.tell(holds);
+        let here = |standing| {
+            let profile = Box::new(self.args.profile.clone());
+            self.args.evictor.tell(EvictorMsg::Here { place: self.place(), since: self.args.since, profile, standing });
+        };
+        match &self.phase {
+            Phase::Loading { .. } => self.promised.tell(|promised| here(Standing::Loading(promised))),
+            Phase::Loaded { resident, .. } => {
+                here(Standing::Loaded { lease: resident.lease, bytes: resident.memory, busy: self.idle_since.is_none() });
+            }
+            Phase::Failed(_) => here(Standing::Failed),
+            Phase::Retired => here(Standing::Going),
         }
         self.reported = None;
         self.said.last = None;

@@ -7,6 +7,7 @@ use super::{Role, Slot};
 use crate::address::Address;
 use crate::catalogue::CatalogueMsg;
 use crate::evictor::EvictorMsg;
+use crate::evictor::core;
 use crate::model::sink::Ingresses;
 use crate::model::{Devices, LocalModels, ModelActor, ModelArgs, ModelMsg};
 use crate::router::RouterMsg;
@@ -26,7 +27,7 @@ pub(super) struct ReplicaKit {
 
 impl ReplicaKit {
     /// A replica that is not started yet. From here on it is found under its model and device.
-    pub(super) fn slot(&self, profile: ModelProfile, device: DeviceId) -> Slot {
+    pub(super) fn slot(&self, profile: ModelProfile, device: DeviceId, since: core::Ask) -> Slot {
         let address: Address<ModelMsg> = Address::new();
         self.models.insert(profile.id.clone(), device, address.clone());
         let place = (profile.id.clone(), device);
@@ -34,6 +35,7 @@ impl ReplicaKit {
             address: address.clone(),
             profile,
             device,
+            since,
             devices: self.devices.clone(),
             evictor: self.evictor.clone(),
             router: self.router.clone(),
@@ -42,6 +44,6 @@ impl ReplicaKit {
             catalogue: self.catalogue.clone(),
         };
         let child = Kind { actor: || ModelActor, address, args, ask: Ask::Message(ModelMsg::Inspect) };
-        Slot::new(format!("node/model/{}@{}", place.0, place.1), Role::Model(place), child)
+        Slot::new(format!("node/model/{}@{}", place.0, place.1), Role::Model(place, since), child)
     }
 }

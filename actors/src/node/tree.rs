@@ -131,7 +131,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
     );
     children.add(
         "router",
-        Role::Other,
+        Role::Router,
         Kind {
             actor: || RouterActor,
             address: router.clone(),
@@ -254,7 +254,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         shelf,
         catalogue: catalogue.clone(),
     };
-    let addresses = Addresses { evictor, router, streams, membership, http, devices: devices.into_values().collect(), models };
+    let addresses = Addresses { evictor, router, catalogue, streams, membership, http, devices: devices.into_values().collect(), models };
     let root_args = NodeActorArgs {
         address: node,
         budget: args.restarts,

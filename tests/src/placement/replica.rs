@@ -179,9 +179,9 @@ impl Placement {
 
     fn on_effect(&mut self, node: usize, effect: Effect) -> Result<(), String> {
         match effect {
-            Effect::Host { profile, device } => self.on_host(node, *profile, device),
+            Effect::Host { profile, device, .. } => self.on_host(node, *profile, device),
             Effect::Retire(place, ask) => self.on_retire(node, place, ask),
-            Effect::Dismiss(place) => self.on_dismiss(node, place),
+            Effect::Dismiss(place, ask) => self.on_dismiss(node, place, ask),
             Effect::Granted { asker, grant } => {
                 let Some((place, lease)) = self.nodes[node].rooms.remove(&asker) else { return Ok(()) };
                 let Ok(grant) = grant else {
@@ -206,7 +206,7 @@ impl Placement {
                 self.publish(node);
                 Ok(())
             }
-            Effect::RestartDevice(_) | Effect::Pinned(..) | Effect::KeepPins(_) => Ok(()),
+            Effect::Forget(_) | Effect::RestartDevice(_) | Effect::Pinned(..) | Effect::KeepPins(_) => Ok(()),
         }
     }
 
@@ -272,7 +272,7 @@ impl Placement {
         Ok(())
     }
 
-    fn on_dismiss(&mut self, node: usize, place: Place) -> Result<(), String> {
+    fn on_dismiss(&mut self, node: usize, place: Place, ask: Ask) -> Result<(), String> {
         let Some(replica) = self.nodes[node].replicas.remove(&place) else { return Ok(()) };
         if replica.is_used() {
             return Err(format!("{place:?} goes while it has requests"));
@@ -282,7 +282,7 @@ impl Placement {
         self.nodes[node].view.on_own_replica_left(&place.0, place.1);
         self.publish(node);
         self.evicted(node, Event::Released { place: place.clone(), lease: Lease(replica.lease) })?;
-        self.evicted(node, Event::Dismissed(place))
+        self.evicted(node, Event::Dismissed(place, ask))
     }
 
     /// What a replica says of itself.

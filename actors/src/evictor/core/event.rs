@@ -54,18 +54,25 @@ pub enum Event {
         /// Has it requests?
         busy: bool,
     },
-    /// A resident replica says what it holds, to an evictor that was restarted.
-    Holds {
+    /// A replica says that it is there, and how far it is: when it begins, and to an evictor that was restarted.
+    Here {
         /// Which.
         place: Place,
+        /// Which of those that were ever there.
+        since: Ask,
         /// How it is served.
         profile: Box<ModelProfile>,
+        /// How far it is.
+        standing: Standing,
+    },
+    /// A load says what it was promised: by an evictor that may have ended since.
+    Holds {
+        /// Whose load.
+        place: Place,
         /// By which promise.
         lease: Lease,
         /// How much.
         bytes: Bytes,
-        /// Has it requests?
-        busy: bool,
     },
     /// What became of [`Effect::Retire`]. After [`Verdict::Silent`] another verdict may follow, however late.
     Retired {
@@ -83,8 +90,8 @@ pub enum Event {
         /// Which promise.
         lease: Lease,
     },
-    /// A replica is no longer on this node, and no other life of it will be.
-    Dismissed(Place),
+    /// A replica is no longer on this node, and no other life of it will be. One that was hosted after this is another.
+    Dismissed(Place, Ask),
     /// Unload by hand, from one device or from all.
     Unload {
         /// Which model.
@@ -107,9 +114,30 @@ pub enum Event {
     Tick,
 }
 
-/// One time that a replica was asked to go. Later ones are greater, so that what an earlier life of a replica says late is not the later one's.
+/// One time that a replica was hosted, or asked to go. Later ones are greater, over all lives of the evictor, so that what is said late of an
+/// earlier replica is not the later one's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ask(pub u64);
+
+/// How far a replica is, as it says itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is being loaded; with what it was promised, if it was already.
+    Loading(Option<(Lease, Bytes)>),
+    /// It answers.
+    Loaded {
+        /// By which promise.
+        lease: Lease,
+        /// What it holds.
+        bytes: Bytes,
+        /// Has it requests?
+        busy: bool,
+    },
+    /// It could not be loaded.
+    Failed,
+    /// It has agreed to go, or has given up: it takes nothing, holds nothing, and can only be dismissed.
+    Going,
+}
 
 /// What a replica says that was asked to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,11 +159,13 @@ pub enum Effect {
         profile: Box<ModelProfile>,
         /// Where.
         device: DeviceId,
+        /// Tells it from earlier and later ones there.
+        since: Ask,
     },
     /// Ask a replica to go, if it has no requests; then [`Event::Retired`].
     Retire(Place, Ask),
-    /// End a replica.
-    Dismiss(Place),
+    /// End a replica, unless it was hosted after this; then [`Event::Dismissed`].
+    Dismiss(Place, Ask),
     /// A load got its memory, or not.
     Granted {
         /// Who asked.
@@ -143,6 +173,8 @@ pub enum Effect {
         /// What it gets.
         grant: Result<Grant, NoRoom>,
     },
+    /// Whoever asked for memory no longer does.
+    Forget(Asker),
     /// An order was begun, or refused.
     Answer {
         /// Who asked.

@@ -97,8 +97,12 @@ impl EvictorCore {
         self.advance(place.1, now, out);
     }
 
-    /// What it was promised it returns by itself, before or after this.
-    pub(super) fn on_dismissed(&mut self, place: &Place, now: Instant, out: &mut Vec<Effect>) {
+    /// What it was promised it returns by itself, before or after this. Of an earlier replica this says nothing new.
+    pub(super) fn on_dismissed(&mut self, place: &Place, ask: Ask, now: Instant, out: &mut Vec<Effect>) {
+        self.on_heard(place, now, out);
+        if self.hosted.get(place).is_some_and(|hosted| hosted.since > ask) {
+            return;
+        }
         self.hosted.remove(place);
         for (_, asker) in self.take_unloads(place) {
             if self.unloads.iter().all(|(_, other)| *other != asker) {
@@ -115,8 +119,9 @@ impl EvictorCore {
         let here: Vec<Place> =
             self.hosted.keys().filter(|place| place.0 == *model && device.is_none_or(|device| device == place.1)).cloned().collect();
         if here.is_empty() {
-            let message = format!("the model '{model}' is not on this node");
-            return out.push(Effect::Answer { asker, result: Err(RequestError::invalid("model", message)) });
+            let not_here = || RequestError::invalid("model", format!("the model '{model}' is not on this node"));
+            let error = self.not_heard(|place| place.0 == *model).unwrap_or_else(not_here);
+            return out.push(Effect::Answer { asker, result: Err(error) });
         }
         if let Some(place) = here.iter().find(|place| self.hosted[*place].pinned) {
             let message = format!("the model '{model}' is pinned on {}; unpin it first", place.1);
@@ -131,12 +136,12 @@ impl EvictorCore {
         }
     }
 
-    /// Ends a replica.
+    /// Ends a replica, and none that comes after this.
     pub(super) fn dismiss(&mut self, place: Place, out: &mut Vec<Effect>) {
         if let Some(hosted) = self.hosted.get_mut(&place) {
             hosted.leaving = true;
         }
-        out.push(Effect::Dismiss(place));
+        out.push(Effect::Dismiss(place, self.last_ask));
     }
 
     fn take_unloads(&mut self, place: &Place) -> Vec<(Place, Asker)> {

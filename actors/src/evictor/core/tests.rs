@@ -4,6 +4,7 @@ use super::super::plan::EvictionStrategy;
 use super::*;
 
 mod going;
+mod here;
 
 const MIB: u64 = 1 << 20;
 
@@ -72,6 +73,12 @@ impl Bench {
         self.tell(Event::Retired { place: place(model), ask, verdict })
     }
 
+    /// The replica that was dismissed last is gone.
+    fn is_gone(&mut self, model: &str) -> Vec<Effect> {
+        let ask = self.core.last_ask;
+        self.tell(Event::Dismissed(place(model), ask))
+    }
+
     /// Loads a model for which there is room, and lets it rest.
     fn load(&mut self, profile: Box<ModelProfile>, mib: u64) -> Lease {
         let model = profile.id.to_string();
@@ -98,6 +105,19 @@ fn answers(effects: &[Effect]) -> Vec<(Asker, Result<(), RequestError>)> {
         .collect()
 }
 
+fn dismissed(effects: &[Effect]) -> Vec<Place> {
+    effects.iter().filter_map(|effect| if let Effect::Dismiss(place, _) = effect { Some(place.clone()) } else { None }).collect()
+}
+
+/// What a replica says that is resident.
+fn resident(model: &str, lease: u64, mib: u64, busy: bool) -> Event {
+    here(model, Ask::default(), Standing::Loaded { lease: Lease(lease), bytes: Bytes::mib(mib), busy })
+}
+
+fn here(model: &str, since: Ask, standing: Standing) -> Event {
+    Event::Here { place: place(model), since, profile: profile(model), standing }
+}
+
 fn retired(effects: &[Effect]) -> Vec<Place> {
     effects.iter().filter_map(|effect| if let Effect::Retire(place, _) = effect { Some(place.clone()) } else { None }).collect()
 }
@@ -110,7 +130,7 @@ fn room_is_granted_once_the_victim_has_given_its_memory_back() {
     bench.order(profile("new"), 50);
     let (_, effects) = bench.room("new", 50);
     assert_eq!((retired(&effects), grants(&effects)), (vec![place("old")], vec![]));
-    assert_eq!(bench.answers("old", Verdict::Goes), [Effect::Dismiss(place("old"))]);
+    assert_eq!(dismissed(&bench.answers("old", Verdict::Goes)), [place("old")]);
     let effects = bench.tell(Event::Released { place: place("old"), lease });
     assert_eq!(grants(&effects), [(2, true)]);
 }
@@ -170,7 +190,7 @@ fn a_model_that_is_there_is_not_loaded_twice_and_one_that_failed_is_loaded_anew(
     assert_eq!(hosts(&bench.order(profile("a"), 10)), 0, "it is being loaded");
     bench.tell(Event::Failed(place("a")));
     let effects = bench.order(profile("a"), 10);
-    assert!(effects.contains(&Effect::Dismiss(place("a"))) && hosts(&effects) == 1, "{effects:?}");
+    assert!(dismissed(&effects) == [place("a")] && hosts(&effects) == 1, "{effects:?}");
 }
 
 #[test]
@@ -185,7 +205,7 @@ fn pinned_models_stay_and_go_by_hand_only_when_they_are_unpinned() {
     bench.tell(Event::Pin { model: "kept".parse().unwrap(), pinned: false, asker: 1 });
     assert_eq!(retired(&unload(&mut bench)), [place("kept")]);
     bench.answers("kept", Verdict::Goes);
-    assert_eq!(answers(&bench.tell(Event::Dismissed(place("kept")))), [(9, Ok(()))]);
+    assert_eq!(answers(&bench.is_gone("kept")), [(9, Ok(()))]);
 }
 
 #[test]
@@ -211,8 +231,8 @@ fn what_is_pinned_by_hand_is_kept_and_counts_before_what_is_listed() {
         assert_eq!(hosted, Some(by_hand), "{effects:?}");
         // It crashes, and says of itself what it was started with.
         let profile = Box::new(ModelProfile { pinned: !by_hand, ..*profile("a") });
-        let effects =
-            core.on_event(Event::Holds { place: place("a"), profile, lease: Lease(3), bytes: Bytes::mib(1), busy: false }, Instant::now());
+        let standing = Standing::Loaded { lease: Lease(3), bytes: Bytes::mib(1), busy: false };
+        let effects = core.on_event(Event::Here { place: place("a"), since: Ask(1), profile, standing }, Instant::now());
         assert!(effects.contains(&Effect::Pinned(place("a"), by_hand)), "{effects:?}");
     }
 }
@@ -306,8 +326,7 @@ fn a_class_above_is_never_displaced_and_by_priority_the_lowest_goes() {
 fn what_is_held_is_known_even_if_the_model_says_so_before_its_device() {
     let mut core = EvictorCore::new(EvictionConfig::default(), Pins::new());
     let now = Instant::now();
-    let holds = Event::Holds { place: place("a"), profile: profile("a"), lease: Lease(3), bytes: Bytes::mib(60), busy: false };
-    core.on_event(holds, now);
+    core.on_event(resident("a", 3, 60, false), now);
     assert_eq!(core.ledger().total(cpu()), None);
     core.on_event(Event::DeviceUp { id: cpu(), name: "test".into(), total: Bytes::mib(100) }, now);
     assert_eq!(core.ledger().free(cpu()), Some(Bytes::mib(40)));
@@ -316,8 +335,7 @@ fn what_is_held_is_known_even_if_the_model_says_so_before_its_device() {
 #[test]
 fn an_evictor_that_was_restarted_learns_what_is_held() {
     let mut bench = Bench::new(EvictionConfig::default());
-    let holds = |busy| Event::Holds { place: place("a"), profile: profile("a"), lease: Lease(3), bytes: Bytes::mib(60), busy };
-    bench.tell(holds(true));
+    bench.tell(resident("a", 3, 60, true));
     assert_eq!(grants(&bench.room("b", 50).1), [], "it is in use");
     assert_eq!(retired(&bench.tell(Event::Used { place: place("a"), busy: false })), [place("a")]);
 }
@@ -342,11 +360,11 @@ fn a_load_that_waited_too_long_for_others_is_given_up_to_be_placed_anew_and_not_
     let effects = bench.tell(Event::Tick);
     let no_room = effects.iter().find_map(|effect| if let Effect::Granted { grant: Err(why), .. } = effect { Some(why) } else { None });
     assert!(no_room.is_some_and(NoRoom::may_pass), "{effects:?}");
-    assert_eq!(bench.tell(Event::GaveUp(place("new"))), [Effect::Dismiss(place("new"))]);
+    assert_eq!(dismissed(&bench.tell(Event::GaveUp(place("new")))), [place("new")]);
     let again = bench.order(profile("new"), 20);
     let [(7, Err(RequestError::Unavailable { message, .. }))] = &answers(&again)[..] else { panic!("{again:?}") };
     assert!(message.contains("just going"), "{message}");
-    bench.tell(Event::Dismissed(place("new")));
+    bench.is_gone("new");
     assert!(matches!(answers(&bench.order(profile("new"), 20))[..], [(7, Ok(()))]));
 }
 

@@ -11,7 +11,7 @@ fn a_refusal_to_go_that_comes_after_the_news_that_the_last_request_has_ended_doe
         assert_eq!(retired(&bench.tell(Event::Used { place: place("old"), busy })), [], "its answer is still to come");
     }
     assert_eq!(retired(&bench.answers("old", Verdict::Stays)), [place("old")], "it is idle, and asked again");
-    assert_eq!(bench.answers("old", Verdict::Goes), [Effect::Dismiss(place("old"))]);
+    assert_eq!(dismissed(&bench.answers("old", Verdict::Goes)), [place("old")]);
 }
 
 #[test]
@@ -50,10 +50,10 @@ fn a_replica_that_agrees_to_go_late_is_dismissed_though_nobody_waits_for_it_any_
     bench.answers("slow", Verdict::Silent);
     // It has given up its memory, and would refuse all that it is asked.
     let late = Event::Retired { place: place("slow"), ask, verdict: Verdict::Goes };
-    assert_eq!(bench.tell(late.clone()), [Effect::Dismiss(place("slow"))]);
+    assert_eq!(dismissed(&bench.tell(late.clone())), [place("slow")]);
     assert_eq!(bench.tell(late.clone()), [], "once");
     assert_eq!(grants(&bench.tell(Event::Released { place: place("slow"), lease })), [(2, true)]);
-    bench.tell(Event::Dismissed(place("slow")));
+    bench.is_gone("slow");
     // Another replica in its place is not meant, however late the answer comes.
     bench.load(profile("slow"), 20);
     assert_eq!(bench.tell(late.clone()), []);
@@ -62,10 +62,9 @@ fn a_replica_that_agrees_to_go_late_is_dismissed_though_nobody_waits_for_it_any_
     for holds in [false, true] {
         let mut core = EvictorCore::new(EvictionConfig::default(), Pins::new()).after(Ask(1 << 32));
         if holds {
-            let holds = Event::Holds { place: place("slow"), profile: profile("slow"), lease, bytes: Bytes::mib(60), busy: false };
-            core.on_event(holds, bench.now);
+            core.on_event(resident("slow", lease.0, 60, false), bench.now);
         }
-        assert_eq!(core.on_event(late.clone(), bench.now), [Effect::Dismiss(place("slow"))]);
+        assert_eq!(dismissed(&core.on_event(late.clone(), bench.now)), [place("slow")]);
     }
 }
 
@@ -97,6 +96,6 @@ fn unloading_by_hand_without_a_device_unloads_from_all_and_is_answered_when_the_
     bench.tell(Event::Room { place: other.clone(), lease: Lease(90), needs, asker: 90 });
     let effects = bench.tell(Event::Unload { model: "m".parse().unwrap(), device: None, asker: 9 });
     assert_eq!(retired(&effects), [place("m"), other.clone()]);
-    assert_eq!(answers(&bench.tell(Event::Dismissed(place("m")))), []);
-    assert_eq!(answers(&bench.tell(Event::Dismissed(other))), [(9, Ok(()))]);
+    assert_eq!(answers(&bench.is_gone("m")), []);
+    assert_eq!(answers(&bench.tell(Event::Dismissed(other, Ask(u64::MAX)))), [(9, Ok(()))]);
 }
