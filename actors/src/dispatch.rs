@@ -98,6 +98,7 @@ impl Inbound for Dispatch {
         match notice {
             Notice::Summary(summary) => self.router.tell(RouterMsg::Summary(from.clone(), summary)),
             Notice::Catalogue(catalogue) => self.router.tell(RouterMsg::Catalogue(from.clone(), catalogue)),
+            Notice::Announce => self.router.tell(RouterMsg::Announce(from.clone())),
             order @ (Notice::Generate(_) | Notice::Cancel { .. } | Notice::Credit { .. } | Notice::Forget) => {
                 self.models.order(&self.ingresses, from, order);
             }

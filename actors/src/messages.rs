@@ -111,6 +111,8 @@ pub enum Notice {
     Forget,
     /// What I list, and which files I have, is now this.
     Catalogue(Catalogue),
+    /// Tell me all of yourself: what you said before is lost with a part of me that was restarted.
+    Announce,
 }
 
 /// An order to generate.

@@ -2,8 +2,9 @@
 //!
 //! [`policy::route`] picks a replica. Where none is loaded, the model's home is asked for one: [`home::Home`] and [`place::place`] decide there.
 //! What this node's devices and models tell of themselves goes into the view and, when it changed, to every peer.
-//! Supervised by [`crate::node`]; supervises nobody. The view outlives a restart, so nothing is lost but the questions in the mailbox, which are
-//! asked again.
+//! Supervised by [`crate::node`]; supervises nobody. The view outlives a restart, and what it was not told of meanwhile is made good: the router
+//! looks who is known and linked, and has peers and the actors of this node say anew what they have. Lost are the questions in the mailbox, which
+//! streams ask again after [`crate::streams::core::ROUTE_TIMEOUT`], and what was decided, which is decided anew.
 
 pub mod catalogue;
 pub(crate) mod decisions;
@@ -11,6 +12,7 @@ mod expected;
 mod explain;
 pub mod home;
 mod loads;
+mod others;
 pub mod place;
 pub mod policy;
 mod publish;
@@ -24,7 +26,7 @@ use plexus_types::{
     Catalogue, DeviceId, DeviceReport, EmbedInput, EmbedRequest, Explanation, ModelId, NodeId, NodeState, NodeSummary, ReplicaId,
     ReplicaReport, ReplicaState, RequestError, RequestId,
 };
-use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -40,7 +42,9 @@ use crate::evictor::EvictorMsg;
 use crate::evictor::plan::EvictionPolicy;
 use crate::inbound::{ClusterChange, PeerChange};
 use crate::inspect::Inspection;
+use crate::membership::KnownNodes;
 use crate::messages::{Ensure, Question};
+use crate::model::LocalModels;
 use crate::peers::Peers;
 use crate::prefix::PromptDigests;
 use crate::streams::StreamsMsg;
@@ -65,6 +69,10 @@ pub struct RouterArgs {
     pub streams: Address<StreamsMsg>,
     /// Loads models on this node.
     pub evictor: Address<EvictorMsg>,
+    /// The replicas of this node.
+    pub models: LocalModels,
+    /// The nodes that gossip counts as living.
+    pub known: KnownNodes,
     /// Who goes for whom.
     pub policy: EvictionPolicy,
     /// Devices that this node was started with.
@@ -142,6 +150,10 @@ pub enum RouterMsg {
     TickDue,
     /// A peer that was congested is to have the catalogue.
     CatalogueDue(NodeId),
+    /// A peer that was congested is to be asked what it has.
+    AskDue(NodeId),
+    /// A peer wants to hear all anew: it was restarted in part.
+    Announce(NodeId),
     /// Gossip changed its mind.
     ClusterChange(ClusterChange),
     /// A link came or went.
@@ -176,6 +188,7 @@ pub struct RouterActor;
 #[derive(Debug)]
 pub struct RouterState {
     args: RouterArgs,
+    life: ActorId,
     rng: SmallRng,
     home: Home,
     next_asker: home::Asker,
@@ -209,11 +222,12 @@ impl Actor for RouterActor {
     type Arguments = RouterArgs;
 
     async fn pre_start(&self, myself: ActorRef<RouterMsg>, args: RouterArgs) -> Result<RouterState, ActorProcessingErr> {
-        args.address.attach(myself);
+        args.address.attach(myself.clone());
         args.address.tell_after(TICK, RouterMsg::TickDue);
         let mut state = RouterState {
             home: Home::new(args.policy),
             args,
+            life: myself.get_id(),
             rng: SmallRng::from_os_rng(),
             next_asker: 0,
             askers: HashMap::new(),
@@ -228,7 +242,7 @@ impl Actor for RouterActor {
             n_cold: 0,
             n_ticks: 0,
         };
-        state.publish(); // a former life may have died before it did
+        state.catch_up();
         Ok(state)
     }
 
@@ -258,6 +272,16 @@ impl Actor for RouterActor {
             RouterMsg::CatalogueDue(node) => {
                 if let Some(peer) = state.args.peers.get(&node) {
                     state.send_catalogue(&peer);
+                }
+            }
+            RouterMsg::AskDue(node) => {
+                if let Some(peer) = state.args.peers.get(&node) {
+                    state.ask_for_all(&peer);
+                }
+            }
+            RouterMsg::Announce(node) => {
+                if let Some(peer) = state.args.peers.get(&node) {
+                    state.introduce(&peer);
                 }
             }
             RouterMsg::ClusterChange(change) => state.on_cluster_change(change),
@@ -360,52 +384,12 @@ impl RouterState {
         self.preload();
     }
 
-    fn on_summary(&mut self, from: &NodeId, summary: NodeSummary) {
-        let loaded: BTreeSet<ModelId> = {
-            let view = self.args.view.read();
-            let changed = summary.replicas.iter().filter(|replica| replica.state == ReplicaState::Loaded);
-            changed.filter(|replica| !is_loaded(&view, from, replica)).map(|replica| replica.model.clone()).collect()
-        };
-        self.args.view.write().on_summary(from, summary, Instant::now(), SystemTime::now());
-        self.home.on_view(&self.args.view.read(), Instant::now());
-        loaded.into_iter().for_each(|model| self.args.streams.tell(StreamsMsg::ModelChanged(model)));
-    }
-
     fn on_own_catalogue(&mut self, catalogue: Catalogue) {
         self.args.view.write().on_own_catalogue(catalogue, SystemTime::now());
         for peer in self.args.peers.list() {
             self.send_catalogue(&peer);
         }
         self.preload();
-    }
-
-    fn on_cluster_change(&mut self, change: ClusterChange) {
-        match &change {
-            ClusterChange::Up(facts) => info!(node = %facts.id, link = %facts.link, "a node is alive"),
-            ClusterChange::Gone(id) => {
-                info!(node = %id, "a node is gone");
-                self.args.streams.tell(StreamsMsg::NodeLost(id.clone()));
-            }
-            ClusterChange::Changed(_) => {}
-        }
-        self.args.view.write().on_cluster_change(change);
-    }
-
-    fn on_peer_change(&mut self, change: &PeerChange) {
-        self.args.view.write().on_peer_change(change, Instant::now());
-        match change {
-            PeerChange::Up(id) => {
-                info!(node = %id, "linked");
-                if let Some(peer) = self.args.peers.get(id) {
-                    self.introduce(&peer);
-                }
-            }
-            PeerChange::Down { id, why } => {
-                info!(node = %id, why, "link lost");
-                self.args.streams.tell(StreamsMsg::NodeLost(id.clone()));
-            }
-            PeerChange::RoundTrip(..) => {}
-        }
     }
 
     fn on_own_replica(&mut self, report: ReplicaReport) {

@@ -3,6 +3,8 @@
 
 #[path = "node/front.rs"]
 mod front;
+#[path = "node/lives.rs"]
+mod lives;
 #[path = "node/places.rs"]
 mod places;
 

@@ -94,7 +94,7 @@ impl LocalModels {
                 self.list().iter().for_each(|model| model.tell(ModelMsg::Credit((from.clone(), request, attempt), until)));
             }
             Notice::Forget => self.ingress_lost(from),
-            Notice::Summary(_) | Notice::Catalogue(_) => {} // concern the router
+            Notice::Summary(_) | Notice::Catalogue(_) | Notice::Announce => {} // concern the router
         }
     }
 

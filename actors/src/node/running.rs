@@ -73,6 +73,9 @@ impl RunningNode {
         let mut n_left = self.n_at_work().await;
         while n_left > 0 && Instant::now() < deadline {
             tokio::time::sleep(DRAIN_POLL).await;
+            if !self.view.read().own().draining {
+                self.addresses.router.tell(RouterMsg::Drain); // it was lost with a life of the router
+            }
             n_left = self.n_at_work().await;
         }
         if n_left > 0 {

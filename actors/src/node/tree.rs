@@ -141,6 +141,8 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
                 peers: peers.clone(),
                 streams: streams.clone(),
                 evictor: evictor.clone(),
+                models: models.clone(),
+                known: known.clone(),
                 policy: args.eviction.policy,
                 n_devices: args.devices.len(),
             },

@@ -108,7 +108,7 @@ impl Peer {
     }
 
     /// What it is to show us.
-    pub(super) fn given_pass(&self) -> u64 {
+    pub(crate) fn given_pass(&self) -> u64 {
         self.inner.given_pass
     }
 

@@ -80,7 +80,7 @@ impl RouterState {
             let effects = self.home.on_ensure(&self.args.view.read(), &ensure, asker, Instant::now());
             return self.carry_out(&model, effects);
         }
-        let (address, peer) = (self.args.address.clone(), self.args.peers.get(&home));
+        let (address, life, peer) = (self.args.address.clone(), self.life, self.args.peers.get(&home));
         tokio::spawn(async move {
             let lost = |why: String| {
                 let message = format!("the node '{}', which places the model, did not answer: {why}", home.name);
@@ -95,7 +95,7 @@ impl RouterState {
                 },
             };
             if is_waited_for {
-                address.tell(RouterMsg::Ensured(model, result));
+                address.tell_life(life, RouterMsg::Ensured(model, result)); // another life asks for itself
             }
         });
     }
@@ -181,9 +181,10 @@ impl RouterState {
 
     /// Tells a node to load; then [`RouterMsg::Ordered`].
     pub(super) fn order(&self, node: NodeId, order: Box<LoadOrder>) {
-        let (address, model) = (self.args.address.clone(), order.profile.id.clone());
+        let (address, life, model) = (self.args.address.clone(), self.life, order.profile.id.clone());
         let begun = self.told_to_load(node, order);
-        tokio::spawn(async move { address.tell(RouterMsg::Ordered(model, begun.await)) });
+        // It answers this order, and none that a later life may have given.
+        tokio::spawn(async move { address.tell_life(life, RouterMsg::Ordered(model, begun.await)) });
     }
 
     /// Whether a node that is told to load has begun, or why not.

@@ -41,6 +41,16 @@ impl RouterState {
         }
     }
 
+    /// Has a peer say anew all there is: what it said before is lost.
+    pub(super) fn ask_for_all(&self, peer: &Peer) {
+        if let Err(error) = peer.notify(Notice::Announce) {
+            debug!(node = %peer.id(), %error, "not asked what it has");
+            if error == PeerError::Congested {
+                self.args.address.tell_after(LOAD_DELAY, RouterMsg::AskDue(peer.id().clone()));
+            }
+        }
+    }
+
     /// Tells a peer what this node lists.
     pub(super) fn send_catalogue(&self, peer: &Peer) {
         let catalogue = self.args.view.read().own_catalogue().clone();

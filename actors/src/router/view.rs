@@ -1,5 +1,6 @@
 //! What this node believes of the cluster, with the age of each belief. Written by the router alone; it outlives the router's restarts.
 
+mod missed;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +45,8 @@ pub struct ClusterView {
 struct Other {
     facts: Option<NodeFacts>,
     linked: bool,
+    /// Which link it is, if that is known.
+    link: Option<u64>,
     round_trip: Option<Duration>,
     summary: NodeSummary,
     catalogue: Catalogue,
@@ -252,6 +255,7 @@ impl ClusterView {
             PeerChange::Down { id, .. } => {
                 let Some(other) = self.others.get_mut(id) else { return };
                 other.linked = false;
+                other.link = None;
                 other.round_trip = None;
                 other.catalogue.revision = 0; // what it lists is known still; a link that comes back brings it anew
                 // What it held is unknown from here on; a link that comes back brings a summary.

@@ -414,7 +414,7 @@ impl Process {
                 self.with_replica(None, world, |replica, _| replica.on_credit(&(from.clone(), request, attempt), until));
             }
             Notice::Catalogue(_) => {} // the model is not listed: its holders have it from the start
-            Notice::Summary(_) | Notice::Forget => {} // the streams of the simulator die with their node only
+            Notice::Summary(_) | Notice::Forget | Notice::Announce => {} // the streams of the simulator die with their node only
         }
     }
 
