@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::Span;
 
-use crate::address::Address;
+use crate::address::{Address, CallError};
 use crate::args::StreamsConfig;
 use crate::catalogue::CatalogueMsg;
 use crate::evictor::EvictorMsg;
@@ -36,6 +36,7 @@ use crate::router::home::home_of;
 use crate::router::view::{ClusterView, SharedView};
 use crate::router::{RouteRequest, Routed, RouterMsg};
 use crate::streams::StreamsMsg;
+use crate::streams::core::RECOVERY_MAX;
 
 pub(crate) use self::count::count_here;
 pub(crate) use self::embed::EMBED_DEADLINE;
@@ -99,10 +100,21 @@ impl ClusterInference {
     async fn pick(&self, id: Option<RequestId>, question: RouteRequest) -> Result<Picked, RequestError> {
         let until = Instant::now() + self.config.load_timeout;
         let mut cold_start = false;
+        let mut recover_by = None;
         loop {
             let (question, model) = (question.clone(), question.model.clone());
             let picked = self.router.call(|reply| RouterMsg::Pick(id, question, reply), ACTOR_DEADLINE).await;
-            match picked.map_err(|error| internal(&format!("the router did not answer: {error}")))? {
+            let answer = match picked {
+                Ok(answer) => answer,
+                // It is between two lives: a stream would wait for it, too.
+                Err(_) if Instant::now() < *recover_by.get_or_insert_with(|| Instant::now() + RECOVERY_MAX) => {
+                    tokio::time::sleep(LOAD_POLL).await;
+                    continue;
+                }
+                Err(error) => return Err(restarting("router", error)),
+            };
+            recover_by = None;
+            match answer {
                 (Routed::To(replica), route) => return Ok(Picked { replica, route, cold_start }),
                 (Routed::Refused(error), _) => return Err(error),
                 (Routed::Wait(error), _) if Instant::now() >= until => {
@@ -123,9 +135,9 @@ impl ClusterInference {
         let ensure = Ensure { model: model.clone(), replicas: 1, by_hand: true };
         if home == *self.peers.me() {
             let asked = self.router.call(|reply| RouterMsg::Ensure(ensure, reply), ORDER_DEADLINE).await;
-            return asked.map_err(|error| internal(&format!("the router did not answer: {error}")));
+            return asked.map_err(|error| restarting("router", error));
         }
-        let lost = |why: String| internal(&format!("the node '{}', which places the model, did not answer: {why}", home.name));
+        let lost = |why: String| unavailable(format!("the node '{}', which places the model, did not answer: {why}", home.name));
         let peer = self.peers.get(&home).ok_or_else(|| lost("no link to it".into()))?;
         match peer.ask(Question::Ensure(ensure), ORDER_DEADLINE).await {
             Ok(Answer::Ensure(result)) => Ok(result),
@@ -159,7 +171,7 @@ impl ClusterInference {
                 self.own(question).await?;
             } else {
                 let peer = self.peers.get(&replica.node);
-                let peer = peer.ok_or_else(|| internal(&format!("there is no link to the node '{}'", replica.node.name)))?;
+                let peer = peer.ok_or_else(|| unavailable(format!("there is no link to the node '{}'", replica.node.name)))?;
                 done_at(&peer, question, ORDER_DEADLINE).await?;
             }
             done.push(format!("{}/{}", replica.node.name, replica.device));
@@ -173,7 +185,7 @@ impl ClusterInference {
             Question::Pin(model, pinned) => self.evictor.call(|reply| EvictorMsg::Pin(model, pinned, reply), ORDER_DEADLINE).await,
             _ => return Err(internal("that is not done by hand")),
         };
-        asked.map_err(|error| internal(&format!("the evictor did not answer: {error}")))?
+        asked.map_err(|error| restarting("evictor", error))?
     }
 
     /// The model that a client's name for it stands for.
@@ -272,7 +284,7 @@ impl Inference for ClusterInference {
         } else {
             let (model, place) = (model.clone(), place.clone());
             let asked = self.router.call(|reply| RouterMsg::LoadAt(model, place, reply), ORDER_DEADLINE).await;
-            asked.map_err(|error| internal(&format!("the router did not answer: {error}")))?
+            asked.map_err(|error| restarting("router", error))?
         };
         let explanation = asked?;
         let asked_at = Instant::now();
@@ -299,7 +311,7 @@ impl Inference for ClusterInference {
         match node.filter(|node| **node != self.peers.me().name) {
             None => {
                 let pulled = self.catalogue.call(|reply| CatalogueMsg::Pull(model, reply), PULL_DEADLINE).await;
-                pulled.map_err(|error| internal(&format!("the catalogue did not answer: {error}")))?
+                pulled.map_err(|error| restarting("catalogue", error))?
             }
             Some(node) => {
                 let peer = self.peers.list().into_iter().find(|peer| peer.id().name == *node);
@@ -380,13 +392,22 @@ async fn done_at(peer: &Peer, question: Question, deadline: Duration) -> Result<
     match peer.ask(question, deadline).await {
         Ok(Answer::Done(result)) => result,
         Ok(_) => Err(internal("the node said something else")),
-        Err(error) => Err(internal(&format!("the node '{}' did not answer: {error}", peer.id().name))),
+        Err(error) => Err(unavailable(format!("the node '{}' did not answer: {error}", peer.id().name))),
     }
 }
 
 /// Does some node list this model, or hold it?
 fn is_known(view: &ClusterView, model: &ModelId) -> bool {
     view.catalogue().models.contains_key(model) || view.candidates(model).next().is_some()
+}
+
+/// An actor of this node is between two lives, or hangs and will be restarted.
+fn restarting(actor: &str, error: CallError) -> RequestError {
+    unavailable(format!("the {actor} of this node did not answer: {error}"))
+}
+
+fn unavailable(message: String) -> RequestError {
+    RequestError::Unavailable { message, retry_after: Duration::from_secs(1) }
 }
 
 fn internal(message: &str) -> RequestError {
