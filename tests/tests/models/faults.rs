@@ -76,6 +76,28 @@ async fn models_of_a_device_that_crashed_come_back_and_the_ledger_agrees_with_th
 }
 
 #[tokio::test]
+async fn actors_that_end_while_a_model_is_loaded_leave_it_loaded_once_and_known_to_the_ledger() {
+    let _alone = alone().await;
+    for path in ["node/evictor", "node/router", "node/model/large@cpu-0", "node/device/cpu-0"] {
+        let mut shelf = Shelf::new();
+        shelf.add("large", 400, Stored::F32, "");
+        let node = shelf.node("a", 600, "").start().await;
+        ready(&[&node], 1).await;
+        let request = while_it_loads(&node, &node, "large").await;
+        let killed = node.client().post("/v1/cluster/actors/kill", &json!({"path": path})).await.expect("the node answers");
+        assert!(killed.status < 300, "{path}: {}", killed.text);
+        let answered = tokio::time::timeout(2 * DEADLINE, request).await.expect("the request hangs");
+        answered.unwrap_or_else(|error| panic!("not answered after the end of {path}: {error}"));
+        eventually(&format!("the ledger agrees with the device after the end of {path}"), async || device_agrees(&node, &shelf).await)
+            .await;
+        assert_eq!(loaded(&node).await, ["large"], "after the end of {path}");
+        let unloaded = node.client().post("/v1/models/unload", &json!({"model_id": "large"})).await.expect("the node answers");
+        assert_eq!(unloaded.status, 200, "{path}: {}", unloaded.text);
+        eventually("the device is empty", async || device_agrees(&node, &shelf).await).await;
+    }
+}
+
+#[tokio::test]
 async fn what_no_longer_fits_a_node_that_comes_back_smaller_goes_elsewhere_or_is_refused_with_the_reason() {
     // CX-40, CX-53
     let _alone = alone().await;
