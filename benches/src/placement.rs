@@ -23,15 +23,15 @@ pub(crate) fn measure(seeds: u64, requests: usize) -> anyhow::Result<Vec<Figure>
         }
         let of = |outcomes: &[Outcome], value: fn(&Outcome) -> f64| -> Vec<f64> { outcomes.iter().map(value).collect() };
         let refused = |outcomes: &[Outcome]| format!("{} refused", outcomes.iter().map(|outcome| outcome.refused).sum::<usize>());
-        let (wait, loads): (fn(&Outcome) -> f64, fn(&Outcome) -> f64) = (|one| ms(one.mean_wait), Outcome::loads_per_thousand);
+        let wait = |outcome: &Outcome| ms(outcome.mean_wait);
         let waits = of(&ours, wait).into_iter().zip(of(&theirs, wait));
         let shares: Vec<f64> = waits.map(|(ours, theirs)| ours / theirs).collect();
         figures.extend([
             Figure::ms(format!("{named}: mean wait for the first step"), "", &of(&ours, wait)).beside(refused(&ours)),
             Figure::ms("&nbsp; the same of the baseline", "", &of(&theirs, wait)).beside(refused(&theirs)),
             Figure::times("&nbsp; the one to the other", "≤ 0.5 ×", &shares),
-            Figure::count("&nbsp; loads per thousand requests", "", &of(&ours, loads)),
-            Figure::count("&nbsp; the same of the baseline", "", &of(&theirs, loads)),
+            Figure::count("&nbsp; loads per thousand requests", "", &of(&ours, Outcome::loads_per_thousand)),
+            Figure::count("&nbsp; the same of the baseline", "", &of(&theirs, Outcome::loads_per_thousand)),
         ]);
     }
     Ok(figures)

@@ -3,7 +3,7 @@
 #[path = "models/files.rs"]
 #[allow(dead_code, reason = "of the tests of models, which use the rest")]
 mod files;
-#[allow(dead_code, clippy::unwrap_used, reason = "of the tests of the engine; what unwraps in vain has failed")]
+#[allow(clippy::unwrap_used, reason = "of the tests of the engine; what unwraps in vain has failed")]
 #[path = "../../engine/tests/support/gguf.rs"]
 mod gguf;
 #[path = "../../store/tests/mirror/mod.rs"]
