@@ -76,7 +76,7 @@ fn random_matrix(format: Format, rows: usize, columns: usize, random: &mut Rando
 
 /// A model of the llama family with all matrices in `format`.
 pub(crate) fn model(format: Format) -> Parts {
-    let mut parts = Parts::read(&LLAMA, len_of);
+    let mut parts = Parts::read(LLAMA, len_of);
     for (key, value) in [
         ("llama.embedding_length", HIDDEN as u32),
         ("llama.feed_forward_length", FFN as u32),

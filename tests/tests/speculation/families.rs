@@ -114,7 +114,7 @@ fn an_answer_is_the_same_however_it_is_served_where_models_are_held_as_large_one
 fn an_answer_is_the_same_however_it_is_served_in_the_formats_of_256_numbers() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wide.gguf");
-    let mut open = |format: Format| {
+    let open = |format: Format| {
         fs::write(&path, wide::model(format).bytes()).unwrap();
         ModelFiles::open(&ModelPath::Path(path.clone())).unwrap().held_as_large()
     };
