@@ -10,8 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use axum::middleware::map_response;
+use axum::response::Response;
 use hyper::Request;
 use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -125,7 +128,7 @@ impl Actor for HttpFrontActor {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         let times = Times { header: args.config.header_timeout, client: args.client_timeout };
-        let loop_ = accept_loop(listener, args.router.clone(), times, args.doors.clone());
+        let loop_ = accept_loop(listener, saying_when_it_ends(args.router.clone(), args.doors.draining.clone()), times, args.doors.clone());
         Ok(HttpFrontState { args, _accepting: AbortOnDrop(tokio::spawn(loop_)) })
     }
 
@@ -160,6 +163,16 @@ struct Times {
     header: Duration,
     /// To take some of what it is sent.
     client: Duration,
+}
+
+/// The same answers; while the node stops, each says that its connection ends with it. A quick answer is written before the connection is told to end.
+fn saying_when_it_ends(router: axum::Router, draining: watch::Sender<bool>) -> axum::Router {
+    router.layer(map_response(move |mut response: Response| {
+        if *draining.borrow() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        std::future::ready(response)
+    }))
 }
 
 async fn accept_loop(listener: TcpListener, router: axum::Router, times: Times, doors: Doors) {
@@ -247,7 +260,7 @@ struct Asked {
 }
 
 impl Service<Request<Incoming>> for Asked {
-    type Response = axum::response::Response;
+    type Response = Response;
     type Error = std::convert::Infallible;
     type Future = <TowerToHyperService<axum::Router> as Service<Request<Incoming>>>::Future;
 

@@ -13,7 +13,7 @@ async fn a_model_is_told_as_unloaded_loading_and_how_far_loaded_recovering_and_f
     // CX-20, CX-22
     let _alone = alone().await;
     let mut shelf = Shelf::new();
-    shelf.add("slow", 40, Stored::F16, "quant = \"q4k\""); // converting takes time
+    shelf.add("slow", 240, Stored::F16, "quant = \"q4k\""); // reading and converting take time
     let broken = shelf.add("broken", 8, Stored::F16, "");
     let whole = std::fs::read(&broken).unwrap();
     std::fs::write(&broken, &whole[..whole.len() / 2]).unwrap();
