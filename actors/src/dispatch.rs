@@ -6,11 +6,11 @@ use async_trait::async_trait;
 use plexus_types::{NodeId, RequestError};
 use ractor::RpcReplyPort;
 
-use crate::address::{Address, CallError};
+use crate::address::Address;
 use crate::catalogue::CatalogueMsg;
 use crate::evictor::EvictorMsg;
 use crate::inbound::{ClusterChange, Inbound, PeerChange};
-use crate::inference::{ACTOR_DEADLINE, EMBED_DEADLINE, PULL_DEADLINE, count_here, own_actors};
+use crate::inference::{ACTOR_DEADLINE, EMBED_DEADLINE, PULL_DEADLINE, count_here, own_actors, restarting};
 use crate::link::LinkMsg;
 use crate::messages::{Answer, Notice, Question, StreamNotice};
 use crate::model::sink::Ingresses;
@@ -47,10 +47,6 @@ impl Dispatch {
     async fn to_evictor(&self, question: impl FnOnce(RpcReplyPort<Result<(), RequestError>>) -> EvictorMsg) -> Result<(), RequestError> {
         self.evictor.call(question, ORDER_DEADLINE).await.map_err(|error| restarting("evictor", error)).flatten()
     }
-}
-
-fn restarting(actor: &str, error: CallError) -> RequestError {
-    RequestError::Unavailable { message: format!("the {actor} of the node did not answer: {error}"), retry_after: Duration::from_secs(1) }
 }
 
 #[async_trait]

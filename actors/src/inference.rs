@@ -136,6 +136,13 @@ impl ClusterInference {
         kind.map_or(Ok(()), |kind| check_kind(model, kind, asked_for))
     }
 
+    /// Refuses, before anything is done for it, a request that cannot be answered.
+    async fn check(&self, request: &GenerateRequest) -> Result<(), RequestError> {
+        self.check_kind(&request.model, ModelKind::Generate)?;
+        self.check_stopping(&request.model)?;
+        self.check_length(request).await
+    }
+
     /// Refuses, while this node stops, what no other node can serve.
     fn check_stopping(&self, model: &ModelId) -> Result<(), RequestError> {
         stopping::refusal(&self.view.read(), model).map_or(Ok(()), Err)
@@ -151,12 +158,7 @@ impl Inference for ClusterInference {
         let meter = RequestMeter::new(request.model.clone(), is_known);
         let seed = request.sampling.seed.unwrap_or_else(rand::random);
         let (events, inbox) = mpsc::channel((self.config.window_tokens + CHANNEL_SLACK) as usize);
-        let known = self.check_kind(&request.model, ModelKind::Generate).and_then(|()| self.check_stopping(&request.model));
-        let may_go = match known {
-            Ok(()) => self.check_length(&request).await,
-            Err(error) => Err(error),
-        };
-        let lost = match may_go {
+        let lost = match self.check(&request).await {
             Ok(()) => {
                 let prompt = PromptDigests::of(&request.prompt);
                 let journal = Box::new(Journal { request: Arc::new(request), seed, prompt_ids: Vec::new(), sampled_ids: Vec::new() });
@@ -293,9 +295,9 @@ fn is_known(view: &ClusterView, model: &ModelId) -> bool {
     view.catalogue().models.contains_key(model) || view.candidates(model).next().is_some()
 }
 
-/// An actor of this node is between two lives, or hangs and will be restarted.
-fn restarting(actor: &str, error: CallError) -> RequestError {
-    unavailable(format!("the {actor} of this node did not answer: {error}"))
+/// An actor of this node, which need not be the client's, is between two lives, or hangs and will be restarted.
+pub(crate) fn restarting(actor: &str, error: CallError) -> RequestError {
+    unavailable(format!("the {actor} of the node did not answer: {error}"))
 }
 
 fn unavailable(message: String) -> RequestError {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use plexus_types::{GenerateRequest, ModelId, NodeId, Prompt, ReplicaState, RequestError};
 
-use super::{ClusterInference, Picked, internal};
+use super::{ClusterInference, Picked, internal, restarting};
 use crate::address::Address;
 use crate::catalogue::CatalogueMsg;
 use crate::inference::COUNT_DEADLINE;
@@ -41,15 +41,13 @@ impl ClusterInference {
         if prompt_tokens >= max_tokens { Err(RequestError::ContextLength { prompt_tokens, max_tokens }) } else { Ok(()) }
     }
 
-    /// Tokens that a model holds where it has all the memory that it wants, if no replica of it is loaded and its files are known.
+    /// As [`MergedModel::context_length`], if no replica of the model is loaded.
     fn context_if_cold(&self, model: &ModelId) -> Option<u32> {
         let view = self.view.read();
         if view.candidates(model).any(|one| one.report.state == ReplicaState::Loaded) {
             return None;
         }
-        let merged = view.catalogue().models.get(model)?;
-        let trained = merged.facts.as_ref()?.context_length;
-        Some(merged.profile.context_length.map_or(trained, |configured| configured.min(trained)))
+        view.catalogue().models.get(model)?.context_length()
     }
 
     async fn counted_without_loading(&self, request: &GenerateRequest) -> Option<Result<u32, RequestError>> {
@@ -104,7 +102,7 @@ pub(crate) async fn count_here(
         }
     }
     let counted = catalogue.call(|reply| CatalogueMsg::CountTokens(request, reply), COUNT_DEADLINE).await;
-    counted.map_err(|error| internal(&format!("the catalogue did not answer: {error}")))?
+    counted.map_err(|error| restarting("catalogue", error))?
 }
 
 /// Says that another may know, rather than what is wrong with the request.

@@ -32,6 +32,12 @@ impl MergedModel {
         self.on.get(node).map_or(&FilesState::Absent, |entry| &entry.files)
     }
 
+    /// Tokens that it holds where it has all the memory that it wants; absent while no node knows its files.
+    pub fn context_length(&self) -> Option<u32> {
+        let made_for = self.facts.as_ref()?.context_length;
+        Some(self.profile.context_length.map_or(made_for, |wanted| wanted.min(made_for)))
+    }
+
     /// The nodes that have its files.
     pub fn holders(&self) -> impl Iterator<Item = &NodeId> {
         self.on.iter().filter(|(_, entry)| matches!(entry.files, FilesState::Present(_))).map(|(node, _)| node)

@@ -106,7 +106,6 @@ impl ClusterView {
     fn listed(&self, id: &ModelId, merged: &MergedModel) -> ModelReport {
         let facts = merged.facts.as_ref();
         let kind = facts.map_or(ModelKind::Generate, |facts| facts.kind);
-        let made_for = facts.map_or(0, |facts| facts.context_length);
         let refused = merged.on.values().find_map(|entry| match &entry.files {
             FilesState::Refused(why) => Some(why.clone()),
             _ => None,
@@ -125,7 +124,7 @@ impl ClusterView {
         };
         ModelReport {
             state,
-            context_length: merged.profile.context_length.map_or(made_for, |wanted| wanted.min(made_for)),
+            context_length: merged.context_length().unwrap_or_default(),
             tools: facts.is_some_and(|facts| facts.tools),
             reasoning: facts.is_some_and(|facts| facts.reasoning),
             capabilities: merged.profile.capabilities.clone(),
@@ -142,20 +141,18 @@ impl ClusterView {
         shown(&self.own)
     }
 
-    /// What this node is to hold from its start and has not held yet (CX-50).
+    /// What this node is to hold from its start and has not held yet, by what [`Self::all_models`] says of it (CX-50).
     pub fn activation(&self) -> Activation {
         let mut activation = Activation::default();
-        let models = self.models();
+        if self.to_preload().next().is_none() {
+            return activation; // as nearly always
+        }
+        let models = self.all_models();
         for model in self.to_preload().map(|entry| entry.profile.id.clone()) {
-            let reason = match models.iter().find(|report| report.id == model).map(|report| &report.state) {
-                Some(ModelState::Failed(why)) => why.clone(),
-                Some(_) => {
-                    activation.pending.push(model);
-                    continue;
-                }
-                None => format!("no device of the cluster has room for it; plexus cluster explain {model} tells of each"),
-            };
-            activation.failed.push(NotActivated { model, reason });
+            match models.iter().find(|report| report.id == model).map(|report| &report.state) {
+                Some(ModelState::Failed(why)) => activation.failed.push(NotActivated { model, reason: why.clone() }),
+                _ => activation.pending.push(model),
+            }
         }
         activation
     }
