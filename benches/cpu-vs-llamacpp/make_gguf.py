@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """Write a random-weight GGUF of a real model shape (speed does not depend on the weight values).
 
-  make_gguf.py SHAPE TYPE OUT [--vocab VOCAB.gguf] [--seed N]
+  make_gguf.py SHAPE TYPE OUT [--vocab VOCAB.gguf | --merges] [--seed N]
 
 SHAPE: a key of SHAPES below.  TYPE: F32 F16 BF16 Q8_0 Q4_0 Q4_K_M (the mix llama-quantize makes).
 --vocab: a GGUF to copy the tokenizer.* keys from.  Without it, a byte-level tokenizer is written
 (256 byte tokens, <|endoftext|>, and words that no text is read as but that print), so a bench needs no other file:
 a prompt of n ASCII characters is n tokens, and every token of an answer is seen by the client.
+--merges: words that come of merges instead, two for each (Llama 3 has 2.2, Qwen 3 has 1), for benches that open the file and give prompts as ids.
 Needs: pip install gguf numpy.
 """
 import argparse
+import itertools
 import zlib
 
 import numpy as np
@@ -116,17 +118,30 @@ def word(i):
     return "\u0120" + "".join(chr(97 + i // 26**k % 26) for k in (3, 2, 1, 0))
 
 
-def byte_tokenizer(w, vocab):
+def merged_words(n):
+    """n words of letters and spaces before them, and the merges that make them: two cuts of each into others."""
+    letters = ["\u0120", *map(chr, range(97, 123))]
+    words, merges, known = [], [], set(letters)
+    longer = (a + b for k in (1, 2, 3) for a in [x for x in [*letters, *words] if len(x) == k] for b in letters)
+    for x in itertools.islice(longer, n):
+        merges += [f"{x[:i]} {x[i:]}" for i in range(1, len(x)) if x[:i] in known and x[i:] in known][:2]
+        words.append(x)
+        known.add(x)
+    return words, merges
+
+
+def byte_tokenizer(w, vocab, merged):
     keep = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's byte to character table
     extra = iter(range(256, 512))
     toks = [chr(b) if b in keep else chr(next(extra)) for b in range(256)]
-    toks += ["<|endoftext|>", "~~"] + [word(i) for i in range(vocab - 258)]
+    words, merges = merged_words(vocab - 258) if merged else ([word(i) for i in range(vocab - 258)], [])
+    toks += ["<|endoftext|>", "~~"] + words
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre("gpt-2")
     w.add_token_list(toks)
     w.add_token_types([1] * 256 + [3] + [1] * (vocab - 257))  # normal, control, normal
     w.add_chat_template(TEMPLATE)
-    w.add_token_merges(["~ ~"])  # llama.cpp wants one at least
+    w.add_token_merges(["~ ~", *merges])  # llama.cpp wants one at least
     w.add_eos_token_id(256)
 
 
@@ -136,7 +151,7 @@ def copy_tokenizer(w, path):
             w.add_key_value(f.name, f.contents(), f.types[0], f.types[-1] if f.types[0] == V.ARRAY else None)
 
 
-def write(out, name, shape, want, todo, data_of, vocab_from=None):
+def write(out, name, shape, want, todo, data_of, vocab_from=None, merged=False):
     """A GGUF of `todo`, (name, dims, type) of each tensor; `data_of` gives the values of one."""
     arch, layers, d, heads, kv, hd, ff, vocab, ctx, base, eps = shape
     w = GGUFWriter(out, arch)
@@ -156,7 +171,7 @@ def write(out, name, shape, want, todo, data_of, vocab_from=None):
     w.add_vocab_size(vocab)
     if arch == "llama":
         w.add_rope_dimension_count(hd)
-    copy_tokenizer(w, vocab_from) if vocab_from else byte_tokenizer(w, vocab)
+    copy_tokenizer(w, vocab_from) if vocab_from else byte_tokenizer(w, vocab, merged)
     for n, s, t in todo:
         size, nbytes = GGML_QUANT_SIZES[t]
         total = int(np.prod(s)) // size * nbytes
@@ -174,12 +189,14 @@ def main():
     ap.add_argument("shape", choices=SHAPES)
     ap.add_argument("type", choices=FTYPE)
     ap.add_argument("out")
-    ap.add_argument("--vocab")
+    vocabulary = ap.add_mutually_exclusive_group()
+    vocabulary.add_argument("--vocab")
+    vocabulary.add_argument("--merges", action="store_true")
     ap.add_argument("--seed", type=int, default=0)
     a = ap.parse_args()
     shape = SHAPES[a.shape]
     todo = [(n, s, tensor_type(n, s, a.type, shape[1])) for n, s in tensors(shape)]
-    write(a.out, f"random {a.shape} seed {a.seed}", shape, a.type, todo, lambda n, s, t: data(n, s, t, a.seed), a.vocab)
+    write(a.out, f"random {a.shape} seed {a.seed}", shape, a.type, todo, lambda n, s, t: data(n, s, t, a.seed), a.vocab, a.merges)
 
 
 if __name__ == "__main__":

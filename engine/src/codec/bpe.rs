@@ -14,8 +14,12 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap as StdHashMap};
 use std::fmt;
 use std::hash::BuildHasher;
+use std::num::NonZeroUsize;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
+use hashbrown::hash_table::Entry;
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::BpeTrainer;
@@ -25,6 +29,13 @@ use crate::model::Texts;
 
 /// Characters below this have their token in a table: those that stand for bytes ([`super::vocabulary`]) are among them.
 const TABLE_LEN: usize = 0x180;
+
+/// Merges are looked for by so many threads, each of which has at least so many to find.
+const THREADS_MAX: usize = 8;
+const PIECE_MIN: usize = 16 << 10;
+
+/// Hashes of tokens, and their ids.
+type IdsByHash = HashTable<(u64, u32)>;
 
 /// How texts are cut and what is done with what no token spells.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -99,25 +110,68 @@ impl Bpe {
         bpe
     }
 
-    /// Adds `n` merges of tokens by their texts, the best first. Of equal ones the last counts.
-    pub(super) fn merge_texts<'a>(&mut self, n: usize, merges: impl Iterator<Item = (&'a str, &'a str)>) -> Result<(), UnknownMerge> {
-        self.merges.reserve(n);
-        let mut whole = String::new();
-        for (rank, (left, right)) in (0..).zip(merges) {
-            whole.clear();
-            whole.push_str(left);
-            whole.push_str(right);
-            let (Some(a), Some(b), Some(id)) = (self.id_of(left), self.id_of(right), self.id_of(&whole)) else {
-                return Err(UnknownMerge { left: left.to_owned(), right: right.to_owned() });
-            };
-            self.merges.insert((a, b), Merge { rank, id });
-        }
+    /// Adds merges of tokens by their texts, the best first. Of equal ones the last counts.
+    ///
+    /// A vocabulary has hundreds of thousands, and to find their tokens takes longer than to read a small model: so several threads look.
+    pub(super) fn merge_texts<'a>(&mut self, merges: &[(&'a str, &'a str)]) -> Result<(), UnknownMerge> {
+        let ids = self.by_hash();
+        let n_threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS_MAX);
+        let piece = merges.len().div_ceil(n_threads).max(PIECE_MIN);
+        let found = thread::scope(|scope| {
+            let look = |merges| self.find_merges(merges, ids.as_ref());
+            let others: Vec<_> = merges.chunks(piece).skip(1).map(|merges| scope.spawn(move || look(merges))).collect();
+            let own = look(&merges[..piece.min(merges.len())]);
+            let others = others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            std::iter::once(own).chain(others).collect::<Result<Vec<_>, _>>()
+        })?;
+        self.merges.reserve(merges.len());
+        self.merge_ids(found.into_iter().flatten());
         Ok(())
     }
 
+    /// The tokens of merges, and what each becomes.
+    fn find_merges(&self, merges: &[(&str, &str)], ids: Option<&IdsByHash>) -> Result<Vec<(u32, u32, u32)>, UnknownMerge> {
+        let id_of = |text: &str| match ids {
+            Some(ids) => {
+                let hash = self.hasher.hash_one(text);
+                ids.find(hash, |(other, _)| *other == hash).map(|(_, id)| *id)
+            }
+            None => self.id_of(text),
+        };
+        let all_differ = self.by_text.len() == self.texts.len();
+        let (mut whole, mut index) = (String::new(), 0);
+        let find = |(left, right): &(&str, &str)| {
+            whole.clear();
+            whole.push_str(left);
+            whole.push_str(right);
+            // Most vocabularies have tokens in the order in which merges make them: this one or the next, and few have to be looked for.
+            let is = |index: &u32| self.texts.get(*index as usize).is_some_and(|text| text.bytes().eq(whole.bytes()));
+            let near = (index..index + 2).find(is).filter(|_| all_differ);
+            let found = near.or_else(|| self.index_of(&whole));
+            index = found.unwrap_or(index);
+            let id = found.map(|index| self.id_at(index));
+            let unknown = || UnknownMerge { left: (*left).to_owned(), right: (*right).to_owned() };
+            id_of(left).zip(id_of(right)).zip(id).map(|((left, right), id)| (left, right, id)).ok_or_else(unknown)
+        };
+        merges.iter().map(find).collect()
+    }
+
+    /// The ids of all tokens by the hashes of their texts, if no two are equal: where hundreds of thousands are looked up, most of the time would go
+    /// to texts that lie far from each other. A text that is no token is taken for one with a probability of 2^-46.
+    fn by_hash(&self) -> Option<IdsByHash> {
+        let mut ids = IdsByHash::with_capacity(self.by_text.len());
+        for index in &self.by_text {
+            let hash = self.hasher.hash_one(self.texts.get(*index as usize)?);
+            match ids.entry(hash, |(other, _)| *other == hash, |(hash, _)| *hash) {
+                Entry::Occupied(_) => return None,
+                Entry::Vacant(free) => free.insert((hash, self.id_at(*index))),
+            };
+        }
+        Some(ids)
+    }
+
     /// Adds merges of tokens by their ids, `(left, right, whole)`, the best first. Of equal ones the last counts.
-    pub(super) fn merge_ids(&mut self, merges: impl ExactSizeIterator<Item = (u32, u32, u32)>) {
-        self.merges.reserve(merges.len());
+    pub(super) fn merge_ids(&mut self, merges: impl Iterator<Item = (u32, u32, u32)>) {
         self.merges.extend((0..).zip(merges).map(|(rank, (left, right, id))| ((left, right), Merge { rank, id })));
     }
 
@@ -130,8 +184,11 @@ impl Bpe {
 
     /// The id of the token with this text.
     pub(super) fn id_of(&self, text: &str) -> Option<u32> {
-        let is = |index: &u32| self.texts.get(*index as usize) == Some(text);
-        self.by_text.find(self.hasher.hash_one(text), is).map(|index| self.id_at(*index))
+        self.index_of(text).map(|index| self.id_at(index))
+    }
+
+    fn index_of(&self, text: &str) -> Option<u32> {
+        self.by_text.find(self.hasher.hash_one(text), |index| self.texts.get(*index as usize) == Some(text)).copied()
     }
 
     /// The text of a token.

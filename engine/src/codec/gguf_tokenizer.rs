@@ -74,8 +74,8 @@ fn byte_level(path: &Path, gguf: &mut Gguf, tokens: Texts) -> Result<Steps, Engi
     let merges = gguf.take_texts("tokenizer.ggml.merges");
     let merges = merges.ok_or_else(|| EngineError::malformed(path, "tokenizer.ggml.merges is missing"))?;
     // Parts hold no spaces in byte-level vocabularies, so there is one place to cut.
-    let pairs = merges.iter().map(|merge| merge.split_once(' ').unwrap_or((merge, "")));
-    model.merge_texts(merges.len(), pairs).map_err(|error| EngineError::malformed(path, format!("its tokenizer is wrong: {error}")))?;
+    let pairs: Vec<_> = merges.iter().map(|merge| merge.split_once(' ').unwrap_or((merge, ""))).collect();
+    model.merge_texts(&pairs).map_err(|error| EngineError::malformed(path, format!("its tokenizer is wrong: {error}")))?;
     let normalizer = if split.composes { json!({"type": "NFC"}) } else { Value::Null };
     Ok(Steps { model, normalizer, pre_tokenizer: json!({"type": "Sequence", "pretokenizers": steps}), decoder: bytes })
 }

@@ -37,8 +37,8 @@ fn pack_rows<S: Simd>(layout: &Layout, row_bytes: usize, rows: &[u8], tiles: &mu
         Format::Q5_1 => pack_blocks::<S>(&Q5_1, row_bytes, rows, tiles),
         Format::Q2K => pack_blocks::<S>(&Q2K, row_bytes, rows, tiles),
         Format::Q3K => pack_blocks::<S>(&Q3K, row_bytes, rows, tiles),
-        Format::Q4K => pack_blocks::<S>(&Q4K, row_bytes, rows, tiles),
-        Format::Q5K => pack_blocks::<S>(&Q5K, row_bytes, rows, tiles),
+        Format::Q4K => pack_k::<S>(&Q4K, row_bytes, rows, tiles),
+        Format::Q5K => pack_k::<S>(&Q5K, row_bytes, rows, tiles),
         Format::Q6K => pack_blocks::<S>(&Q6K, row_bytes, rows, tiles),
         Format::Iq4Nl => pack_blocks::<S>(&IQ4_NL, row_bytes, rows, tiles),
         Format::Iq4Xs => pack_blocks::<S>(&IQ4_XS, row_bytes, rows, tiles),
@@ -93,6 +93,71 @@ fn pack_q8_0<S: Simd>(row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
         }
         for (i, out) in words.as_chunks_mut::<FOUR>().0.iter_mut().enumerate() {
             S::transpose::<false>(&rows[2 + 16 * i..], row_bytes, 0x8080_8080, out);
+        }
+    }
+}
+
+/// As [`pack_blocks`] of Q4_K and Q5_K, without a record on the way: the packed scales of sixteen rows are spread together.
+#[inline(always)]
+fn pack_k<S: Simd>(layout: &Layout, row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
+    /// Bytes of a block before its words: d, dmin, packed scales and minima.
+    const PACKED: usize = 16;
+    /// The same of a tile, spread.
+    const SPREAD: usize = 20 * TILE_ROWS;
+    for (b, tile) in tiles.chunks_exact_mut(layout.tile).enumerate() {
+        let blocks = &rows[b * layout.format.block_bytes()..];
+        let (head, words) = tile.split_first_chunk_mut::<SPREAD>().expect("a tile begins with its scales");
+        spread_scales::<S>(blocks, row_bytes, head);
+        for (i, out) in words.as_chunks_mut::<FOUR>().0.iter_mut().enumerate() {
+            S::transpose::<true>(&blocks[PACKED + 16 * i..], row_bytes, 0, out);
+        }
+    }
+    S::fence();
+}
+
+/// d and dmin, eight scales, eight minima as four pairs: field after field, each of sixteen rows.
+#[inline(always)]
+fn spread_scales<S: Simd>(blocks: &[u8], row_bytes: usize, head: &mut [u8; 20 * TILE_ROWS]) {
+    let [d, low_scales, low_mins, high] = lanes::<S>(blocks, row_bytes);
+    let (d_out, rest) = head.split_at_mut(4 * TILE_ROWS);
+    let (scales_out, mins_out) = rest.split_at_mut(8 * TILE_ROWS);
+    write_halves(&d, d_out);
+    let (first, second) = scales_out.split_at_mut(4 * TILE_ROWS);
+    write_bytes(&low_scales.map(|low| low & 0x3f3f_3f3f), first);
+    write_bytes(&std::array::from_fn(|row| high[row] & 0x0f0f_0f0f | low_scales[row] >> 2 & 0x3030_3030), second);
+    let (first, second) = mins_out.split_at_mut(4 * TILE_ROWS);
+    write_halves(&low_mins.map(|low| low & 0x3f3f_3f3f), first);
+    write_halves(&std::array::from_fn(|row| high[row] >> 4 & 0x0f0f_0f0f | low_mins[row] >> 2 & 0x3030_3030), second);
+}
+
+/// A word of each of sixteen rows.
+type Lanes = [u32; TILE_ROWS];
+
+/// The first four words of each of sixteen rows.
+#[inline(always)]
+fn lanes<S: Simd>(rows: &[u8], stride: usize) -> [Lanes; 4] {
+    let mut bytes = [0; FOUR];
+    S::transpose::<false>(rows, stride, 0, &mut bytes);
+    let words = bytes.as_chunks::<4>().0;
+    std::array::from_fn(|i| std::array::from_fn(|row| u32::from_le_bytes(words[i * TILE_ROWS + row])))
+}
+
+/// Two fields of 2 bytes from one of 4.
+#[inline(always)]
+fn write_halves(lanes: &Lanes, out: &mut [u8]) {
+    for (i, out) in out.chunks_exact_mut(2 * TILE_ROWS).enumerate() {
+        for (lane, out) in lanes.iter().zip(out.as_chunks_mut::<2>().0) {
+            *out = ((lane >> (16 * i)) as u16).to_le_bytes();
+        }
+    }
+}
+
+/// Four fields of a byte from one of 4 bytes.
+#[inline(always)]
+fn write_bytes(lanes: &Lanes, out: &mut [u8]) {
+    for (i, out) in out.chunks_exact_mut(TILE_ROWS).enumerate() {
+        for (lane, out) in lanes.iter().zip(out) {
+            *out = (lane >> (8 * i)) as u8;
         }
     }
 }

@@ -45,7 +45,7 @@ impl<'de> Visitor<'de> for ModelVisitor {
             return Err(A::Error::custom("its vocab has a token twice"));
         }
         let (lefts, rights) = (pairs.iter().step_by(2), pairs.iter().skip(1).step_by(2));
-        bpe.merge_texts(pairs.len() / 2, lefts.zip(rights)).map_err(A::Error::custom)?;
+        bpe.merge_texts(&lefts.zip(rights).collect::<Vec<_>>()).map_err(A::Error::custom)?;
         Ok(bpe)
     }
 }

@@ -24,7 +24,7 @@ fn model_json(tokens: &[&str], merges: &[Pair<'_>], options: &Options) -> Value 
 
 fn built(tokens: &[&str], merges: &[Pair<'_>], options: &Options) -> Bpe {
     let mut bpe = Bpe::new(tokens.iter().collect(), options.clone());
-    bpe.merge_texts(merges.len(), merges.iter().copied()).unwrap();
+    bpe.merge_texts(merges).unwrap();
     bpe
 }
 
@@ -127,6 +127,28 @@ proptest! {
         assert_alike(&built(&tokens, &merges, &options), &library, &words);
         assert_alike(&serde_json::from_value(json).unwrap(), &library, &words);
     }
+}
+
+#[test]
+fn merges_that_several_threads_look_for_are_ranked_in_the_order_of_the_file() {
+    // Words of two and three letters, each made in all ways that there are; so many that several threads have some.
+    let letters: Vec<String> = ('a'..='z').map(String::from).collect();
+    let longer =
+        |words: &[String]| -> Vec<String> { words.iter().flat_map(|word| letters.iter().map(move |c| format!("{word}{c}"))).collect() };
+    let two = longer(&letters);
+    let three = longer(&two);
+    let tokens: Vec<&str> = letters.iter().chain(&two).chain(&three).map(String::as_str).collect();
+    let cuts = |word: &&'static str| -> Vec<Pair<'static>> { (1..word.len()).map(|cut| word.split_at(cut)).collect() };
+    let words: Vec<&'static str> = tokens[26..].iter().map(|word| &*String::leak((*word).to_owned())).collect();
+    let mut merges: Vec<Pair<'_>> = words.iter().flat_map(cuts).collect();
+    merges.reverse();
+    assert!(merges.len() > 2 * super::PIECE_MIN);
+    let options = Options::default();
+    let library: BPE = serde_json::from_value(model_json(&tokens, &merges, &options)).unwrap();
+    assert_alike(&built(&tokens, &merges, &options), &library, ["thequickbrownfox", "aaaaaaaa", "zyxzyx", "jumpsoverthelazydog"]);
+    *merges.last_mut().unwrap() = ("a", "nothing");
+    let mut bpe = Bpe::new(tokens.iter().collect(), options);
+    assert!(bpe.merge_texts(&merges).unwrap_err().to_string().contains("nothing"));
 }
 
 #[test]
