@@ -5,12 +5,8 @@ use std::collections::BTreeSet;
 
 use plexus_types::{GenerateRequest, ModelId, NodeId, Prompt, ReplicaState, RequestError};
 
-use super::{ClusterInference, Picked, internal, restarting};
-use crate::address::Address;
-use crate::catalogue::CatalogueMsg;
-use crate::inference::COUNT_DEADLINE;
-use crate::messages::{Answer, Question};
-use crate::model::{LocalModels, ModelMsg};
+use super::{COUNT_DEADLINE, ClusterInference, Picked};
+use crate::messages::Question;
 use crate::prefix::PromptDigests;
 use crate::router::RouteRequest;
 use crate::router::catalogue::MergedModel;
@@ -62,7 +58,7 @@ impl ClusterInference {
 
     /// Those that can count without loading: who has a replica before who only has the files, this node before others.
     fn who_counts(&self, request: &GenerateRequest) -> Vec<NodeId> {
-        let (view, me) = (self.view.read(), self.peers.me());
+        let (view, me) = (self.view.read(), self.nodes.me());
         let loaded = view.candidates(&request.model).filter(|one| one.report.state == ReplicaState::Loaded).map(|one| one.id.node);
         let holders = view.catalogue().models.get(&request.model).into_iter().flat_map(MergedModel::holders);
         let holders = holders.filter(|node| *node == me || view.is_up(node)).cloned();
@@ -74,38 +70,13 @@ impl ClusterInference {
     }
 
     async fn count_at(&self, node: &NodeId, request: &GenerateRequest) -> Result<u32, RequestError> {
-        let request = Box::new(request.clone());
-        if node == self.peers.me() {
-            return count_here(&self.models, &self.catalogue, request).await;
-        }
-        let lost = |why: String| RequestError::Lost { message: format!("the node '{}' did not answer: {why}", node.name) };
-        let peer = self.peers.get(node).ok_or_else(|| lost("there is no link to it".into()))?;
-        match peer.ask(Question::CountTokens(request), COUNT_DEADLINE).await {
-            Ok(Answer::CountTokens(counted)) => counted,
-            Ok(_) => Err(internal("the node said something else")),
-            Err(error) => Err(lost(error.to_string())),
-        }
+        let counted = self.nodes.ask(node, Question::CountTokens(Box::new(request.clone())), COUNT_DEADLINE).await;
+        let lost = |error| RequestError::Lost { message: format!("the node '{}' did not answer: {error}", node.name) };
+        counted.map_err(lost).flatten()
     }
-}
-
-/// The tokens of a prompt, by a replica of this node or by the files that it has.
-pub(crate) async fn count_here(
-    models: &LocalModels,
-    catalogue: &Address<CatalogueMsg>,
-    request: Box<GenerateRequest>,
-) -> Result<u32, RequestError> {
-    if let Some(model) = models.any(&request.model) {
-        let counted = model.call(|reply| ModelMsg::CountTokens(request.clone(), reply), COUNT_DEADLINE).await;
-        let counted = counted.map_err(|_| RequestError::Lost { message: "the model is being restarted".into() }).flatten();
-        if !counted.as_ref().is_err_and(is_of_the_node) {
-            return counted;
-        }
-    }
-    let counted = catalogue.call(|reply| CatalogueMsg::CountTokens(request, reply), COUNT_DEADLINE).await;
-    counted.map_err(|error| restarting("catalogue", error))?
 }
 
 /// Says that another may know, rather than what is wrong with the request.
-fn is_of_the_node(error: &RequestError) -> bool {
+pub(crate) fn is_of_the_node(error: &RequestError) -> bool {
     matches!(error, RequestError::Lost { .. } | RequestError::Unavailable { .. })
 }

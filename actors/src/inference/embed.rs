@@ -14,9 +14,8 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::{ACTOR_DEADLINE, ClusterInference, Picked};
-use crate::messages::{Answer, Question};
+use crate::messages::Question;
 use crate::metrics;
-use crate::model::{ModelMsg, has_gone};
 use crate::router::RouteRequest;
 
 /// Embedding a group, however many others take turns with it: whether anything goes on is looked at meanwhile.
@@ -172,18 +171,10 @@ impl ClusterInference {
     async fn embed_at(&self, replica: &ReplicaId, id: RequestId, part: &EmbedRequest) -> Result<Embeddings, RequestError> {
         let at = format!("{} on {}", replica.device, replica.node.name);
         let lost = |why: &str| RequestError::Lost { message: format!("the model '{}' at {at} {why}", replica.model) };
+        let question = Question::Embed(id, replica.device, Box::new(part.clone()));
         let asked = async {
-            if replica.node == *self.peers.me() {
-                let Some(model) = self.models.get(&replica.model, replica.device) else { return Err(has_gone(&replica.model)) };
-                let embedded = model.call(|reply| ModelMsg::Embed(id, Box::new(part.clone()), reply), EMBED_DEADLINE).await;
-                return embedded.map_err(|error| lost(&format!("was lost while it embedded: {error}"))).flatten();
-            }
-            let Some(peer) = self.peers.get(&replica.node) else { return Err(lost("is on a node to which there is no link")) };
-            match peer.ask(Question::Embed(id, replica.device, Box::new(part.clone())), EMBED_DEADLINE).await {
-                Ok(Answer::Embed(embedded)) => embedded,
-                Ok(_) => Err(lost("answered something else")),
-                Err(error) => Err(lost(&format!("was lost while it embedded: {error}"))),
-            }
+            let embedded: Result<Result<Embeddings, RequestError>, _> = self.nodes.ask(&replica.node, question, EMBED_DEADLINE).await;
+            embedded.map_err(|error| lost(&format!("was lost while it embedded: {error}"))).flatten()
         };
         let stalled = || lost(&format!("has computed nothing for {} s", STALLED.as_secs()));
         let embedded = self.watched(replica, asked).await.ok_or_else(stalled).flatten()?;
@@ -211,14 +202,8 @@ impl ClusterInference {
 
     /// How many pieces of texts a replica has embedded, whosever they were.
     async fn pieces(&self, replica: &ReplicaId) -> Option<u64> {
-        if replica.node == *self.peers.me() {
-            let model = self.models.get(&replica.model, replica.device)?;
-            return model.call(ModelMsg::EmbeddedPieces, ACTOR_DEADLINE).await.ok();
-        }
-        match self.peers.get(&replica.node)?.ask(Question::EmbeddedPieces(replica.model.clone(), replica.device), ACTOR_DEADLINE).await {
-            Ok(Answer::EmbeddedPieces(pieces)) => pieces,
-            Ok(_) | Err(_) => None,
-        }
+        let question = Question::EmbeddedPieces(replica.model.clone(), replica.device);
+        self.nodes.ask(&replica.node, question, ACTOR_DEADLINE).await.ok().flatten()
     }
 }
 
