@@ -5,6 +5,7 @@ mod count;
 mod embed;
 mod explain;
 mod stopping;
+mod under_way;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ use crate::streams::core::RECOVERY_MAX;
 
 pub(crate) use self::count::is_of_the_node;
 pub(crate) use self::embed::EMBED_DEADLINE;
+use self::under_way::UnderWay;
 
 /// Answers from memory.
 pub(crate) const ACTOR_DEADLINE: Duration = Duration::from_secs(2);
@@ -65,6 +67,8 @@ pub struct ClusterInference {
     pub view: SharedView,
     /// All nodes, this one among them.
     pub nodes: Nodes,
+    /// Requests to embed texts whose clients are here.
+    pub embedding: Arc<UnderWay>,
     /// The size of the window.
     pub config: StreamsConfig,
     /// May actors be killed?
@@ -189,7 +193,7 @@ impl Inference for ClusterInference {
         request.model = self.resolve(&request.model);
         self.check_kind(&request.model, ModelKind::Embed)?;
         self.check_stopping(&request.model)?;
-        self.embed_all(id, request).await
+        self.embedding.run(id, self.embed_all(id, request)).await
     }
 
     async fn models(&self) -> Vec<ModelReport> {

@@ -35,7 +35,7 @@ use tracing::{debug, info};
 
 use self::decisions::Decisions;
 use self::home::Home;
-use self::policy::{Decision, NoReplica, replicas_wanted, route};
+use self::policy::{Decision, NoReplica, goes_on, replicas_wanted, route};
 use self::view::SharedView;
 use crate::address::Address;
 use crate::evictor::plan::EvictionPolicy;
@@ -96,16 +96,18 @@ pub struct RouteRequest {
     pub prompt: PromptDigests,
     /// Replicas that have failed the request.
     pub tried: Vec<ReplicaId>,
+    /// Replicas that were sent other parts of the same request.
+    pub begun: Vec<ReplicaId>,
 }
 
 impl RouteRequest {
     /// Where some texts go to be embedded.
-    pub fn embed(request: &EmbedRequest, tried: Vec<ReplicaId>) -> Self {
+    pub fn embed(request: &EmbedRequest, tried: Vec<ReplicaId>, begun: Vec<ReplicaId>) -> Self {
         let bytes = request.inputs.iter().map(|input| match input {
             EmbedInput::Text(text) => text.len(),
             EmbedInput::Tokens(ids) => size_of_val(ids.as_slice()),
         });
-        Self { model: request.model.clone(), prompt: PromptDigests::of_length(bytes.sum::<usize>() as u64), tried }
+        Self { model: request.model.clone(), prompt: PromptDigests::of_length(bytes.sum::<usize>() as u64), tried, begun }
     }
 }
 
@@ -325,12 +327,13 @@ impl RouterState {
         if let Some(replicas) = wanted {
             self.want_more(&request.model, replicas); // this request need not wait for it
         }
-        match decision {
-            Ok(decision) => Ok(decision),
-            Err(NoReplica::Loading(error)) => Err(Routed::Wait(error)),
-            Err(NoReplica::Refused(error)) => Err(Routed::Refused(error)),
-            Err(NoReplica::Cold) => Err(self.on_cold(&request.model)),
-        }
+        let otherwise = match decision {
+            Ok(decision) => return Ok(decision),
+            Err(NoReplica::Loading(error)) => Routed::Wait(error),
+            Err(NoReplica::Refused(error)) => Routed::Refused(error),
+            Err(NoReplica::Cold) => self.on_cold(&request.model), // also for what goes on where it is until another is loaded
+        };
+        goes_on(&self.args.view.read(), &request.model, &request.tried, &request.begun).ok_or(otherwise)
     }
 
     /// Where a request goes, and why, in a line for its client.

@@ -17,7 +17,8 @@ impl ClusterInference {
         if let Some(counted) = self.counted_without_loading(&request).await {
             return counted;
         }
-        let question = RouteRequest { model: request.model.clone(), prompt: PromptDigests::default(), tried: Vec::new() };
+        let question =
+            RouteRequest { model: request.model.clone(), prompt: PromptDigests::default(), tried: Vec::new(), begun: Vec::new() };
         let Picked { replica, .. } = self.pick(None, question).await?;
         self.count_at(&replica.node, &request).await
     }

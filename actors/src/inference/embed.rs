@@ -1,9 +1,10 @@
 //! Texts to vectors over the cluster: in groups, a few at a time, each by a replica that makes progress.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -94,13 +95,31 @@ impl Watch {
     }
 }
 
+/// What was done so far of a request.
+#[derive(Debug, Default)]
+struct Begun {
+    sent_to: Mutex<BTreeSet<ReplicaId>>,
+    /// The vectors of some texts are here.
+    some_done: AtomicBool,
+}
+
+impl Begun {
+    fn on_sent(&self, replica: &ReplicaId) {
+        self.sent_to.lock().unwrap_or_else(PoisonError::into_inner).insert(replica.clone());
+    }
+
+    fn sent_to(&self) -> Vec<ReplicaId> {
+        self.sent_to.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
 impl ClusterInference {
     /// The vectors of all texts of a request.
     pub(super) async fn embed_all(&self, id: RequestId, request: EmbedRequest) -> Result<Embedded, RequestError> {
         let mut left = groups(&request.inputs);
         let mut vectors = vec![Vec::new(); request.inputs.len()];
         let (mut prompt_tokens, mut cold_start, mut first) = (0, false, None);
-        let begun = AtomicBool::new(false);
+        let begun = Begun::default();
         let mut under_way = FuturesUnordered::new();
         loop {
             while under_way.len() < self.groups_at_once(&request.model)
@@ -115,7 +134,7 @@ impl ClusterInference {
             cold_start |= picked.cold_start;
             group.into_iter().zip(embeddings.vectors).for_each(|(index, vector)| vectors[index] = vector);
             first.get_or_insert(picked);
-            begun.store(true, Ordering::Relaxed);
+            begun.some_done.store(true, Ordering::Relaxed);
         }
         let Picked { replica, route, .. } = first.ok_or_else(|| RequestError::invalid("input", "there is nothing to embed"))?;
         let node = replica.node.name;
@@ -132,13 +151,13 @@ impl ClusterInference {
         loaded.max(1) * GROUPS_PER_REPLICA
     }
 
-    /// The vectors of some texts, and whose they are; a replica that is lost, hangs or has no place is passed over for the next. If the request
-    /// has `begun`, work would be lost with it: then all of them are asked again for a while.
-    async fn embed_group(&self, id: RequestId, part: EmbedRequest, begun: &AtomicBool) -> Result<(Embeddings, Picked), RequestError> {
+    /// The vectors of some texts, and whose they are; a replica that is lost, hangs or has no place is passed over for the next. If some texts of
+    /// the request are done, work would be lost with it: then all of them are asked again for a while.
+    async fn embed_group(&self, id: RequestId, part: EmbedRequest, begun: &Begun) -> Result<(Embeddings, Picked), RequestError> {
         let mut since = None;
         loop {
-            match self.embed_anywhere(id, &part).await {
-                Err(error) if error.retry() != Retry::Never && begun.load(Ordering::Relaxed) => {
+            match self.embed_anywhere(id, &part, begun).await {
+                Err(error) if error.retry() != Retry::Never && begun.some_done.load(Ordering::Relaxed) => {
                     if since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
                         return Err(error);
                     }
@@ -150,15 +169,17 @@ impl ClusterInference {
     }
 
     /// As [`Self::embed_group`], asking each replica once.
-    async fn embed_anywhere(&self, id: RequestId, part: &EmbedRequest) -> Result<(Embeddings, Picked), RequestError> {
+    async fn embed_anywhere(&self, id: RequestId, part: &EmbedRequest, begun: &Begun) -> Result<(Embeddings, Picked), RequestError> {
         let mut tried = Vec::new();
         let mut refused = None;
         loop {
-            let picked = match (self.pick(Some(id), RouteRequest::embed(part, tried.clone())).await, refused.take()) {
+            let question = RouteRequest::embed(part, tried.clone(), begun.sent_to());
+            let picked = match (self.pick(Some(id), question).await, refused.take()) {
                 (Ok(picked), _) => picked,
                 (Err(_), Some(refused)) => return Err(refused),
                 (Err(error), None) => return Err(error),
             };
+            begun.on_sent(&picked.replica);
             match self.embed_at(&picked.replica, id, part).await {
                 Ok(embeddings) => return Ok((embeddings, picked)),
                 Err(error) if error.retry() == Retry::Never => return Err(error),

@@ -2,7 +2,7 @@
 
 mod turns;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,6 +56,11 @@ impl Embeds {
     /// Requests that are under way.
     pub(super) fn n_requests(&self) -> u32 {
         self.count(|_| true)
+    }
+
+    /// Those that are not among `own`.
+    pub(super) fn n_of_others(&self, own: &BTreeSet<RequestId>) -> u32 {
+        self.count(|one| !own.contains(&one.request))
     }
 
     fn count(&self, is_it: impl Fn(&UnderWay) -> bool) -> u32 {

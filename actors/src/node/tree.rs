@@ -208,6 +208,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         router: router.clone(),
         view: view.clone(),
         nodes,
+        embedding: Arc::default(),
         config: args.streams,
         test_hooks: args.test_hooks,
         started: Instant::now(),
