@@ -82,6 +82,10 @@ impl Inbound for Dispatch {
                 let Some(model) = self.models.get(&model, device) else { return Answer::EmbeddedPieces(None) };
                 Answer::EmbeddedPieces(model.call(ModelMsg::EmbeddedPieces, ACTOR_DEADLINE).await.ok())
             }
+            Question::CheckTexts(request, max_tokens) => {
+                let checked = self.catalogue.call(|reply| CatalogueMsg::CheckTexts(request, max_tokens, reply), COUNT_DEADLINE).await;
+                Answer::Done(checked.map_err(|error| restarting("catalogue", error)).flatten())
+            }
             Question::Ensure(ensure) => {
                 let ensured = self.router.call(|reply| RouterMsg::Ensure(ensure, reply), ORDER_DEADLINE).await;
                 Answer::Ensure(ensured.map_err(|error| restarting("router", error)).flatten())

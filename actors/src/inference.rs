@@ -193,6 +193,7 @@ impl Inference for ClusterInference {
         request.model = self.resolve(&request.model);
         self.check_kind(&request.model, ModelKind::Embed)?;
         self.check_stopping(&request.model)?;
+        self.check_texts(&request).await?;
         self.embedding.run(id, self.embed_all(id, request)).await
     }
 

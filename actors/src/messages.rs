@@ -41,6 +41,8 @@ pub enum Question {
     Placement(ModelId),
     /// How many pieces of texts has the replica that you hold of this model on this device embedded? It tells one that is slow from one that hangs.
     EmbeddedPieces(ModelId, DeviceId),
+    /// Has each of these texts at most so many tokens, by the files that you have? Answered as by a replica, without loading one.
+    CheckTexts(Box<plexus_types::EmbedRequest>, u32),
 }
 
 /// A model is wanted.

@@ -37,6 +37,7 @@ use tokio::time::Instant;
 use tracing::{Span, info, info_span, warn};
 
 use self::embed::Embeds;
+pub(crate) use self::embed::encode_texts;
 pub(crate) use self::kind::check_kind;
 use self::load::{LoadError, PromiseCell, Resident};
 pub(crate) use self::local::has_gone;

@@ -1,11 +1,11 @@
-//! How many tokens a prompt has, for those who ask and for what is longer than a model that is not loaded: a replica says it, or else the vocabulary
+//! How many tokens a prompt or a text has, for those who ask and for what is longer than a model that is not loaded: a replica says it, or else the vocabulary
 //! in the model's files. Nothing is loaded for it where a node has those.
 
 use std::collections::BTreeSet;
 
-use plexus_types::{GenerateRequest, ModelId, NodeId, Prompt, ReplicaState, RequestError};
+use plexus_types::{EmbedRequest, GenerateRequest, ModelId, NodeId, Prompt, ReplicaState, RequestError};
 
-use super::{COUNT_DEADLINE, ClusterInference, Picked};
+use super::{COUNT_DEADLINE, ClusterInference, Picked, embed};
 use crate::messages::Question;
 use crate::prefix::PromptDigests;
 use crate::router::RouteRequest;
@@ -47,8 +47,21 @@ impl ClusterInference {
         view.catalogue().models.get(model)?.context_length()
     }
 
+    /// Refuses texts to embed that are longer than the model can hold, at best, and would have it loaded first.
+    pub(super) async fn check_texts(&self, request: &EmbedRequest) -> Result<(), RequestError> {
+        let Some(max_tokens) = self.context_if_cold(&request.model) else { return Ok(()) };
+        let Some(doubtful) = embed::longer_than(request, max_tokens) else { return Ok(()) };
+        for node in self.who_counts(&request.model) {
+            let checked = self.nodes.order(&node, Question::CheckTexts(Box::new(doubtful.clone()), max_tokens), COUNT_DEADLINE).await;
+            if !checked.as_ref().is_err_and(is_of_the_node) {
+                return checked;
+            }
+        }
+        Ok(())
+    }
+
     async fn counted_without_loading(&self, request: &GenerateRequest) -> Option<Result<u32, RequestError>> {
-        for node in self.who_counts(request) {
+        for node in self.who_counts(&request.model) {
             let counted = self.count_at(&node, request).await;
             if !counted.as_ref().is_err_and(is_of_the_node) {
                 return Some(counted);
@@ -58,10 +71,10 @@ impl ClusterInference {
     }
 
     /// Those that can count without loading: who has a replica before who only has the files, this node before others.
-    fn who_counts(&self, request: &GenerateRequest) -> Vec<NodeId> {
+    fn who_counts(&self, model: &ModelId) -> Vec<NodeId> {
         let (view, me) = (self.view.read(), self.nodes.me());
-        let loaded = view.candidates(&request.model).filter(|one| one.report.state == ReplicaState::Loaded).map(|one| one.id.node);
-        let holders = view.catalogue().models.get(&request.model).into_iter().flat_map(MergedModel::holders);
+        let loaded = view.candidates(model).filter(|one| one.report.state == ReplicaState::Loaded).map(|one| one.id.node);
+        let holders = view.catalogue().models.get(model).into_iter().flat_map(MergedModel::holders);
         let holders = holders.filter(|node| *node == me || view.is_up(node)).cloned();
         let mut nodes: Vec<(bool, bool, NodeId)> = loaded.map(|node| (false, node != *me, node)).collect();
         nodes.extend(holders.map(|node| (true, node != *me, node)));

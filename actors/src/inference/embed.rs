@@ -29,6 +29,8 @@ const STALLED: Duration = Duration::from_secs(300);
 const GROUP_TEXTS: usize = 128;
 /// Bytes of these texts; a longer one goes alone.
 const GROUP_BYTES: usize = 1 << 20;
+/// Tokens that an encoder's vocabulary sets around a text: one at either end.
+const SET_AROUND: usize = 2;
 /// Groups at a replica: while one is computed the next is already there, and keeps the request's place.
 const GROUPS_PER_REPLICA: usize = 2;
 /// How long a request goes on asking for a place, or for a replica to come back, once some of its texts are embedded.
@@ -71,6 +73,17 @@ fn part(request: &EmbedRequest, group: &[usize]) -> EmbedRequest {
         principal: request.principal,
         indices: if request.inputs.len() > 1 { group.iter().map(|index| *index as u32).collect() } else { Vec::new() },
     }
+}
+
+/// Those texts of a request that may have more than `max_tokens`, the longest first; nothing if none may. No token has less than a byte, but for
+/// those that are set around a text.
+pub(super) fn longer_than(request: &EmbedRequest, max_tokens: u32) -> Option<EmbedRequest> {
+    let may_be = |index: &usize| match &request.inputs[*index] {
+        EmbedInput::Text(text) => text.len() + SET_AROUND > max_tokens as usize,
+        EmbedInput::Tokens(ids) => ids.len() > max_tokens as usize,
+    };
+    let long: Vec<usize> = groups(&request.inputs).into_iter().flatten().filter(may_be).collect();
+    (!long.is_empty()).then(|| part(request, &long))
 }
 
 /// What is known of how far a replica is.
@@ -260,6 +273,14 @@ mod tests {
         assert_eq!((one.inputs, one.indices, one.principal), (vec![text(3), text(1)], vec![2, 0], Some(4)));
         let alone = EmbedRequest { inputs: vec![text(1)], ..request };
         assert_eq!(part(&alone, &[0]), alone, "there is nothing to tell it from");
+    }
+
+    #[test]
+    fn texts_that_may_be_too_long_are_told_from_others_by_their_bytes() {
+        let inputs = vec![text(8), text(9), EmbedInput::Tokens(vec![1; 10]), EmbedInput::Tokens(vec![1; 11]), text(12)];
+        let request = EmbedRequest { model: "m".parse().unwrap(), inputs, dimensions: None, principal: None, indices: Vec::new() };
+        assert_eq!(longer_than(&request, 10).unwrap().indices, [3, 4, 1], "the longest first");
+        assert_eq!(longer_than(&request, 44), None);
     }
 
     #[test]

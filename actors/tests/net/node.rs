@@ -61,6 +61,7 @@ impl Inbound for Rest {
             | Question::Load(_)
             | Question::Unload(..)
             | Question::Pin(..)
+            | Question::CheckTexts(..)
             | Question::Explain(_)
             | Question::Placement(_) => Answer::Done(Ok(())),
             Question::Ping | Question::Actors => Answer::Actors(match self.size.load(Ordering::Relaxed) {
