@@ -13,7 +13,8 @@ use plexus_engine::codec::Codec;
 use plexus_engine::model::ModelPath;
 use plexus_store::Progress;
 use plexus_types::{
-    Bytes, Catalogue, CatalogueEntry, EmbedRequest, FilesState, GenerateRequest, ModelId, ModelKind, ModelProfile, ModelSource, RequestError,
+    Bytes, Catalogue, CatalogueEntry, EmbedRequest, FilesState, GenerateRequest, ModelId, ModelKind, ModelProfile, ModelSource,
+    RequestError,
 };
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;

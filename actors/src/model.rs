@@ -55,6 +55,7 @@ use crate::evictor::core::{Ask, Place};
 use crate::inspect::Inspection;
 use crate::messages::{Attempt, Generate};
 use crate::router::RouterMsg;
+use crate::router::view::SharedView;
 use crate::shelf::Shelf;
 use crate::trace;
 
@@ -79,6 +80,8 @@ pub struct ModelArgs {
     pub ingresses: Ingresses,
     /// Where its files are.
     pub shelf: Shelf,
+    /// Why others could not fetch files.
+    pub view: SharedView,
     /// Told when files came.
     pub catalogue: Address<CatalogueMsg>,
 }

@@ -255,6 +255,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         router: router.clone(),
         ingresses,
         shelf,
+        view: view.clone(),
         catalogue: catalogue.clone(),
     };
     let addresses = Addresses { evictor, router, catalogue, streams, membership, http, devices: devices.into_values().collect(), models };
