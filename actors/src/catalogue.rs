@@ -9,10 +9,12 @@ mod looks;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
+use plexus_engine::codec::Codec;
 use plexus_engine::model::ModelPath;
 use plexus_store::Progress;
 use plexus_types::{
-    Bytes, Catalogue, CatalogueEntry, FilesState, GenerateRequest, ModelId, ModelKind, ModelProfile, ModelSource, RequestError,
+    Bytes, Catalogue, CatalogueEntry, EmbedRequest, FilesState, GenerateRequest, ModelId, ModelKind, ModelProfile, ModelSource,
+    RequestError,
 };
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
@@ -25,7 +27,7 @@ use crate::args::Listing;
 use crate::device::chain;
 use crate::evictor::EvictorMsg;
 use crate::inspect::Inspection;
-use crate::model::{check_kind, load, prepare};
+use crate::model::{check_kind, encode_texts, load, prepare};
 use crate::router::RouterMsg;
 use crate::router::view::SharedView;
 use crate::shelf::Shelf;
@@ -68,6 +70,8 @@ pub enum CatalogueMsg {
     Pull(ModelId, RpcReplyPort<Result<(), RequestError>>),
     /// How many tokens a prompt has, by the files of its model, without loading it.
     CountTokens(Box<GenerateRequest>, RpcReplyPort<Result<u32, RequestError>>),
+    /// Whether each of some texts can be embedded and has at most so many tokens, by the files of their model, without loading it.
+    CheckTexts(Box<EmbedRequest>, u32, RpcReplyPort<Result<(), RequestError>>),
     /// Tell the router.
     TellDue,
     /// Look for changes, as often as usual.
@@ -137,7 +141,14 @@ impl Actor for CatalogueActor {
                 }
             }
             CatalogueMsg::Pull(model, reply) => state.on_pull(&model, reply),
-            CatalogueMsg::CountTokens(request, reply) => state.on_count_tokens(*request, reply),
+            CatalogueMsg::CountTokens(request, reply) => {
+                let model = request.model.clone();
+                state.by_files(&model, ModelKind::Generate, move |codec| codec.token_count(&request.prompt), reply);
+            }
+            CatalogueMsg::CheckTexts(texts, max_tokens, reply) => {
+                let model = texts.model.clone();
+                state.by_files(&model, ModelKind::Embed, move |codec| encode_texts(codec, max_tokens, *texts).map(drop), reply);
+            }
             CatalogueMsg::RescanDue => {
                 state.args.address.tell_after(RESCAN, CatalogueMsg::RescanDue);
                 if let Some(long) = state.looks.is_long(Instant::now()) {
@@ -232,20 +243,27 @@ impl CatalogueState {
         });
     }
 
-    fn on_count_tokens(&self, request: GenerateRequest, reply: RpcReplyPort<Result<u32, RequestError>>) {
-        let present = self.entries.get(&request.model).filter(|(entry, _)| matches!(entry.files, FilesState::Present(_)));
+    /// What the vocabulary in a model's files says, if they are here and are made for that.
+    fn by_files<T: Send + 'static>(
+        &self,
+        model: &ModelId,
+        kind: ModelKind,
+        ask: impl FnOnce(&Codec) -> Result<T, RequestError> + Send + 'static,
+        reply: RpcReplyPort<Result<T, RequestError>>,
+    ) {
+        let present = self.entries.get(model).filter(|(entry, _)| matches!(entry.files, FilesState::Present(_)));
         let Some((CatalogueEntry { profile, .. }, _)) = present else {
-            let message = format!("the files of the model '{}' are not on this node", request.model);
+            let message = format!("the files of the model '{model}' are not on this node");
             return drop(reply.send(Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(1) })));
         };
         let (profile, shelf) = (profile.clone(), self.args.shelf.clone());
-        let count = prepare::alone(move || {
+        let said = prepare::alone(move || {
             let opened = load::open(&profile, &shelf).map_err(|message| RequestError::Unservable { message })?;
-            check_kind(&profile.id, opened.facts().kind, ModelKind::Generate)?;
-            opened.codec().token_count(&request.prompt)
+            check_kind(&profile.id, opened.facts().kind, kind)?;
+            ask(opened.codec())
         });
         tokio::spawn(async move {
-            let _asker_left = reply.send(count.await);
+            let _asker_left = reply.send(said.await);
         });
     }
 

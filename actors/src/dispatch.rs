@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use plexus_types::{NodeId, RequestError};
+use plexus_types::{GenerateRequest, NodeId, RequestError};
 use ractor::RpcReplyPort;
 
 use crate::address::Address;
 use crate::catalogue::CatalogueMsg;
 use crate::evictor::EvictorMsg;
 use crate::inbound::{ClusterChange, Inbound, PeerChange};
-use crate::inference::{ACTOR_DEADLINE, EMBED_DEADLINE, PULL_DEADLINE, count_here, own_actors, restarting};
+use crate::inference::{ACTOR_DEADLINE, COUNT_DEADLINE, EMBED_DEADLINE, PULL_DEADLINE, is_of_the_node, own_actors, restarting};
 use crate::link::LinkMsg;
 use crate::messages::{Answer, Notice, Question, StreamNotice};
 use crate::model::sink::Ingresses;
@@ -47,6 +47,19 @@ impl Dispatch {
     async fn to_evictor(&self, question: impl FnOnce(RpcReplyPort<Result<(), RequestError>>) -> EvictorMsg) -> Result<(), RequestError> {
         self.evictor.call(question, ORDER_DEADLINE).await.map_err(|error| restarting("evictor", error)).flatten()
     }
+
+    /// The tokens of a prompt, by a replica of this node or by the files that it has.
+    async fn count_tokens(&self, request: Box<GenerateRequest>) -> Result<u32, RequestError> {
+        if let Some(model) = self.models.any(&request.model) {
+            let counted = model.call(|reply| ModelMsg::CountTokens(request.clone(), reply), COUNT_DEADLINE).await;
+            let counted = counted.map_err(|_| RequestError::Lost { message: "the model is being restarted".into() }).flatten();
+            if !counted.as_ref().is_err_and(is_of_the_node) {
+                return counted;
+            }
+        }
+        let counted = self.catalogue.call(|reply| CatalogueMsg::CountTokens(request, reply), COUNT_DEADLINE).await;
+        counted.map_err(|error| restarting("catalogue", error)).flatten()
+    }
 }
 
 #[async_trait]
@@ -55,18 +68,23 @@ impl Inbound for Dispatch {
         match question {
             Question::Ping => Answer::Pong,
             Question::Actors => Answer::Actors(own_actors(&self.node).await.unwrap_or_default()),
-            Question::CountTokens(request) => Answer::CountTokens(count_here(&self.models, &self.catalogue, request).await),
+            Question::CountTokens(request) => Answer::CountTokens(self.count_tokens(request).await),
             Question::Embed(id, device, request) => {
                 let Some(model) = self.models.get(&request.model, device) else {
                     return Answer::Embed(Err(has_gone(&request.model)));
                 };
-                let lost = |_| RequestError::Lost { message: "the model is being restarted".into() };
+                let name = request.model.clone();
+                let lost = |error| RequestError::Lost { message: format!("the model '{name}' was lost while it embedded: {error}") };
                 let embedded = model.call(|reply| ModelMsg::Embed(id, request, reply), EMBED_DEADLINE).await;
                 Answer::Embed(embedded.map_err(lost).flatten())
             }
             Question::EmbeddedPieces(model, device) => {
                 let Some(model) = self.models.get(&model, device) else { return Answer::EmbeddedPieces(None) };
                 Answer::EmbeddedPieces(model.call(ModelMsg::EmbeddedPieces, ACTOR_DEADLINE).await.ok())
+            }
+            Question::CheckTexts(request, max_tokens) => {
+                let checked = self.catalogue.call(|reply| CatalogueMsg::CheckTexts(request, max_tokens, reply), COUNT_DEADLINE).await;
+                Answer::Done(checked.map_err(|error| restarting("catalogue", error)).flatten())
             }
             Question::Ensure(ensure) => {
                 let ensured = self.router.call(|reply| RouterMsg::Ensure(ensure, reply), ORDER_DEADLINE).await;

@@ -5,6 +5,7 @@ mod count;
 mod embed;
 mod explain;
 mod stopping;
+mod under_way;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use futures::future::join_all;
 use plexus_api::service::{Embedded, Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place};
 use plexus_types::{
     ActorReport, ClusterReport, EmbedRequest, Explanation, GenerateEvent, GenerateRequest, Journal, ModelId, ModelKind, ModelReport,
-    ModelState, NodeName, NodeSummary, ReplicaId, ReplicaState, RequestError, RequestId,
+    ModelState, NodeId, NodeName, NodeSummary, ReplicaId, ReplicaState, RequestError, RequestId,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -25,21 +26,20 @@ use tracing::Span;
 
 use crate::address::{Address, CallError};
 use crate::args::StreamsConfig;
-use crate::catalogue::CatalogueMsg;
-use crate::evictor::EvictorMsg;
-use crate::messages::{Answer, Question};
+use crate::messages::Question;
 use crate::metrics::RequestMeter;
-use crate::model::{LocalModels, check_kind};
+use crate::model::check_kind;
 use crate::node::NodeMsg;
-use crate::peers::{Peer, Peers};
+use crate::nodes::Nodes;
 use crate::prefix::PromptDigests;
 use crate::router::view::{ClusterView, SharedView};
 use crate::router::{RouteRequest, Routed, RouterMsg};
 use crate::streams::StreamsMsg;
 use crate::streams::core::RECOVERY_MAX;
 
-pub(crate) use self::count::count_here;
+pub(crate) use self::count::is_of_the_node;
 pub(crate) use self::embed::EMBED_DEADLINE;
+use self::under_way::UnderWay;
 
 /// Answers from memory.
 pub(crate) const ACTOR_DEADLINE: Duration = Duration::from_secs(2);
@@ -63,16 +63,12 @@ pub struct ClusterInference {
     pub streams: Address<StreamsMsg>,
     /// Picks replicas.
     pub router: Address<RouterMsg>,
-    /// The memory of this node.
-    pub evictor: Address<EvictorMsg>,
-    /// The files of this node.
-    pub catalogue: Address<CatalogueMsg>,
     /// The view of this node.
     pub view: SharedView,
-    /// The models of this node.
-    pub models: LocalModels,
-    /// The other nodes.
-    pub peers: Peers,
+    /// All nodes, this one among them.
+    pub nodes: Nodes,
+    /// Requests to embed texts whose clients are here.
+    pub embedding: Arc<UnderWay>,
     /// The size of the window.
     pub config: StreamsConfig,
     /// May actors be killed?
@@ -143,6 +139,14 @@ impl ClusterInference {
         self.check_length(request).await
     }
 
+    async fn actors_of(&self, node: &NodeId) -> NodeActors {
+        let (actors, error) = match self.nodes.ask(node, Question::Actors, PEER_DEADLINE).await {
+            Ok(actors) => (actors, None),
+            Err(error) => (Vec::new(), Some(error.to_string())),
+        };
+        NodeActors { node: node.name.clone(), actors, error }
+    }
+
     /// Refuses, while this node stops, what no other node can serve.
     fn check_stopping(&self, model: &ModelId) -> Result<(), RequestError> {
         stopping::refusal(&self.view.read(), model).map_or(Ok(()), Err)
@@ -189,7 +193,8 @@ impl Inference for ClusterInference {
         request.model = self.resolve(&request.model);
         self.check_kind(&request.model, ModelKind::Embed)?;
         self.check_stopping(&request.model)?;
-        self.embed_all(id, request).await
+        self.check_texts(&request).await?;
+        self.embedding.run(id, self.embed_all(id, request)).await
     }
 
     async fn models(&self) -> Vec<ModelReport> {
@@ -205,14 +210,14 @@ impl Inference for ClusterInference {
     }
 
     async fn actors(&self) -> Vec<NodeActors> {
-        let me = self.peers.me().name.clone();
+        let me = self.nodes.me().name.clone();
         let own = match own_actors(&self.node).await {
             Ok(actors) => NodeActors { node: me, actors, error: None },
             Err(error) => NodeActors { node: me, actors: Vec::new(), error: Some(error) },
         };
-        let peers = self.peers.list();
+        let others = self.nodes.others();
         let mut all = vec![own];
-        all.extend(join_all(peers.iter().map(actors_of)).await);
+        all.extend(join_all(others.iter().map(|node| self.actors_of(node))).await);
         all
     }
 
@@ -281,15 +286,6 @@ pub async fn own_actors(node: &Address<NodeMsg>) -> Result<Vec<ActorReport>, Str
     node.call(NodeMsg::Actors, ACTOR_DEADLINE).await.map_err(|error| error.to_string())
 }
 
-async fn actors_of(peer: &Peer) -> NodeActors {
-    let node = peer.id().name.clone();
-    match peer.ask(Question::Actors, PEER_DEADLINE).await {
-        Ok(Answer::Actors(actors)) => NodeActors { node, actors, error: None },
-        Ok(_) => NodeActors { node, actors: Vec::new(), error: Some("it answered something else".into()) },
-        Err(error) => NodeActors { node, actors: Vec::new(), error: Some(error.to_string()) },
-    }
-}
-
 /// Does some node list this model, or hold it?
 fn is_known(view: &ClusterView, model: &ModelId) -> bool {
     view.catalogue().models.contains_key(model) || view.candidates(model).next().is_some()
@@ -297,15 +293,8 @@ fn is_known(view: &ClusterView, model: &ModelId) -> bool {
 
 /// An actor of this node, which need not be the client's, is between two lives, or hangs and will be restarted.
 pub(crate) fn restarting(actor: &str, error: CallError) -> RequestError {
-    unavailable(format!("the {actor} of the node did not answer: {error}"))
-}
-
-fn unavailable(message: String) -> RequestError {
+    let message = format!("the {actor} of the node did not answer: {error}");
     RequestError::Unavailable { message, retry_after: Duration::from_secs(1) }
-}
-
-fn internal(message: &str) -> RequestError {
-    RequestError::Internal { message: message.to_owned() }
 }
 
 /// The events of a request on their way to its client. Tells the streams what was taken, and that the client left when it is dropped.

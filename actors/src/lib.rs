@@ -21,6 +21,7 @@ pub mod messages;
 pub mod metrics;
 pub mod model;
 pub mod node;
+pub mod nodes;
 pub mod peers;
 pub mod prefix;
 pub mod router;

@@ -80,11 +80,6 @@ impl fmt::Debug for LinkArgs {
 pub enum LinkMsg {
     /// Gossip changed its mind.
     ClusterChange(ClusterChange),
-    /// This node stops: cut all links and make no more. Answered when they are cut.
-    Close {
-        /// Answered when they are cut.
-        reply: RpcReplyPort<()>,
-    },
     /// How are you?
     Inspect(RpcReplyPort<Inspection>),
     /// Sent by the actor's own tasks, and not through its address.
@@ -192,10 +187,6 @@ impl Actor for LinkActor {
         }
         match message {
             LinkMsg::ClusterChange(change) => state.on_event(Event::Cluster(change), &myself),
-            LinkMsg::Close { reply } => {
-                state.on_event(Event::Close, &myself);
-                let _gone = reply.send(());
-            }
             LinkMsg::Inspect(reply) => _ = reply.send(state.inspection()),
             LinkMsg::Own(Own(event)) => state.on_own_event(event, &myself)?,
         }

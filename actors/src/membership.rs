@@ -88,8 +88,6 @@ impl fmt::Debug for MembershipArgs {
 /// What membership is sent.
 #[derive(Debug, RactorMessage)]
 pub enum MembershipMsg {
-    /// This node's facts are now these. Its id stays.
-    SetFacts(NodeFacts),
     /// Tell the others that this node goes, so that they drop it at once. Answered when they have been told; gossip is over then.
     Leave {
         /// Answered when the others have been told.
@@ -145,7 +143,6 @@ impl Actor for MembershipActor {
             state.address.taken();
         }
         match message {
-            MembershipMsg::SetFacts(facts) => state.commands.send(Command::SetFacts(facts))?,
             MembershipMsg::Leave { reply } => {
                 info!("this node leaves the cluster");
                 state.leaving = true;

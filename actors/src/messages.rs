@@ -3,10 +3,12 @@
 //! Whoever changes a variant or a field raises [`crate::wire::VERSION`]: the bytes name neither, and only nodes of one version link up.
 
 use plexus_types::{
-    ActorReport, Catalogue, DeviceId, Explanation, Journal, ModelFacts, ModelId, ModelProfile, NodeSummary, RequestError, RequestId,
-    StreamEvent, TraceContext,
+    ActorReport, Catalogue, DeviceId, Embeddings, Explanation, Journal, ModelFacts, ModelId, ModelProfile, NodeSummary, RequestError,
+    RequestId, StreamEvent, TraceContext,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::peers::PeerError;
 
 /// Which try at a request. Grows with each replica tried, so that what a former one still says is told from what counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -39,6 +41,8 @@ pub enum Question {
     Placement(ModelId),
     /// How many pieces of texts has the replica that you hold of this model on this device embedded? It tells one that is slow from one that hangs.
     EmbeddedPieces(ModelId, DeviceId),
+    /// Has each of these texts at most so many tokens, by the files that you have? Answered as by a replica, without loading one.
+    CheckTexts(Box<plexus_types::EmbedRequest>, u32),
 }
 
 /// A model is wanted.
@@ -71,9 +75,9 @@ pub enum Answer {
     /// In the order of the supervision tree.
     Actors(Vec<ActorReport>),
     /// The count, or why there is none.
-    CountTokens(Result<u32, plexus_types::RequestError>),
+    CountTokens(Result<u32, RequestError>),
     /// The vectors, or why there are none.
-    Embed(Result<plexus_types::Embeddings, plexus_types::RequestError>),
+    Embed(Result<Embeddings, RequestError>),
     /// Where it is being loaded and why there; or why nowhere.
     Ensure(Result<Explanation, RequestError>),
     /// It was done, or begun; or why not.
@@ -82,6 +86,29 @@ pub enum Answer {
     Explain(Option<Explanation>),
     /// So many since it was loaded; nothing if I hold none.
     EmbeddedPieces(Option<u64>),
+}
+
+/// What is said in an answer to a question is of a type of its own, by which it is told from answers to others.
+macro_rules! said {
+    ($($answer:ident: $said:ty),+) => {$(
+        impl TryFrom<Answer> for $said {
+            type Error = PeerError;
+
+            fn try_from(answer: Answer) -> Result<Self, PeerError> {
+                if let Answer::$answer(said) = answer { Ok(said) } else { Err(PeerError::Malformed) }
+            }
+        }
+    )+};
+}
+
+said! {
+    Actors: Vec<ActorReport>,
+    CountTokens: Result<u32, RequestError>,
+    Embed: Result<Embeddings, RequestError>,
+    Ensure: Result<Explanation, RequestError>,
+    Done: Result<(), RequestError>,
+    Explain: Option<Explanation>,
+    EmbeddedPieces: Option<u64>
 }
 
 /// A notice to a node; not answered. Order is kept from one sender to one receiver.

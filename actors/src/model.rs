@@ -22,7 +22,7 @@ pub mod sequence;
 mod share;
 pub mod sink;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -37,6 +37,7 @@ use tokio::time::Instant;
 use tracing::{Span, info, info_span, warn};
 
 use self::embed::Embeds;
+pub(crate) use self::embed::encode_texts;
 pub(crate) use self::kind::check_kind;
 use self::load::{LoadError, PromiseCell, Resident};
 pub(crate) use self::local::has_gone;
@@ -54,6 +55,7 @@ use crate::evictor::core::{Ask, Place};
 use crate::inspect::Inspection;
 use crate::messages::{Attempt, Generate};
 use crate::router::RouterMsg;
+use crate::router::view::SharedView;
 use crate::shelf::Shelf;
 use crate::trace;
 
@@ -78,6 +80,8 @@ pub struct ModelArgs {
     pub ingresses: Ingresses,
     /// Where its files are.
     pub shelf: Shelf,
+    /// Why others could not fetch files.
+    pub view: SharedView,
     /// Told when files came.
     pub catalogue: Address<CatalogueMsg>,
 }
@@ -124,8 +128,8 @@ pub enum ModelMsg {
     LateDue,
     /// What is in the prefix cache may have changed since the router was told.
     PrefixesDue,
-    /// How many requests do you have that no stream of this node waits for: those of other ingresses, and those to embed texts?
-    AtWork(RpcReplyPort<usize>),
+    /// How many requests of clients of other nodes do you have? Those to embed texts whose clients are here are named.
+    AtWork(BTreeSet<RequestId>, RpcReplyPort<usize>),
     /// Tell evictor and router of yourself: one of them was restarted, or knows nothing of you.
     Announce,
     /// Say how you are.
@@ -245,7 +249,7 @@ impl Actor for ModelActor {
             ModelMsg::IngressLost(ingress) => state.on_ingress_lost(&ingress),
             ModelMsg::LateDue => state.on_late_due(),
             ModelMsg::PrefixesDue => state.on_prefixes_due(),
-            ModelMsg::AtWork(reply) => drop(reply.send(state.n_at_work())),
+            ModelMsg::AtWork(own, reply) => drop(reply.send(state.n_at_work(&own))),
             ModelMsg::Announce => state.announce(),
             ModelMsg::Inspect(reply) => drop(reply.send(state.inspect())),
         }
@@ -323,14 +327,14 @@ impl ModelState {
         batched + self.encoding.len() + self.embeds.n_requests() as usize
     }
 
-    /// Those that do not show among the streams of this node.
-    fn n_at_work(&self) -> usize {
+    /// Those of clients of other nodes, as far as they are not among `own`.
+    fn n_at_work(&self, own: &BTreeSet<RequestId>) -> usize {
         let me = &self.args.ingresses.me;
         let batched = match &self.phase {
             Phase::Loaded { batcher, .. } => batcher.n_of_others(me),
             Phase::Loading { .. } | Phase::Failed(_) | Phase::Retired => 0,
         };
-        batched + self.encoding.keys().filter(|(ingress, ..)| ingress != me).count() + self.embeds.n_requests() as usize
+        batched + self.encoding.keys().filter(|(ingress, ..)| ingress != me).count() + self.embeds.n_of_others(own) as usize
     }
 
     fn on_generate(&mut self, from: NodeId, generate: Box<Generate>) {

@@ -30,7 +30,7 @@ pub use peer::{BUDGET, Peer};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
     /// There is no link to it any more, or its actor is between two lives.
-    #[error("the peer is gone")]
+    #[error("the peer is gone, or there is no link to it")]
     Gone,
     /// The answer did not come in time. The peer drops the question when it takes it up too late.
     #[error("the peer did not answer in time")]

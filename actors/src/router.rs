@@ -35,17 +35,16 @@ use tracing::{debug, info};
 
 use self::decisions::Decisions;
 use self::home::Home;
-use self::policy::{Decision, NoReplica, replicas_wanted, route};
+use self::policy::{Decision, NoReplica, goes_on, replicas_wanted, route};
 use self::view::SharedView;
 use crate::address::Address;
-use crate::evictor::EvictorMsg;
 use crate::evictor::plan::EvictionPolicy;
 use crate::inbound::{ClusterChange, PeerChange};
 use crate::inspect::Inspection;
 use crate::membership::KnownNodes;
 use crate::messages::{Ensure, Question};
 use crate::model::LocalModels;
-use crate::peers::Peers;
+use crate::nodes::Nodes;
 use crate::prefix::PromptDigests;
 use crate::streams::StreamsMsg;
 
@@ -63,12 +62,10 @@ pub struct RouterArgs {
     pub address: Address<RouterMsg>,
     /// The view, which outlives the actor.
     pub view: SharedView,
-    /// The other nodes, to be told of changes.
-    pub peers: Peers,
+    /// All nodes, this one among them: the others are told of changes.
+    pub nodes: Nodes,
     /// Told which nodes are lost.
     pub streams: Address<StreamsMsg>,
-    /// Loads models on this node.
-    pub evictor: Address<EvictorMsg>,
     /// The replicas of this node.
     pub models: LocalModels,
     /// The nodes that gossip counts as living.
@@ -99,16 +96,18 @@ pub struct RouteRequest {
     pub prompt: PromptDigests,
     /// Replicas that have failed the request.
     pub tried: Vec<ReplicaId>,
+    /// Replicas that were sent other parts of the same request.
+    pub begun: Vec<ReplicaId>,
 }
 
 impl RouteRequest {
     /// Where some texts go to be embedded.
-    pub fn embed(request: &EmbedRequest, tried: Vec<ReplicaId>) -> Self {
+    pub fn embed(request: &EmbedRequest, tried: Vec<ReplicaId>, begun: Vec<ReplicaId>) -> Self {
         let bytes = request.inputs.iter().map(|input| match input {
             EmbedInput::Text(text) => text.len(),
             EmbedInput::Tokens(ids) => size_of_val(ids.as_slice()),
         });
-        Self { model: request.model.clone(), prompt: PromptDigests::of_length(bytes.sum::<usize>() as u64), tried }
+        Self { model: request.model.clone(), prompt: PromptDigests::of_length(bytes.sum::<usize>() as u64), tried, begun }
     }
 }
 
@@ -270,17 +269,17 @@ impl Actor for RouterActor {
             RouterMsg::ExplainRequest(id, reply) => drop(reply.send(state.decisions.get(id, Instant::now()))),
             RouterMsg::TickDue => state.on_tick(),
             RouterMsg::CatalogueDue(node) => {
-                if let Some(peer) = state.args.peers.get(&node) {
+                if let Some(peer) = state.args.nodes.peers.get(&node) {
                     state.send_catalogue(&peer);
                 }
             }
             RouterMsg::AskDue(node) => {
-                if let Some(peer) = state.args.peers.get(&node) {
+                if let Some(peer) = state.args.nodes.peers.get(&node) {
                     state.ask_for_all(&peer);
                 }
             }
             RouterMsg::Announce(node) => {
-                if let Some(peer) = state.args.peers.get(&node) {
+                if let Some(peer) = state.args.nodes.peers.get(&node) {
                     state.introduce(&peer);
                 }
             }
@@ -328,12 +327,13 @@ impl RouterState {
         if let Some(replicas) = wanted {
             self.want_more(&request.model, replicas); // this request need not wait for it
         }
-        match decision {
-            Ok(decision) => Ok(decision),
-            Err(NoReplica::Loading(error)) => Err(Routed::Wait(error)),
-            Err(NoReplica::Refused(error)) => Err(Routed::Refused(error)),
-            Err(NoReplica::Cold) => Err(self.on_cold(&request.model)),
-        }
+        let otherwise = match decision {
+            Ok(decision) => return Ok(decision),
+            Err(NoReplica::Loading(error)) => Routed::Wait(error),
+            Err(NoReplica::Refused(error)) => Routed::Refused(error),
+            Err(NoReplica::Cold) => self.on_cold(&request.model), // also for what goes on where it is until another is loaded
+        };
+        goes_on(&self.args.view.read(), &request.model, &request.tried, &request.begun).ok_or(otherwise)
     }
 
     /// Where a request goes, and why, in a line for its client.
@@ -371,14 +371,9 @@ impl RouterState {
         let spares = self.home.spares(&self.args.view.read(), Instant::now());
         for spare in spares {
             info!(replica = %spare, "a spare replica that nobody uses goes");
-            let (evictor, peer) = (self.args.evictor.clone(), self.args.peers.get(&spare.node));
-            let here = spare.node == *self.args.peers.me();
+            let nodes = self.args.nodes.clone();
             tokio::spawn(async move {
-                if here {
-                    let _stays = evictor.call(|reply| EvictorMsg::Unload(spare.model, Some(spare.device), reply), ORDER_DEADLINE).await;
-                } else if let Some(peer) = peer {
-                    let _stays = peer.ask(Question::Unload(spare.model, Some(spare.device)), ORDER_DEADLINE).await;
-                }
+                let _stays = nodes.order(&spare.node, Question::Unload(spare.model, Some(spare.device)), ORDER_DEADLINE).await;
             });
         }
         self.preload();
@@ -386,14 +381,14 @@ impl RouterState {
 
     fn on_own_catalogue(&mut self, catalogue: Catalogue) {
         self.args.view.write().on_own_catalogue(catalogue, SystemTime::now());
-        for peer in self.args.peers.list() {
+        for peer in self.args.nodes.peers.list() {
             self.send_catalogue(&peer);
         }
         self.preload();
     }
 
     fn on_own_replica(&mut self, report: ReplicaReport) {
-        let me = self.args.peers.me().clone();
+        let me = self.args.nodes.peers.me().clone();
         let answers = report.state == ReplicaState::Loaded && !is_loaded(&self.args.view.read(), &me, &report);
         let model = report.model.clone();
         let changed = self.args.view.write().on_own_replica(report, SystemTime::now());

@@ -59,6 +59,11 @@ impl Shelf {
         self.store.size(source).await
     }
 
+    /// Another node says why it has not loaded a model.
+    pub fn on_told(&self, why: &str) {
+        self.store.on_told(why);
+    }
+
     /// Brings files here, from the other nodes if one has them, else from the hub. `watch` sees the progress.
     pub async fn fetch(&self, source: &ModelSource, mut watch: impl FnMut(Progress)) -> Result<(), Arc<FetchError>> {
         let peers: Vec<NodeName> = self.peers.list().iter().map(|peer| peer.id().name.clone()).collect();

@@ -284,7 +284,7 @@ impl StreamsState {
             self.n_rerouted += 1;
         }
         let model = stream.core.journal.request.model.clone();
-        let request = RouteRequest { model, prompt: stream.prompt.clone(), tried: stream.core.tried.clone() };
+        let request = RouteRequest { model, prompt: stream.prompt.clone(), tried: stream.core.tried.clone(), begun: Vec::new() };
         let (router, reply_to) = (self.args.router.clone(), self.args.address.clone());
         let asked = router.cast(RouterMsg::Route { id, request: request.clone(), reply_to: reply_to.clone() });
         if asked.is_err() {

@@ -3,9 +3,6 @@
 //! Pip is ours: trained from scratch on synthetic dialogues. `engine/assets/pip/MODEL_CARD.md` says what it can do and how it was
 //! made, `tools/demo-model/` makes it again.
 
-/// What clients call the embedded model.
-pub const PIP_ID: &str = "pip";
-
 /// Weights (Q8_0), tokenizer and chat template.
 pub(crate) const PIP_GGUF: &[u8] = include_bytes!("../assets/pip/pip-q8_0.gguf");
 

@@ -137,7 +137,6 @@ impl Named {
         let card = Card {
             name: claim.name.clone(),
             cluster: config.cluster.name.clone(),
-            pid: std::process::id(),
             http: neighbours::from_here(http),
             gossip: neighbours::from_here(gossip),
         };

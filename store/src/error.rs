@@ -2,10 +2,14 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use plexus_types::{Bytes, NodeName};
 
 use crate::serve::{NOT_HERE, NOT_SHARED};
+
+/// By these words other nodes know that a hub could not be reached.
+const CANNOT_BE_REACHED: &str = "cannot be reached";
 
 /// Why a model's files could not be brought here. Each says what to do about it, where something can be done.
 #[derive(Debug, thiserror::Error)]
@@ -137,13 +141,23 @@ pub enum FetchError {
         problem: String,
     },
     /// No connection.
-    #[error("{url} cannot be reached; check the network, the proxy, or the endpoint of the hub")]
+    #[error("{url} {CANNOT_BE_REACHED}; check the network, the proxy, or the endpoint of the hub")]
     Unreachable {
         /// The address.
         url: String,
         /// Why.
         #[source]
         source: reqwest::Error,
+    },
+    /// No answer, where others have waited for one in vain shortly before.
+    #[error(
+        "{url} has not answered within {waited:?}, and could not be reached shortly before; check the network, the proxy, or the endpoint of the hub"
+    )]
+    Silent {
+        /// The address.
+        url: String,
+        /// How long it was waited for.
+        waited: Duration,
     },
     /// It is overloaded, or broken.
     #[error("{url} does not serve now: {problem}; try again later")]
@@ -181,6 +195,12 @@ pub enum FetchError {
 }
 
 impl FetchError {
+    /// Do these words, which another node may have said, tell that a hub at `endpoint` could not be reached?
+    pub(crate) fn tells_unreachable(words: &str, endpoint: &str) -> bool {
+        let url = format!("{endpoint}/");
+        words.match_indices(CANNOT_BE_REACHED).any(|(at, _)| words[..at].contains(&url))
+    }
+
     /// Did all nodes that were asked say that they do not have the model?
     pub(crate) fn is_held_by_nobody(&self) -> bool {
         matches!(self, Self::Peers { tried } if tried.iter().all(|(_, why)| [NOT_HERE, NOT_SHARED].contains(&why.as_str())))
@@ -202,4 +222,22 @@ fn reasons(tried: &[(NodeName, String)]) -> String {
         return "none was named".to_owned();
     }
     tried.iter().map(|(node, why)| format!("{node}: {why}")).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_hub_that_another_node_could_not_reach_is_told_from_other_hubs_and_other_failures() {
+        let endpoint = "http://127.0.0.1:1";
+        let source = reqwest::Client::new().get(endpoint).send().await.unwrap_err();
+        let why = FetchError::Unreachable { url: format!("{endpoint}/api/models/org/pip"), source };
+        let said = format!("hf:org/pip cannot be fetched: {why}: connection refused");
+        assert!(FetchError::tells_unreachable(&said, endpoint), "{said}");
+        assert!(!FetchError::tells_unreachable(&said, "http://127.0.0.1:11"));
+        assert!(!FetchError::tells_unreachable(&said, "http://127.0.0.1"));
+        let why = FetchError::HubFails { url: format!("{endpoint}/api"), problem: "status 503".to_owned() };
+        assert!(!FetchError::tells_unreachable(&why.to_string(), endpoint));
+    }
 }

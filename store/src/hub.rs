@@ -3,6 +3,7 @@
 mod api;
 mod blob;
 mod parts;
+mod reach;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use self::api::{Api, Listing, RemoteFile};
 use self::blob::{BlobFetch, bytes_missing};
 pub(crate) use self::parts::paths as part_paths;
 use self::parts::{PART_LEN, part_len};
+pub(crate) use self::reach::Reach;
 use crate::cache::CachedRepo;
 use crate::config::StoreConfig;
 use crate::disk::{self, blocking};
@@ -31,9 +33,9 @@ const FILES_AT_ONCE: usize = 4;
 const REQUESTS_AT_ONCE: usize = 8;
 
 /// Downloads what is missing of a model, and returns what an engine opens.
-pub(crate) async fn fetch(config: &StoreConfig, source: &HubSource, meter: &Meter<'_>) -> Result<PathBuf, FetchError> {
+pub(crate) async fn fetch(config: &StoreConfig, reach: &Reach, source: &HubSource, meter: &Meter<'_>) -> Result<PathBuf, FetchError> {
     let cache = config.hub_caches.first().expect("a store has a cache");
-    let api = Api::new(config, &source.repo).await?;
+    let api = Api::new(config, reach, &source.repo).await?;
     let listing = api.listing(source.revision()).await?;
     let files = needed(&listing, source)?;
     let files = api.describe(&listing, files).await?;
@@ -72,8 +74,8 @@ pub struct Size {
 }
 
 /// The size of the files that a model needs, whether they are here or not.
-pub(crate) async fn size(config: &StoreConfig, source: &HubSource) -> Result<Size, FetchError> {
-    let api = Api::new(config, &source.repo).await?;
+pub(crate) async fn size(config: &StoreConfig, reach: &Reach, source: &HubSource) -> Result<Size, FetchError> {
+    let api = Api::new(config, reach, &source.repo).await?;
     let listing = api.listing(source.revision()).await?;
     let files = needed(&listing, source)?;
     let files = api.describe(&listing, files).await?;

@@ -10,6 +10,7 @@ use futures::future::BoxFuture;
 use plexus_types::{Bytes, HubSource, ModelId, ModelSource, NodeName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::cache::CachedRepo;
@@ -17,7 +18,7 @@ use crate::config::StoreConfig;
 use crate::disk::blocking;
 use crate::error::FetchError;
 use crate::found::found_in_caches;
-use crate::hub::{self, Size};
+use crate::hub::{self, Reach, Size};
 use crate::local::{LocalModel, model_at, model_of};
 use crate::manifest::{HashCache, Manifest};
 use crate::peers;
@@ -67,6 +68,7 @@ pub(crate) struct Inner {
     pub(crate) connect: Arc<dyn Connect>,
     pub(crate) hashes: HashCache,
     pub(crate) served: Served,
+    reach: Reach,
     /// Fetches under way.
     flights: Mutex<HashMap<ModelSource, Watched>>,
     /// Paths that other nodes may ask for.
@@ -89,7 +91,15 @@ impl Store {
             config.endpoint.pop();
         }
         let hashes = HashCache::new(config.folder.join("hashes"));
-        let inner = Inner { config, connect, hashes, served: Served::default(), flights: Mutex::default(), shared: Mutex::default() };
+        let inner = Inner {
+            config,
+            connect,
+            hashes,
+            served: Served::default(),
+            reach: Reach::default(),
+            flights: Mutex::default(),
+            shared: Mutex::default(),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -144,9 +154,17 @@ impl Store {
         });
         match (here.await?, source) {
             (Some(bytes), _) => Ok(Size { bytes, parameters: None }),
-            (None, ModelSource::Hub(source)) => hub::size(&self.inner.config, source).await,
+            (None, ModelSource::Hub(source)) => hub::size(&self.inner.config, &self.inner.reach, source).await,
             (None, ModelSource::Path(path)) => Err(FetchError::NoSuchPath { path: path.clone() }),
             (None, ModelSource::Embedded) => Err(FetchError::Embedded),
+        }
+    }
+
+    /// Another node says why it has not loaded a model. If it could not reach the hub that this one asks too, this one need not wait for it as long:
+    /// for a while it asks once, for its way may be open.
+    pub fn on_told(&self, why: &str) {
+        if FetchError::tells_unreachable(why, &self.inner.config.endpoint) {
+            self.inner.reach.on_unreached(Instant::now());
         }
     }
 
@@ -261,7 +279,7 @@ impl Inner {
                 } else if let Some(unserved) = unserved {
                     warn!(model = %source, error = %unserved, "no other node gave a model, so the hub is asked");
                 }
-                hub::fetch(&self.config, source, &Meter(flight)).await
+                hub::fetch(&self.config, &self.reach, source, &Meter(flight)).await
             }
             (_, Some(unserved)) => Err(unserved),
             (ModelSource::Path(path), None) => Err(FetchError::NoSuchPath { path: path.clone() }),
@@ -289,7 +307,7 @@ impl Inner {
         flight: &watch::Sender<Flight>,
     ) -> Result<PathBuf, FetchError> {
         info!(model = %hub, why, "a model in a cache may not be whole, so the hub is asked");
-        let refused = match hub::fetch(&self.config, hub, &Meter(flight)).await {
+        let refused = match hub::fetch(&self.config, &self.reach, hub, &Meter(flight)).await {
             Ok(path) => return Ok(path),
             Err(error) => error,
         };

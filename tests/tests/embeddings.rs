@@ -4,7 +4,9 @@
 
 use std::path::Path;
 
-use plexus_tests::{Home, binary, eventually};
+use plexus_tests::process::Signal;
+use plexus_tests::view::whole;
+use plexus_tests::{Home, Node, binary, eventually};
 use serde_json::{Value, json};
 
 /// The rows of a tensor in a safetensors file of f32.
@@ -178,4 +180,91 @@ async fn nothing_is_loaded_for_what_a_model_was_not_made_for() {
     assert_eq!(reply.status, 200, "{}", reply.text);
     // Once it is loaded, it refuses with the same words.
     assert_eq!(client.post("/v1/messages/count_tokens", &chat(false)).await.unwrap().status, 400);
+}
+
+#[tokio::test]
+async fn a_text_that_is_too_long_is_refused_before_its_model_is_loaded_and_in_the_same_words_as_after() {
+    // CX-30
+    let home = Home::new();
+    let folder = binary::repository().join("engine/tests/golden/bert");
+    let listing = |name: &str, models: String| {
+        let config = home.path().join(format!("{name}.toml"));
+        std::fs::write(&config, models).unwrap();
+        home.node(name).arg("--config", config.to_str().unwrap()).start()
+    };
+    let holder = listing("holder", format!("[[models]]\nid = \"m\"\nsource = \"{}\"\n", folder.display())).await;
+    let other = listing("other", "models = []\n".to_owned()).await; // has no files, and must ask
+    whole(&[&holder, &other]).await;
+    let long = "word ".repeat(100);
+    let refused = async || {
+        let mut refusals = Vec::new();
+        for node in [&holder, &other] {
+            for input in [json!(["a word", "b", long]), json!(long), json!([vec![5], vec![5; 65]])] {
+                let reply = node.client().post("/v1/embeddings", &json!({"model": "m", "input": input})).await.unwrap();
+                assert_eq!((reply.status, &reply.json["error"]["code"]), (400, &json!("context_length_exceeded")), "{}", reply.text);
+                refusals.push(reply.json);
+            }
+        }
+        refusals
+    };
+    for node in [&holder, &other] {
+        eventually("the files are known", async || {
+            let listed = node.client().get("/v1/models/m").await.map_err(|error| error.to_string())?;
+            if listed.json["capabilities"][0] == "embed" { Ok(()) } else { Err(listed.text) }
+        })
+        .await;
+    }
+    let before = refused().await;
+    assert_eq!(before[0]["error"]["param"], "input[2]");
+    let view = other.view().await.unwrap();
+    let replicas: Vec<_> = view.nodes.iter().flat_map(|node| &node.summary.replicas).collect();
+    assert!(replicas.iter().all(|replica| replica.model.as_str() != "m"), "{replicas:?}");
+    assert_eq!(holder.client().post("/v1/embeddings", &json!({"model": "m", "input": ["a", "b"]})).await.unwrap().status, 200);
+    holder.offers("m").await;
+    other.offers("m").await;
+    assert_eq!(refused().await, before);
+}
+
+/// The demo model of the tests that embeds, listed by a node with a name.
+async fn embedding_node(home: &Home, name: &str, keys: &str) -> Node {
+    let config = home.path().join(format!("{name}.toml"));
+    let folder = binary::repository().join("engine/tests/golden/qwen3_embedding");
+    let shutdown = "[shutdown]\ndrain_timeout = \"60s\"\n";
+    std::fs::write(&config, format!("{shutdown}[[models]]\nid = \"m\"\nsource = \"{}\"\n{keys}\n", folder.display())).unwrap();
+    home.node(name).arg("--config", config.to_str().unwrap()).start().await
+}
+
+#[tokio::test]
+async fn a_long_request_is_answered_whole_though_the_node_that_holds_the_model_stops_in_the_middle() {
+    // CX-51
+    for (others, through) in [(1, "n1"), (1, "holder"), (0, "holder")] {
+        let home = Home::new();
+        let mut holder = embedding_node(&home, "holder", "preload = true").await;
+        holder.offers("m").await;
+        let other = if others > 0 { Some(embedding_node(&home, "n1", "").await) } else { None };
+        whole(&other.iter().chain([&holder]).collect::<Vec<_>>()).await;
+        let node = other.as_ref().filter(|node| node.name() == through).unwrap_or(&holder);
+        node.offers("m").await;
+        let input: Vec<String> = (0..1024).map(|i| format!("{} word", "many ".repeat(20 + i % 7))).collect(); // eight groups
+        let (client, body) = (node.client().clone(), json!({"model": "m", "input": input}));
+        let asked = tokio::spawn(async move { client.post("/v1/embeddings", &body).await.expect("it is answered") });
+        eventually("it has begun", async || {
+            let view = holder.view().await?;
+            let mut replicas = view.nodes.iter().flat_map(|node| &node.summary.replicas);
+            if replicas.any(|replica| replica.load.running > 0) { Ok(()) } else { Err("nothing is embedded yet".to_owned()) }
+        })
+        .await;
+        holder.signal(Signal::Term);
+        let reply = asked.await.unwrap();
+        assert_eq!(reply.status, 200, "{others} others, through {through}: {}", reply.text.get(..500).unwrap_or(&reply.text));
+        let vectors = reply.json["data"].as_array().unwrap();
+        assert_eq!(vectors.len(), 1024);
+        assert!(vectors.iter().enumerate().all(|(i, one)| one["embedding"] == vectors[i % 7]["embedding"]), "each has its own");
+        let status = holder.exit().await;
+        assert!(status.success(), "{status}");
+        if let Some(other) = other {
+            let states = other.counters("embedded_pieces").await.unwrap();
+            assert!(states.values().sum::<u64>() > 0, "the rest went elsewhere: {states:?}");
+        }
+    }
 }

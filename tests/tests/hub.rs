@@ -12,6 +12,8 @@ mod mirror;
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mirror::{Faults, Mirror};
 use plexus_tests::client::question_body;
@@ -176,6 +178,54 @@ async fn a_download_that_is_cut_goes_on_where_it_was() {
         if sent < n_bytes * 2 { Ok(()) } else { Err(format!("{sent} bytes of {n_bytes} were sent")) }
     })
     .await;
+}
+
+/// A proxy that ends every connection at once, and how many there were.
+async fn dead_proxy() -> (String, Arc<AtomicUsize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = format!("http://{}", listener.local_addr().expect("it is bound"));
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::SeqCst);
+            drop(connection);
+        }
+    });
+    (address, count)
+}
+
+#[tokio::test]
+async fn a_hub_that_one_node_waits_for_in_vain_is_asked_once_by_the_others_and_served_by_the_one_that_reaches_it() {
+    let mirror = Mirror::start("org/pip", [("pip-Q8_0.gguf", pip())]).await;
+    let home = Home::new();
+    let proxies = [dead_proxy().await, dead_proxy().await, dead_proxy().await];
+    let start = async |name: &str, proxy: &str, megabytes: u32| {
+        let config = home.path().join(format!("{name}.toml"));
+        let text = format!(
+            "[devices]\ncpu_memory = \"{megabytes}MB\"\n[store]\nendpoint = \"http://hub.invalid\"\n\
+             [[models]]\nid = \"capitals\"\nsource = \"hf:org/pip:Q8_0\"\n"
+        );
+        std::fs::write(&config, text).expect("a file in a temporary folder can be written");
+        let cache = home.path().join(format!("cache-{name}"));
+        let text = |path: &Path| path.to_str().expect("temporary folders have names of text").to_owned();
+        let node = home.node(name).arg("--config", &text(&config)).env("http_proxy", proxy).env("HF_HUB_CACHE", &text(&cache));
+        node.start().await
+    };
+    // The places are asked in this order: where most is free first.
+    let mut nodes = Vec::new();
+    for (i, (address, _)) in proxies.iter().enumerate() {
+        nodes.push(start(&format!("cut-off-{i}"), address, 400 - 50 * i as u32).await);
+    }
+    nodes.push(start("connected", &mirror.endpoint(), 200).await);
+    whole(&nodes.iter().collect::<Vec<_>>()).await;
+    nodes[0].offers_on_demand("capitals").await;
+    let reply = tokio::time::timeout(DEADLINE, ask(&nodes[0])).await.expect("it is answered");
+    assert!(reply.chat_text().contains("Paris"), "{}", reply.text);
+    assert_eq!(reply.header("x-plexus-node"), Some("connected"));
+    let attempts = proxies.each_ref().map(|(_, count)| count.load(Ordering::SeqCst));
+    assert!(attempts[0] > 2, "the first does not give up at once: {attempts:?}");
+    assert_eq!(attempts[1..], [2, 2], "the others ask for the size and for the files, each once");
 }
 
 async fn entry(node: &Node) -> Value {

@@ -3,14 +3,11 @@
 use std::time::Duration;
 
 use plexus_api::service::{LoadModel, LoadedModel, Place};
-use plexus_types::{DeviceId, Explanation, ModelId, NodeName, ReplicaId, ReplicaState, RequestError};
+use plexus_types::{DeviceId, ModelId, NodeId, NodeName, ReplicaId, ReplicaState, RequestError};
 use tokio::time::Instant;
 
-use super::{ClusterInference, LOAD_POLL, PULL_DEADLINE, internal, restarting, unavailable};
-use crate::catalogue::CatalogueMsg;
-use crate::evictor::EvictorMsg;
-use crate::messages::{Answer, Ensure, Question};
-use crate::peers::Peer;
+use super::{ClusterInference, LOAD_POLL, PULL_DEADLINE, restarting};
+use crate::messages::{Ensure, Question};
 use crate::router::RouterMsg;
 use crate::router::home::home_of;
 use crate::router::place::place_name;
@@ -28,14 +25,15 @@ impl ClusterInference {
         if !self.view.read().catalogue().models.contains_key(&model) {
             return Err(RequestError::model_not_found(&model));
         }
-        let asked = if place == Place::default() {
-            self.ensure(&model).await?
+        let explanation = if place == Place::default() {
+            let home = home_of(&self.view.read(), &model);
+            let ensure = Ensure { model: model.clone(), replicas: 1, by_hand: true };
+            self.nodes.ensure(&home, ensure, ORDER_DEADLINE).await?
         } else {
             let (model, place) = (model.clone(), place.clone());
             let asked = self.router.call(|reply| RouterMsg::LoadAt(model, place, reply), ORDER_DEADLINE).await;
-            asked.map_err(|error| restarting("router", error))?
+            asked.map_err(|error| restarting("router", error))??
         };
-        let explanation = asked?;
         // What failed elsewhere, before this, says nothing of this load.
         let chosen = explanation.considered.iter().find(|place| place.chosen).map(|place| place.place.clone());
         let asked_at = Instant::now();
@@ -64,41 +62,24 @@ impl ClusterInference {
     /// Brings a model's files to a node, or to this one.
     pub(super) async fn pull_by_hand(&self, model: &ModelId, node: Option<&NodeName>) -> Result<(), RequestError> {
         let model = self.resolve(model);
-        match node.filter(|node| **node != self.peers.me().name) {
-            None => {
-                let pulled = self.catalogue.call(|reply| CatalogueMsg::Pull(model, reply), PULL_DEADLINE).await;
-                pulled.map_err(|error| restarting("catalogue", error))?
-            }
-            Some(node) => {
-                let peer = self.peers.list().into_iter().find(|peer| peer.id().name == *node);
-                let is_known = self.view.read().nodes().any(|known| known.id.name == *node);
-                let no_link = || match is_known {
-                    true => RequestError::Unavailable {
-                        message: format!("the node '{node}' cannot be reached; `plexus cluster status` shows when it can"),
-                        retry_after: Duration::from_secs(10),
-                    },
-                    false => RequestError::invalid("node", format!("there is no node '{node}'; GET /v1/cluster lists them")),
-                };
-                done_at(&peer.ok_or_else(no_link)?, Question::Pull(model), PULL_DEADLINE).await
-            }
-        }
+        let at = match node {
+            Some(name) => self.reached(name)?,
+            None => self.nodes.me().clone(),
+        };
+        self.nodes.order(&at, Question::Pull(model), PULL_DEADLINE).await
     }
 
-    /// Asks the home of a model for a replica of it.
-    async fn ensure(&self, model: &ModelId) -> Result<Result<Explanation, RequestError>, RequestError> {
-        let home = home_of(&self.view.read(), model);
-        let ensure = Ensure { model: model.clone(), replicas: 1, by_hand: true };
-        if home == *self.peers.me() {
-            let asked = self.router.call(|reply| RouterMsg::Ensure(ensure, reply), ORDER_DEADLINE).await;
-            return asked.map_err(|error| restarting("router", error));
-        }
-        let lost = |why: String| unavailable(format!("the node '{}', which places the model, did not answer: {why}", home.name));
-        let peer = self.peers.get(&home).ok_or_else(|| lost("no link to it".into()))?;
-        match peer.ask(Question::Ensure(ensure), ORDER_DEADLINE).await {
-            Ok(Answer::Ensure(result)) => Ok(result),
-            Ok(_) => Err(lost("it said something else".into())),
-            Err(error) => Err(lost(error.to_string())),
-        }
+    /// The node of this name, if it can be asked.
+    fn reached(&self, name: &NodeName) -> Result<NodeId, RequestError> {
+        let mut nodes = self.nodes.all().into_iter();
+        let is_known = || self.view.read().nodes().any(|known| known.id.name == *name);
+        nodes.find(|node| node.name == *name).ok_or_else(|| match is_known() {
+            true => RequestError::Unavailable {
+                message: format!("the node '{name}' cannot be reached; `plexus cluster status` shows when it can"),
+                retry_after: Duration::from_secs(10),
+            },
+            false => RequestError::invalid("node", format!("there is no node '{name}'; GET /v1/cluster lists them")),
+        })
     }
 
     /// What the replicas of a model are doing, at a place or everywhere, each with its place's name.
@@ -122,35 +103,10 @@ impl ClusterInference {
         }
         let mut done = Vec::new();
         for replica in here {
-            let question = question(replica.model.clone(), replica.device);
-            if replica.node == *self.peers.me() {
-                self.own(question).await?;
-            } else {
-                let peer = self.peers.get(&replica.node);
-                let peer = peer.ok_or_else(|| unavailable(format!("there is no link to the node '{}'", replica.node.name)))?;
-                done_at(&peer, question, ORDER_DEADLINE).await?;
-            }
+            self.nodes.order(&replica.node, question(replica.model.clone(), replica.device), ORDER_DEADLINE).await?;
             done.push(name_of(&replica));
         }
         Ok(done)
-    }
-
-    async fn own(&self, question: Question) -> Result<(), RequestError> {
-        let asked = match question {
-            Question::Unload(model, device) => self.evictor.call(|reply| EvictorMsg::Unload(model, device, reply), ORDER_DEADLINE).await,
-            Question::Pin(model, pinned) => self.evictor.call(|reply| EvictorMsg::Pin(model, pinned, reply), ORDER_DEADLINE).await,
-            _ => return Err(internal("that is not done by hand")),
-        };
-        asked.map_err(|error| restarting("evictor", error))?
-    }
-}
-
-/// Has another node do something.
-async fn done_at(peer: &Peer, question: Question, deadline: Duration) -> Result<(), RequestError> {
-    match peer.ask(question, deadline).await {
-        Ok(Answer::Done(result)) => result,
-        Ok(_) => Err(internal("the node said something else")),
-        Err(error) => Err(unavailable(format!("the node '{}' did not answer: {error}", peer.id().name))),
     }
 }
 

@@ -1,16 +1,12 @@
-//! How many tokens a prompt has, for those who ask and for what is longer than a model that is not loaded: a replica says it, or else the vocabulary
+//! How many tokens a prompt or a text has, for those who ask and for what is longer than a model that is not loaded: a replica says it, or else the vocabulary
 //! in the model's files. Nothing is loaded for it where a node has those.
 
 use std::collections::BTreeSet;
 
-use plexus_types::{GenerateRequest, ModelId, NodeId, Prompt, ReplicaState, RequestError};
+use plexus_types::{EmbedRequest, GenerateRequest, ModelId, NodeId, Prompt, ReplicaState, RequestError};
 
-use super::{ClusterInference, Picked, internal, restarting};
-use crate::address::Address;
-use crate::catalogue::CatalogueMsg;
-use crate::inference::COUNT_DEADLINE;
-use crate::messages::{Answer, Question};
-use crate::model::{LocalModels, ModelMsg};
+use super::{COUNT_DEADLINE, ClusterInference, Picked, embed};
+use crate::messages::Question;
 use crate::prefix::PromptDigests;
 use crate::router::RouteRequest;
 use crate::router::catalogue::MergedModel;
@@ -21,7 +17,8 @@ impl ClusterInference {
         if let Some(counted) = self.counted_without_loading(&request).await {
             return counted;
         }
-        let question = RouteRequest { model: request.model.clone(), prompt: PromptDigests::default(), tried: Vec::new() };
+        let question =
+            RouteRequest { model: request.model.clone(), prompt: PromptDigests::default(), tried: Vec::new(), begun: Vec::new() };
         let Picked { replica, .. } = self.pick(None, question).await?;
         self.count_at(&replica.node, &request).await
     }
@@ -50,8 +47,21 @@ impl ClusterInference {
         view.catalogue().models.get(model)?.context_length()
     }
 
+    /// Refuses texts to embed that are longer than the model can hold, at best, and would have it loaded first.
+    pub(super) async fn check_texts(&self, request: &EmbedRequest) -> Result<(), RequestError> {
+        let Some(max_tokens) = self.context_if_cold(&request.model) else { return Ok(()) };
+        let Some(doubtful) = embed::longer_than(request, max_tokens) else { return Ok(()) };
+        for node in self.who_counts(&request.model) {
+            let checked = self.nodes.order(&node, Question::CheckTexts(Box::new(doubtful.clone()), max_tokens), COUNT_DEADLINE).await;
+            if !checked.as_ref().is_err_and(is_of_the_node) {
+                return checked;
+            }
+        }
+        Ok(())
+    }
+
     async fn counted_without_loading(&self, request: &GenerateRequest) -> Option<Result<u32, RequestError>> {
-        for node in self.who_counts(request) {
+        for node in self.who_counts(&request.model) {
             let counted = self.count_at(&node, request).await;
             if !counted.as_ref().is_err_and(is_of_the_node) {
                 return Some(counted);
@@ -61,10 +71,10 @@ impl ClusterInference {
     }
 
     /// Those that can count without loading: who has a replica before who only has the files, this node before others.
-    fn who_counts(&self, request: &GenerateRequest) -> Vec<NodeId> {
-        let (view, me) = (self.view.read(), self.peers.me());
-        let loaded = view.candidates(&request.model).filter(|one| one.report.state == ReplicaState::Loaded).map(|one| one.id.node);
-        let holders = view.catalogue().models.get(&request.model).into_iter().flat_map(MergedModel::holders);
+    fn who_counts(&self, model: &ModelId) -> Vec<NodeId> {
+        let (view, me) = (self.view.read(), self.nodes.me());
+        let loaded = view.candidates(model).filter(|one| one.report.state == ReplicaState::Loaded).map(|one| one.id.node);
+        let holders = view.catalogue().models.get(model).into_iter().flat_map(MergedModel::holders);
         let holders = holders.filter(|node| *node == me || view.is_up(node)).cloned();
         let mut nodes: Vec<(bool, bool, NodeId)> = loaded.map(|node| (false, node != *me, node)).collect();
         nodes.extend(holders.map(|node| (true, node != *me, node)));
@@ -74,38 +84,13 @@ impl ClusterInference {
     }
 
     async fn count_at(&self, node: &NodeId, request: &GenerateRequest) -> Result<u32, RequestError> {
-        let request = Box::new(request.clone());
-        if node == self.peers.me() {
-            return count_here(&self.models, &self.catalogue, request).await;
-        }
-        let lost = |why: String| RequestError::Lost { message: format!("the node '{}' did not answer: {why}", node.name) };
-        let peer = self.peers.get(node).ok_or_else(|| lost("there is no link to it".into()))?;
-        match peer.ask(Question::CountTokens(request), COUNT_DEADLINE).await {
-            Ok(Answer::CountTokens(counted)) => counted,
-            Ok(_) => Err(internal("the node said something else")),
-            Err(error) => Err(lost(error.to_string())),
-        }
+        let counted = self.nodes.ask(node, Question::CountTokens(Box::new(request.clone())), COUNT_DEADLINE).await;
+        let lost = |error| RequestError::Lost { message: format!("the node '{}' did not answer: {error}", node.name) };
+        counted.map_err(lost).flatten()
     }
-}
-
-/// The tokens of a prompt, by a replica of this node or by the files that it has.
-pub(crate) async fn count_here(
-    models: &LocalModels,
-    catalogue: &Address<CatalogueMsg>,
-    request: Box<GenerateRequest>,
-) -> Result<u32, RequestError> {
-    if let Some(model) = models.any(&request.model) {
-        let counted = model.call(|reply| ModelMsg::CountTokens(request.clone(), reply), COUNT_DEADLINE).await;
-        let counted = counted.map_err(|_| RequestError::Lost { message: "the model is being restarted".into() }).flatten();
-        if !counted.as_ref().is_err_and(is_of_the_node) {
-            return counted;
-        }
-    }
-    let counted = catalogue.call(|reply| CatalogueMsg::CountTokens(request, reply), COUNT_DEADLINE).await;
-    counted.map_err(|error| restarting("catalogue", error))?
 }
 
 /// Says that another may know, rather than what is wrong with the request.
-fn is_of_the_node(error: &RequestError) -> bool {
+pub(crate) fn is_of_the_node(error: &RequestError) -> bool {
     matches!(error, RequestError::Lost { .. } | RequestError::Unavailable { .. })
 }

@@ -1,9 +1,10 @@
 //! Texts to vectors over the cluster: in groups, a few at a time, each by a replica that makes progress.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -14,9 +15,8 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::{ACTOR_DEADLINE, ClusterInference, Picked};
-use crate::messages::{Answer, Question};
+use crate::messages::Question;
 use crate::metrics;
-use crate::model::{ModelMsg, has_gone};
 use crate::router::RouteRequest;
 
 /// Embedding a group, however many others take turns with it: whether anything goes on is looked at meanwhile.
@@ -29,6 +29,8 @@ const STALLED: Duration = Duration::from_secs(300);
 const GROUP_TEXTS: usize = 128;
 /// Bytes of these texts; a longer one goes alone.
 const GROUP_BYTES: usize = 1 << 20;
+/// Tokens that an encoder's vocabulary sets around a text: one at either end.
+const SET_AROUND: usize = 2;
 /// Groups at a replica: while one is computed the next is already there, and keeps the request's place.
 const GROUPS_PER_REPLICA: usize = 2;
 /// How long a request goes on asking for a place, or for a replica to come back, once some of its texts are embedded.
@@ -73,6 +75,17 @@ fn part(request: &EmbedRequest, group: &[usize]) -> EmbedRequest {
     }
 }
 
+/// Those texts of a request that may have more than `max_tokens`, the longest first; nothing if none may. No token has less than a byte, but for
+/// those that are set around a text.
+pub(super) fn longer_than(request: &EmbedRequest, max_tokens: u32) -> Option<EmbedRequest> {
+    let may_be = |index: &usize| match &request.inputs[*index] {
+        EmbedInput::Text(text) => text.len() + SET_AROUND > max_tokens as usize,
+        EmbedInput::Tokens(ids) => ids.len() > max_tokens as usize,
+    };
+    let long: Vec<usize> = groups(&request.inputs).into_iter().flatten().filter(may_be).collect();
+    (!long.is_empty()).then(|| part(request, &long))
+}
+
 /// What is known of how far a replica is.
 #[derive(Debug)]
 struct Watch {
@@ -95,13 +108,31 @@ impl Watch {
     }
 }
 
+/// What was done so far of a request.
+#[derive(Debug, Default)]
+struct Begun {
+    sent_to: Mutex<BTreeSet<ReplicaId>>,
+    /// The vectors of some texts are here.
+    some_done: AtomicBool,
+}
+
+impl Begun {
+    fn on_sent(&self, replica: &ReplicaId) {
+        self.sent_to.lock().unwrap_or_else(PoisonError::into_inner).insert(replica.clone());
+    }
+
+    fn sent_to(&self) -> Vec<ReplicaId> {
+        self.sent_to.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
 impl ClusterInference {
     /// The vectors of all texts of a request.
     pub(super) async fn embed_all(&self, id: RequestId, request: EmbedRequest) -> Result<Embedded, RequestError> {
         let mut left = groups(&request.inputs);
         let mut vectors = vec![Vec::new(); request.inputs.len()];
         let (mut prompt_tokens, mut cold_start, mut first) = (0, false, None);
-        let begun = AtomicBool::new(false);
+        let begun = Begun::default();
         let mut under_way = FuturesUnordered::new();
         loop {
             while under_way.len() < self.groups_at_once(&request.model)
@@ -116,7 +147,7 @@ impl ClusterInference {
             cold_start |= picked.cold_start;
             group.into_iter().zip(embeddings.vectors).for_each(|(index, vector)| vectors[index] = vector);
             first.get_or_insert(picked);
-            begun.store(true, Ordering::Relaxed);
+            begun.some_done.store(true, Ordering::Relaxed);
         }
         let Picked { replica, route, .. } = first.ok_or_else(|| RequestError::invalid("input", "there is nothing to embed"))?;
         let node = replica.node.name;
@@ -133,13 +164,13 @@ impl ClusterInference {
         loaded.max(1) * GROUPS_PER_REPLICA
     }
 
-    /// The vectors of some texts, and whose they are; a replica that is lost, hangs or has no place is passed over for the next. If the request
-    /// has `begun`, work would be lost with it: then all of them are asked again for a while.
-    async fn embed_group(&self, id: RequestId, part: EmbedRequest, begun: &AtomicBool) -> Result<(Embeddings, Picked), RequestError> {
+    /// The vectors of some texts, and whose they are; a replica that is lost, hangs or has no place is passed over for the next. If some texts of
+    /// the request are done, work would be lost with it: then all of them are asked again for a while.
+    async fn embed_group(&self, id: RequestId, part: EmbedRequest, begun: &Begun) -> Result<(Embeddings, Picked), RequestError> {
         let mut since = None;
         loop {
-            match self.embed_anywhere(id, &part).await {
-                Err(error) if error.retry() != Retry::Never && begun.load(Ordering::Relaxed) => {
+            match self.embed_anywhere(id, &part, begun).await {
+                Err(error) if error.retry() != Retry::Never && begun.some_done.load(Ordering::Relaxed) => {
                     if since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
                         return Err(error);
                     }
@@ -151,15 +182,17 @@ impl ClusterInference {
     }
 
     /// As [`Self::embed_group`], asking each replica once.
-    async fn embed_anywhere(&self, id: RequestId, part: &EmbedRequest) -> Result<(Embeddings, Picked), RequestError> {
+    async fn embed_anywhere(&self, id: RequestId, part: &EmbedRequest, begun: &Begun) -> Result<(Embeddings, Picked), RequestError> {
         let mut tried = Vec::new();
         let mut refused = None;
         loop {
-            let picked = match (self.pick(Some(id), RouteRequest::embed(part, tried.clone())).await, refused.take()) {
+            let question = RouteRequest::embed(part, tried.clone(), begun.sent_to());
+            let picked = match (self.pick(Some(id), question).await, refused.take()) {
                 (Ok(picked), _) => picked,
                 (Err(_), Some(refused)) => return Err(refused),
                 (Err(error), None) => return Err(error),
             };
+            begun.on_sent(&picked.replica);
             match self.embed_at(&picked.replica, id, part).await {
                 Ok(embeddings) => return Ok((embeddings, picked)),
                 Err(error) if error.retry() == Retry::Never => return Err(error),
@@ -172,18 +205,10 @@ impl ClusterInference {
     async fn embed_at(&self, replica: &ReplicaId, id: RequestId, part: &EmbedRequest) -> Result<Embeddings, RequestError> {
         let at = format!("{} on {}", replica.device, replica.node.name);
         let lost = |why: &str| RequestError::Lost { message: format!("the model '{}' at {at} {why}", replica.model) };
+        let question = Question::Embed(id, replica.device, Box::new(part.clone()));
         let asked = async {
-            if replica.node == *self.peers.me() {
-                let Some(model) = self.models.get(&replica.model, replica.device) else { return Err(has_gone(&replica.model)) };
-                let embedded = model.call(|reply| ModelMsg::Embed(id, Box::new(part.clone()), reply), EMBED_DEADLINE).await;
-                return embedded.map_err(|error| lost(&format!("was lost while it embedded: {error}"))).flatten();
-            }
-            let Some(peer) = self.peers.get(&replica.node) else { return Err(lost("is on a node to which there is no link")) };
-            match peer.ask(Question::Embed(id, replica.device, Box::new(part.clone())), EMBED_DEADLINE).await {
-                Ok(Answer::Embed(embedded)) => embedded,
-                Ok(_) => Err(lost("answered something else")),
-                Err(error) => Err(lost(&format!("was lost while it embedded: {error}"))),
-            }
+            let embedded: Result<Result<Embeddings, RequestError>, _> = self.nodes.ask(&replica.node, question, EMBED_DEADLINE).await;
+            embedded.map_err(|error| lost(&format!("was lost while it embedded: {error}"))).flatten()
         };
         let stalled = || lost(&format!("has computed nothing for {} s", STALLED.as_secs()));
         let embedded = self.watched(replica, asked).await.ok_or_else(stalled).flatten()?;
@@ -211,14 +236,8 @@ impl ClusterInference {
 
     /// How many pieces of texts a replica has embedded, whosever they were.
     async fn pieces(&self, replica: &ReplicaId) -> Option<u64> {
-        if replica.node == *self.peers.me() {
-            let model = self.models.get(&replica.model, replica.device)?;
-            return model.call(ModelMsg::EmbeddedPieces, ACTOR_DEADLINE).await.ok();
-        }
-        match self.peers.get(&replica.node)?.ask(Question::EmbeddedPieces(replica.model.clone(), replica.device), ACTOR_DEADLINE).await {
-            Ok(Answer::EmbeddedPieces(pieces)) => pieces,
-            Ok(_) | Err(_) => None,
-        }
+        let question = Question::EmbeddedPieces(replica.model.clone(), replica.device);
+        self.nodes.ask(&replica.node, question, ACTOR_DEADLINE).await.ok().flatten()
     }
 }
 
@@ -254,6 +273,14 @@ mod tests {
         assert_eq!((one.inputs, one.indices, one.principal), (vec![text(3), text(1)], vec![2, 0], Some(4)));
         let alone = EmbedRequest { inputs: vec![text(1)], ..request };
         assert_eq!(part(&alone, &[0]), alone, "there is nothing to tell it from");
+    }
+
+    #[test]
+    fn texts_that_may_be_too_long_are_told_from_others_by_their_bytes() {
+        let inputs = vec![text(8), text(9), EmbedInput::Tokens(vec![1; 10]), EmbedInput::Tokens(vec![1; 11]), text(12)];
+        let request = EmbedRequest { model: "m".parse().unwrap(), inputs, dimensions: None, principal: None, indices: Vec::new() };
+        assert_eq!(longer_than(&request, 10).unwrap().indices, [3, 4, 1], "the longest first");
+        assert_eq!(longer_than(&request, 44), None);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Why a model, or a request, is where it is: asks this node, and the others for what it does not know.
 
 use futures::future::join_all;
-use plexus_types::{Explanation, ModelId, ReplicaState, RequestId};
+use plexus_types::{Explanation, ModelId, NodeId, ReplicaState, RequestId};
 
 use super::{ACTOR_DEADLINE, ClusterInference, PEER_DEADLINE};
-use crate::messages::{Answer, Question};
+use crate::messages::Question;
 use crate::router::RouterMsg;
 use crate::router::decisions::with_placement;
 use crate::router::place::place_name;
@@ -14,13 +14,11 @@ impl ClusterInference {
     pub(super) async fn explained(&self, subject: &str) -> Option<Explanation> {
         let id = subject.rsplit(['-', '_']).next().filter(|id| id.len() == 32).and_then(|id| u128::from_str_radix(id, 16).ok());
         if let Some(id) = id.map(RequestId) {
-            let here = self.router.call(|reply| RouterMsg::ExplainRequest(id, reply), ACTOR_DEADLINE).await;
+            let here = self.nodes.ask(self.nodes.me(), Question::Explain(id), ACTOR_DEADLINE).await;
             if let Ok(Some(explanation)) = here {
                 return Some(explanation);
             }
-            let peers = self.peers.list();
-            let answers = join_all(peers.iter().map(|peer| peer.ask(Question::Explain(id), PEER_DEADLINE))).await;
-            return answers.into_iter().find_map(|answer| if let Ok(Answer::Explain(found)) = answer { found } else { None });
+            return self.explained_by(self.nodes.others(), &Question::Explain(id)).await.into_iter().next();
         }
         let model: ModelId = subject.parse().ok()?;
         let asked = model.clone();
@@ -41,10 +39,12 @@ impl ClusterInference {
 
     /// Why a model was placed where it was placed last, by whoever knows of the latest time.
     async fn placement(&self, model: &ModelId) -> Option<Explanation> {
-        let own = self.router.call(|reply| RouterMsg::ExplainPlacement(model.clone(), reply), ACTOR_DEADLINE).await.ok().flatten();
-        let peers = self.peers.list();
-        let answers = join_all(peers.iter().map(|peer| peer.ask(Question::Placement(model.clone()), PEER_DEADLINE))).await;
-        let others = answers.into_iter().filter_map(|answer| if let Ok(Answer::Explain(found)) = answer { found } else { None });
-        own.into_iter().chain(others).min_by_key(|placement| placement.age)
+        self.explained_by(self.nodes.all(), &Question::Placement(model.clone())).await.into_iter().min_by_key(|placement| placement.age)
+    }
+
+    /// What those of the nodes say who know.
+    async fn explained_by(&self, nodes: Vec<NodeId>, question: &Question) -> Vec<Explanation> {
+        let answers = join_all(nodes.iter().map(|node| self.nodes.ask(node, question.clone(), PEER_DEADLINE))).await;
+        answers.into_iter().filter_map(|answer: Result<Option<Explanation>, _>| answer.ok().flatten()).collect()
     }
 }

@@ -48,8 +48,6 @@ pub enum Event {
     Pong(LinkId),
     /// The link is over.
     Ended(LinkId),
-    /// This node stops: no more links.
-    Close,
 }
 
 /// What is to be done.
@@ -109,7 +107,6 @@ pub struct LinkCore {
     /// Cut off because they did not answer, and neither back nor gone by gossip since.
     ejected: BTreeSet<NodeName>,
     ticked: Option<Instant>,
-    closed: bool,
     /// How often it found itself too late to judge others.
     pub doubts: u64,
 }
@@ -117,16 +114,7 @@ pub struct LinkCore {
 impl LinkCore {
     /// A mind that knows nobody yet.
     pub fn new(me: NodeName, timing: NetTiming) -> Self {
-        Self {
-            me,
-            timing,
-            nodes: BTreeMap::new(),
-            links: BTreeMap::new(),
-            ejected: BTreeSet::new(),
-            ticked: None,
-            closed: false,
-            doubts: 0,
-        }
+        Self { me, timing, nodes: BTreeMap::new(), links: BTreeMap::new(), ejected: BTreeSet::new(), ticked: None, doubts: 0 }
     }
 
     /// Names that gossip knows: whose certificates are taken.
@@ -157,15 +145,8 @@ impl LinkCore {
                 }
             }
             Event::Ended(link) => self.forget(link, now, rng),
-            Event::Close => {
-                self.closed = true;
-                let all: Vec<LinkId> = self.links.keys().copied().collect();
-                all.into_iter().for_each(|link| self.cut(link, "this node stops", &mut effects));
-            }
         }
-        if !self.closed {
-            self.dial_who_is_missing(now, &mut effects);
-        }
+        self.dial_who_is_missing(now, &mut effects);
         for effect in &effects {
             if let Effect::Cut { link, .. } = effect {
                 self.forget(*link, now, rng);
@@ -285,9 +266,6 @@ impl LinkCore {
     fn on_opened(&mut self, link: LinkId, name: NodeName, dialed: bool, now: Instant, effects: &mut Vec<Effect>) {
         if dialed && let Some(node) = self.nodes.get_mut(&name) {
             node.dialing = false;
-        }
-        if self.closed {
-            return effects.push(Effect::Cut { link, why: "this node stops" });
         }
         // Whoever dials has no link. If ours to it is silent, it is a dead one that would win ractor's election.
         let dead = |other: &Link| match &other.stage {

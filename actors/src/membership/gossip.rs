@@ -7,10 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chitchat::{ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, NodeState, spawn_chitchat};
-use plexus_types::NodeFacts;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::seal::{Datagrams, SealedTransport};
 use super::view::{LEAVING, Seen, View, keys_of};
@@ -31,7 +30,6 @@ const RESTART_MAX: Duration = Duration::from_secs(5);
 /// What the thread is told. When nobody can tell it anything any more, it ends.
 #[derive(Debug)]
 pub(super) enum Command {
-    SetFacts(NodeFacts),
     Leave(oneshot::Sender<()>),
 }
 
@@ -138,7 +136,6 @@ impl GossipThread {
         loop {
             tokio::select! {
                 command = commands.recv() => match command {
-                    Some(Command::SetFacts(facts)) => self.set_facts(&handle, facts).await,
                     Some(Command::Leave(told)) => {
                         leave(&handle, &live, &timing).await;
                         let _gone = told.send(());
@@ -223,21 +220,6 @@ impl GossipThread {
         for change in changes {
             info!(?change, "the cluster changed");
             self.args.inbound.cluster_changed(change);
-        }
-    }
-
-    async fn set_facts(&mut self, handle: &ChitchatHandle, facts: NodeFacts) {
-        let facts = NodeFacts { id: self.args.facts.id.clone(), ..facts };
-        match keys_of(&facts) {
-            Ok(keys) => {
-                let chitchat = handle.chitchat();
-                let mut chitchat = chitchat.lock().await;
-                for (key, value) in keys {
-                    chitchat.self_node_state().set(key, value);
-                }
-                self.args.facts = facts;
-            }
-            Err(error) => warn!(%error, "the new facts are not gossiped"),
         }
     }
 

@@ -2,7 +2,7 @@
 
 mod turns;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,6 +56,11 @@ impl Embeds {
     /// Requests that are under way.
     pub(super) fn n_requests(&self) -> u32 {
         self.count(|_| true)
+    }
+
+    /// Those that are not among `own`.
+    pub(super) fn n_of_others(&self, own: &BTreeSet<RequestId>) -> u32 {
+        self.count(|one| !own.contains(&one.request))
     }
 
     fn count(&self, is_it: impl Fn(&UnderWay) -> bool) -> u32 {
@@ -168,7 +173,7 @@ impl Work {
         let Self { codec, context, steps, turns, pieces, who, is_first, waiting_time, late, full } = self;
         let dimensions = request.dimensions;
         let n_bytes = request.inputs.iter().map(|input| if let EmbedInput::Text(text) = input { text.len() as u64 } else { 0 }).sum();
-        let inputs = prepare::in_turn(n_bytes, move || encode(&codec, context, request)).await?;
+        let inputs = prepare::in_turn(n_bytes, move || encode_texts(&codec, context, request)).await?;
         let prompt_tokens = inputs.iter().map(|ids| ids.len() as u32).sum();
         let mut work = EmbedWork::new(inputs);
         let mut turn = match is_first {
@@ -210,7 +215,8 @@ async fn run_piece(steps: &StepQueue, work: EmbedWork) -> Result<EmbedWork, Requ
     }
 }
 
-fn encode(codec: &Codec, context: u32, mut request: EmbedRequest) -> Result<Vec<Vec<u32>>, RequestError> {
+/// The tokens of texts, of which each has at most `context`. Errors name the first text at fault.
+pub(crate) fn encode_texts(codec: &Codec, context: u32, mut request: EmbedRequest) -> Result<Vec<Vec<u32>>, RequestError> {
     let inputs = std::mem::take(&mut request.inputs);
     let mut encoded = Vec::with_capacity(inputs.len());
     for (at, input) in inputs.into_iter().enumerate() {

@@ -276,6 +276,7 @@ async fn fetch(args: &ModelArgs, gauge: &mut Gauge<'_>) -> Result<(), LoadError>
     for (i, source) in missing.into_iter().enumerate() {
         let refused = |error: &FetchError| LoadError::Refused(format!("{source} cannot be fetched: {}", chain(error)));
         if matches!(source, ModelSource::Hub(_)) {
+            args.view.read().failures_elsewhere().for_each(|why| shelf.on_told(why));
             // A hub that cannot be asked says nothing of other nodes, which may have the files.
             let size = shelf.size(&source).await.unwrap_or_default();
             let size = least_held(size, profile.quant.filter(|_| source == profile.source));

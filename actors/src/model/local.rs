@@ -23,16 +23,6 @@ impl Devices {
         Self(Arc::new(devices))
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// True if the node was started without any.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// One of them.
     pub fn get(&self, id: DeviceId) -> Option<Address<DeviceMsg>> {
         self.0.get(&id).cloned()

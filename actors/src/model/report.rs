@@ -185,6 +185,7 @@ impl ModelState {
             ("done", counts.ended),
             ("cancelled", n_cancelled),
             ("refused", self.n_refused),
+            ("embedded_pieces", self.embeds.pieces()),
             ("cached_tokens", counts.cached_tokens),
             ("preemptions", counts.preemptions),
             ("guessed", counts.guessed),

@@ -11,6 +11,7 @@ use crate::evictor::core;
 use crate::model::sink::Ingresses;
 use crate::model::{Devices, LocalModels, ModelActor, ModelArgs, ModelMsg};
 use crate::router::RouterMsg;
+use crate::router::view::SharedView;
 use crate::shelf::Shelf;
 
 /// What replicas need beside their profile and device.
@@ -22,6 +23,7 @@ pub(super) struct ReplicaKit {
     pub(super) router: Address<RouterMsg>,
     pub(super) ingresses: Ingresses,
     pub(super) shelf: Shelf,
+    pub(super) view: SharedView,
     pub(super) catalogue: Address<CatalogueMsg>,
 }
 
@@ -41,6 +43,7 @@ impl ReplicaKit {
             router: self.router.clone(),
             ingresses: self.ingresses.clone(),
             shelf: self.shelf.clone(),
+            view: self.view.clone(),
             catalogue: self.catalogue.clone(),
         };
         let child = Kind { actor: || ModelActor, address, args, ask: Ask::Message(ModelMsg::Inspect) };

@@ -80,6 +80,7 @@ impl RunningNode {
         }
         if n_left > 0 {
             warn!(requests = n_left, "requests broken off");
+            self.inference.embedding.break_off();
             // Its channels close with it, and each client is told.
             if let Some(streams) = self.addresses.streams.actor() {
                 streams.stop(Some("the node stops".into()));
@@ -95,11 +96,14 @@ impl RunningNode {
         n_left
     }
 
-    /// Streams of this node's clients, wherever they are served; those of other nodes' clients that this node serves; and requests to embed texts.
+    /// Streams of this node's clients, and their requests to embed texts, wherever they are served; and those of other nodes' clients that this
+    /// node serves.
     async fn n_at_work(&self) -> usize {
         let mut n = self.addresses.streams.call(StreamsMsg::Count, INSPECT_DEADLINE).await.unwrap_or(0);
+        let embedding = self.inference.embedding.requests();
+        n += embedding.len();
         for model in self.addresses.models.list() {
-            n += model.call(ModelMsg::AtWork, INSPECT_DEADLINE).await.unwrap_or(0);
+            n += model.call(|reply| ModelMsg::AtWork(embedding.clone(), reply), INSPECT_DEADLINE).await.unwrap_or(0);
         }
         n
     }

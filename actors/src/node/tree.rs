@@ -27,6 +27,7 @@ use crate::link::{LinkActor, LinkArgs, LinkMsg, StoreLinks};
 use crate::membership::{KnownNodes, MembershipActor, MembershipArgs, MembershipMsg};
 use crate::model::sink::Ingresses;
 use crate::model::{Devices, LocalModels};
+use crate::nodes::Nodes;
 use crate::peers::Peers;
 use crate::router::view::{ClusterView, SharedView};
 use crate::router::{RouterActor, RouterArgs, RouterMsg};
@@ -44,7 +45,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
     let (evictor, router, streams, http) = (Address::new(), Address::new(), Address::new(), Address::new());
     let catalogue: Address<CatalogueMsg> = Address::new();
     let ingresses = Ingresses { me: me.clone(), streams: streams.clone(), peers: peers.clone() };
-    let inbound: Arc<dyn Inbound> = Arc::new(Dispatch {
+    let here = Arc::new(Dispatch {
         node: node.clone(),
         link: link.clone(),
         router: router.clone(),
@@ -54,10 +55,12 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         models: models.clone(),
         ingresses: ingresses.clone(),
     });
+    let inbound: Arc<dyn Inbound> = here.clone();
+    let nodes = Nodes::new(peers.clone(), here);
 
     let known = KnownNodes::default();
-    let nodes = known.clone();
-    let find = move |name: &NodeName| nodes.list().into_iter().find(|facts| facts.id.name == *name);
+    let living = known.clone();
+    let find = move |name: &NodeName| living.list().into_iter().find(|facts| facts.id.name == *name);
     let links = StoreLinks::new(args.secret.clone(), me.name.clone(), args.timing.clone(), find);
     let store = Store::new(args.store, Arc::new(links));
     let tidied = store.clone();
@@ -138,9 +141,8 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
             args: RouterArgs {
                 address: router.clone(),
                 view: view.clone(),
-                peers: peers.clone(),
+                nodes: nodes.clone(),
                 streams: streams.clone(),
-                evictor: evictor.clone(),
                 models: models.clone(),
                 known: known.clone(),
                 policy: args.eviction.policy,
@@ -204,11 +206,9 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         node: node.clone(),
         streams: streams.clone(),
         router: router.clone(),
-        evictor: evictor.clone(),
-        catalogue: catalogue.clone(),
         view: view.clone(),
-        models: models.clone(),
-        peers: peers.clone(),
+        nodes,
+        embedding: Arc::default(),
         config: args.streams,
         test_hooks: args.test_hooks,
         started: Instant::now(),
@@ -255,6 +255,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         router: router.clone(),
         ingresses,
         shelf,
+        view: view.clone(),
         catalogue: catalogue.clone(),
     };
     let addresses = Addresses { evictor, router, catalogue, streams, membership, http, devices: devices.into_values().collect(), models };

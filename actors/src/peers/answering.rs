@@ -69,7 +69,7 @@ impl Drop for Answering {
 }
 
 fn takes_long(question: &Question) -> bool {
-    matches!(question, Question::Embed(..) | Question::CountTokens(_) | Question::Pull(_))
+    matches!(question, Question::Embed(..) | Question::CountTokens(_) | Question::CheckTexts(..) | Question::Pull(_))
 }
 
 #[cfg(test)]

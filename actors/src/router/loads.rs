@@ -6,7 +6,6 @@ use std::time::Duration;
 use plexus_api::service::Place;
 use plexus_types::{Explanation, FilesState, ModelId, NodeId, ReplicaState, RequestError};
 use ractor::RpcReplyPort;
-use ractor::concurrency::oneshot;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
@@ -15,8 +14,7 @@ use super::home::{self, home_of};
 use super::place::{Placement, Unplaced, Want, may_pass, place};
 use super::view::Candidate;
 use super::{Ensured, ORDER_DEADLINE, Routed, RouterMsg, RouterState};
-use crate::evictor::EvictorMsg;
-use crate::messages::{Answer, Ensure, LoadOrder, Question};
+use crate::messages::{Ensure, LoadOrder, Question};
 use crate::streams::StreamsMsg;
 
 /// What the home said of a model is believed for so long before it is asked again.
@@ -74,42 +72,20 @@ impl RouterState {
     fn ask_home(&mut self, ensure: Ensure, is_waited_for: bool) {
         let model = ensure.model.clone();
         let home = home_of(&self.args.view.read(), &model);
-        if home == *self.args.peers.me() {
-            let nobody = || oneshot().0.into();
-            let asker = self.asker((!is_waited_for).then(nobody));
-            let effects = self.home.on_ensure(&self.args.view.read(), &ensure, asker, Instant::now());
-            return self.carry_out(&model, effects);
-        }
-        let (address, life, peer) = (self.args.address.clone(), self.life, self.args.peers.get(&home));
+        let (address, life, nodes) = (self.args.address.clone(), self.life, self.args.nodes.clone());
         tokio::spawn(async move {
-            let lost = |why: String| {
-                let message = format!("the node '{}', which places the model, did not answer: {why}", home.name);
-                Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(1) })
-            };
-            let result = match peer {
-                None => lost("no link to it".into()),
-                Some(peer) => match peer.ask(Question::Ensure(ensure), ORDER_DEADLINE).await {
-                    Ok(Answer::Ensure(result)) => result,
-                    Ok(_) => lost("it said something else".into()),
-                    Err(error) => lost(error.to_string()),
-                },
-            };
+            let result = nodes.ensure(&home, ensure, ORDER_DEADLINE).await;
             if is_waited_for {
                 address.tell_life(life, RouterMsg::Ensured(model, result)); // another life asks for itself
             }
         });
     }
 
-    pub(super) fn asker(&mut self, reply: Option<RpcReplyPort<Result<Explanation, RequestError>>>) -> home::Asker {
-        self.next_asker += 1;
-        self.askers.extend(reply.map(|reply| (self.next_asker, reply)));
-        self.next_asker
-    }
-
     pub(super) fn on_ensure(&mut self, ensure: &Ensure, reply: RpcReplyPort<Result<Explanation, RequestError>>) {
-        let asker = self.asker(Some(reply));
-        let effects = self.home.on_ensure(&self.args.view.read(), ensure, asker, Instant::now());
-        self.carry_out(&ensure.model, effects);
+        self.next_asker += 1;
+        self.askers.insert(self.next_asker, reply);
+        let effects = self.home.on_ensure(&self.args.view.read(), ensure, self.next_asker, Instant::now());
+        self.carry_out(effects);
     }
 
     /// Somebody names the place by hand: no home is asked.
@@ -161,10 +137,10 @@ impl RouterState {
             info!(%model, %error, "a node does not load the model");
         }
         let effects = self.home.on_answer(&self.args.view.read(), model, result, Instant::now());
-        self.carry_out(model, effects);
+        self.carry_out(effects);
     }
 
-    pub(super) fn carry_out(&mut self, model: &ModelId, effects: Vec<home::Effect>) {
+    fn carry_out(&mut self, effects: Vec<home::Effect>) {
         for effect in effects {
             match effect {
                 home::Effect::Order { node, order } => self.order(node, order),
@@ -173,9 +149,8 @@ impl RouterState {
                     if let Ok(placed) = &result {
                         self.decisions.on_placed(placed, Instant::now());
                     }
-                    match self.askers.remove(&asker) {
-                        Some(reply) => drop(reply.send(result)),
-                        None => self.on_ensured(model.clone(), result), // this node itself
+                    if let Some(reply) = self.askers.remove(&asker) {
+                        let _asker_left = reply.send(result);
                     }
                 }
             }
@@ -197,21 +172,8 @@ impl RouterState {
         order: Box<LoadOrder>,
     ) -> impl Future<Output = Result<(), RequestError>> + Send + use<> {
         info!(model = %order.profile.id, node = %node.name, device = %order.device, "the model is to be loaded");
-        let here = node == *self.args.peers.me();
-        let (evictor, peer) = (self.args.evictor.clone(), self.args.peers.get(&node));
-        async move {
-            let lost = |why: String| Err(RequestError::Unavailable { message: why, retry_after: Duration::from_secs(1) });
-            if here {
-                let begun = evictor.call(|reply| EvictorMsg::Load(order, reply), ORDER_DEADLINE).await;
-                return begun.unwrap_or_else(|error| lost(format!("the evictor did not answer: {error}")));
-            }
-            let Some(peer) = peer else { return lost("no link to the node".into()) };
-            match peer.ask(Question::Load(order), ORDER_DEADLINE).await {
-                Ok(Answer::Done(result)) => result,
-                Ok(_) => lost("the node said something else".into()),
-                Err(error) => lost(format!("the node did not answer: {error}")),
-            }
-        }
+        let nodes = self.args.nodes.clone();
+        async move { nodes.order(&node, Question::Load(order), ORDER_DEADLINE).await }
     }
 
     pub(super) fn on_ensured(&mut self, model: ModelId, result: Result<Explanation, RequestError>) {
@@ -246,9 +208,9 @@ impl RouterState {
         };
         for Placement { order, explanation, .. } in placements {
             self.decisions.on_placed(&explanation, Instant::now());
-            let (evictor, order) = (self.args.evictor.clone(), Box::new(order));
+            let begun = self.told_to_load(self.args.nodes.me().clone(), Box::new(order));
             tokio::spawn(async move {
-                let _shown_in_the_catalogue = evictor.call(|reply| EvictorMsg::Load(order, reply), ORDER_DEADLINE).await;
+                let _shown_in_the_catalogue = begun.await;
             });
         }
     }

@@ -14,7 +14,7 @@ use crate::streams::StreamsMsg;
 impl RouterState {
     /// Makes good what a former life was not told, or did not come to do: nothing, if there was none.
     pub(super) fn catch_up(&mut self) {
-        let peers = self.args.peers.list();
+        let peers = self.args.nodes.peers.list();
         let linked: Vec<(NodeId, u64)> = peers.iter().map(|peer| (peer.id().clone(), peer.given_pass())).collect();
         let (nodes, links) = {
             let mut view = self.args.view.write();
@@ -57,7 +57,7 @@ impl RouterState {
         match change {
             PeerChange::Up(id) => {
                 info!(node = %id, "linked");
-                if let Some(peer) = self.args.peers.get(id) {
+                if let Some(peer) = self.args.nodes.peers.get(id) {
                     self.args.view.write().on_link(id, peer.given_pass());
                     self.introduce(&peer);
                 }

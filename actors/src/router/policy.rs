@@ -84,6 +84,17 @@ pub fn route(
     Ok(Decision { replica: best.replica.clone(), considered })
 }
 
+/// Where the rest of a request goes that no replica can be sent to otherwise: to one that has `begun` it, which ends what it has although its node
+/// stops. So it goes on there until another is loaded, or its node is gone.
+pub fn goes_on(view: &ClusterView, model: &ModelId, tried: &[ReplicaId], begun: &[ReplicaId]) -> Option<Decision> {
+    let able = |one: &Candidate<'_>| {
+        one.node == NodeState::Draining && one.report.state == ReplicaState::Loaded && begun.contains(&one.id) && !tried.contains(&one.id)
+    };
+    let Candidate { id: replica, .. } = view.candidates(model).find(able)?;
+    let verdict = Err("its node is stopping, and no other replica is loaded: it goes on where it has begun");
+    Some(Decision { considered: vec![Considered { replica: replica.clone(), verdict, n_cached: 0 }], replica })
+}
+
 /// Would a request wait longer for a place at the best replica than another replica takes to load? The number of replicas that are wanted then.
 pub fn replicas_wanted(view: &ClusterView, model: &ModelId) -> Option<u32> {
     let replicas_max = view.catalogue().models.get(model)?.profile.replicas_max;

@@ -16,7 +16,7 @@ impl RouterState {
     /// Tells all peers what changed.
     pub(super) fn publish(&mut self) {
         let news = self.args.view.read().own_news();
-        let refused = self.args.peers.list().iter().filter(|peer| !send_summary(peer, news.clone())).count();
+        let refused = self.args.nodes.peers.list().iter().filter(|peer| !send_summary(peer, news.clone())).count();
         if refused > 0 {
             self.publish_later(); // else a peer would not know what this node holds until it changes again
         } else {

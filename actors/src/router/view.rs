@@ -381,6 +381,12 @@ impl ClusterView {
         self.replicas().map(|candidate| candidate.prefixes().len()).sum()
     }
 
+    /// Why other nodes have not loaded models, as far as they still say so.
+    pub fn failures_elsewhere(&self) -> impl Iterator<Item = &str> {
+        let reports = self.others.values().flat_map(|other| &other.summary.replicas);
+        reports.filter_map(|report| if let ReplicaState::Failed(why) = &report.state { Some(why.as_str()) } else { None })
+    }
+
     fn replicas(&self) -> impl Iterator<Item = Candidate<'_>> {
         let all = self.nodes().flat_map(|node| node.summary.replicas.iter().map(move |report| (node, report)));
         all.map(|(node, report)| self.candidate(node, report))

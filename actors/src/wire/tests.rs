@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use plexus_types::{
-    ActorReport, Bytes, Delta, DeviceKind, DeviceReport, FinishReason, GenerateRequest, Journal, ModelKind, NodeSummary, Prompt,
-    ReplicaLoad, ReplicaReport, ReplicaState, RequestError, RequestId, Sampling, StreamEvent, Timing, TraceContext, Usage,
+    ActorReport, Bytes, Delta, DeviceKind, DeviceReport, EmbedInput, EmbedRequest, FinishReason, GenerateRequest, Journal, ModelKind,
+    NodeSummary, Prompt, ReplicaLoad, ReplicaReport, ReplicaState, RequestError, RequestId, Sampling, StreamEvent, Timing, TraceContext,
+    Usage,
 };
 use proptest::prelude::*;
 
@@ -69,6 +70,9 @@ fn every_question_and_answer_has_its_bytes() {
     golden(&Question::Ping, "00");
     golden(&Question::Actors, "01");
     golden(&Question::CountTokens(Box::new(request())), "02016d01026869010000003f00000000000000010700000001fb2c01010178000000");
+    let inputs = vec![EmbedInput::Text("hi".to_owned())];
+    let texts = EmbedRequest { model: "m".parse().expect("a model id"), inputs, dimensions: None, principal: None, indices: Vec::new() };
+    golden(&Question::CheckTexts(Box::new(texts), 300), "0c016d0100026869000000fb2c01");
     golden(&Answer::Pong, "00");
     let report = ActorReport {
         path: "node/link".to_owned(),

@@ -61,6 +61,7 @@ impl Inbound for Rest {
             | Question::Load(_)
             | Question::Unload(..)
             | Question::Pin(..)
+            | Question::CheckTexts(..)
             | Question::Explain(_)
             | Question::Placement(_) => Answer::Done(Ok(())),
             Question::Ping | Question::Actors => Answer::Actors(match self.size.load(Ordering::Relaxed) {
@@ -258,8 +259,8 @@ impl TestNode {
             "restart" => self.restart(words[1]).await,
             "leave" => {
                 let told = self.membership.address.call(|reply| MembershipMsg::Leave { reply }, DEADLINE).await;
-                let closed = self.link.address.call(|reply| LinkMsg::Close { reply }, DEADLINE).await;
-                say(&format!("left {told:?} {closed:?}"));
+                let closed = self.link.address.actor().expect("it runs").stop_and_wait(None, None).await;
+                say(&format!("left {told:?} {}", closed.is_ok()));
                 "ok".to_owned()
             }
             _ => {

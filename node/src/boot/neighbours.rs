@@ -21,8 +21,6 @@ pub(crate) struct Card {
     pub(crate) name: NodeName,
     /// Its cluster.
     pub(crate) cluster: String,
-    /// Its process.
-    pub(crate) pid: u32,
     /// Where it answers HTTP.
     pub(crate) http: SocketAddr,
     /// Where it gossips.
@@ -109,7 +107,7 @@ mod tests {
 
     fn card(name: &NodeName, cluster: &str, port: u16) -> Card {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        Card { name: name.clone(), cluster: cluster.to_owned(), pid: 1, http: address, gossip: address }
+        Card { name: name.clone(), cluster: cluster.to_owned(), http: address, gossip: address }
     }
 
     #[test]

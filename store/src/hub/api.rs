@@ -9,6 +9,7 @@ use reqwest::{Client, RequestBuilder, Response, Url, redirect};
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use super::reach::Reach;
 use crate::cache::is_commit;
 use crate::config::{StoreConfig, Token};
 use crate::digest::Etag;
@@ -22,6 +23,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// A hub that does not answer at all is given up sooner than one that stops in the middle of a file.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+/// A hub that others have waited for in vain is given up sooner than that.
+const HURRY: Duration = Duration::from_secs(3);
 /// Longest answer that is read, in bytes. That of a repository with 10,000 files is a tenth of it.
 const ANSWER_MAX: usize = 32 << 20;
 /// First wait before a request is made again; it doubles up to the greatest.
@@ -29,7 +32,7 @@ const WAIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_s
 
 /// One repository of a hub.
 #[derive(Debug)]
-pub(super) struct Api {
+pub(super) struct Api<'a> {
     http: Client,
     /// Goes where it is sent only within the hub, to read what the hub says before it points to a store of its own.
     no_redirect: Client,
@@ -37,6 +40,7 @@ pub(super) struct Api {
     repo: String,
     token: Option<Token>,
     pub(super) patience: Duration,
+    reach: &'a Reach,
 }
 
 /// What a revision holds.
@@ -111,9 +115,9 @@ impl Failed {
     }
 }
 
-impl Api {
+impl<'a> Api<'a> {
     /// Errors: the endpoint is no address, or this machine has no certificates to check it by.
-    pub(super) async fn new(config: &StoreConfig, repo: &str) -> Result<Self, FetchError> {
+    pub(super) async fn new(config: &StoreConfig, reach: &'a Reach, repo: &str) -> Result<Self, FetchError> {
         if config.offline {
             return Err(FetchError::Offline { repo: repo.to_owned() });
         }
@@ -155,6 +159,7 @@ impl Api {
             token,
             repo: repo.to_owned(),
             patience: config.patience,
+            reach,
             endpoint: config.endpoint.clone(),
         })
     }
@@ -227,15 +232,29 @@ impl Api {
 
     /// Makes a request until it is answered for good.
     async fn persist(&self, url: &str, request: impl Fn() -> RequestBuilder, revision: Option<&str>) -> Result<Response, FetchError> {
+        if self.reach.is_hurried(Instant::now()) {
+            let sent = tokio::time::timeout(HURRY, self.send(url, request(), revision)).await;
+            let silent = || Failed::Now(FetchError::Silent { url: url.to_owned(), waited: HURRY });
+            return self.noted(sent.unwrap_or_else(|_elapsed| Err(silent())));
+        }
         let end = Instant::now() + self.patience.min(ANSWER_PATIENCE);
         let mut wait = Wait::new();
         loop {
             match self.send(url, request(), revision).await {
-                Ok(response) => return Ok(response),
                 Err(Failed::Now(_)) if Instant::now() < end => wait.wait().await,
-                Err(failed) => return Err(failed.into_error()),
+                sent => return self.noted(sent),
             }
         }
+    }
+
+    /// The outcome of a request, once it is not made again.
+    fn noted(&self, sent: Result<Response, Failed>) -> Result<Response, FetchError> {
+        let sent = sent.map_err(Failed::into_error);
+        match &sent {
+            Err(FetchError::Unreachable { .. } | FetchError::Silent { .. }) => self.reach.on_unreached(Instant::now()),
+            Ok(_) | Err(_) => self.reach.on_reached(),
+        }
+        sent
     }
 
     async fn send(&self, url: &str, request: RequestBuilder, revision: Option<&str>) -> Result<Response, Failed> {

@@ -35,7 +35,7 @@ fn is_here(blob: &Path, size: u64) -> bool {
 /// The fetch of one file.
 #[derive(Clone, Copy)]
 pub(super) struct BlobFetch<'a> {
-    pub(super) api: &'a Api,
+    pub(super) api: &'a Api<'a>,
     pub(super) repo: &'a CachedRepo,
     pub(super) commit: &'a str,
     pub(super) file: &'a RemoteFile,

@@ -218,16 +218,6 @@ fn a_link_that_is_not_greeted_in_time_is_cut() {
 }
 
 #[test]
-fn a_closed_core_cuts_all_and_takes_no_more() {
-    let mut bench = Bench::new("a");
-    bench.alive("b#1");
-    bench.linked(1, "b#1");
-    assert_eq!(cuts(&bench.on(Event::Close)), [1]);
-    assert_eq!(dials(&bench.pass(5000 * MS, |_| true)), 0);
-    assert_eq!(cuts(&bench.on(Event::Opened { link: LinkId(2), name: name("b"), dialed: true })), [2]);
-}
-
-#[test]
 fn changes_that_were_missed_are_caught_up_with() {
     let mut bench = Bench::new("a");
     bench.alive("b#1");

@@ -100,6 +100,20 @@ fn requests_just_sent_count_before_the_replica_reports_them() {
 }
 
 #[test]
+fn what_a_node_has_begun_goes_on_there_while_it_stops_and_nothing_else_does() {
+    // CX-51
+    let mut view = view(Some(replica("pip", ReplicaState::Loaded)), &[("b", replica("pip", ReplicaState::Loading))]);
+    let here = ReplicaId { node: facts("a").id, device: "cpu-0".parse().unwrap(), model: model() };
+    let begun = std::slice::from_ref(&here);
+    assert_eq!(goes_on(&view, &model(), &[], begun), None, "it does not stop: it is chosen like any other");
+    view.on_draining();
+    assert!(matches!(go(&view, &[]), Err(NoReplica::Loading(_))), "what is new waits for the other");
+    assert_eq!(goes_on(&view, &model(), &[], begun).map(|decision| decision.replica), Some(here.clone()));
+    assert_eq!(goes_on(&view, &model(), &[], &[]), None);
+    assert_eq!(goes_on(&view, &model(), begun, begun), None, "it has failed this part");
+}
+
+#[test]
 fn a_replica_that_failed_the_request_is_not_asked_again() {
     let view = view(Some(replica("pip", ReplicaState::Loaded)), &[("b", replica("pip", ReplicaState::Loaded))]);
     let first = go(&view, &[]).unwrap().replica;
