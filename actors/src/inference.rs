@@ -4,6 +4,7 @@ mod by_hand;
 mod count;
 mod embed;
 mod explain;
+mod health;
 mod stopping;
 
 use std::pin::Pin;
@@ -14,10 +15,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::Stream;
 use futures::future::join_all;
-use plexus_api::service::{Embedded, Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place};
+use plexus_api::Gpu;
+use plexus_api::service::{Embedded, Generation, Health, Inference, LoadModel, LoadedModel, NodeActors, Place};
 use plexus_types::{
     ActorReport, ClusterReport, EmbedRequest, Explanation, GenerateEvent, GenerateRequest, Journal, ModelId, ModelKind, ModelReport,
-    ModelState, NodeName, NodeSummary, ReplicaId, ReplicaState, RequestError, RequestId,
+    NodeName, ReplicaId, RequestError, RequestId,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -29,7 +31,7 @@ use crate::catalogue::CatalogueMsg;
 use crate::evictor::EvictorMsg;
 use crate::messages::{Answer, Question};
 use crate::metrics::RequestMeter;
-use crate::model::{LocalModels, check_kind};
+use crate::model::{Devices, LocalModels, check_kind};
 use crate::node::NodeMsg;
 use crate::peers::{Peer, Peers};
 use crate::prefix::PromptDigests;
@@ -69,6 +71,8 @@ pub struct ClusterInference {
     pub catalogue: Address<CatalogueMsg>,
     /// The view of this node.
     pub view: SharedView,
+    /// The devices of this node.
+    pub devices: Devices,
     /// The models of this node.
     pub models: LocalModels,
     /// The other nodes.
@@ -247,32 +251,11 @@ impl Inference for ClusterInference {
     }
 
     async fn health(&self) -> Health {
-        let streams = self.streams.call(StreamsMsg::Count, ACTOR_DEADLINE).await.unwrap_or(0);
-        let view = self.view.read();
-        let models = view.models();
-        let models_loaded = models.iter().filter(|model| model.loaded).count();
-        let loading = models.iter().flat_map(|model| &model.locations).any(|location| location.state == ReplicaState::Loading);
-        let loading = loading || view.is_preloading();
-        let loadable = models.iter().any(|model| model.state == ModelState::Unloaded);
-        let status = match (view.own().draining, models_loaded) {
-            (true, _) => HealthStatus::Draining,
-            (false, 1..) => HealthStatus::Ok,
-            (false, 0) if loading => HealthStatus::Loading,
-            (false, 0) if loadable => HealthStatus::Ok,
-            (false, 0) => HealthStatus::Unavailable,
-        };
-        let NodeSummary { devices, replicas, .. } = view.own_shown();
-        Health {
-            status,
-            node: view.me().name.clone(),
-            nodes_up: view.n_up(),
-            models_loaded,
-            streams,
-            uptime_s: self.started.elapsed().as_secs(),
-            activation: view.activation(),
-            devices,
-            replicas,
-        }
+        self.own_health().await
+    }
+
+    async fn gpus(&self) -> Vec<Gpu> {
+        self.own_gpus().await
     }
 }
 

@@ -33,6 +33,16 @@ impl Devices {
         self.0.is_empty()
     }
 
+    /// Which there are.
+    pub fn ids(&self) -> impl Iterator<Item = DeviceId> {
+        self.0.keys().copied()
+    }
+
+    /// All of them.
+    pub fn addresses(&self) -> Vec<Address<DeviceMsg>> {
+        self.0.values().cloned().collect()
+    }
+
     /// One of them.
     pub fn get(&self, id: DeviceId) -> Option<Address<DeviceMsg>> {
         self.0.get(&id).cloned()

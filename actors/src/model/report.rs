@@ -184,7 +184,7 @@ impl ModelState {
             ("waiting", u64::from(load.waiting)),
             ("done", counts.ended),
             ("cancelled", n_cancelled),
-            ("refused", self.n_refused),
+            ("refused", self.rejected.total()),
             ("cached_tokens", counts.cached_tokens),
             ("preemptions", counts.preemptions),
             ("guessed", counts.guessed),

@@ -11,6 +11,7 @@ use tracing::{Span, info_span};
 
 use super::load::Resident;
 use super::prepare::Prepared;
+use super::rejected::Reason;
 use super::scheduler::{Counts, DRAFTS_MAX, Limits, PROMPT_TOKENS_MAX, Principal, Scheduler};
 use super::sequence::{Progress, Sequence};
 use super::sink::{Ingresses, Sink};
@@ -127,8 +128,8 @@ impl Batcher {
     }
 
     /// Takes a request whose prompt is known, behind those that wait, and tells its ingress so. If it is refused, or ended already, the
-    /// ingress is told that.
-    pub(super) fn push(&mut self, arrival: Arrival, prepared: Result<Prepared, RequestError>, resident: &Resident) {
+    /// ingress is told that. Gives why it is refused, if that is counted.
+    pub(super) fn push(&mut self, arrival: Arrival, prepared: Result<Prepared, RequestError>, resident: &Resident) -> Option<Reason> {
         let Arrival { mut sink, generate, at, serve_span, queue_span, .. } = arrival;
         let context = resident.plan.context_length;
         let Journal { request, seed, sampled_ids, .. } = generate.journal;
@@ -137,7 +138,11 @@ impl Batcher {
         let fitting = |Prepared { prompt, digests, grammar }| Ok((fitting(prompt, context)?, digests, grammar));
         let (prompt, digests, grammar) = match settings.check(codec.vocab_size()).and(prepared).and_then(fitting) {
             Ok(fit) => fit,
-            Err(error) => return sink.fail(error),
+            Err(error) => {
+                let reason = Reason::of(&error);
+                sink.fail(error);
+                return reason;
+            }
         };
         serve_span.record("prompt_tokens", prompt.len());
         let digests = digests.positions(prompt.len() as u32);
@@ -213,10 +218,13 @@ impl Batcher {
         self.scheduler.n_of(principal)
     }
 
-    /// Refuses those that have waited for a place for longer than they may.
-    pub(super) fn refuse_late(&mut self, now: Instant, waiting_time: Duration, error: impl Fn() -> RequestError) {
+    /// Refuses those that have waited for a place for longer than they may. Says how many these are.
+    pub(super) fn refuse_late(&mut self, now: Instant, waiting_time: Duration, error: impl Fn() -> RequestError) -> usize {
         let is_late = |seat: &Seat| seat.admitted.is_none() && now.saturating_duration_since(seat.arrived) >= waiting_time;
-        self.scheduler.take_late(is_late).into_iter().for_each(|seat| seat.sink.fail(error()));
+        let late = self.scheduler.take_late(is_late);
+        let n_late = late.len();
+        late.into_iter().for_each(|seat| seat.sink.fail(error()));
+        n_late
     }
 
     /// In what time the first of those that have not had a place yet will have waited for longer than it may; absent if all have had one.

@@ -1,11 +1,10 @@
 //! The tree: every actor of a node, what it is told, and the order in which they start.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use plexus_store::Store;
-use plexus_types::{DeviceId, NodeName};
+use plexus_types::NodeName;
 use ractor::Actor;
 use tokio::time::Instant;
 
@@ -167,10 +166,10 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
             ask: Ask::Message(StreamsMsg::Inspect),
         },
     );
-    let devices: BTreeMap<DeviceId, Address<DeviceMsg>> = args.devices.iter().map(|spec| (spec.id, Address::new())).collect();
+    let devices = Devices::new(args.devices.iter().map(|spec| (spec.id, Address::new())).collect());
     for spec in args.devices {
-        let address = devices[&spec.id].clone();
         let id = spec.id;
+        let address = devices.get(id).expect("each of them has an address");
         children.add_path(
             device::path(id),
             Role::Device(id),
@@ -207,6 +206,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         evictor: evictor.clone(),
         catalogue: catalogue.clone(),
         view: view.clone(),
+        devices: devices.clone(),
         models: models.clone(),
         peers: peers.clone(),
         config: args.streams,
@@ -249,7 +249,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
 
     let end = End::default();
     let replica = ReplicaKit {
-        devices: Devices::new(devices.clone()),
+        devices: devices.clone(),
         models: models.clone(),
         evictor: evictor.clone(),
         router: router.clone(),
@@ -257,7 +257,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         shelf,
         catalogue: catalogue.clone(),
     };
-    let addresses = Addresses { evictor, router, catalogue, streams, membership, http, devices: devices.into_values().collect(), models };
+    let addresses = Addresses { evictor, router, catalogue, streams, membership, http, devices: devices.addresses(), models };
     let root_args = NodeActorArgs {
         address: node,
         budget: args.restarts,
