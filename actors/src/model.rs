@@ -83,6 +83,8 @@ pub struct ModelArgs {
     pub shelf: Shelf,
     /// Told when files came.
     pub catalogue: Address<CatalogueMsg>,
+    /// Longest time that a prompt may take to be read; absent: any.
+    pub prompt_time_max: Option<Duration>,
 }
 
 /// Whose try at a request.
@@ -131,10 +133,10 @@ pub enum ModelMsg {
     AtWork(RpcReplyPort<usize>),
     /// Tell evictor and router of yourself: one of them was restarted, or knows nothing of you.
     Announce,
-    /// Say how you are.
-    Inspect(RpcReplyPort<Inspection>),
     /// What have you refused, and how full is your memory?
     Vitals(RpcReplyPort<ReplicaVitals>),
+    /// Say how you are.
+    Inspect(RpcReplyPort<Inspection>),
 }
 
 /// The actor: see the module.
@@ -240,9 +242,9 @@ impl Actor for ModelActor {
             ModelMsg::DeviceLost(device) => state.on_device_lost(device)?,
             ModelMsg::Embedded(number, refused) => {
                 state.embeds.on_end(number, Instant::now());
+                refused.into_iter().for_each(|reason| rejected::count(&mut state.rejected, reason));
                 state.report();
             }
-                refused.into_iter().for_each(|reason| rejected::count(&mut state.rejected, reason));
             ModelMsg::Pinned(pinned) => {
                 state.args.profile.pinned = pinned;
                 state.reported = None;
@@ -254,9 +256,9 @@ impl Actor for ModelActor {
             ModelMsg::PrefixesDue => state.on_prefixes_due(),
             ModelMsg::AtWork(reply) => drop(reply.send(state.n_at_work())),
             ModelMsg::Announce => state.announce(),
+            ModelMsg::Vitals(reply) => drop(reply.send(state.vitals())),
             ModelMsg::Inspect(reply) => drop(reply.send(state.inspect())),
         }
-            ModelMsg::Vitals(reply) => drop(reply.send(state.vitals())),
         Ok(())
     }
 }
@@ -275,7 +277,7 @@ impl ModelState {
             Ok(resident) => {
                 info!(model = %self.args.profile.id, device = %resident.device, memory = %resident.memory,
                     context_length = resident.plan.context_length, "model loaded");
-                let batcher = Box::new(Batcher::new(&self.args.profile, &resident));
+                let batcher = Box::new(Batcher::new(&self.args.profile, &resident, self.args.prompt_time_max));
                 if !matches!(self.phase, Phase::Loading { .. }) {
                     return Ok(()); // it was told to go meanwhile
                 }

@@ -242,6 +242,7 @@ fn streams(config: &Config) -> StreamsConfig {
         load_timeout: streams.load_timeout,
         attempts_max: streams.attempts_max,
         window_tokens: streams.window_tokens,
+        prompt_time_max: Some(streams.prompt_time_max).filter(|time| !time.is_zero()),
     }
 }
 
@@ -255,8 +256,8 @@ fn http_config(config: &Config, own_names: [&str; 2], host: LookAtHost) -> HttpC
             body_max: http.body_limit.0,
             host_names: (!any_host).then(|| hosts.collect()),
             cors_origins: http.cors_origins.clone(),
-            on_span: Some(telemetry::on_span()),
             host,
+            on_span: Some(telemetry::on_span()),
             ..ApiConfig::new(version::version())
         },
         connections_max: http.connections_max,

@@ -256,6 +256,26 @@ async fn a_node_says_what_it_is_and_what_it_has() {
     assert!(anthropic["data"][0]["display_name"].is_string() && anthropic["has_more"] == false, "{anthropic}");
 }
 
+// CX-30
+#[tokio::test]
+async fn a_prompt_that_would_be_read_for_too_long_is_refused_once_the_speed_is_known() {
+    let node = Home::new().node("n1").env("PLEXUS_STREAMS__PROMPT_TIME_MAX", "1ms").start().await;
+    node.is_healthy().await;
+    let client = node.client();
+    let ask = async |id: u32| {
+        let request = json!({"model": "pip", "prompt": vec![id; 400], "max_tokens": 1, "temperature": 0});
+        client.post("/v1/completions", &request).await.unwrap()
+    };
+    let first = ask(65).await;
+    assert_eq!(first.status, 200, "nothing was measured before: {}", first.text);
+    let refused = ask(66).await;
+    assert_eq!((refused.status, &refused.json["error"]["code"]), (400, &json!("context_length_exceeded")), "{}", refused.text);
+    let again = ask(65).await;
+    assert_eq!(again.status, 200, "what was read before need not be read: {}", again.text);
+    let context = client.get("/v1/models/pip").await.unwrap().json["max_model_len"].as_u64().expect("it is known");
+    assert!(context < 400, "{context}");
+}
+
 // CX-28, CX-44
 #[tokio::test]
 async fn a_node_says_where_a_model_is_served_and_what_it_can_do() {

@@ -1,5 +1,7 @@
 //! Makes the children that are not there from the start: replicas.
 
+use std::time::Duration;
+
 use plexus_types::{DeviceId, ModelProfile};
 
 use super::child::{Ask, Kind};
@@ -23,6 +25,8 @@ pub(super) struct ReplicaKit {
     pub(super) ingresses: Ingresses,
     pub(super) shelf: Shelf,
     pub(super) catalogue: Address<CatalogueMsg>,
+    /// Longest time that a prompt may take to be read; absent: any.
+    pub(super) prompt_time_max: Option<Duration>,
 }
 
 impl ReplicaKit {
@@ -42,6 +46,7 @@ impl ReplicaKit {
             ingresses: self.ingresses.clone(),
             shelf: self.shelf.clone(),
             catalogue: self.catalogue.clone(),
+            prompt_time_max: self.prompt_time_max,
         };
         let child = Kind { actor: || ModelActor, address, args, ask: Ask::Message(ModelMsg::Inspect) };
         Slot::new(format!("node/model/{}@{}", place.0, place.1), Role::Model(place, since), child)

@@ -198,7 +198,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
             ask: Ask::Message(CatalogueMsg::Inspect),
         },
     );
-    let client_timeout = args.streams.client_timeout;
+    let (client_timeout, prompt_time_max) = (args.streams.client_timeout, args.streams.prompt_time_max);
     let inference = Arc::new(ClusterInference {
         node: node.clone(),
         streams: streams.clone(),
@@ -256,6 +256,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         ingresses,
         shelf,
         catalogue: catalogue.clone(),
+        prompt_time_max,
     };
     let addresses = Addresses { evictor, router, catalogue, streams, membership, http, devices: devices.addresses(), models };
     let root_args = NodeActorArgs {
