@@ -13,6 +13,11 @@ fn main() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     println!("cargo::rustc-env=PLEXUS_BUILD_TIME={}", fixed.unwrap_or(now));
 
+    // Only builds for GPUs have a toolkit to tell of: "Cuda compilation tools, release 12.8, V12.8.93".
+    let said = std::env::var("CARGO_FEATURE_CUDA").ok().and_then(|_| said_by("nvcc", &["--version"])).unwrap_or_default();
+    let cuda = said.split_once("release ").and_then(|(_, rest)| rest.split(',').next()).unwrap_or_default();
+    println!("cargo::rustc-env=PLEXUS_BUILD_CUDA={cuda}");
+
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
     println!("cargo::rustc-env=PLEXUS_BUILD_RUSTC={}", said_by(&rustc, &["--version"]).unwrap_or_else(|| "unknown".to_owned()));
     println!("cargo::rustc-env=PLEXUS_BUILD_PROFILE={}", std::env::var("PROFILE").unwrap_or_else(|_| "unknown".to_owned()));

@@ -114,6 +114,8 @@ pub struct StreamsConfig {
     pub attempts_max: u32,
     /// Tokens that a replica may be ahead of the client.
     pub window_tokens: u32,
+    /// A prompt that a replica of this node would read for longer, at the speed that it has measured, is refused; absent: none is.
+    pub prompt_time_max: Option<Duration>,
 }
 
 /// The HTTP front.

@@ -5,6 +5,7 @@
 //! restart loses the weights on the device and the jobs held: each of their replies is answered with [`DeviceError::Lost`], and the supervisor
 //! tells the models to load again.
 
+mod busy;
 mod thread;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use plexus_engine::model::ModelFiles;
 use plexus_types::DeviceId;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
+use tokio::time::Instant;
 use tracing::info;
 
 pub(crate) use self::thread::chain;
@@ -105,8 +107,19 @@ pub enum DeviceMsg {
     WatchDue,
     /// Tell the evictor of the device again.
     Announce,
+    /// What is the device, and how busy?
+    Vitals(RpcReplyPort<DeviceVitals>),
     /// Say how you are.
     Inspect(RpcReplyPort<Inspection>),
+}
+
+/// What a device's actor says of it.
+#[derive(Debug, Clone)]
+pub struct DeviceVitals {
+    /// What it is; absent while it is being opened.
+    pub description: Option<DeviceDescription>,
+    /// The share of the last seconds in which its thread was at work, from 0 to 1.
+    pub utilization: f32,
 }
 
 /// What the device's thread tells its actor.
@@ -148,6 +161,7 @@ impl Actor for DeviceActor {
             DeviceMsg::Thread(ThreadReport(report)) => state.on_report(report)?,
             DeviceMsg::WatchDue => state.on_watch()?,
             DeviceMsg::Announce => state.announce(),
+            DeviceMsg::Vitals(reply) => drop(reply.send(state.vitals())),
             DeviceMsg::Inspect(reply) => drop(reply.send(state.inspect())),
         }
         Ok(())
@@ -194,6 +208,10 @@ impl DeviceState {
         if let Some(description) = &self.description {
             self.args.evictor.tell(EvictorMsg::DeviceUp(description.clone()));
         }
+    }
+
+    fn vitals(&self) -> DeviceVitals {
+        DeviceVitals { description: self.description.clone(), utilization: self.thread.progress().utilization(Instant::now()) }
     }
 
     fn inspect(&self) -> Inspection {

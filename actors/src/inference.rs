@@ -4,6 +4,7 @@ mod by_hand;
 mod count;
 mod embed;
 mod explain;
+mod health;
 mod stopping;
 mod under_way;
 
@@ -15,10 +16,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::Stream;
 use futures::future::join_all;
-use plexus_api::service::{Embedded, Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place};
+use plexus_api::Gpu;
+use plexus_api::service::{Embedded, Generation, Health, Inference, LoadModel, LoadedModel, NodeActors, Place};
 use plexus_types::{
     ActorReport, ClusterReport, EmbedRequest, Explanation, GenerateEvent, GenerateRequest, Journal, ModelId, ModelKind, ModelReport,
-    ModelState, NodeId, NodeName, NodeSummary, ReplicaId, ReplicaState, RequestError, RequestId,
+    NodeId, NodeName, ReplicaId, RequestError, RequestId,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -28,7 +30,7 @@ use crate::address::{Address, CallError};
 use crate::args::StreamsConfig;
 use crate::messages::Question;
 use crate::metrics::RequestMeter;
-use crate::model::check_kind;
+use crate::model::{Devices, LocalModels, check_kind};
 use crate::node::NodeMsg;
 use crate::nodes::Nodes;
 use crate::prefix::PromptDigests;
@@ -69,6 +71,10 @@ pub struct ClusterInference {
     pub nodes: Nodes,
     /// Requests to embed texts whose clients are here.
     pub embedding: Arc<UnderWay>,
+    /// The devices of this node.
+    pub devices: Devices,
+    /// The models of this node.
+    pub models: LocalModels,
     /// The size of the window.
     pub config: StreamsConfig,
     /// May actors be killed?
@@ -252,32 +258,11 @@ impl Inference for ClusterInference {
     }
 
     async fn health(&self) -> Health {
-        let streams = self.streams.call(StreamsMsg::Count, ACTOR_DEADLINE).await.unwrap_or(0);
-        let view = self.view.read();
-        let models = view.models();
-        let models_loaded = models.iter().filter(|model| model.loaded).count();
-        let loading = models.iter().flat_map(|model| &model.locations).any(|location| location.state == ReplicaState::Loading);
-        let loading = loading || view.is_preloading();
-        let loadable = models.iter().any(|model| model.state == ModelState::Unloaded);
-        let status = match (view.own().draining, models_loaded) {
-            (true, _) => HealthStatus::Draining,
-            (false, 1..) => HealthStatus::Ok,
-            (false, 0) if loading => HealthStatus::Loading,
-            (false, 0) if loadable => HealthStatus::Ok,
-            (false, 0) => HealthStatus::Unavailable,
-        };
-        let NodeSummary { devices, replicas, .. } = view.own_shown();
-        Health {
-            status,
-            node: view.me().name.clone(),
-            nodes_up: view.n_up(),
-            models_loaded,
-            streams,
-            uptime_s: self.started.elapsed().as_secs(),
-            activation: view.activation(),
-            devices,
-            replicas,
-        }
+        self.own_health().await
+    }
+
+    async fn gpus(&self) -> Vec<Gpu> {
+        self.own_gpus().await
     }
 }
 

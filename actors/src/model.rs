@@ -15,6 +15,7 @@ pub mod load;
 mod local;
 pub mod prefixes;
 pub(crate) mod prepare;
+mod rejected;
 mod report;
 mod running;
 pub mod scheduler;
@@ -26,6 +27,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::time::Duration;
 
+use plexus_api::service::{Rejected, ReplicaVitals};
 use plexus_engine::batch::BatchOutput;
 use plexus_types::{
     DeviceId, EmbedRequest, Embeddings, GenerateRequest, ModelKind, ModelProfile, NodeId, RequestError, RequestId, StreamEvent,
@@ -43,6 +45,7 @@ use self::load::{LoadError, PromiseCell, Resident};
 pub(crate) use self::local::has_gone;
 pub use self::local::{Devices, LocalModels};
 use self::prepare::{Prepared, Preparing, prepare};
+use self::rejected::Reason;
 use self::report::Said;
 use self::running::Batcher;
 use self::share::{Asking, admit};
@@ -84,6 +87,8 @@ pub struct ModelArgs {
     pub view: SharedView,
     /// Told when files came.
     pub catalogue: Address<CatalogueMsg>,
+    /// Longest time that a prompt may take to be read; absent: any.
+    pub prompt_time_max: Option<Duration>,
 }
 
 /// Whose try at a request.
@@ -116,8 +121,8 @@ pub enum ModelMsg {
     LoadEnded(Box<Result<Resident, LoadError>>),
     /// The device was restarted: what was on it is gone.
     DeviceLost(DeviceId),
-    /// From a task: it has embedded its texts, or failed.
-    Embedded(embed::Number),
+    /// From a task: it has embedded its texts, or failed, or was refused for this reason.
+    Embedded(embed::Number, Option<Reason>),
     /// You are pinned, or no longer.
     Pinned(bool),
     /// Go, if you have no requests: take nothing new from now on. Answered with whether you do.
@@ -132,6 +137,8 @@ pub enum ModelMsg {
     AtWork(BTreeSet<RequestId>, RpcReplyPort<usize>),
     /// Tell evictor and router of yourself: one of them was restarted, or knows nothing of you.
     Announce,
+    /// What have you refused, and how full is your memory?
+    Vitals(RpcReplyPort<ReplicaVitals>),
     /// Say how you are.
     Inspect(RpcReplyPort<Inspection>),
 }
@@ -149,7 +156,8 @@ pub struct ModelState {
     encoding: HashMap<SequenceKey, Arrival>,
     /// Requests to embed texts that are under way.
     embeds: Embeds,
-    n_refused: u64,
+    /// Requests that were not taken.
+    rejected: Rejected,
     /// Requests running and waiting as last reported to the router, and when.
     reported: Option<((u32, u32), Instant)>,
     /// What it has said of its prefix cache.
@@ -207,7 +215,7 @@ impl Actor for ModelActor {
             phase: Phase::Loading { progress: 0.0 },
             encoding: HashMap::new(),
             embeds: Embeds::default(),
-            n_refused: 0,
+            rejected: Rejected::default(),
             reported: None,
             said: Said::default(),
             late_is_due: false,
@@ -236,8 +244,9 @@ impl Actor for ModelActor {
             ModelMsg::Progress(share) => state.on_progress(share),
             ModelMsg::LoadEnded(result) => state.on_load_ended(*result)?,
             ModelMsg::DeviceLost(device) => state.on_device_lost(device)?,
-            ModelMsg::Embedded(number) => {
+            ModelMsg::Embedded(number, refused) => {
                 state.embeds.on_end(number, Instant::now());
+                refused.into_iter().for_each(|reason| rejected::count(&mut state.rejected, reason));
                 state.report();
             }
             ModelMsg::Pinned(pinned) => {
@@ -251,6 +260,7 @@ impl Actor for ModelActor {
             ModelMsg::PrefixesDue => state.on_prefixes_due(),
             ModelMsg::AtWork(own, reply) => drop(reply.send(state.n_at_work(&own))),
             ModelMsg::Announce => state.announce(),
+            ModelMsg::Vitals(reply) => drop(reply.send(state.vitals())),
             ModelMsg::Inspect(reply) => drop(reply.send(state.inspect())),
         }
         Ok(())
@@ -271,7 +281,7 @@ impl ModelState {
             Ok(resident) => {
                 info!(model = %self.args.profile.id, device = %resident.device, memory = %resident.memory,
                     context_length = resident.plan.context_length, "model loaded");
-                let batcher = Box::new(Batcher::new(&self.args.profile, &resident));
+                let batcher = Box::new(Batcher::new(&self.args.profile, &resident, self.args.prompt_time_max));
                 if !matches!(self.phase, Phase::Loading { .. }) {
                     return Ok(()); // it was told to go meanwhile
                 }
@@ -341,7 +351,7 @@ impl ModelState {
         let sink = Sink::new(self.args.ingresses.clone(), from, generate.request, generate.attempt);
         let place_wait = self.place_wait();
         let Phase::Loaded { resident, batcher, .. } = &mut self.phase else {
-            self.n_refused += 1;
+            rejected::count(&mut self.rejected, Reason::NotLoaded);
             return sink.fail(self.not_loaded());
         };
         if let Err(error) = check_kind(&self.args.profile.id, resident.kind, ModelKind::Generate) {
@@ -352,9 +362,13 @@ impl ModelState {
         let own = (batcher.n_of(principal) + encoding) as u32;
         let asking = Asking { principal, own, present: (self.encoding.len() + batcher.n_present()) as u32 };
         let admitted = admit(&self.args.profile, asking, place_wait, |full| batcher.displace_anonymous(|| full.clone()));
-        self.n_refused += u64::from(admitted != Ok(false));
-        if let Err(error) = admitted {
-            return sink.fail(error);
+        match admitted {
+            Ok(false) => {}
+            Ok(true) => rejected::count(&mut self.rejected, Reason::Full),
+            Err((reason, error)) => {
+                rejected::count(&mut self.rejected, reason);
+                return sink.fail(error);
+            }
         }
         let serve_span = info_span!("serve", otel.kind = "server", request = %generate.request, model = %self.args.profile.id,
             attempt = generate.attempt.0, node = %self.args.ingresses.me.name, prompt_tokens = tracing::field::Empty,
@@ -381,7 +395,9 @@ impl ModelState {
     fn on_encoded(&mut self, key: &SequenceKey, prepared: Result<Prepared, RequestError>) {
         let Some(arrival) = self.encoding.remove(key) else { return }; // cancelled meanwhile
         let Phase::Loaded { resident, batcher, .. } = &mut self.phase else { return };
-        batcher.push(arrival, prepared, resident);
+        if let Some(reason) = batcher.push(arrival, prepared, resident) {
+            rejected::count(&mut self.rejected, reason);
+        }
         self.go_on();
     }
 

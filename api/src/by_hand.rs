@@ -13,8 +13,10 @@ use crate::params;
 use crate::service::{LoadModel, LoadedModel, Place};
 use crate::{Api, Shared};
 
-/// How our way of running models is called where clients can choose between several.
-const HARNESS: &str = "candle";
+/// How our way of running models is called where clients can choose between several, as `GET /discovery` lists it.
+pub(crate) const HARNESS: &str = "plexus";
+/// Another name for it.
+const HARNESS_TOO: &str = "candle";
 /// Longest text of a client's that an error repeats, in characters.
 const ECHO_CHARS_MAX: usize = 80;
 
@@ -97,8 +99,8 @@ impl HandBody {
 
     /// What is to be loaded, as far as the request says it; [`Self::check_quant`] asks the catalogue.
     fn load(&self) -> Result<LoadModel, RequestError> {
-        if let Some(harness) = self.harness.as_deref().filter(|harness| *harness != HARNESS) {
-            let message = format!("harness is {}, but models run in the node itself, on {HARNESS}; leave it out", echo(harness));
+        if let Some(harness) = self.harness.as_deref().filter(|harness| ![HARNESS, HARNESS_TOO].contains(harness)) {
+            let message = format!("harness is {}, but {HARNESS} is the only one there is; leave it out", echo(harness));
             return Err(RequestError::invalid("harness", message));
         }
         if let Some(shards) = self.tensor_parallel.filter(|shards| *shards != 1) {
@@ -301,7 +303,7 @@ mod tests {
         let nameless: HandBody = body::parse(b"{}").unwrap();
         let refusal = nameless.load().unwrap_err();
         assert!(matches!(&refusal, RequestError::Invalid { param: Some(param), .. } if param == "model_id"), "{refusal:?}");
-        for fields in [r#","harness":"candle""#, r#","tensor_parallel":1"#, r#","wait":false"#] {
+        for fields in [r#","harness":"plexus""#, r#","harness":"candle""#, r#","tensor_parallel":1"#, r#","wait":false"#] {
             assert_eq!(read(fields).load().unwrap().wait, !fields.contains("wait"));
         }
     }

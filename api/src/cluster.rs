@@ -23,11 +23,14 @@ POST /v1/embeddings                OpenAI
 POST /v1/messages                  Anthropic
 POST /v1/messages/count_tokens     Anthropic
 GET  /v1/models                    both; one model: /v1/models/{id}
+GET  /v1/models/{id}/endpoint      which node serves it now, and its URL
+GET  /v1/models/{id}/capabilities  what it can do
 POST /v1/models/load               load a model by hand; so pull, unload, pin, unpin
 GET  /v1/cluster                   nodes, devices and replicas
 GET  /v1/cluster/actors            the actors of every node
 GET  /v1/cluster/explain/{what}    why a model, or a request, is where it is
 GET  /health                       200 if something can be served
+GET  /discovery                    the machine of this node, and what it can serve
 GET  /version                      which build this is
 ";
 

@@ -9,6 +9,8 @@ use plexus_types::Bytes;
 use serde::Serialize;
 use tracing::Span;
 
+use crate::discovery::LookAtHost;
+
 /// Called with the span of each request before it is entered, and with the request's headers: the place to set its remote parent.
 pub type OnSpan = Arc<dyn Fn(&Span, &HeaderMap) + Send + Sync>;
 
@@ -25,6 +27,8 @@ pub struct ApiConfig {
     pub cors_origins: Vec<String>,
     /// What `GET /version` says.
     pub version: VersionInfo,
+    /// What `GET /discovery` says of the machine.
+    pub host: LookAtHost,
     /// Sets the remote parent of a request's span from its `traceparent` and `tracestate` headers.
     pub on_span: Option<OnSpan>,
     /// The time that answers carry as `created`.
@@ -39,6 +43,7 @@ impl ApiConfig {
             host_names: Some(Vec::new()),
             cors_origins: Vec::new(),
             version,
+            host: LookAtHost::default(),
             on_span: None,
             now: SystemTime::now,
         }

@@ -9,6 +9,7 @@ use plexus_types::{RequestError, RequestId};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::endpoint::endpoint;
 use crate::failure::Failure;
 use crate::generate::mark_route;
 use crate::{Api, Shared, anthropic, openai};
@@ -144,7 +145,7 @@ pub(crate) async fn models(
     }
 }
 
-/// `GET /v1/models/{id}`; an id may contain a slash.
+/// `GET /v1/models/{id}`, `GET /v1/models/{id}/endpoint` and `GET /v1/models/{id}/capabilities`; an id may contain a slash.
 pub(crate) async fn model(
     State(api): State<Shared>,
     Extension(exchange): Extension<Exchange>,
@@ -161,14 +162,32 @@ pub(crate) async fn model_named_so(State(api): State<Shared>, Extension(exchange
     show_model(&api, exchange, uri.path().rsplit('/').next().unwrap_or_default()).await
 }
 
-async fn show_model(api: &Api, exchange: Exchange, id: &str) -> Response {
+/// What may be asked of a model, behind its id in the path.
+const ENDPOINT: &str = "endpoint";
+const CAPABILITIES: &str = "capabilities";
+
+/// A model's entry, or what is asked of it behind its id. An id comes first: a model may be called `some/endpoint`.
+async fn show_model(api: &Api, exchange: Exchange, path: &str) -> Response {
     let models = api.inference.all_models().await; // whoever names one is told what is wrong with it
-    let Some(model) = models.iter().find(|model| model.id.as_str() == id) else {
-        return exchange.failure(&crate::params::model_not_found(id).into());
+    let find = |id: &str| models.iter().find(|model| model.id.as_str() == id);
+    if let Some(model) = find(path) {
+        return match exchange.dialect {
+            Dialect::OpenAi => exchange.json(StatusCode::OK, &openai::models::one(model)),
+            Dialect::Anthropic => exchange.json(StatusCode::OK, &anthropic::models::one(model)),
+        };
+    }
+    let (id, asked) = match path.rsplit_once('/') {
+        Some((id, asked @ (ENDPOINT | CAPABILITIES))) => (id, asked),
+        Some(_) | None => (path, ""),
     };
-    match exchange.dialect {
-        Dialect::OpenAi => exchange.json(StatusCode::OK, &openai::models::one(model)),
-        Dialect::Anthropic => exchange.json(StatusCode::OK, &anthropic::models::one(model)),
+    let not_found = || exchange.failure(&crate::params::model_not_found(id).into());
+    match find(id) {
+        Some(model) if asked == CAPABILITIES => exchange.json(StatusCode::OK, &openai::models::abilities(model)),
+        Some(model) => {
+            let cluster = api.inference.cluster().await;
+            endpoint(model, &cluster).map_or_else(not_found, |endpoint| exchange.json(StatusCode::OK, &endpoint))
+        }
+        None => not_found(),
     }
 }
 

@@ -20,6 +20,8 @@ mod cluster;
 mod config;
 mod constraint;
 mod dialect;
+mod discovery;
+mod endpoint;
 mod failure;
 mod generate;
 mod guard;
@@ -39,6 +41,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 
 pub use config::{ApiConfig, OnSpan, VersionInfo};
+pub use discovery::{Cpu, Gpu, Host, LookAtHost};
 use service::Inference;
 
 /// What every handler holds.
@@ -76,6 +79,7 @@ pub fn router(inference: Arc<dyn Inference>, config: ApiConfig) -> Router {
         .route("/v1/cluster/actors/kill", post(cluster::kill_actor))
         .route("/", get(cluster::greeting))
         .route("/health", get(cluster::health))
+        .route("/discovery", get(discovery::discovery))
         .route("/version", get(cluster::version))
         .method_not_allowed_fallback(dialect::wrong_method)
         .fallback(dialect::no_route)

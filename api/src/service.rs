@@ -12,6 +12,8 @@ use plexus_types::{
 };
 use serde::Serialize;
 
+use crate::discovery::Gpu;
+
 /// The cluster, as the HTTP dialects see it. The real one asks the actors; a scripted one serves the tests of the dialects.
 #[async_trait]
 pub trait Inference: Send + Sync + 'static {
@@ -63,6 +65,9 @@ pub trait Inference: Send + Sync + 'static {
 
     /// What the node that answers is able to do now.
     async fn health(&self) -> Health;
+
+    /// The GPUs that the node that answers serves on.
+    async fn gpus(&self) -> Vec<Gpu>;
 }
 
 /// The vectors of some texts, and where they come from.
@@ -141,9 +146,70 @@ pub struct Health {
     /// What it is to hold from its start.
     pub activation: Activation,
     /// Its devices.
-    pub devices: Vec<DeviceReport>,
+    pub devices: Vec<DeviceHealth>,
     /// Its replicas, with how busy and how fast each is (CX-46).
-    pub replicas: Vec<ReplicaReport>,
+    pub replicas: Vec<ReplicaHealth>,
+}
+
+/// A device of the node that answers.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DeviceHealth {
+    /// What everybody knows of it.
+    #[serde(flatten)]
+    pub report: DeviceReport,
+    /// The share of the last seconds in which its thread was at work, percent; absent while it is not open, or does not answer.
+    pub utilization_pct: Option<f32>,
+}
+
+/// A replica of the node that answers.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ReplicaHealth {
+    /// What everybody knows of it.
+    #[serde(flatten)]
+    pub report: ReplicaReport,
+    /// What only its own node knows; absent if it does not answer.
+    #[serde(flatten)]
+    pub vitals: Option<ReplicaVitals>,
+}
+
+/// What a replica says of itself when it is asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct ReplicaVitals {
+    /// Requests that it did not take.
+    #[serde(flatten)]
+    pub rejected: Rejected,
+    /// Memory for keys and values, MiB; absent while it is not loaded.
+    pub kv_budget_mb: Option<f64>,
+    /// Of that, what no running request holds, MiB.
+    pub kv_available_mb: Option<f64>,
+}
+
+/// Requests that a replica did not take since it was started, by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Rejected {
+    /// Batch and queue were full, or one with a key took the place of one without.
+    #[serde(rename = "rejected_full")]
+    pub full: u64,
+    /// Whoever asked had as many requests as each may.
+    #[serde(rename = "rejected_key_limit")]
+    pub key_limit: u64,
+    /// They have waited for a place for as long as they may.
+    #[serde(rename = "rejected_late")]
+    pub late: u64,
+    /// Their prompts do not fit.
+    #[serde(rename = "rejected_too_long")]
+    pub too_long: u64,
+    /// It was not loaded, or not any more.
+    #[serde(rename = "rejected_not_loaded")]
+    pub not_loaded: u64,
+}
+
+impl Rejected {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        let Self { full, key_limit, late, too_long, not_loaded } = self;
+        full + key_limit + late + too_long + not_loaded
+    }
 }
 
 /// The models that a node is to hold from its start, as far as it has not held them yet (CX-50).

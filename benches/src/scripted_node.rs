@@ -114,6 +114,7 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
             load_timeout: Duration::from_secs(300),
             attempts_max: 4,
             window_tokens: 1024,
+            prompt_time_max: None,
         },
         http: HttpConfig { api: ApiConfig::new(version), connections_max: 1024, header_timeout: Duration::from_secs(10) },
         restarts: RestartBudget { restarts_max: 5, within: Duration::from_secs(60) },

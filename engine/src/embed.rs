@@ -2,7 +2,7 @@
 
 mod encoder;
 mod executor;
-mod files;
+pub(crate) mod files;
 mod modules;
 mod readout;
 mod work;

@@ -74,6 +74,17 @@ pub struct DeviceDescription {
     pub name: String,
     /// Memory that models may use in all.
     pub memory_total: Bytes,
+    /// What else a GPU tells of itself; absent for processors.
+    pub gpu: Option<GpuDescription>,
+}
+
+/// What a GPU tells of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuDescription {
+    /// All of its memory, whoever may use it.
+    pub memory: Bytes,
+    /// Major and minor number of its compute capability; absent if it does not tell.
+    pub compute_capability: Option<(u32, u32)>,
 }
 
 impl DeviceDescription {

@@ -6,7 +6,7 @@
 mod config;
 mod facts;
 mod gguf;
-mod hf;
+pub(crate) mod hf;
 mod memory;
 mod path;
 mod quantization;

@@ -130,7 +130,7 @@ impl ScriptedExecutor {
 
 impl Executor for ScriptedExecutor {
     fn describe(&self) -> DeviceDescription {
-        DeviceDescription { id: self.id, name: "scripted".into(), memory_total: self.script.memory_total }
+        DeviceDescription { id: self.id, name: "scripted".into(), memory_total: self.script.memory_total, gpu: None }
     }
 
     fn load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {

@@ -20,11 +20,11 @@ use plexus_actors::evictor::core::EvictionConfig;
 use plexus_actors::evictor::pins::PinsFile;
 use plexus_actors::evictor::plan::{EvictionPolicy, EvictionStrategy};
 use plexus_actors::membership::NetTiming;
-use plexus_api::ApiConfig;
+use plexus_api::{ApiConfig, LookAtHost};
 use plexus_types::{NodeFacts, NodeId, NodeName};
 
 use crate::config::{Config, ConfigError, ModelSection, StrategyName, ValidConfig};
-use crate::{devices, telemetry, version};
+use crate::{devices, host, telemetry, version};
 use home::Home;
 use name::{NameClaim, NameError};
 use neighbours::{Card, CardInPlace};
@@ -168,7 +168,7 @@ impl Named {
             store: store::config(&config.store, home.file("store").join(claim.name.as_str()), |name| std::env::var(name).ok()),
             devices,
             streams: streams(config),
-            http: http_config(config, [host.as_str(), claim.name.as_str()]),
+            http: http_config(config, [host.as_str(), claim.name.as_str()], host::look(&host, &config.devices.cuda)),
             restarts: RestartBudget { restarts_max: config.supervision.restarts_max, within: config.supervision.within },
             drain_timeout: config.shutdown.drain_timeout,
             test_hooks: config.debug.test_hooks,
@@ -241,11 +241,12 @@ fn streams(config: &Config) -> StreamsConfig {
         load_timeout: streams.load_timeout,
         attempts_max: streams.attempts_max,
         window_tokens: streams.window_tokens,
+        prompt_time_max: Some(streams.prompt_time_max).filter(|time| !time.is_zero()),
     }
 }
 
 /// `own_names`: what this machine and this node call themselves; nobody else's page can point there unnoticed.
-fn http_config(config: &Config, own_names: [&str; 2]) -> HttpConfig {
+fn http_config(config: &Config, own_names: [&str; 2], host: LookAtHost) -> HttpConfig {
     let http = &config.http;
     let any_host = http.allowed_hosts.iter().any(|host| host == "*");
     let hosts = own_names.into_iter().filter(|name| !name.is_empty()).map(str::to_lowercase).chain(http.allowed_hosts.iter().cloned());
@@ -254,6 +255,7 @@ fn http_config(config: &Config, own_names: [&str; 2]) -> HttpConfig {
             body_max: http.body_limit.0,
             host_names: (!any_host).then(|| hosts.collect()),
             cors_origins: http.cors_origins.clone(),
+            host,
             on_span: Some(telemetry::on_span()),
             ..ApiConfig::new(version::version())
         },

@@ -15,15 +15,15 @@ pub(crate) fn find(valid: &ValidConfig) -> Result<Vec<DeviceSpec>, ConfigError> 
     let section = &valid.get().devices;
     let mut devices = Vec::new();
     let found = cuda_count();
+    let n_found = found.as_ref().map_or(0, |n_gpus| *n_gpus);
     let ordinals = match &section.cuda {
         CudaDevices::Off => Vec::new(),
-        CudaDevices::Auto => (0..found).collect(),
+        CudaDevices::Auto => (0..n_found).collect(),
         CudaDevices::These(ordinals) => {
-            if let Some(missing) = ordinals.iter().find(|ordinal| **ordinal >= found) {
-                let problem = if cfg!(feature = "cuda") {
-                    format!("there is no GPU {missing}: this machine has {found}")
-                } else {
-                    "this binary was built without CUDA".to_owned()
+            if let Some(missing) = ordinals.iter().find(|ordinal| **ordinal >= n_found) {
+                let problem = match &found {
+                    Ok(n_gpus) => format!("there is no GPU {missing}: this machine has {n_gpus}"),
+                    Err(why) => why.clone(),
                 };
                 let list = ordinals.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
                 return Err(valid.refuse(
@@ -100,16 +100,29 @@ fn gpu(id: DeviceId, share: Fraction) -> OpenDevice {
     })
 }
 
-/// GPUs that the driver shows. The library panics where there is no driver: then there are none.
+/// GPUs that the driver shows, or why it cannot be asked. The library panics where there is no driver.
 #[cfg(feature = "cuda")]
-fn cuda_count() -> u32 {
-    let counted = std::panic::catch_unwind(cudarc::driver::CudaContext::device_count);
-    counted.ok().and_then(Result::ok).and_then(|count| u32::try_from(count).ok()).unwrap_or(0)
+pub(crate) fn cuda_count() -> Result<u32, String> {
+    match std::panic::catch_unwind(cudarc::driver::CudaContext::device_count) {
+        Ok(Ok(count)) => Ok(u32::try_from(count).unwrap_or(0)),
+        Ok(Err(error)) => Err(format!("the NVIDIA driver refused: {error}")),
+        Err(_) => Err("no NVIDIA driver was found".to_owned()),
+    }
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda_count() -> u32 {
-    0
+pub(crate) fn cuda_count() -> Result<u32, String> {
+    Err("this binary was built without CUDA".to_owned())
+}
+
+/// Why the node serves on no GPU, having found so many; absent if it does.
+pub(crate) fn why_no_gpu(wanted: &CudaDevices, found: &Result<u32, String>) -> Option<String> {
+    match (found, wanted) {
+        (Err(why), _) => Some(why.clone()),
+        (Ok(0), _) => Some("the NVIDIA driver shows no GPU".to_owned()),
+        (Ok(_), CudaDevices::Off) => Some("[devices] cuda is \"off\"".to_owned()),
+        (Ok(_), CudaDevices::Auto | CudaDevices::These(_)) => None,
+    }
 }
 
 #[cfg(test)]
@@ -132,6 +145,21 @@ mod tests {
     fn a_gpu_that_was_asked_for_and_is_not_there_is_refused() {
         let error = found("PLEXUS_DEVICES__CUDA", "0,4096").unwrap_err();
         assert!(error.contains("devices.cuda = \"0,4096\"") && error.contains("write \"auto\""), "{error}");
+    }
+
+    #[test]
+    fn a_node_without_gpus_says_why() {
+        // CX-45
+        for (wanted, found, expected) in [
+            (CudaDevices::Auto, Err("no driver".to_owned()), Some("no driver")),
+            (CudaDevices::Off, Err("no driver".to_owned()), Some("no driver")),
+            (CudaDevices::Auto, Ok(0), Some("the NVIDIA driver shows no GPU")),
+            (CudaDevices::Off, Ok(2), Some("[devices] cuda is \"off\"")),
+            (CudaDevices::Auto, Ok(2), None),
+            (CudaDevices::These(vec![1]), Ok(2), None),
+        ] {
+            assert_eq!(why_no_gpu(&wanted, &found).as_deref(), expected, "{wanted:?} {found:?}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod client;
 mod commands;
 mod config;
 mod devices;
+mod host;
 mod telemetry;
 mod version;
 

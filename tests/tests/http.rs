@@ -256,6 +256,90 @@ async fn a_node_says_what_it_is_and_what_it_has() {
     assert!(anthropic["data"][0]["display_name"].is_string() && anthropic["has_more"] == false, "{anthropic}");
 }
 
+// CX-30
+#[tokio::test]
+async fn a_prompt_that_would_be_read_for_too_long_is_refused_once_the_speed_is_known() {
+    let node = Home::new().node("n1").env("PLEXUS_STREAMS__PROMPT_TIME_MAX", "1ms").start().await;
+    node.is_healthy().await;
+    let client = node.client();
+    let ask = async |id: u32| {
+        let request = json!({"model": "pip", "prompt": vec![id; 400], "max_tokens": 1, "temperature": 0});
+        client.post("/v1/completions", &request).await.unwrap()
+    };
+    let first = ask(65).await;
+    assert_eq!(first.status, 200, "nothing was measured before: {}", first.text);
+    let refused = ask(66).await;
+    assert_eq!((refused.status, &refused.json["error"]["code"]), (400, &json!("context_length_exceeded")), "{}", refused.text);
+    let again = ask(65).await;
+    assert_eq!(again.status, 200, "what was read before need not be read: {}", again.text);
+    let context = client.get("/v1/models/pip").await.unwrap().json["max_model_len"].as_u64().expect("it is known");
+    assert!(context < 400, "{context}");
+}
+
+// CX-28, CX-44
+#[tokio::test]
+async fn a_node_says_where_a_model_is_served_and_what_it_can_do() {
+    let node = healthy_node().await;
+    let client = node.client();
+    let endpoint = client.get("/v1/models/pip/endpoint").await.unwrap();
+    let url = endpoint.json["url"].as_str().unwrap_or_else(|| panic!("no url in {}", endpoint.text));
+    assert_eq!(url, client.base());
+    assert_eq!((&endpoint.json["status"], &endpoint.json["device"]), (&json!("loaded"), &json!("cpu-0")), "{}", endpoint.text);
+    assert_eq!(Client::new(url).ask("pip", FRANCE).await.unwrap().status, 200, "what it is told can be used");
+    let entry = client.get("/models/pip").await.unwrap().json;
+    let abilities = client.get("/models/pip/capabilities").await.unwrap().json;
+    for field in ["capabilities", "tool_call", "reasoning", "max_model_len", "max_input_tokens", "max_output_tokens"] {
+        assert!(!entry[field].is_null() && abilities[field] == entry[field], "{field}: {abilities} and {entry}");
+    }
+    assert_eq!(abilities["modalities"], json!({"input": ["text"], "output": ["text"]}));
+    for path in ["/v1/models/none/endpoint", "/models/none/capabilities"] {
+        let reply = client.get(path).await.unwrap();
+        assert_eq!((reply.status, &reply.json["error"]["code"]), (404, &json!("model_not_found")), "{}", reply.text);
+    }
+}
+
+// CX-45
+#[tokio::test]
+async fn a_node_says_what_its_machine_is() {
+    let node = healthy_node().await;
+    let client = node.client();
+    let told = client.get("/discovery").await.unwrap();
+    let discovery = &told.json;
+    for field in ["hostname", "os", "kernel", "architecture"] {
+        assert!(discovery[field].as_str().is_some_and(|text| !text.is_empty()), "{field} in {}", told.text);
+    }
+    assert!(discovery["cpu"]["threads"].as_u64().is_some_and(|threads| threads >= 1), "{}", told.text);
+    assert!(discovery["cpu"]["instruction_sets"].as_array().is_some_and(|sets| sets.contains(&json!("portable"))), "{}", told.text);
+    let (total, available) = (discovery["memory_total_mb"].as_u64(), discovery["memory_available_mb"].as_u64());
+    assert!(available.is_some() && available <= total, "{}", told.text);
+    let n_gpus = discovery["devices"].as_array().map(Vec::len).expect("a list");
+    assert_eq!(discovery["cuda_unavailable_reason"].is_string(), n_gpus == 0, "{}", told.text);
+    let context = client.get("/v1/models/pip").await.unwrap().json["max_model_len"].clone();
+    assert_eq!(discovery["max_prompt_tokens"], context, "the model is loaded");
+    let load = json!({"model_id": "pip", "harness": discovery["harnesses"][0]});
+    let loaded = client.post("/v1/models/load", &load).await.unwrap();
+    assert_eq!(loaded.status, 200, "what is listed can be named: {}", loaded.text);
+}
+
+// CX-46
+#[tokio::test]
+async fn health_tells_how_busy_devices_are_how_full_replicas_are_and_what_they_refused() {
+    let node = healthy_node().await;
+    let client = node.client();
+    assert_eq!(client.ask("pip", FRANCE).await.unwrap().status, 200);
+    let long = json!({"model": "pip", "prompt": vec![65; 4000]});
+    assert_eq!(client.post("/v1/completions", &long).await.unwrap().status, 400);
+    let health = client.get("/health").await.unwrap();
+    let device = &health.json["devices"][0];
+    let utilization = device["utilization_pct"].as_f64().unwrap_or_else(|| panic!("no share in {}", health.text));
+    assert!(utilization > 0.0 && utilization <= 100.0, "it has just loaded and answered: {}", health.text);
+    let replica = &health.json["replicas"][0];
+    let (budget, available) = (replica["kv_budget_mb"].as_f64().unwrap(), replica["kv_available_mb"].as_f64().unwrap());
+    assert!(0.0 < available && available <= budget, "{}", health.text);
+    assert_eq!((&replica["rejected_too_long"], &replica["rejected_full"]), (&json!(1), &json!(0)), "{}", health.text);
+    assert!(replica["load"]["running_max"].is_u64() && replica["load"]["waiting_max"].is_u64(), "{}", health.text);
+}
+
 #[tokio::test]
 async fn a_page_of_the_web_that_points_its_name_here_is_refused() {
     let node = healthy_node().await;

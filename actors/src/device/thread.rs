@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use plexus_engine::model::ModelFiles;
 use plexus_types::{Bytes, DeviceId};
 use tokio::time::Instant;
 
+use super::busy::Busy;
 use super::{DeviceError, Reply};
 use crate::args::OpenDevice;
 
@@ -48,17 +49,38 @@ pub(super) enum Report {
 }
 
 /// What the thread is doing, written by it and read by the actor.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Progress {
     steps: AtomicU64,
     loads: AtomicU64,
     /// What the device holds, of so many models.
     held: Mutex<(usize, Held)>,
+    work: Mutex<Work>,
+}
+
+#[derive(Debug)]
+struct Work {
     /// The job at hand: whether it is a step, and since when.
-    running: Mutex<Option<(bool, Instant)>>,
+    running: Option<(bool, Instant)>,
+    /// Those before it.
+    busy: Busy,
 }
 
 impl Progress {
+    /// That of a thread that begins now.
+    fn new(now: Instant) -> Self {
+        Self {
+            steps: AtomicU64::new(0),
+            loads: AtomicU64::new(0),
+            held: Mutex::default(),
+            work: Mutex::new(Work { running: None, busy: Busy::new(now) }),
+        }
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Steps and loads begun so far.
     pub(super) fn counts(&self) -> (u64, u64) {
         (self.steps.load(Ordering::Relaxed), self.loads.load(Ordering::Relaxed))
@@ -66,8 +88,14 @@ impl Progress {
 
     /// Whether the job at hand is a step, and how long it takes already.
     pub(super) fn running(&self) -> Option<(bool, Duration)> {
-        let running = *self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.work().running;
         running.map(|(is_step, since)| (is_step, since.elapsed()))
+    }
+
+    /// The share of the last seconds in which the thread was at work, from 0 to 1.
+    pub(super) fn utilization(&self, now: Instant) -> f32 {
+        let work = self.work();
+        work.busy.share(work.running.map(|(_, since)| since), now)
     }
 
     /// How many models the device holds, and how many bytes for them all.
@@ -88,11 +116,14 @@ impl Progress {
             Job::Load { .. } => self.loads.fetch_add(1, Ordering::Relaxed),
             Job::Unload { .. } | Job::End => 0,
         };
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((is_step, Instant::now()));
+        self.work().running = Some((is_step, Instant::now()));
     }
 
     fn end(&self) {
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut work = self.work();
+        if let Some((_, since)) = work.running.take() {
+            work.busy.on_work(since, Instant::now());
+        }
     }
 }
 
@@ -184,7 +215,7 @@ impl DeviceThread {
     /// Starts the thread, which opens the device and reports.
     pub(super) fn spawn(id: DeviceId, open: OpenDevice, report: impl Fn(Report) + Send + 'static) -> std::io::Result<Self> {
         let (jobs, inbox) = mpsc::channel();
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(Progress::new(Instant::now()));
         let kind = match id.kind {
             plexus_types::DeviceKind::Cpu => "cpu",
             plexus_types::DeviceKind::Cuda => "cuda",

@@ -35,7 +35,8 @@ impl Needs {
         Bytes(self.resident().0.saturating_add(kv))
     }
 
-    fn per_block(&self) -> u64 {
+    /// Bytes of the keys and values in a block.
+    pub fn per_block(&self) -> u64 {
         self.footprint.kv_per_token.0.saturating_mul(u64::from(BLOCK_LEN))
     }
 

@@ -19,6 +19,7 @@ use self::turns::{Turns, Who};
 use super::kind::check_kind;
 use super::late::{late, overloaded};
 use super::prepare;
+use super::rejected::{self, Reason};
 use super::scheduler::Principal;
 use super::share::{Asking, admit};
 use super::{ModelMsg, ModelState, Phase};
@@ -99,11 +100,12 @@ struct Seat {
     model: crate::address::Address<ModelMsg>,
     life: ractor::ActorId,
     number: Number,
+    refused: Option<Reason>,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.model.tell_life(self.life, ModelMsg::Embedded(self.number));
+        self.model.tell_life(self.life, ModelMsg::Embedded(self.number, self.refused));
     }
 }
 
@@ -111,6 +113,7 @@ impl ModelState {
     pub(super) fn on_embed(&mut self, id: RequestId, request: EmbedRequest, reply: RpcReplyPort<Result<Embeddings, RequestError>>) {
         let profile = &self.args.profile;
         let Phase::Loaded { resident, .. } = &self.phase else {
+            rejected::count(&mut self.rejected, Reason::NotLoaded);
             return drop(reply.send(Err(self.not_loaded())));
         };
         if let Err(error) = check_kind(&profile.id, resident.kind, ModelKind::Embed) {
@@ -120,13 +123,17 @@ impl ModelState {
         let own = self.embeds.count(|one| one.principal == principal && one.request != id);
         let present = self.embeds.count(|one| one.request != id);
         let admitted = admit(profile, Asking { principal, own, present }, place_wait, |_| self.embeds.turns.displace_anonymous());
-        self.n_refused += u64::from(admitted != Ok(false));
-        if let Err(error) = admitted {
-            return drop(reply.send(Err(error)));
+        match admitted {
+            Ok(false) => {}
+            Ok(true) => rejected::count(&mut self.rejected, Reason::Full),
+            Err((reason, error)) => {
+                rejected::count(&mut self.rejected, reason);
+                return drop(reply.send(Err(error)));
+            }
         }
         let is_first = self.embeds.count(|one| one.request == id) == 0;
         let number = self.embeds.on_begin(id, principal, Instant::now());
-        let seat = Seat { model: self.args.address.clone(), life: self.life, number };
+        let mut seat = Seat { model: self.args.address.clone(), life: self.life, number, refused: None };
         let work = Work {
             codec: resident.codec.clone(),
             context: resident.plan.context_length,
@@ -139,8 +146,10 @@ impl ModelState {
             late: late(profile, place_wait),
             full: overloaded(profile, present, place_wait),
         };
+        let is_late = work.late.clone();
         tokio::spawn(async move {
             let embedded = work.embed(request, || !reply.is_closed()).await;
+            seat.refused = embedded.as_ref().err().and_then(|error| if *error == is_late { Some(Reason::Late) } else { Reason::of(error) });
             drop(seat);
             drop(reply.send(embedded));
         });

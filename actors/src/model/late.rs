@@ -18,7 +18,8 @@ impl ModelState {
         let (place_wait, now) = (self.place_wait(), Instant::now());
         let profile = &self.args.profile;
         let Phase::Loaded { batcher, .. } = &mut self.phase else { return };
-        batcher.refuse_late(now, profile.waiting_time, || late(profile, place_wait));
+        let n_late = batcher.refuse_late(now, profile.waiting_time, || late(profile, place_wait));
+        self.rejected.late += n_late as u64;
         if !self.late_is_due
             && let Some(left) = batcher.time_to_late(now, profile.waiting_time)
         {

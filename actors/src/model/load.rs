@@ -53,6 +53,8 @@ pub struct Resident {
     pub device: DeviceId,
     /// Its context and KV pool.
     pub plan: Plan,
+    /// Memory of a block of the pool.
+    pub kv_per_block: Bytes,
     /// Memory promised to it.
     pub memory: Bytes,
     /// The promise.
@@ -246,6 +248,7 @@ async fn load(args: &ModelArgs, gauge: &mut Gauge<'_>, promised: &PromiseCell) -
     let lease = Lease(NEXT_LEASE.fetch_add(1, Ordering::Relaxed));
     let promise = Arc::new(Promised { evictor: evictor.clone(), place: place.clone(), lease });
     let needs = needs_of(profile, &facts, device);
+    let kv_per_block = Bytes(needs.per_block());
     let room = |reply| EvictorMsg::Room { place: place.clone(), lease, needs, reply };
     let grant = evictor.call(room, ROOM_DEADLINE).await?;
     let Grant { plan, bytes } = grant.map_err(|no_room| {
@@ -265,7 +268,7 @@ async fn load(args: &ModelArgs, gauge: &mut Gauge<'_>, promised: &PromiseCell) -
     let took = began.elapsed();
     let (room, packed) = (had_room - opened, took - had_room);
     debug!(model = %profile.id, ?opened, ?room, ?packed, "what the load took");
-    Ok(Resident { codec, kind, defaults, device, plan, memory: bytes, lease, took, weights, _promise: promise })
+    Ok(Resident { codec, kind, defaults, device, plan, kv_per_block, memory: bytes, lease, took, weights, _promise: promise })
 }
 
 /// Brings the model's files here if they are not, unless their weights alone could never get room on the device.

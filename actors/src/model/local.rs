@@ -23,6 +23,16 @@ impl Devices {
         Self(Arc::new(devices))
     }
 
+    /// Which there are.
+    pub fn ids(&self) -> impl Iterator<Item = DeviceId> {
+        self.0.keys().copied()
+    }
+
+    /// All of them.
+    pub fn addresses(&self) -> Vec<Address<DeviceMsg>> {
+        self.0.values().cloned().collect()
+    }
+
     /// One of them.
     pub fn get(&self, id: DeviceId) -> Option<Address<DeviceMsg>> {
         self.0.get(&id).cloned()

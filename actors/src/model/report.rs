@@ -143,8 +143,9 @@ impl ModelState {
         self.reported = Some((counts, now));
         let (state, context_length, memory, load_time, kind) = match &self.phase {
             Phase::Loading { .. } => (ReplicaState::Loading, 0, Bytes(0), None, ModelKind::Generate),
-            Phase::Loaded { resident, .. } => {
-                (ReplicaState::Loaded, resident.plan.context_length, resident.memory, Some(resident.took), resident.kind)
+            Phase::Loaded { resident, batcher } => {
+                let context_length = batcher.prompt_max(now).unwrap_or(u32::MAX).clamp(1, resident.plan.context_length);
+                (ReplicaState::Loaded, context_length, resident.memory, Some(resident.took), resident.kind)
             }
             Phase::Failed(reason) => (ReplicaState::Failed(reason.clone()), 0, Bytes(0), None, ModelKind::Generate),
             Phase::Retired => return, // it is as good as gone
@@ -184,7 +185,7 @@ impl ModelState {
             ("waiting", u64::from(load.waiting)),
             ("done", counts.ended),
             ("cancelled", n_cancelled),
-            ("refused", self.n_refused),
+            ("refused", self.rejected.total()),
             ("embedded_pieces", self.embeds.pieces()),
             ("cached_tokens", counts.cached_tokens),
             ("preemptions", counts.preemptions),

@@ -11,6 +11,7 @@ use tracing::{Span, info_span};
 
 use super::load::Resident;
 use super::prepare::Prepared;
+use super::rejected::Reason;
 use super::scheduler::{Counts, DRAFTS_MAX, Limits, PROMPT_TOKENS_MAX, Principal, Scheduler};
 use super::sequence::{Progress, Sequence};
 use super::sink::{Ingresses, Sink};
@@ -107,13 +108,15 @@ pub(super) struct Batcher {
     /// What has been counted in the metrics.
     counted: Counts,
     pub(super) n_cancelled: u64,
+    /// Longest time that a prompt may take to be read; absent: any.
+    prompt_time_max: Option<Duration>,
     /// When the ingresses of those without tokens were last told that they are still here.
     reassured: Option<Instant>,
 }
 
 impl Batcher {
     /// An empty batch over the pool of `resident`.
-    pub(super) fn new(profile: &ModelProfile, resident: &Resident) -> Self {
+    pub(super) fn new(profile: &ModelProfile, resident: &Resident, prompt_time_max: Option<Duration>) -> Self {
         let kv = resident.plan.kv;
         let limits = Limits {
             running_max: profile.running_max,
@@ -123,21 +126,32 @@ impl Batcher {
             guesses_max: if profile.prompt_lookup { GUESSES_MAX } else { 0 },
             drafts_max: if profile.draft.is_some() { DRAFTS_MAX } else { 0 },
         };
-        Self { scheduler: Scheduler::new(limits), counted: Counts::default(), n_cancelled: 0, reassured: None }
+        Self { scheduler: Scheduler::new(limits), counted: Counts::default(), n_cancelled: 0, prompt_time_max, reassured: None }
     }
 
     /// Takes a request whose prompt is known, behind those that wait, and tells its ingress so. If it is refused, or ended already, the
-    /// ingress is told that.
-    pub(super) fn push(&mut self, arrival: Arrival, prepared: Result<Prepared, RequestError>, resident: &Resident) {
+    /// ingress is told that. Gives why it is refused, if that is counted.
+    pub(super) fn push(&mut self, arrival: Arrival, prepared: Result<Prepared, RequestError>, resident: &Resident) -> Option<Reason> {
         let Arrival { mut sink, generate, at, serve_span, queue_span, .. } = arrival;
         let context = resident.plan.context_length;
+        let is_new = generate.journal.prompt_ids.is_empty(); // or else another replica has taken it already
         let Journal { request, seed, sampled_ids, .. } = generate.journal;
         let codec = &resident.codec;
         let settings = SamplerSettings::resolve(&request.sampling, &resident.defaults, seed).with_stop_ids(codec.stop_ids());
-        let fitting = |Prepared { prompt, digests, grammar }| Ok((fitting(prompt, context)?, digests, grammar));
+        let fitting = |Prepared { prompt, digests, grammar }| {
+            let prompt = fitting(prompt, context)?;
+            if is_new {
+                self.check_reading(&prompt, at)?;
+            }
+            Ok((prompt, digests, grammar))
+        };
         let (prompt, digests, grammar) = match settings.check(codec.vocab_size()).and(prepared).and_then(fitting) {
             Ok(fit) => fit,
-            Err(error) => return sink.fail(error),
+            Err(error) => {
+                let reason = Reason::of(&error);
+                sink.fail(error);
+                return reason;
+            }
         };
         serve_span.record("prompt_tokens", prompt.len());
         let digests = digests.positions(prompt.len() as u32);
@@ -159,6 +173,22 @@ impl Batcher {
                 seat.sink.send(StreamEvent::Done { last_index: sequence.n_sampled(), reason, usage });
             }
         }
+        None
+    }
+
+    /// Refuses a prompt of which more is to be read than can be in the time that it may take, at the speed measured of late (CX-30). What is in the
+    /// prefix cache is read already.
+    fn check_reading(&self, prompt: &[u32], now: Instant) -> Result<(), RequestError> {
+        let prompt_tokens = prompt.len() as u32;
+        let Some(most) = self.prompt_max(now).filter(|most| *most < prompt_tokens) else { return Ok(()) };
+        let max_tokens = most.saturating_add(self.scheduler.pool().n_found(prompt));
+        if prompt_tokens > max_tokens { Err(RequestError::ContextLength { prompt_tokens, max_tokens }) } else { Ok(()) }
+    }
+
+    /// Tokens that can be read in the time that a prompt may take; absent if it may take any, or the speed was not measured of late.
+    pub(super) fn prompt_max(&self, now: Instant) -> Option<u32> {
+        let speed = self.scheduler.reading_tokens_per_s(now)?;
+        self.prompt_time_max.map(|time| (time.as_secs_f32() * speed) as u32)
     }
 
     /// Requests that wait or run.
@@ -213,10 +243,13 @@ impl Batcher {
         self.scheduler.n_of(principal)
     }
 
-    /// Refuses those that have waited for a place for longer than they may.
-    pub(super) fn refuse_late(&mut self, now: Instant, waiting_time: Duration, error: impl Fn() -> RequestError) {
+    /// Refuses those that have waited for a place for longer than they may. Says how many these are.
+    pub(super) fn refuse_late(&mut self, now: Instant, waiting_time: Duration, error: impl Fn() -> RequestError) -> usize {
         let is_late = |seat: &Seat| seat.admitted.is_none() && now.saturating_duration_since(seat.arrived) >= waiting_time;
-        self.scheduler.take_late(is_late).into_iter().for_each(|seat| seat.sink.fail(error()));
+        let late = self.scheduler.take_late(is_late);
+        let n_late = late.len();
+        late.into_iter().for_each(|seat| seat.sink.fail(error()));
+        n_late
     }
 
     /// In what time the first of those that have not had a place yet will have waited for longer than it may; absent if all have had one.

@@ -16,6 +16,7 @@ mod admission;
 mod draft;
 mod measured;
 mod promise;
+mod reading;
 mod speed;
 mod step;
 
@@ -29,6 +30,7 @@ use tokio::time::Instant;
 
 use self::draft::Record;
 use self::promise::Answers;
+use self::reading::Reading;
 use self::speed::Did;
 pub use self::speed::Speeds;
 use super::prefixes::Prefixes;
@@ -98,6 +100,7 @@ pub struct Scheduler<T> {
     running: Vec<Entry<T>>,
     step: Option<Step>,
     speeds: Speeds,
+    reading: Reading,
     /// How long the steps of another model take that generates on the device.
     beside: Option<Duration>,
     answers: Answers,
@@ -149,6 +152,7 @@ impl<T> Scheduler<T> {
             running: Vec::new(),
             step: None,
             speeds: Speeds::default(),
+            reading: Reading::default(),
             beside: None,
             answers: Answers::default(),
             counts: Counts::default(),
@@ -204,6 +208,11 @@ impl<T> Scheduler<T> {
     /// Measured speeds.
     pub fn speeds(&self) -> &Speeds {
         &self.speeds
+    }
+
+    /// Tokens of long prompts that are read in a second; absent while that was not measured of late.
+    pub fn reading_tokens_per_s(&self, now: Instant) -> Option<f32> {
+        self.reading.speed(now)
     }
 
     /// What has happened so far.
@@ -328,6 +337,8 @@ impl<T> Scheduler<T> {
             on_progress(owner, sequence, progress);
         }
         let time = now.saturating_duration_since(step.begun).saturating_sub(output.queued);
+        let others = self.speeds.decode_step(n_generating as usize);
+        self.reading.on_step(n_prompt, time, others, now);
         self.speeds.on_step(did, time.max(Duration::from_nanos(1)));
         self.counts.ended += ended.len() as u64;
         ended.sort_unstable();

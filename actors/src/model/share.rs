@@ -8,6 +8,7 @@ use std::time::Duration;
 use plexus_types::{ModelProfile, RequestError};
 
 use super::late::overloaded;
+use super::rejected::Reason;
 use super::scheduler::Principal;
 
 /// Who asks for one request more.
@@ -26,13 +27,14 @@ pub(super) fn admit(
     Asking { principal, own, present }: Asking,
     place_wait: Duration,
     displace: impl FnOnce(&RequestError) -> bool,
-) -> Result<bool, RequestError> {
-    may_have_more(profile, principal, own).map_err(|message| RequestError::Overloaded { message, retry_after: place_wait })?;
+) -> Result<bool, (Reason, RequestError)> {
+    let too_many = |message| (Reason::KeyLimit, RequestError::Overloaded { message, retry_after: place_wait });
+    may_have_more(profile, principal, own).map_err(too_many)?;
     if present < profile.running_max.saturating_add(profile.waiting_max) {
         return Ok(false);
     }
     let full = overloaded(profile, present, place_wait);
-    if principal.is_some() && displace(&full) { Ok(true) } else { Err(full) }
+    if principal.is_some() && displace(&full) { Ok(true) } else { Err((Reason::Full, full)) }
 }
 
 /// May `principal`, of whom `own` requests run or wait, have one more? Says why not.

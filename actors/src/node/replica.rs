@@ -1,5 +1,7 @@
 //! Makes the children that are not there from the start: replicas.
 
+use std::time::Duration;
+
 use plexus_types::{DeviceId, ModelProfile};
 
 use super::child::{Ask, Kind};
@@ -25,6 +27,8 @@ pub(super) struct ReplicaKit {
     pub(super) shelf: Shelf,
     pub(super) view: SharedView,
     pub(super) catalogue: Address<CatalogueMsg>,
+    /// Longest time that a prompt may take to be read; absent: any.
+    pub(super) prompt_time_max: Option<Duration>,
 }
 
 impl ReplicaKit {
@@ -45,6 +49,7 @@ impl ReplicaKit {
             shelf: self.shelf.clone(),
             view: self.view.clone(),
             catalogue: self.catalogue.clone(),
+            prompt_time_max: self.prompt_time_max,
         };
         let child = Kind { actor: || ModelActor, address, args, ask: Ask::Message(ModelMsg::Inspect) };
         Slot::new(format!("node/model/{}@{}", place.0, place.1), Role::Model(place, since), child)

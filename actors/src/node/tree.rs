@@ -1,11 +1,10 @@
 //! The tree: every actor of a node, what it is told, and the order in which they start.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use plexus_store::Store;
-use plexus_types::{DeviceId, NodeName};
+use plexus_types::NodeName;
 use ractor::Actor;
 use tokio::time::Instant;
 
@@ -169,10 +168,10 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
             ask: Ask::Message(StreamsMsg::Inspect),
         },
     );
-    let devices: BTreeMap<DeviceId, Address<DeviceMsg>> = args.devices.iter().map(|spec| (spec.id, Address::new())).collect();
+    let devices = Devices::new(args.devices.iter().map(|spec| (spec.id, Address::new())).collect());
     for spec in args.devices {
-        let address = devices[&spec.id].clone();
         let id = spec.id;
+        let address = devices.get(id).expect("each of them has an address");
         children.add_path(
             device::path(id),
             Role::Device(id),
@@ -201,7 +200,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
             ask: Ask::Message(CatalogueMsg::Inspect),
         },
     );
-    let client_timeout = args.streams.client_timeout;
+    let (client_timeout, prompt_time_max) = (args.streams.client_timeout, args.streams.prompt_time_max);
     let inference = Arc::new(ClusterInference {
         node: node.clone(),
         streams: streams.clone(),
@@ -209,6 +208,8 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         view: view.clone(),
         nodes,
         embedding: Arc::default(),
+        devices: devices.clone(),
+        models: models.clone(),
         config: args.streams,
         test_hooks: args.test_hooks,
         started: Instant::now(),
@@ -249,7 +250,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
 
     let end = End::default();
     let replica = ReplicaKit {
-        devices: Devices::new(devices.clone()),
+        devices: devices.clone(),
         models: models.clone(),
         evictor: evictor.clone(),
         router: router.clone(),
@@ -257,8 +258,9 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         shelf,
         view: view.clone(),
         catalogue: catalogue.clone(),
+        prompt_time_max,
     };
-    let addresses = Addresses { evictor, router, catalogue, streams, membership, http, devices: devices.into_values().collect(), models };
+    let addresses = Addresses { evictor, router, catalogue, streams, membership, http, devices: devices.addresses(), models };
     let root_args = NodeActorArgs {
         address: node,
         budget: args.restarts,

@@ -80,6 +80,7 @@ pub(crate) async fn node(script: Script, adjust: impl FnOnce(&mut NodeArgs)) -> 
             load_timeout: Duration::from_secs(300),
             attempts_max: 3,
             window_tokens: 64,
+            prompt_time_max: None,
         },
         http: HttpConfig { api: ApiConfig::new(version()), connections_max: 64, header_timeout: DEADLINE },
         restarts: RestartBudget { restarts_max: 3, within: DEADLINE },

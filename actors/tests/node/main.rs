@@ -70,6 +70,10 @@ async fn while_a_device_hangs_every_actor_still_answers_and_a_full_queue_refuses
     let (_, end) = answer(ask(&node, 1).await).await;
     let GenerateEvent::Failed(RequestError::Overloaded { retry_after, .. }) = end else { panic!("{end:?}") };
     assert!(retry_after >= Duration::from_secs(1));
+    let health = node.inference().health().await; // CX-46
+    let vitals = health.replicas[0].vitals.expect("the replica answers");
+    assert_eq!((vitals.rejected.full, vitals.rejected.total()), (1, 1));
+    assert!(vitals.kv_available_mb < vitals.kv_budget_mb && health.devices[0].utilization_pct > Some(0.0), "it has a step under way");
     let actors = node.inference().actors().await;
     assert!(actors[0].actors.iter().all(|actor| actor.state != "not answering"), "{actors:?}");
     gate.open();

@@ -49,6 +49,35 @@ pub(crate) struct Model<'a> {
     locations: Vec<Location<'a>>,
 }
 
+/// What a model can do, as in its entry, and what goes in and comes out (CX-44).
+#[derive(Debug, Serialize)]
+pub(crate) struct Abilities<'a> {
+    model_id: &'a ModelId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alias_of: Option<&'a ModelId>,
+    capabilities: Vec<&'a str>,
+    modalities: Modalities,
+    tool_call: bool,
+    reasoning: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_model_len: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_input_tokens: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_output_tokens: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<Limit>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost: Option<Cost>,
+}
+
+/// Kinds of data.
+#[derive(Debug, Serialize)]
+struct Modalities {
+    input: [&'static str; 1],
+    output: [&'static str; 1],
+}
+
 /// What its owner says of its limits, tokens.
 #[derive(Debug, Serialize)]
 struct Limit {
@@ -122,6 +151,28 @@ pub(crate) fn one(model: &ModelReport) -> Model<'_> {
         cost: cost(model),
         feasible_on: &model.feasible_on,
         locations: locations.collect(),
+    }
+}
+
+/// What a model can do. Nothing is loaded for that.
+pub(crate) fn abilities(model: &ModelReport) -> Abilities<'_> {
+    let TokenLimits { context, input, output } = TokenLimits::of(model);
+    let written = match model.kind {
+        ModelKind::Generate => "text",
+        ModelKind::Embed => "embedding",
+    };
+    Abilities {
+        model_id: &model.id,
+        alias_of: model.alias_of.as_ref(),
+        capabilities: capabilities(model),
+        modalities: Modalities { input: ["text"], output: [written] },
+        tool_call: model.tools,
+        reasoning: model.reasoning,
+        max_model_len: context,
+        max_input_tokens: input,
+        max_output_tokens: output,
+        limit: limit(model),
+        cost: cost(model),
     }
 }
 

@@ -12,13 +12,16 @@ use futures::StreamExt;
 use futures::stream;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
-use plexus_api::service::{Embedded, Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place};
-use plexus_api::{ApiConfig, VersionInfo, router};
+use plexus_api::service::{
+    DeviceHealth, Embedded, Generation, Health, HealthStatus, Inference, LoadModel, LoadedModel, NodeActors, Place, Rejected,
+    ReplicaHealth, ReplicaVitals,
+};
+use plexus_api::{ApiConfig, Cpu, Gpu, Host, LookAtHost, VersionInfo, router};
 use plexus_types::{
     ActorReport, Bytes, Chat, ClusterReport, ConsideredPlace, Cost, Delta, DeviceReport, EmbedRequest, Embeddings, Explanation,
     FinishReason, GenerateEvent, GenerateRequest, Limits, ModelId, ModelKind, ModelLocation, ModelReport, ModelState, NodeFacts, NodeName,
-    NodeReport, NodeState, NodeSummary, Prompt, Quantization, ReplicaState, RequestError, RequestId, Timing, TokenLogprob, TokenLogprobs,
-    Usage,
+    NodeReport, NodeState, NodeSummary, Prompt, Quantization, ReplicaLoad, ReplicaReport, ReplicaState, RequestError, RequestId, Timing,
+    TokenLogprob, TokenLogprobs, Usage,
 };
 use tower::ServiceExt;
 
@@ -39,6 +42,8 @@ pub(crate) struct Scripted {
     pub(crate) script: Vec<Step>,
     pub(crate) health: HealthStatus,
     pub(crate) test_hooks: bool,
+    /// Has it models that are called as paths of the API end?
+    pub(crate) names_of_paths: bool,
     /// What it was asked.
     pub(crate) asked: Mutex<Vec<GenerateRequest>>,
     /// What it was asked to embed.
@@ -55,6 +60,7 @@ impl Scripted {
             script,
             health: HealthStatus::Ok,
             test_hooks: false,
+            names_of_paths: false,
             asked: Mutex::default(),
             embedded: Mutex::default(),
             loads: Mutex::default(),
@@ -249,13 +255,16 @@ impl Inference for Scripted {
                 vec![location("n1", "cpu-0", ReplicaState::Loading), location("n2", "cuda-0", ReplicaState::Loaded)],
             )
         };
-        vec![
+        let called_so = ["load", "pip/endpoint"].map(|id| model(id, vec![]));
+        let mut models = vec![
             ModelReport { id: "fast".parse().unwrap(), alias_of: Some(qwen.id.clone()), ..qwen.clone() },
             qwen,
             model("pip", vec![location("n1", "cpu-0", ReplicaState::Failed("a reason".to_owned()))]),
             model("shelf", vec![]),
             ModelReport { context_length: 0, ..model("slow", vec![location("n1", "cpu-0", ReplicaState::Loading)]) },
-        ]
+        ];
+        models.extend(called_so.into_iter().filter(|_| self.names_of_paths));
+        models
     }
 
     async fn cluster(&self) -> ClusterReport {
@@ -266,15 +275,14 @@ impl Inference for Scripted {
             http: "127.0.0.1:31313".parse().unwrap(),
             gossip: "127.0.0.1:4000".parse().unwrap(),
         };
-        let device = DeviceReport {
-            id: "cpu-0".parse().unwrap(),
-            name: "A processor".to_owned(),
-            memory_total: Bytes::mib(1024),
-            memory_used: Bytes::mib(700),
-        };
-        let summary = NodeSummary { revision: 3, draining: false, devices: vec![device], replicas: vec![] };
-        let node = NodeReport { facts, state: NodeState::Up, this_node: true, age: Duration::ZERO, round_trip: None, summary };
-        ClusterReport { cluster: "home".to_owned(), nodes: vec![node], conflicts: Vec::new() }
+        let summary = NodeSummary { revision: 3, draining: false, devices: vec![device()], replicas: vec![replica("cpu-0", 0)] };
+        let node =
+            NodeReport { facts: facts.clone(), state: NodeState::Up, this_node: true, age: Duration::ZERO, round_trip: None, summary };
+        let facts = NodeFacts { id: "n2#1760000000001".parse().unwrap(), http: "127.0.0.1:31323".parse().unwrap(), ..facts };
+        let summary = NodeSummary { replicas: vec![replica("cuda-0", 2)], ..NodeSummary::default() };
+        let (age, round_trip) = (Duration::from_millis(250), Some(Duration::from_millis(1)));
+        let other = NodeReport { facts, state: NodeState::Up, this_node: false, age, round_trip, summary };
+        ClusterReport { cluster: "home".to_owned(), nodes: vec![node, other], conflicts: Vec::new() }
     }
 
     async fn actors(&self) -> Vec<NodeActors> {
@@ -350,9 +358,54 @@ impl Inference for Scripted {
             streams: 0,
             uptime_s: 5,
             activation: plexus_api::service::Activation::default(),
-            devices: Vec::new(),
-            replicas: Vec::new(),
+            devices: vec![DeviceHealth { report: device(), utilization_pct: Some(12.5) }],
+            replicas: vec![
+                ReplicaHealth {
+                    report: replica("cuda-0", 2),
+                    vitals: Some(ReplicaVitals {
+                        rejected: Rejected { full: 3, key_limit: 1, late: 2, too_long: 4, not_loaded: 0 },
+                        kv_budget_mb: Some(1792.0),
+                        kv_available_mb: Some(1234.5),
+                    }),
+                },
+                ReplicaHealth { report: replica("cpu-0", 0), vitals: None },
+            ],
         }
+    }
+
+    async fn gpus(&self) -> Vec<Gpu> {
+        let known =
+            Gpu { index: 0, name: Some("A GPU".to_owned()), vram_total_mb: Some(81_559), compute_capability: Some("9.0".to_owned()) };
+        vec![known, Gpu { index: 1, name: None, vram_total_mb: None, compute_capability: None }]
+    }
+}
+
+fn device() -> DeviceReport {
+    DeviceReport {
+        id: "cpu-0".parse().unwrap(),
+        name: "A processor".to_owned(),
+        memory_total: Bytes::mib(1024),
+        memory_used: Bytes::mib(700),
+    }
+}
+
+/// A replica of the largest model: loaded on the GPU, being loaded on the processor.
+fn replica(device: &str, running: u32) -> ReplicaReport {
+    let loaded = device == "cuda-0";
+    ReplicaReport {
+        model: "Qwen/Qwen3-0.6B:Q8_0".parse().unwrap(),
+        device: device.parse().unwrap(),
+        state: if loaded { ReplicaState::Loaded } else { ReplicaState::Loading },
+        context_length: if loaded { 32_768 } else { 0 },
+        memory: Bytes::mib(700),
+        load: ReplicaLoad { running, running_max: 8, waiting: 0, waiting_max: 64, ..ReplicaLoad::default() },
+        kind: ModelKind::Generate,
+        residency_priority: 100,
+        pinned: false,
+        idle: None,
+        load_time: loaded.then_some(Duration::from_secs(4)),
+        progress: if loaded { 1.0 } else { 0.4 },
+        prefixes: None,
     }
 }
 
@@ -365,7 +418,23 @@ pub(crate) fn config() -> ApiConfig {
         profile: "debug".to_owned(),
         features: vec!["cuda".to_owned()],
     };
-    ApiConfig { now: || SystemTime::UNIX_EPOCH + Duration::from_secs(1_770_000_000), ..ApiConfig::new(version) }
+    let words = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect();
+    let host = Host {
+        hostname: Some("box".to_owned()),
+        os: Some("Linux (A distribution 1)".to_owned()),
+        kernel: Some("6.1.0".to_owned()),
+        architecture: Some("x86_64".to_owned()),
+        cpu: Cpu { name: Some("A processor".to_owned()), threads: Some(8), instruction_sets: words(&["portable", "avx2"]) },
+        memory_total_mb: Some(16_000),
+        memory_available_mb: Some(9_000),
+        cuda_version: Some("12.8".to_owned()),
+        driver_version: None,
+        cuda_unavailable_reason: None,
+        families: words(&["llama", "bert"]),
+        weight_formats: words(&["F32", "Q8_0"]),
+    };
+    let host = LookAtHost::new(move || host.clone());
+    ApiConfig { host, now: || SystemTime::UNIX_EPOCH + Duration::from_secs(1_770_000_000), ..ApiConfig::new(version) }
 }
 
 pub(crate) fn app(cluster: &Arc<Scripted>) -> Router {

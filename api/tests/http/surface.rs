@@ -40,6 +40,58 @@ async fn models_are_listed_in_the_shape_of_the_vendor_who_is_asked() {
 }
 
 #[tokio::test]
+async fn a_client_is_told_where_a_model_is_served_and_what_it_can_do() {
+    // CX-28, CX-44
+    let cluster = Scripted::new(vec![]);
+    let mut shown = String::new();
+    for path in [
+        "/v1/models/Qwen/Qwen3-0.6B:Q8_0/endpoint",
+        "/models/Qwen%2FQwen3-0.6B%3AQ8_0/endpoint",
+        "/v1/models/fast/endpoint",
+        "/v1/models/shelf/endpoint",
+        "/v1/models/pip/endpoint",
+        "/v1/models/none/such/endpoint",
+        "/v1/models/fast/capabilities",
+        "/models/shelf/capabilities",
+        "/v1/models/slow/capabilities",
+        "/v1/models/none/capabilities",
+    ] {
+        shown += &format!("=== {path}\n{}\n\n", ask(&cluster, get(path)).await.shown());
+    }
+    let anthropic = with(get("/v1/models/none/endpoint"), &[("anthropic-version", "2023-06-01")]);
+    shown += &format!("=== none, asked in the other dialect\n{}\n", ask(&cluster, anthropic).await.shown());
+    assert_snapshot!(shown);
+}
+
+#[tokio::test]
+async fn a_model_that_is_called_as_a_path_ends_is_found_first() {
+    let mut cluster = Scripted::new(vec![]);
+    Arc::get_mut(&mut cluster).unwrap().names_of_paths = true;
+    for (path, field, expected) in [
+        ("/v1/models/pip/endpoint", "id", "pip/endpoint"),
+        ("/v1/models/pip/endpoint/endpoint", "model_id", "pip/endpoint"),
+        ("/v1/models/pip/capabilities", "model_id", "pip"),
+        ("/v1/models/load", "id", "load"),
+        ("/v1/models/load/endpoint", "model_id", "load"),
+    ] {
+        let answered = ask(&cluster, get(path)).await;
+        assert_eq!((answered.status.as_u16(), answered.json()[field].as_str()), (200, Some(expected)), "{path}: {}", answered.body);
+    }
+}
+
+#[tokio::test]
+async fn a_node_says_what_its_machine_is() {
+    // CX-45
+    let cluster = Scripted::new(vec![]);
+    assert_snapshot!(ask(&cluster, get("/discovery")).await.shown());
+    let nothing = ApiConfig { host: plexus_api::LookAtHost::default(), ..config() };
+    let answered = Answered::of(router(cluster, nothing).oneshot(get("/discovery")).await.unwrap()).await.json();
+    for field in ["hostname", "kernel", "cuda_version", "driver_version", "cuda_unavailable_reason", "memory_total_mb"] {
+        assert!(answered.get(field).is_some_and(serde_json::Value::is_null), "what is not known is null: {field} in {answered}");
+    }
+}
+
+#[tokio::test]
 async fn health_is_200_only_while_something_can_be_served() {
     // CX-49
     for (health, status) in

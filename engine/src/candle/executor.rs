@@ -12,7 +12,7 @@ use super::load::load;
 use crate::batch::{Batch, BatchOutput};
 use crate::embed::{EmbedWork, Readout};
 use crate::error::EngineError;
-use crate::executor::{DeviceDescription, Executor, Held, KvPlan, Slot};
+use crate::executor::{DeviceDescription, Executor, GpuDescription, Held, KvPlan, Slot};
 use crate::host;
 use crate::layout::Layout;
 use crate::model::{ModelFiles, step_tokens};
@@ -46,10 +46,10 @@ impl CandleExecutor {
     ///
     /// Errors: [`EngineError::Device`] if there is no such device, [`EngineError::Unsupported`] if this build has no support for it.
     pub fn open(id: DeviceId, memory_share: f32) -> Result<Self, EngineError> {
-        let (device, name, memory) = match id.kind {
+        let (device, name, memory, gpu) = match id.kind {
             DeviceKind::Cpu => {
                 let (name, memory) = host::describe(id)?;
-                (Device::Cpu, name, memory)
+                (Device::Cpu, name, memory, None)
             }
             DeviceKind::Cuda => open_cuda(id)?,
         };
@@ -57,7 +57,7 @@ impl CandleExecutor {
         let single = rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| format!("{id}-small")).build();
         let single = single.map_err(|error| EngineError::Device { device: id, reason: error.to_string() })?;
         let alone = Team::new(1).map_err(|error| EngineError::Device { device: id, reason: error.to_string() })?;
-        Ok(Self { description: DeviceDescription { id, name, memory_total }, device, models: HashMap::new(), single, alone })
+        Ok(Self { description: DeviceDescription { id, name, memory_total, gpu }, device, models: HashMap::new(), single, alone })
     }
 
     /// The device, as candle knows it.
@@ -147,14 +147,20 @@ impl Executor for CandleExecutor {
     }
 }
 
+/// A device, its name, the bytes of its memory, and what else it tells of itself.
+type Opened = (Device, String, u64, Option<GpuDescription>);
+
 #[cfg(feature = "cuda")]
-fn open_cuda(id: DeviceId) -> Result<(Device, String, u64), EngineError> {
+fn open_cuda(id: DeviceId) -> Result<Opened, EngineError> {
     let failed = |reason: String| EngineError::Device { device: id, reason };
     let device = Device::new_cuda(id.ordinal as usize).map_err(|error| failed(error.to_string()))?;
     let context = cudarc::driver::CudaContext::new(id.ordinal as usize).map_err(|error| failed(error.to_string()))?;
     let name = context.name().map_err(|error| failed(error.to_string()))?;
     let (_free, total) = context.mem_get_info().map_err(|error| failed(error.to_string()))?;
-    Ok((device, name, total as u64))
+    let capability = context.compute_capability().ok();
+    let compute_capability = capability.and_then(|(major, minor)| Some((u32::try_from(major).ok()?, u32::try_from(minor).ok()?)));
+    let gpu = GpuDescription { memory: Bytes(total as u64), compute_capability };
+    Ok((device, name, total as u64, Some(gpu)))
 }
 
 /// Memory that nobody has, other programs included; absent where the device does not tell.
@@ -173,7 +179,7 @@ fn free_memory(_id: DeviceId) -> Option<Bytes> {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open_cuda(id: DeviceId) -> Result<(Device, String, u64), EngineError> {
+fn open_cuda(id: DeviceId) -> Result<Opened, EngineError> {
     Err(EngineError::unsupported(format!("device {id}"), "cpu-0; build with the feature cuda for NVIDIA GPUs"))
 }
 

@@ -61,7 +61,7 @@ impl CpuExecutor {
         let memory_total = Bytes((memory as f64 * f64::from(memory_share.clamp(0.0, 1.0))) as u64);
         let team = |n_threads| Team::new(n_threads).map_err(|error| EngineError::Device { device: id, reason: error.to_string() });
         Ok(Self {
-            description: DeviceDescription { id, name, memory_total },
+            description: DeviceDescription { id, name, memory_total, gpu: None },
             team: team(n_threads.unwrap_or_else(host::n_cores))?,
             single: team(1)?,
             models: HashMap::new(),

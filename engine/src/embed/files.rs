@@ -16,6 +16,9 @@ const MAX_LAYERS: u64 = 1024;
 /// Longest text taken, in tokens. A text is computed in one go: one of 8,192 tokens takes 9 GB and minutes, in which nothing else is served.
 const TEXT_MAX: u32 = 2048;
 
+/// The families of encoders that are taken, as `model_type` names them.
+pub(crate) const FAMILIES: [&str; 3] = ["bert", "xlm-roberta", "roberta"];
+
 /// Which encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EncoderFamily {
@@ -42,16 +45,23 @@ pub(crate) struct EncoderFiles {
     pub(crate) working: Bytes,
 }
 
+impl EncoderFamily {
+    /// The one that `model_type` names.
+    pub(crate) fn of(model_type: &str) -> Option<Self> {
+        match model_type {
+            "bert" => Some(Self::Bert),
+            "xlm-roberta" | "roberta" => Some(Self::Roberta),
+            _ => None,
+        }
+    }
+}
+
 impl EncoderFiles {
     /// Opens the encoder in `folder`; `None` if its `config.json` tells of another kind of model.
     pub(crate) fn open(folder: &Path) -> Result<Option<Self>, EngineError> {
         let path = folder.join("config.json");
         let Some(mut config) = read_json(&path)? else { return Ok(None) };
-        let family = match config.get("model_type").and_then(Value::as_str) {
-            Some("bert") => EncoderFamily::Bert,
-            Some("xlm-roberta" | "roberta") => EncoderFamily::Roberta,
-            _ => return Ok(None),
-        };
+        let Some(family) = config.get("model_type").and_then(Value::as_str).and_then(EncoderFamily::of) else { return Ok(None) };
         fill_defaults(&mut config);
         for (key, usual) in [("position_embedding_type", "absolute".into()), ("is_decoder", Value::Bool(false))] {
             if let Some(other) = config.get(key).filter(|value| **value != usual) {

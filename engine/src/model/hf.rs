@@ -1,6 +1,6 @@
 //! Model folders as Hugging Face libraries write them: `config.json`, `generation_config.json`, `*.safetensors`.
 
-mod config;
+pub(crate) mod config;
 mod fields;
 mod rope;
 mod tensors;

@@ -112,7 +112,7 @@ fn a_node_without_devices_lists_its_models_for_others_all_the_same() {
 fn pages_may_call_this_machine_only_by_names_that_are_known() {
     let mut config = Config::default();
     config.http.allowed_hosts = vec!["models.example".to_owned()];
-    assert_eq!(http_config(&config, ["Box", "n1"]).api.host_names.unwrap(), ["box", "n1", "models.example"]);
+    assert_eq!(http_config(&config, ["Box", "n1"], LookAtHost::default()).api.host_names.unwrap(), ["box", "n1", "models.example"]);
     config.http.allowed_hosts = vec!["*".to_owned()];
-    assert!(http_config(&config, ["box", "n1"]).api.host_names.is_none());
+    assert!(http_config(&config, ["box", "n1"], LookAtHost::default()).api.host_names.is_none());
 }

@@ -108,6 +108,7 @@ pub(crate) static KEYS: &[Key] = &[
     key("streams", "load_timeout", Kind::Text, DURATION),
     key("streams", "attempts_max", Kind::Integer, COUNT),
     key("streams", "window_tokens", Kind::Integer, COUNT),
+    key("streams", "prompt_time_max", Kind::Text, "a time, such as \"60s\", or \"0s\" for any"),
     key("supervision", "restarts_max", Kind::Integer, "a whole number"),
     key("supervision", "within", Kind::Text, DURATION),
     key("shutdown", "drain_timeout", Kind::Text, "a time, such as \"10s\""),

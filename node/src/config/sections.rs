@@ -283,6 +283,8 @@ pub(crate) struct StreamsSection {
     pub(crate) load_timeout: Duration,
     pub(crate) attempts_max: u32,
     pub(crate) window_tokens: u32,
+    #[serde(with = "humantime_serde")]
+    pub(crate) prompt_time_max: Duration,
 }
 
 impl Default for StreamsSection {
@@ -295,6 +297,7 @@ impl Default for StreamsSection {
             load_timeout: Duration::from_secs(300),
             attempts_max: 4,
             window_tokens: 1024,
+            prompt_time_max: Duration::ZERO,
         }
     }
 }

@@ -65,6 +65,7 @@ fn quantities(valid: &ValidConfig) -> Result<(), ConfigError> {
     let may_be_zero = [
         ("eviction.keep_warm", eviction.keep_warm),
         ("eviction.idle_unload", eviction.idle_unload),
+        ("streams.prompt_time_max", streams.prompt_time_max),
         ("shutdown.drain_timeout", shutdown.drain_timeout),
     ];
     for (key, duration) in durations.into_iter().chain(may_be_zero) {

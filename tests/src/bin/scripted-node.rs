@@ -193,6 +193,7 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
             load_timeout: Duration::from_secs(300),
             attempts_max: 4,
             window_tokens: options.window_tokens,
+            prompt_time_max: None,
         },
         http: HttpConfig {
             api: ApiConfig::new(VersionInfo {

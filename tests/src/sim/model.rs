@@ -117,7 +117,8 @@ pub struct SimExecutor {
 
 impl Executor for SimExecutor {
     fn describe(&self) -> DeviceDescription {
-        DeviceDescription { id: DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, name: "simulated".into(), memory_total: Bytes::mib(1024) }
+        let id = DeviceId { kind: DeviceKind::Cpu, ordinal: 0 };
+        DeviceDescription { id, name: "simulated".into(), memory_total: Bytes::mib(1024), gpu: None }
     }
 
     fn load(&mut self, slot: Slot, _: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {

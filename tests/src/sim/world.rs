@@ -49,6 +49,7 @@ impl Default for SimConfig {
                 load_timeout: Duration::from_secs(10),
                 attempts_max: 4,
                 window_tokens: 32,
+                prompt_time_max: None,
             },
             timing: NetTiming::default(),
             replica: ReplicaProfile {

@@ -37,6 +37,25 @@ async fn models_are_loaded_and_unloaded_by_hand_where_one_says_and_refused_where
     let chosen = reply.json["considered"].as_array().and_then(|all| all.iter().find(|place| place["chosen"] == true)).cloned();
     assert_eq!(chosen.expect("a place was chosen")["place"], "b/cpu-0");
     assert_eq!((loaded(&a).await, loaded(&b).await), (vec![], vec!["x".to_owned()]));
+    let endpoint = |model: &'static str| {
+        let client = a.client().clone();
+        async move { client.get(&format!("/v1/models/{model}/endpoint")).await.expect("the node answers").json }
+    };
+    let served = endpoint("x").await;
+    assert_eq!(
+        (&served["status"], &served["node"], &served["url"]),
+        (&json!("loaded"), &json!("b"), &json!(b.client().base())),
+        "{served}"
+    );
+    assert_eq!(served["locations"][0]["url"], served["url"]);
+    answer(&plexus_tests::Client::new(served["url"].as_str().expect("a URL")), "x").await;
+    let not_yet = endpoint("stays").await;
+    let told = [&not_yet["status"], &not_yet["node"], &not_yet["url"], &not_yet["device"]];
+    assert_eq!(
+        told,
+        [&json!("unloaded"), &json!("a"), &json!(a.client().base()), &Value::Null],
+        "the node that answers will have it loaded"
+    );
     let again = post(&a, "load", json!({"model": "x"})).await;
     assert_eq!((again.status, &again.json["status"]), (200, &json!("loaded")), "{}", again.text);
     assert!(again.json["decision"].as_str().is_some_and(|text| text.contains("b/cpu-0")), "{}", again.text);

@@ -16,6 +16,7 @@ fn config() -> StreamsConfig {
         load_timeout: Duration::from_secs(10),
         attempts_max: 3,
         window_tokens: 8,
+        prompt_time_max: None,
     }
 }
 

@@ -11,7 +11,26 @@ use crate::model::config::{Activation, Family, FfnConfig, MAX_LAYERS, ModelConfi
 use crate::model::facts::{Facts, LayerFacts, slides_by_period};
 use crate::model::rope::RopeScaling;
 
-const SUPPORTED_FAMILIES: &str = "llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe, gemma, gemma2, gemma3, gemma3_text, phi3, smollm3, olmo2, granite, glm4, starcoder2";
+/// The families of decoders that are taken, as `model_type` names them.
+pub(crate) const FAMILIES: [&str; 17] = [
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "phi3",
+    "smollm3",
+    "olmo2",
+    "granite",
+    "glm4",
+    "starcoder2",
+];
 
 /// The part of a configuration that describes the decoder of text: models that also see have it in an object of its own.
 pub(super) fn text_part<'a>(file: &'a Path, json: &'a Value) -> Fields<'a> {
@@ -21,7 +40,7 @@ pub(super) fn text_part<'a>(file: &'a Path, json: &'a Value) -> Fields<'a> {
 }
 
 /// The family.
-pub(super) fn family(file: &Path, json: &Value) -> Result<Family, EngineError> {
+pub(crate) fn family(file: &Path, json: &Value) -> Result<Family, EngineError> {
     let top = Fields { file, json };
     let text = text_part(file, json);
     let name = text.text("model_type").or_else(|| top.text("model_type")).ok_or_else(|| top.missing("model_type"))?;
@@ -42,7 +61,7 @@ pub(super) fn family(file: &Path, json: &Value) -> Result<Family, EngineError> {
         "granite" => Family::Granite,
         "glm4" => Family::Glm4,
         "starcoder2" => Family::Starcoder2,
-        other => return Err(EngineError::unsupported(format!("model family {other:?}"), SUPPORTED_FAMILIES)),
+        other => return Err(EngineError::unsupported(format!("model family {other:?}"), FAMILIES.join(", "))),
     })
 }
 
