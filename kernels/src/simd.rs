@@ -157,12 +157,19 @@ pub(crate) trait Simd: Copy {
     /// The first four words of each of sixteen rows, which begin `stride` bytes from each other, word by word: `[4, 16]` words. The bits of `flip`
     /// are turned round in each.
     ///
-    /// If `PAST`, they go past the caches where the processor can: for what is written line after line and not read soon. Then see [`Simd::fence`].
-    ///
     /// # Panics
     /// If the rows lie beyond the end of `rows`.
-    fn transpose<const PAST: bool>(rows: &[u8], stride: usize, flip: u32, out: &mut [u8; 16 * LANES]);
-    /// What [`Simd::transpose`] wrote before it is there before anything that is written after it, for other threads too.
+    fn transpose(rows: &[u8], stride: usize, flip: u32, out: &mut [u8; 16 * LANES]);
+    /// Copies bytes past the caches where the processor can: lines that are written whole and not read soon are then not
+    /// fetched before. Then see [`Simd::fence`].
+    ///
+    /// # Panics
+    /// If they are not of the same length.
+    #[inline(always)]
+    fn copy_past(from: &[u8], out: &mut [u8]) {
+        out.copy_from_slice(from);
+    }
+    /// What [`Simd::copy_past`] wrote before it is there before anything that is written after it, for other threads too.
     #[inline(always)]
     fn fence() {}
 
@@ -337,7 +344,7 @@ impl Simd for Portable {
         }
     }
     #[inline(always)]
-    fn transpose<const PAST: bool>(rows: &[u8], stride: usize, flip: u32, out: &mut [u8; 16 * LANES]) {
+    fn transpose(rows: &[u8], stride: usize, flip: u32, out: &mut [u8; 16 * LANES]) {
         let lines = out.as_chunks_mut::<{ 4 * LANES }>().0;
         for row in 0..LANES {
             let words = rows[row * stride..][..16].as_chunks::<4>().0;
@@ -358,6 +365,25 @@ mod tests {
         S::store(S::tanh(v), &mut out[1]);
         S::store(S::splat(S::sum(v)), &mut out[2]);
         S::store(S::splat(S::largest(v)), &mut out[3]);
+    }
+
+    fn copy_past<S: Simd>(from: &[u8], out: &mut [u8]) {
+        S::copy_past(from, out);
+        S::fence();
+    }
+
+    #[test]
+    fn bytes_are_copied_past_the_caches_wherever_they_begin_and_end() {
+        let from: Vec<u8> = (0..400u32).map(|i| (i * 7 >> 1) as u8).collect();
+        for isa in OpsIsa::all() {
+            for (start, len) in (0..130).flat_map(|start| [0, 1, 31, 63, 64, 65, 127, 128, 200, 270].map(|len| (start, len))) {
+                let (from, mut out) = (&from[start / 2..start / 2 + len], vec![0xab; 400]);
+                let part = &mut out[start..start + len];
+                on_isa!(isa, copy_past(from: &[u8], part: &mut [u8]) using (from, part));
+                assert!(out[start..start + len] == *from, "{isa:?}: {len} bytes at {start}");
+                assert!(out[..start].iter().chain(&out[start + len..]).all(|byte| *byte == 0xab), "{isa:?}: {len} bytes at {start}");
+            }
+        }
     }
 
     #[test]

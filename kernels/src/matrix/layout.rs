@@ -116,6 +116,11 @@ impl Layout {
         }
     }
 
+    /// Bytes of a row of a file that go into one tile.
+    pub(super) fn row_bytes(&self) -> usize {
+        self.columns / self.format.block_len() * self.format.block_bytes()
+    }
+
     /// Tiles in a row of tiles that covers `columns` columns.
     pub(super) fn n_blocks(&self, columns: usize) -> usize {
         columns.div_ceil(self.columns)

@@ -9,6 +9,9 @@ use crate::simd::{OpsIsa, Simd, on_isa};
 /// Bytes of four words of each row.
 const FOUR: usize = 4 * 4 * TILE_ROWS;
 
+/// Bytes of tiles that are put together where they stay in the first cache, before they leave it line by line: memory is then only written.
+const PIECE: usize = 4 << 10;
+
 /// Packs up to 16 rows of `row_bytes` bytes, which follow each other in `rows`, into `tiles`. Rows that are missing become some that give 0.
 pub(super) fn pack(layout: &'static Layout, row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
     pack_as(OpsIsa::best(), layout, row_bytes, rows, tiles);
@@ -21,60 +24,70 @@ pub(super) fn pack_as(isa: OpsIsa, layout: &'static Layout, row_bytes: usize, ro
         all[..rows.len()].copy_from_slice(rows);
         return pack_as(isa, layout, row_bytes, &all, tiles);
     }
-    on_isa!(isa, pack_rows(layout: &Layout, row_bytes: usize, rows: &[u8], tiles: &mut [u8]) using (layout, row_bytes, rows, tiles));
+    on_isa!(isa, pack_pieces(layout: &Layout, row_bytes: usize, rows: &[u8], tiles: &mut [u8]) using (layout, row_bytes, rows, tiles));
 }
 
 #[inline(always)]
-fn pack_rows<S: Simd>(layout: &Layout, row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
+fn pack_pieces<S: Simd>(layout: &Layout, row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
+    let mut room = [0; PIECE];
+    let n_tiles = PIECE / layout.tile;
+    let n_bytes = n_tiles * layout.row_bytes();
+    for (piece, tiles) in tiles.chunks_mut(n_tiles * layout.tile).enumerate() {
+        let from = piece * n_bytes;
+        let room = &mut room[..tiles.len()];
+        pack_rows::<S>(layout, n_bytes.min(row_bytes - from), row_bytes, &rows[from..], room);
+        S::copy_past(room, tiles);
+    }
+    S::fence();
+}
+
+/// Packs `n_bytes` bytes of each of sixteen rows, which begin `stride` bytes from each other.
+#[inline(always)]
+fn pack_rows<S: Simd>(layout: &Layout, n_bytes: usize, stride: usize, rows: &[u8], tiles: &mut [u8]) {
     // Where the layout is known to the compiler, a block is moved without a branch.
     match layout.format {
-        Format::F16 => pack_halves(row_bytes, rows, tiles),
-        Format::F32 | Format::Bf16 => pack_words::<S>(row_bytes, rows, tiles),
-        Format::Q8_0 => pack_q8_0::<S>(row_bytes, rows, tiles),
-        Format::Q4_0 => pack_blocks::<S>(&Q4_0, row_bytes, rows, tiles),
-        Format::Q4_1 => pack_blocks::<S>(&Q4_1, row_bytes, rows, tiles),
-        Format::Q5_0 => pack_blocks::<S>(&Q5_0, row_bytes, rows, tiles),
-        Format::Q5_1 => pack_blocks::<S>(&Q5_1, row_bytes, rows, tiles),
-        Format::Q2K => pack_blocks::<S>(&Q2K, row_bytes, rows, tiles),
-        Format::Q3K => pack_blocks::<S>(&Q3K, row_bytes, rows, tiles),
-        Format::Q4K => pack_k::<S>(&Q4K, row_bytes, rows, tiles),
-        Format::Q5K => pack_k::<S>(&Q5K, row_bytes, rows, tiles),
-        Format::Q6K => pack_blocks::<S>(&Q6K, row_bytes, rows, tiles),
-        Format::Iq4Nl => pack_blocks::<S>(&IQ4_NL, row_bytes, rows, tiles),
-        Format::Iq4Xs => pack_blocks::<S>(&IQ4_XS, row_bytes, rows, tiles),
+        Format::F16 => pack_halves(n_bytes, stride, rows, tiles),
+        Format::F32 | Format::Bf16 => pack_words::<S>(n_bytes, stride, rows, tiles),
+        Format::Q8_0 => pack_q8_0::<S>(stride, rows, tiles),
+        Format::Q4_0 => pack_blocks::<S>(&Q4_0, stride, rows, tiles),
+        Format::Q4_1 => pack_blocks::<S>(&Q4_1, stride, rows, tiles),
+        Format::Q5_0 => pack_blocks::<S>(&Q5_0, stride, rows, tiles),
+        Format::Q5_1 => pack_blocks::<S>(&Q5_1, stride, rows, tiles),
+        Format::Q2K => pack_blocks::<S>(&Q2K, stride, rows, tiles),
+        Format::Q3K => pack_blocks::<S>(&Q3K, stride, rows, tiles),
+        Format::Q4K => pack_k::<S>(&Q4K, stride, rows, tiles),
+        Format::Q5K => pack_k::<S>(&Q5K, stride, rows, tiles),
+        Format::Q6K => pack_blocks::<S>(&Q6K, stride, rows, tiles),
+        Format::Iq4Nl => pack_blocks::<S>(&IQ4_NL, stride, rows, tiles),
+        Format::Iq4Xs => pack_blocks::<S>(&IQ4_XS, stride, rows, tiles),
     }
 }
 
 /// Rows of 2 bytes for each number.
 #[inline(always)]
-fn pack_halves(row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
-    /// Numbers that are moved row by row: their lanes stay in the first cache.
-    const PIECE: usize = 64;
-    for (p, tiles) in tiles.chunks_mut(PIECE * 2 * TILE_ROWS).enumerate() {
-        let lanes = tiles.as_chunks_mut::<2>().0;
-        for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
-            let at = p * PIECE * 2;
-            let numbers = bytes[at..bytes.len().min(at + PIECE * 2)].as_chunks::<2>().0;
-            for (number, lanes) in numbers.iter().zip(lanes.chunks_exact_mut(TILE_ROWS)) {
-                lanes[row % TILE_ROWS] = *number;
-            }
+fn pack_halves(n_bytes: usize, stride: usize, rows: &[u8], tiles: &mut [u8]) {
+    let lanes = tiles.as_chunks_mut::<2>().0;
+    for row in 0..TILE_ROWS {
+        let numbers = rows[row * stride..][..n_bytes].as_chunks::<2>().0;
+        for (number, lanes) in numbers.iter().zip(lanes.as_chunks_mut::<TILE_ROWS>().0) {
+            lanes[row] = *number;
         }
     }
 }
 
 /// Rows of words: a number of 4 bytes, or two of 2 bytes, of which an odd last one has the neighbour 0.
 #[inline(always)]
-fn pack_words<S: Simd>(row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
-    let n_whole = row_bytes / 16;
+fn pack_words<S: Simd>(n_bytes: usize, stride: usize, rows: &[u8], tiles: &mut [u8]) {
+    let n_whole = n_bytes / 16;
     let (fours, rest) = tiles.split_at_mut(n_whole * FOUR);
     for (i, out) in fours.as_chunks_mut::<FOUR>().0.iter_mut().enumerate() {
-        S::transpose::<true>(&rows[16 * i..], row_bytes, 0, out);
+        S::transpose(&rows[16 * i..], stride, 0, out);
     }
-    S::fence();
     if !rest.is_empty() {
         rest.fill(0);
-        for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
-            for (word, lanes) in bytes[16 * n_whole..].chunks(4).zip(rest.as_chunks_mut::<{ 4 * TILE_ROWS }>().0) {
+        for row in 0..TILE_ROWS {
+            let bytes = &rows[row * stride..][16 * n_whole..n_bytes];
+            for (word, lanes) in bytes.chunks(4).zip(rest.as_chunks_mut::<{ 4 * TILE_ROWS }>().0) {
                 lanes[4 * row..][..word.len()].copy_from_slice(word);
             }
         }
@@ -83,23 +96,23 @@ fn pack_words<S: Simd>(row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
 
 /// As [`pack_blocks`] of Q8_0, without a record on the way: the largest files have this format, and reading one is then waiting for memory.
 #[inline(always)]
-fn pack_q8_0<S: Simd>(row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
+fn pack_q8_0<S: Simd>(stride: usize, rows: &[u8], tiles: &mut [u8]) {
     const BLOCK: usize = Format::Q8_0.block_bytes();
     for (b, tile) in tiles.as_chunks_mut::<{ BLOCK * TILE_ROWS }>().0.iter_mut().enumerate() {
         let (scales, words) = tile.split_at_mut(2 * TILE_ROWS);
         let rows = &rows[b * BLOCK..];
         for (row, scale) in scales.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-            scale.copy_from_slice(&rows[row * row_bytes..][..2]);
+            scale.copy_from_slice(&rows[row * stride..][..2]);
         }
         for (i, out) in words.as_chunks_mut::<FOUR>().0.iter_mut().enumerate() {
-            S::transpose::<false>(&rows[2 + 16 * i..], row_bytes, 0x8080_8080, out);
+            S::transpose(&rows[2 + 16 * i..], stride, 0x8080_8080, out);
         }
     }
 }
 
 /// As [`pack_blocks`] of Q4_K and Q5_K, without a record on the way: the packed scales of sixteen rows are spread together.
 #[inline(always)]
-fn pack_k<S: Simd>(layout: &Layout, row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
+fn pack_k<S: Simd>(layout: &Layout, stride: usize, rows: &[u8], tiles: &mut [u8]) {
     /// Bytes of a block before its words: d, dmin, packed scales and minima.
     const PACKED: usize = 16;
     /// The same of a tile, spread.
@@ -107,18 +120,17 @@ fn pack_k<S: Simd>(layout: &Layout, row_bytes: usize, rows: &[u8], tiles: &mut [
     for (b, tile) in tiles.chunks_exact_mut(layout.tile).enumerate() {
         let blocks = &rows[b * layout.format.block_bytes()..];
         let (head, words) = tile.split_first_chunk_mut::<SPREAD>().expect("a tile begins with its scales");
-        spread_scales::<S>(blocks, row_bytes, head);
+        spread_scales::<S>(blocks, stride, head);
         for (i, out) in words.as_chunks_mut::<FOUR>().0.iter_mut().enumerate() {
-            S::transpose::<true>(&blocks[PACKED + 16 * i..], row_bytes, 0, out);
+            S::transpose(&blocks[PACKED + 16 * i..], stride, 0, out);
         }
     }
-    S::fence();
 }
 
 /// d and dmin, eight scales, eight minima as four pairs: field after field, each of sixteen rows.
 #[inline(always)]
-fn spread_scales<S: Simd>(blocks: &[u8], row_bytes: usize, head: &mut [u8; 20 * TILE_ROWS]) {
-    let [d, low_scales, low_mins, high] = lanes::<S>(blocks, row_bytes);
+fn spread_scales<S: Simd>(blocks: &[u8], stride: usize, head: &mut [u8; 20 * TILE_ROWS]) {
+    let [d, low_scales, low_mins, high] = lanes::<S>(blocks, stride);
     let (d_out, rest) = head.split_at_mut(4 * TILE_ROWS);
     let (scales_out, mins_out) = rest.split_at_mut(8 * TILE_ROWS);
     write_halves(&d, d_out);
@@ -137,7 +149,7 @@ type Lanes = [u32; TILE_ROWS];
 #[inline(always)]
 fn lanes<S: Simd>(rows: &[u8], stride: usize) -> [Lanes; 4] {
     let mut bytes = [0; FOUR];
-    S::transpose::<false>(rows, stride, 0, &mut bytes);
+    S::transpose(rows, stride, 0, &mut bytes);
     let words = bytes.as_chunks::<4>().0;
     std::array::from_fn(|i| std::array::from_fn(|row| u32::from_le_bytes(words[i * TILE_ROWS + row])))
 }
@@ -163,18 +175,18 @@ fn write_bytes(lanes: &Lanes, out: &mut [u8]) {
 }
 
 #[inline(always)]
-fn pack_blocks<S: Simd>(layout: &Layout, row_bytes: usize, rows: &[u8], tiles: &mut [u8]) {
+fn pack_blocks<S: Simd>(layout: &Layout, stride: usize, rows: &[u8], tiles: &mut [u8]) {
     let mut records = [0u8; RECORD_MAX * TILE_ROWS];
     let block_bytes = layout.format.block_bytes();
     for (b, tile) in tiles.chunks_exact_mut(layout.tile).enumerate() {
         let blocks = &rows[b * block_bytes..];
         let (records, stride) = if expands(layout.format) {
             for (row, record) in records.as_chunks_mut::<RECORD_MAX>().0.iter_mut().enumerate() {
-                expand(layout.format, &blocks[row * row_bytes..][..block_bytes], record);
+                expand(layout.format, &blocks[row * stride..][..block_bytes], record);
             }
             (&records[..], RECORD_MAX)
         } else {
-            (blocks, row_bytes)
+            (blocks, stride)
         };
         for field in layout.fields {
             match field.width {
@@ -183,7 +195,7 @@ fn pack_blocks<S: Simd>(layout: &Layout, row_bytes: usize, rows: &[u8], tiles: &
                 _ if field.count.is_multiple_of(4) => {
                     for i in 0..field.count / 4 {
                         let out = tile[field.to + i * FOUR..].first_chunk_mut().expect("a field lies within its tile");
-                        S::transpose::<false>(&records[field.from + 16 * i..], stride, 0, out);
+                        S::transpose(&records[field.from + 16 * i..], stride, 0, out);
                     }
                 }
                 _ => scatter::<4>(field, records, stride, tile),

@@ -16,6 +16,9 @@ macro_rules! instructions {
     };
 }
 
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
+
 /// Where sixteen rows begin, of which 16 bytes are looked at.
 #[inline(always)]
 fn start_of_rows(rows: &[u8], stride: usize) -> *const u8 {
@@ -35,11 +38,15 @@ unsafe fn every_fourth_row(row: *const u8, stride: usize) -> __m512i {
     }
 }
 
-/// Writes 64 bytes, if `PAST` past the caches, where they fill a line, which is then not fetched before.
+/// Both from where `out` begins a line of the cache, cut to whole lines, what is before them and what is after.
 #[inline(always)]
-unsafe fn write_line<const PAST: bool>(out: *mut u8, v: __m512i) {
-    // SAFETY: the caller's.
-    unsafe { if PAST && out.addr().is_multiple_of(64) { _mm512_stream_si512(out.cast(), v) } else { _mm512_storeu_si512(out.cast(), v) } }
+fn lines<'a>(from: &'a [u8], out: &'a mut [u8]) -> [(&'a [u8], &'a mut [u8]); 3] {
+    assert_eq!(from.len(), out.len(), "as many bytes as there is room for");
+    let before = out.as_ptr().align_offset(LINE).min(out.len());
+    let whole = (out.len() - before) / LINE * LINE;
+    let ((from, rest_from), (out, rest_out)) = (from.split_at(before), out.split_at_mut(before));
+    let ((lines_from, after_from), (lines_out, after_out)) = (rest_from.split_at(whole), rest_out.split_at_mut(whole));
+    [(from, out), (lines_from, lines_out), (after_from, after_out)]
 }
 
 /// 16 bytes of this row and of the fourth after it.
@@ -116,7 +123,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             };
             _mm256_storeu_si256(out.as_mut_ptr().cast(), words);
         }}
-        fn transpose<const PAST: bool>(rows: &[u8], stride: usize, flip: u32, out: &mut [u8; 16 * LANES]) {{
+        fn transpose(rows: &[u8], stride: usize, flip: u32, out: &mut [u8; 16 * LANES]) {{
             let flip = _mm512_set1_epi32(flip as i32);
             // Quarter `q` of register `i` is row `4 q + i`; then all quarters are transposed at once. No closures: they would not have the
             // instructions of the function around them.
@@ -128,10 +135,17 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
             let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
             let out = out.as_mut_ptr();
-            write_line::<PAST>(out, _mm512_unpacklo_epi64(ab, cd));
-            write_line::<PAST>(out.add(64), _mm512_unpackhi_epi64(ab, cd));
-            write_line::<PAST>(out.add(128), _mm512_unpacklo_epi64(ab_high, cd_high));
-            write_line::<PAST>(out.add(192), _mm512_unpackhi_epi64(ab_high, cd_high));
+            _mm512_storeu_si512(out.cast(), _mm512_unpacklo_epi64(ab, cd));
+            _mm512_storeu_si512(out.add(64).cast(), _mm512_unpackhi_epi64(ab, cd));
+            _mm512_storeu_si512(out.add(128).cast(), _mm512_unpacklo_epi64(ab_high, cd_high));
+            _mm512_storeu_si512(out.add(192).cast(), _mm512_unpackhi_epi64(ab_high, cd_high));
+        }}
+        fn copy_past(from: &[u8], out: &mut [u8]) {{
+            let [before, (from, out), after] = lines(from, out);
+            for (from, out) in from.chunks_exact(LINE).zip(out.chunks_exact_mut(LINE)) {
+                _mm512_stream_si512(out.as_mut_ptr().cast(), _mm512_loadu_si512(from.as_ptr().cast()));
+            }
+            [before, after].into_iter().for_each(|(from, out)| out.copy_from_slice(from));
         }}
         fn fence() { _mm_sfence() }
         fn sum(v: __m512) -> f32 { _mm512_reduce_add_ps(v) }
@@ -214,7 +228,7 @@ impl Simd for Avx2 {
             let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(words[0], words[1]));
             _mm256_storeu_si256(out.as_mut_ptr().cast(), packed);
         }}
-        fn transpose<const PAST: bool>(rows: &[u8], stride: usize, flip: u32, out: &mut [u8; 16 * LANES]) {{
+        fn transpose(rows: &[u8], stride: usize, flip: u32, out: &mut [u8; 16 * LANES]) {{
             let flip = _mm256_set1_epi32(flip as i32);
             let first = start_of_rows(rows, stride);
             for half in 0..2 {
@@ -232,5 +246,13 @@ impl Simd for Avx2 {
                 _mm256_storeu_si256(out.add(192).cast(), _mm256_unpackhi_epi64(ab_high, cd_high));
             }
         }}
+        fn copy_past(from: &[u8], out: &mut [u8]) {{
+            let [before, (from, out), after] = lines(from, out);
+            for (from, out) in from.chunks_exact(32).zip(out.chunks_exact_mut(32)) {
+                _mm256_stream_si256(out.as_mut_ptr().cast(), _mm256_loadu_si256(from.as_ptr().cast()));
+            }
+            [before, after].into_iter().for_each(|(from, out)| out.copy_from_slice(from));
+        }}
+        fn fence() { _mm_sfence() }
     }
 }

@@ -36,7 +36,7 @@ fn transposed<S: Simd, const N: usize>(x: &[[f32; N]; LANES]) -> [S::V; N] {
         let mut four = [[0.0; LANES]; 4];
         // SAFETY: as many bytes as the floats have; whatever is written there is a float again.
         let out = unsafe { &mut *(&raw mut four).cast::<[u8; 16 * LANES]>() };
-        S::transpose::<false>(&bytes[16 * i..], 4 * N, 0, out);
+        S::transpose(&bytes[16 * i..], 4 * N, 0, out);
         for (column, numbers) in columns.iter_mut().zip(&four) {
             *column = S::load(numbers);
         }
