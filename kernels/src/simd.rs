@@ -374,7 +374,7 @@ mod tests {
 
     #[test]
     fn bytes_are_copied_past_the_caches_wherever_they_begin_and_end() {
-        let from: Vec<u8> = (0..400u32).map(|i| (i * 7 >> 1) as u8).collect();
+        let from: Vec<u8> = (0..400u32).map(|i| ((i * 7) >> 1) as u8).collect();
         for isa in OpsIsa::all() {
             for (start, len) in (0..130).flat_map(|start| [0, 1, 31, 63, 64, 65, 127, 128, 200, 270].map(|len| (start, len))) {
                 let (from, mut out) = (&from[start / 2..start / 2 + len], vec![0xab; 400]);
