@@ -7,6 +7,7 @@
 mod looks;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use plexus_engine::codec::Codec;
@@ -257,13 +258,19 @@ impl CatalogueState {
             return drop(reply.send(Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(1) })));
         };
         let (profile, shelf) = (profile.clone(), self.args.shelf.clone());
+        let reply = Arc::new(reply);
+        let asker = Arc::clone(&reply);
         let said = prepare::alone(move || {
+            if asker.is_closed() {
+                return Err(RequestError::Lost { message: "nobody waits for it any more".into() }); // as nobody hears
+            }
             let opened = load::open(&profile, &shelf).map_err(|message| RequestError::Unservable { message })?;
             check_kind(&profile.id, opened.facts().kind, kind)?;
             ask(opened.codec())
         });
         tokio::spawn(async move {
-            let _asker_left = reply.send(said.await);
+            let said = said.await;
+            let _asker_left = Arc::into_inner(reply).map(|reply| reply.send(said));
         });
     }
 

@@ -199,8 +199,11 @@ impl Inference for ClusterInference {
         request.model = self.resolve(&request.model);
         self.check_kind(&request.model, ModelKind::Embed)?;
         self.check_stopping(&request.model)?;
-        self.check_texts(&request).await?;
-        self.embedding.run(id, self.embed_all(id, request)).await
+        let checked = async {
+            self.check_texts(&request).await?;
+            self.embed_all(id, request).await
+        };
+        self.embedding.run(id, checked).await
     }
 
     async fn models(&self) -> Vec<ModelReport> {

@@ -1,6 +1,7 @@
 //! What nodes say to each other once their link stands. Encoded by [`crate::wire`]; carried by [`crate::peers`].
 //!
 //! Whoever changes a variant or a field raises [`crate::wire::VERSION`]: the bytes name neither, and only nodes of one version link up.
+//! A question that is added behind the others needs no new version: who does not know it says so ([`PeerError::Malformed`]).
 
 use plexus_types::{
     ActorReport, Catalogue, DeviceId, Embeddings, Explanation, Journal, ModelFacts, ModelId, ModelProfile, NodeSummary, RequestError,

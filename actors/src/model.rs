@@ -131,6 +131,8 @@ pub enum ModelMsg {
     IngressLost(NodeId),
     /// Somebody may have waited for a place for too long.
     LateDue,
+    /// What was told of the context may no longer hold.
+    ContextDue,
     /// What is in the prefix cache may have changed since the router was told.
     PrefixesDue,
     /// How many requests of clients of other nodes do you have? Those to embed texts whose clients are here are named.
@@ -160,6 +162,8 @@ pub struct ModelState {
     rejected: Rejected,
     /// Requests running and waiting as last reported to the router, and when.
     reported: Option<((u32, u32), Instant)>,
+    /// A [`ModelMsg::ContextDue`] is under way.
+    context_is_due: bool,
     /// What it has said of its prefix cache.
     said: Said,
     /// Will it be looked for those that have waited for a place for too long?
@@ -217,6 +221,7 @@ impl Actor for ModelActor {
             embeds: Embeds::default(),
             rejected: Rejected::default(),
             reported: None,
+            context_is_due: false,
             said: Said::default(),
             late_is_due: false,
             idle_since: None,
@@ -257,6 +262,7 @@ impl Actor for ModelActor {
             ModelMsg::Retire(reply) => drop(reply.send(state.on_retire())),
             ModelMsg::IngressLost(ingress) => state.on_ingress_lost(&ingress),
             ModelMsg::LateDue => state.on_late_due(),
+            ModelMsg::ContextDue => state.on_context_due(),
             ModelMsg::PrefixesDue => state.on_prefixes_due(),
             ModelMsg::AtWork(own, reply) => drop(reply.send(state.n_at_work(&own))),
             ModelMsg::Announce => state.announce(),

@@ -84,11 +84,12 @@ fn location<'a>(me: &NodeReport, node: &'a NodeReport, replica: &'a ReplicaRepor
     }
 }
 
-/// Where a client that reached `me` reaches `node`. An address of a machine's own is another machine's elsewhere; two nodes are on one machine if
-/// they take links on the same address.
+/// Where a client that reached `me` reaches `node`. An address of a machine's own is another machine's elsewhere: it is of use only to a client that
+/// is on the machine itself, as one of a node that answers its own machine only, and two nodes are on one machine if they take links on the same address.
 fn reached(me: &NodeReport, node: &NodeReport) -> Option<SocketAddr> {
     let (http, link) = (node.facts.http, node.facts.link.ip());
-    (node.this_node || !http.ip().is_loopback() || link == me.facts.link.ip()).then_some(http)
+    let beside = me.facts.http.ip().is_loopback() && link == me.facts.link.ip();
+    (node.this_node || !http.ip().is_loopback() || beside).then_some(http)
 }
 
 fn url(http: SocketAddr) -> String {
@@ -220,6 +221,8 @@ mod tests {
         let cluster = ClusterReport { cluster: "c".into(), nodes: away, conflicts: Vec::new() };
         assert_eq!(endpoint(&model(), &cluster).unwrap().locations[0].url, None);
         let beside = vec![me(NodeState::Up, vec![]), inward("10.0.0.1:3")];
-        assert_eq!(told(beside), at("b", Some("cpu-0"), "http://127.0.0.1:9"));
+        assert_eq!(told(beside), at("me", None, "http://10.0.0.1:1"), "whoever asks may be on another machine");
+        let both = vec![node("me", "127.0.0.1:8", ME.1, NodeState::Up, vec![]), inward("10.0.0.1:3")];
+        assert_eq!(told(both), at("b", Some("cpu-0"), "http://127.0.0.1:9"));
     }
 }

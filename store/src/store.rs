@@ -164,7 +164,7 @@ impl Store {
     /// for a while it asks once, for its way may be open.
     pub fn on_told(&self, why: &str) {
         if FetchError::tells_unreachable(why, &self.inner.config.endpoint) {
-            self.inner.reach.on_unreached(Instant::now());
+            self.inner.reach.on_told(Instant::now());
         }
     }
 

@@ -262,9 +262,5 @@ async fn a_long_request_is_answered_whole_though_the_node_that_holds_the_model_s
         assert!(vectors.iter().enumerate().all(|(i, one)| one["embedding"] == vectors[i % 7]["embedding"]), "each has its own");
         let status = holder.exit().await;
         assert!(status.success(), "{status}");
-        if let Some(other) = other {
-            let states = other.counters("embedded_pieces").await.unwrap();
-            assert!(states.values().sum::<u64>() > 0, "the rest went elsewhere: {states:?}");
-        }
     }
 }

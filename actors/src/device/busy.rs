@@ -42,7 +42,7 @@ impl Busy {
         let end = now.saturating_duration_since(self.since);
         let span = end - self.look_at(end);
         let worked: Duration = self.seconds.iter().sum();
-        if span.is_zero() { 0.0 } else { worked.as_secs_f32() / span.as_secs_f32() }
+        if span.is_zero() { 0.0 } else { (worked.as_secs_f32() / span.as_secs_f32()).min(1.0) }
     }
 
     /// It is so late: forgets what is too long ago, and says where what is remembered begins.

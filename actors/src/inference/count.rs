@@ -38,10 +38,10 @@ impl ClusterInference {
         if prompt_tokens >= max_tokens { Err(RequestError::ContextLength { prompt_tokens, max_tokens }) } else { Ok(()) }
     }
 
-    /// As [`MergedModel::context_length`], if no replica of the model is loaded.
+    /// As [`MergedModel::context_length`], if no replica of the model is loaded or is being loaded: one that is there refuses what is too long.
     fn context_if_cold(&self, model: &ModelId) -> Option<u32> {
         let view = self.view.read();
-        if view.candidates(model).any(|one| one.report.state == ReplicaState::Loaded) {
+        if view.candidates(model).any(|one| matches!(one.report.state, ReplicaState::Loaded | ReplicaState::Loading)) {
             return None;
         }
         view.catalogue().models.get(model)?.context_length()

@@ -75,8 +75,8 @@ fn part(request: &EmbedRequest, group: &[usize]) -> EmbedRequest {
     }
 }
 
-/// Those texts of a request that may have more than `max_tokens`, the longest first; nothing if none may. No token has less than a byte, but for
-/// those that are set around a text.
+/// Those texts of a request that may have more than `max_tokens`, the longest first; nothing if none may. But for those that
+/// are set around a text, a token has a byte at least, or else the replica refuses the text.
 pub(super) fn longer_than(request: &EmbedRequest, max_tokens: u32) -> Option<EmbedRequest> {
     let may_be = |index: &usize| match &request.inputs[*index] {
         EmbedInput::Text(text) => text.len() + SET_AROUND > max_tokens as usize,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use plexus_types::{Bytes, ModelKind, ReplicaLoad, ReplicaReport, ReplicaState};
 use tokio::time::Instant;
 
-use super::scheduler::Counts;
+use super::scheduler::{Counts, SPEED_BELIEVED};
 use super::{ModelMsg, ModelState, Phase};
 use crate::evictor::EvictorMsg;
 use crate::evictor::core::Standing;
@@ -145,6 +145,9 @@ impl ModelState {
             Phase::Loading { .. } => (ReplicaState::Loading, 0, Bytes(0), None, ModelKind::Generate),
             Phase::Loaded { resident, batcher } => {
                 let context_length = batcher.prompt_max(now).unwrap_or(u32::MAX).clamp(1, resident.plan.context_length);
+                if context_length < resident.plan.context_length && !std::mem::replace(&mut self.context_is_due, true) {
+                    self.args.address.tell_after(SPEED_BELIEVED, ModelMsg::ContextDue); // if nothing else is reported until then
+                }
                 (ReplicaState::Loaded, context_length, resident.memory, Some(resident.took), resident.kind)
             }
             Phase::Failed(reason) => (ReplicaState::Failed(reason.clone()), 0, Bytes(0), None, ModelKind::Generate),
@@ -170,6 +173,13 @@ impl ModelState {
             },
             prefixes,
         }));
+    }
+
+    /// A speed at which prompts were read is believed for a while only, and so is the context that follows from it.
+    pub(super) fn on_context_due(&mut self) {
+        self.context_is_due = false;
+        self.reported = None;
+        self.report();
     }
 
     pub(super) fn inspect(&self) -> Inspection {

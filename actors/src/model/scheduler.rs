@@ -31,6 +31,7 @@ use tokio::time::Instant;
 use self::draft::Record;
 use self::promise::Answers;
 use self::reading::Reading;
+pub(super) use self::reading::SPEED_BELIEVED;
 use self::speed::Did;
 pub use self::speed::Speeds;
 use super::prefixes::Prefixes;

@@ -6,8 +6,8 @@ use super::{LANES, Simd};
 
 /// Methods that are one expression of vector instructions.
 macro_rules! instructions {
-    ($($(#[$doc:meta])* fn $name:ident $(<const $flag:ident: bool>)? ($($argument:ident : $type:ty),*) $(-> $result:ty)? { $body:expr })*) => {
-        $($(#[$doc])* #[inline(always)] fn $name $(<const $flag: bool>)? ($($argument: $type),*) $(-> $result)? {
+    ($($(#[$doc:meta])* fn $name:ident ($($argument:ident : $type:ty),*) $(-> $result:ty)? { $body:expr })*) => {
+        $($(#[$doc])* #[inline(always)] fn $name ($($argument: $type),*) $(-> $result)? {
             // SAFETY: only `on_isa` names this type, in a function that enables the instructions on a processor that has them, and
             // whatever is read or written through a pointer lies in an array of the very size.
             #[allow(unused_unsafe, clippy::macro_metavars_in_unsafe, reason = "the expressions are those of this file")]

@@ -23,8 +23,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// A hub that does not answer at all is given up sooner than one that stops in the middle of a file.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
-/// A hub that others have waited for in vain is given up sooner than that.
-const HURRY: Duration = Duration::from_secs(3);
+/// A hub that somebody has waited for in vain is asked once, and waited for so long.
+const HURRY: Duration = Duration::from_secs(10);
 /// Longest answer that is read, in bytes. That of a repository with 10,000 files is a tenth of it.
 const ANSWER_MAX: usize = 32 << 20;
 /// First wait before a request is made again; it doubles up to the greatest.
@@ -235,7 +235,11 @@ impl<'a> Api<'a> {
         if self.reach.is_hurried(Instant::now()) {
             let sent = tokio::time::timeout(HURRY, self.send(url, request(), revision)).await;
             let silent = || Failed::Now(FetchError::Silent { url: url.to_owned(), waited: HURRY });
-            return self.noted(sent.unwrap_or_else(|_elapsed| Err(silent())));
+            match sent.unwrap_or_else(|_elapsed| Err(silent())) {
+                // It can be reached after all, and is only busy.
+                Err(Failed::Now(error)) if !is_unreached(&error) => self.reach.on_reached(Instant::now()),
+                sent => return self.noted(sent),
+            }
         }
         let end = Instant::now() + self.patience.min(ANSWER_PATIENCE);
         let mut wait = Wait::new();
@@ -251,8 +255,8 @@ impl<'a> Api<'a> {
     fn noted(&self, sent: Result<Response, Failed>) -> Result<Response, FetchError> {
         let sent = sent.map_err(Failed::into_error);
         match &sent {
-            Err(FetchError::Unreachable { .. } | FetchError::Silent { .. }) => self.reach.on_unreached(Instant::now()),
-            Ok(_) | Err(_) => self.reach.on_reached(),
+            Err(error) if is_unreached(error) => self.reach.on_unreached(Instant::now()),
+            Ok(_) | Err(_) => self.reach.on_reached(Instant::now()),
         }
         sent
     }
@@ -308,6 +312,11 @@ async fn limited(response: Response) -> Result<Vec<u8>, String> {
         }
     }
     Ok(body)
+}
+
+/// Does it say that the hub cannot be reached, rather than what it answers?
+fn is_unreached(error: &FetchError) -> bool {
+    matches!(error, FetchError::Unreachable { .. } | FetchError::Silent { .. })
 }
 
 pub(super) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -9,7 +9,7 @@ use super::speed::blend;
 /// Steps that read fewer tokens say little of long prompts: each of their tokens costs more.
 const LONG_STEP: u32 = 128;
 /// A speed is believed for so long. A device that was slow for a while is measured anew, however few prompts it is thought to be fast enough for.
-const BELIEVED: Duration = Duration::from_secs(60);
+pub(in crate::model) const SPEED_BELIEVED: Duration = Duration::from_secs(60);
 /// Share of a step that reading takes at least, whatever is generated in it.
 const SHARE_MIN: f32 = 0.1;
 
@@ -37,7 +37,7 @@ impl Reading {
 
     /// Tokens in a second; absent while nothing was measured of late.
     pub(super) fn speed(&self, now: Instant) -> Option<f32> {
-        self.measured.filter(|at| now.saturating_duration_since(*at) < BELIEVED).map(|_| self.speed)
+        self.measured.filter(|at| now.saturating_duration_since(*at) < SPEED_BELIEVED).map(|_| self.speed)
     }
 }
 
@@ -56,8 +56,8 @@ mod tests {
         assert_eq!(reading.speed(begun), Some(1024.0));
         reading.on_step(256, ms(500), ms(250), begun);
         assert_eq!(reading.speed(begun), Some(1024.0), "what others took of a step is not counted");
-        assert_eq!(reading.speed(begun + BELIEVED), None);
-        let later = begun + 2 * BELIEVED;
+        assert_eq!(reading.speed(begun + SPEED_BELIEVED), None);
+        let later = begun + 2 * SPEED_BELIEVED;
         reading.on_step(512, ms(1000), Duration::ZERO, later);
         assert_eq!(reading.speed(later), Some(512.0), "what was measured long ago is forgotten");
     }
