@@ -6,6 +6,7 @@ use std::time::Duration;
 use plexus_api::service::Place;
 use plexus_types::{Explanation, FilesState, ModelId, NodeId, ReplicaState, RequestError};
 use ractor::RpcReplyPort;
+use ractor::concurrency::oneshot;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
@@ -72,6 +73,13 @@ impl RouterState {
     fn ask_home(&mut self, ensure: Ensure, is_waited_for: bool) {
         let model = ensure.model.clone();
         let home = home_of(&self.args.view.read(), &model);
+        if home == *self.args.nodes.me() {
+            // At once, with what is known now: an answer that comes later may be of a view that no longer holds.
+            let nobody = || oneshot().0.into();
+            let asker = self.asker((!is_waited_for).then(nobody));
+            let effects = self.home.on_ensure(&self.args.view.read(), &ensure, asker, Instant::now());
+            return self.carry_out(&model, effects);
+        }
         let (address, life, nodes) = (self.args.address.clone(), self.life, self.args.nodes.clone());
         tokio::spawn(async move {
             let result = nodes.ensure(&home, ensure, ORDER_DEADLINE).await;
@@ -82,10 +90,16 @@ impl RouterState {
     }
 
     pub(super) fn on_ensure(&mut self, ensure: &Ensure, reply: RpcReplyPort<Result<Explanation, RequestError>>) {
+        let asker = self.asker(Some(reply));
+        let effects = self.home.on_ensure(&self.args.view.read(), ensure, asker, Instant::now());
+        self.carry_out(&ensure.model, effects);
+    }
+
+    /// A number for somebody who waits for a home's answer; without a `reply` it is this node's router itself.
+    fn asker(&mut self, reply: Option<RpcReplyPort<Result<Explanation, RequestError>>>) -> home::Asker {
         self.next_asker += 1;
-        self.askers.insert(self.next_asker, reply);
-        let effects = self.home.on_ensure(&self.args.view.read(), ensure, self.next_asker, Instant::now());
-        self.carry_out(effects);
+        self.askers.extend(reply.map(|reply| (self.next_asker, reply)));
+        self.next_asker
     }
 
     /// Somebody names the place by hand: no home is asked.
@@ -137,10 +151,10 @@ impl RouterState {
             info!(%model, %error, "a node does not load the model");
         }
         let effects = self.home.on_answer(&self.args.view.read(), model, result, Instant::now());
-        self.carry_out(effects);
+        self.carry_out(model, effects);
     }
 
-    fn carry_out(&mut self, effects: Vec<home::Effect>) {
+    fn carry_out(&mut self, model: &ModelId, effects: Vec<home::Effect>) {
         for effect in effects {
             match effect {
                 home::Effect::Order { node, order } => self.order(node, order),
@@ -149,8 +163,9 @@ impl RouterState {
                     if let Ok(placed) = &result {
                         self.decisions.on_placed(placed, Instant::now());
                     }
-                    if let Some(reply) = self.askers.remove(&asker) {
-                        let _asker_left = reply.send(result);
+                    match self.askers.remove(&asker) {
+                        Some(reply) => drop(reply.send(result)),
+                        None => self.on_ensured(model.clone(), result),
                     }
                 }
             }
