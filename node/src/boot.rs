@@ -126,7 +126,8 @@ impl Named {
         let Self { home, claim, host } = self;
         let failed = |source| BootError::Home { path: home.nodes().display().to_string(), source };
         let config = valid.get();
-        let devices = devices::find(valid)?;
+        let gpus = devices::cuda_count();
+        let devices = devices::find(valid, &gpus)?;
 
         let alone = home.boot_lock().map_err(failed)?;
         let secret = secret::find(valid, &home)?;
@@ -168,7 +169,7 @@ impl Named {
             store: store::config(&config.store, home.file("store").join(claim.name.as_str()), |name| std::env::var(name).ok()),
             devices,
             streams: streams(config),
-            http: http_config(config, [host.as_str(), claim.name.as_str()], host::look(&host, &config.devices.cuda)),
+            http: http_config(config, [host.as_str(), claim.name.as_str()], host::look(&host, &config.devices.cuda, &gpus)),
             restarts: RestartBudget { restarts_max: config.supervision.restarts_max, within: config.supervision.within },
             drain_timeout: config.shutdown.drain_timeout,
             test_hooks: config.debug.test_hooks,

@@ -10,18 +10,17 @@ use plexus_types::{Bytes, DeviceId, DeviceKind};
 
 use crate::config::{ConfigError, CudaDevices, Fraction, ValidConfig};
 
-/// The devices that the configuration allows and this machine has. None of them is opened yet.
-pub(crate) fn find(valid: &ValidConfig) -> Result<Vec<DeviceSpec>, ConfigError> {
+/// The devices that the configuration allows and this machine has, where the driver shows so many GPUs. None of them is opened yet.
+pub(crate) fn find(valid: &ValidConfig, found: &Result<u32, String>) -> Result<Vec<DeviceSpec>, ConfigError> {
     let section = &valid.get().devices;
     let mut devices = Vec::new();
-    let found = cuda_count();
     let n_found = found.as_ref().map_or(0, |n_gpus| *n_gpus);
     let ordinals = match &section.cuda {
         CudaDevices::Off => Vec::new(),
         CudaDevices::Auto => (0..n_found).collect(),
         CudaDevices::These(ordinals) => {
             if let Some(missing) = ordinals.iter().find(|ordinal| **ordinal >= n_found) {
-                let problem = match &found {
+                let problem = match found {
                     Ok(n_gpus) => format!("there is no GPU {missing}: this machine has {n_gpus}"),
                     Err(why) => why.clone(),
                 };
@@ -132,7 +131,9 @@ mod tests {
 
     fn found(name: &str, value: &str) -> Result<Vec<String>, String> {
         let valid = load(Sources { variables: vec![(name.to_owned(), value.to_owned())], ..Sources::default() }).unwrap();
-        find(&valid).map(|devices| devices.iter().map(|device| device.id.to_string()).collect()).map_err(|error| error.to_string())
+        find(&valid, &cuda_count())
+            .map(|devices| devices.iter().map(|device| device.id.to_string()).collect())
+            .map_err(|error| error.to_string())
     }
 
     #[test]

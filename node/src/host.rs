@@ -4,11 +4,11 @@ use plexus_api::{Cpu, Host, LookAtHost};
 use plexus_engine::{families, host_memory_now, processor, weight_formats};
 
 use crate::config::CudaDevices;
-use crate::devices::{cuda_count, why_no_gpu};
+use crate::devices::why_no_gpu;
 
-/// Looks at this machine, which calls itself `name`: at what does not change once, now, and at its memory each time anew.
-pub(crate) fn look(name: &str, cuda: &CudaDevices) -> LookAtHost {
-    let found = cuda_count();
+/// Looks at this machine, which calls itself `name` and whose driver shows so many GPUs: at what does not change once, now, and at its memory each
+/// time anew.
+pub(crate) fn look(name: &str, cuda: &CudaDevices, found: &Result<u32, String>) -> LookAtHost {
     let has_gpu = found.as_ref().is_ok_and(|n_gpus| *n_gpus > 0);
     let words = |list: Vec<&'static str>| list.into_iter().map(str::to_owned).collect();
     let processor = processor();
@@ -20,7 +20,7 @@ pub(crate) fn look(name: &str, cuda: &CudaDevices) -> LookAtHost {
         cpu: Cpu { name: processor.name, threads: Some(processor.threads), instruction_sets: words(processor.instruction_sets) },
         cuda_version: known(env!("PLEXUS_BUILD_CUDA")).filter(|_| has_gpu),
         driver_version: driver_version().filter(|_| has_gpu),
-        cuda_unavailable_reason: why_no_gpu(cuda, &found),
+        cuda_unavailable_reason: why_no_gpu(cuda, found),
         families: words(families()),
         weight_formats: words(weight_formats()),
         ..Host::default()

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use plexus_types::{EmbedRequest, GenerateRequest, ModelId, NodeId, Prompt, ReplicaState, RequestError};
 
 use super::{COUNT_DEADLINE, ClusterInference, Picked, embed};
-use crate::messages::Question;
+use crate::messages::{Answer, Question};
+use crate::peers::PeerError;
 use crate::prefix::PromptDigests;
 use crate::router::RouteRequest;
 use crate::router::catalogue::MergedModel;
@@ -20,7 +21,7 @@ impl ClusterInference {
         let question =
             RouteRequest { model: request.model.clone(), prompt: PromptDigests::default(), tried: Vec::new(), begun: Vec::new() };
         let Picked { replica, .. } = self.pick(None, question).await?;
-        self.count_at(&replica.node, &request).await
+        self.asked(&replica.node, Question::CountTokens(Box::new(request))).await
     }
 
     /// Refuses what is longer than the model can hold, at best, and would be loaded for it first. Errors of the model's template come before its load
@@ -51,20 +52,23 @@ impl ClusterInference {
     pub(super) async fn check_texts(&self, request: &EmbedRequest) -> Result<(), RequestError> {
         let Some(max_tokens) = self.context_if_cold(&request.model) else { return Ok(()) };
         let Some(doubtful) = embed::longer_than(request, max_tokens) else { return Ok(()) };
-        for node in self.who_counts(&request.model) {
-            let checked = self.nodes.order(&node, Question::CheckTexts(Box::new(doubtful.clone()), max_tokens), COUNT_DEADLINE).await;
-            if !checked.as_ref().is_err_and(is_of_the_node) {
-                return checked;
-            }
-        }
-        Ok(())
+        let question = || Question::CheckTexts(Box::new(doubtful.clone()), max_tokens);
+        self.first_that_knows(&request.model, question).await.unwrap_or(Ok(()))
     }
 
     async fn counted_without_loading(&self, request: &GenerateRequest) -> Option<Result<u32, RequestError>> {
-        for node in self.who_counts(&request.model) {
-            let counted = self.count_at(&node, request).await;
-            if !counted.as_ref().is_err_and(is_of_the_node) {
-                return Some(counted);
+        self.first_that_knows(&request.model, || Question::CountTokens(Box::new(request.clone()))).await
+    }
+
+    /// What the first of [`Self::who_counts`] says that says something of the request, rather than of itself.
+    async fn first_that_knows<T>(&self, model: &ModelId, question: impl Fn() -> Question) -> Option<Result<T, RequestError>>
+    where
+        Result<T, RequestError>: TryFrom<Answer, Error = PeerError>,
+    {
+        for node in self.who_counts(model) {
+            let said = self.asked(&node, question()).await;
+            if !said.as_ref().is_err_and(is_of_the_node) {
+                return Some(said);
             }
         }
         None
@@ -83,10 +87,12 @@ impl ClusterInference {
         nodes.into_iter().map(|(.., node)| node).filter(|node| seen.insert(node.clone())).collect()
     }
 
-    async fn count_at(&self, node: &NodeId, request: &GenerateRequest) -> Result<u32, RequestError> {
-        let counted = self.nodes.ask(node, Question::CountTokens(Box::new(request.clone())), COUNT_DEADLINE).await;
+    async fn asked<T>(&self, node: &NodeId, question: Question) -> Result<T, RequestError>
+    where
+        Result<T, RequestError>: TryFrom<Answer, Error = PeerError>,
+    {
         let lost = |error| RequestError::Lost { message: format!("the node '{}' did not answer: {error}", node.name) };
-        counted.map_err(lost).flatten()
+        self.nodes.ask::<Result<T, RequestError>>(node, question, COUNT_DEADLINE).await.map_err(lost).flatten()
     }
 }
 

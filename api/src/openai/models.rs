@@ -27,6 +27,26 @@ pub(crate) struct Model<'a> {
     /// How far its load is, from 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     progress: Option<f32>,
+    #[serde(flatten)]
+    does: Does<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quant: Option<Quantization>,
+    feasible_on: &'a [String],
+    locations: Vec<Location<'a>>,
+}
+
+/// What a model can do, as in its entry, and what goes in and comes out (CX-44).
+#[derive(Debug, Serialize)]
+pub(crate) struct Abilities<'a> {
+    model_id: &'a ModelId,
+    #[serde(flatten)]
+    does: Does<'a>,
+    modalities: Modalities,
+}
+
+/// What both of them say.
+#[derive(Debug, Serialize)]
+struct Does<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     alias_of: Option<&'a ModelId>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,32 +59,6 @@ pub(crate) struct Model<'a> {
     capabilities: Vec<&'a str>,
     tool_call: bool,
     reasoning: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    quant: Option<Quantization>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    limit: Option<Limit>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cost: Option<Cost>,
-    feasible_on: &'a [String],
-    locations: Vec<Location<'a>>,
-}
-
-/// What a model can do, as in its entry, and what goes in and comes out (CX-44).
-#[derive(Debug, Serialize)]
-pub(crate) struct Abilities<'a> {
-    model_id: &'a ModelId,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    alias_of: Option<&'a ModelId>,
-    capabilities: Vec<&'a str>,
-    modalities: Modalities,
-    tool_call: bool,
-    reasoning: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_model_len: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_input_tokens: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_output_tokens: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<Limit>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,7 +123,6 @@ pub(crate) fn one(model: &ModelReport) -> Model<'_> {
         memory_bytes: location.memory.0,
         pinned: location.pinned,
     });
-    let TokenLimits { context, input, output } = TokenLimits::of(model);
     Model {
         id: &model.id,
         object: "model",
@@ -139,16 +132,8 @@ pub(crate) fn one(model: &ModelReport) -> Model<'_> {
         status: model.state.word(),
         reason: if let ModelState::Failed(why) = &model.state { Some(why) } else { None },
         progress: if let ModelState::Loading(progress) = &model.state { Some(*progress) } else { None },
-        alias_of: model.alias_of.as_ref(),
-        max_model_len: context,
-        max_input_tokens: input,
-        max_output_tokens: output,
-        capabilities: capabilities(model),
-        tool_call: model.tools,
-        reasoning: model.reasoning,
+        does: Does::of(model),
         quant: model.quant,
-        limit: limit(model),
-        cost: cost(model),
         feasible_on: &model.feasible_on,
         locations: locations.collect(),
     }
@@ -156,23 +141,27 @@ pub(crate) fn one(model: &ModelReport) -> Model<'_> {
 
 /// What a model can do. Nothing is loaded for that.
 pub(crate) fn abilities(model: &ModelReport) -> Abilities<'_> {
-    let TokenLimits { context, input, output } = TokenLimits::of(model);
     let written = match model.kind {
         ModelKind::Generate => "text",
         ModelKind::Embed => "embedding",
     };
-    Abilities {
-        model_id: &model.id,
-        alias_of: model.alias_of.as_ref(),
-        capabilities: capabilities(model),
-        modalities: Modalities { input: ["text"], output: [written] },
-        tool_call: model.tools,
-        reasoning: model.reasoning,
-        max_model_len: context,
-        max_input_tokens: input,
-        max_output_tokens: output,
-        limit: limit(model),
-        cost: cost(model),
+    Abilities { model_id: &model.id, does: Does::of(model), modalities: Modalities { input: ["text"], output: [written] } }
+}
+
+impl<'a> Does<'a> {
+    fn of(model: &'a ModelReport) -> Self {
+        let TokenLimits { context, input, output } = TokenLimits::of(model);
+        Self {
+            alias_of: model.alias_of.as_ref(),
+            max_model_len: context,
+            max_input_tokens: input,
+            max_output_tokens: output,
+            capabilities: capabilities(model),
+            tool_call: model.tools,
+            reasoning: model.reasoning,
+            limit: limit(model),
+            cost: cost(model),
+        }
     }
 }
 
