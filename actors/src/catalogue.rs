@@ -8,10 +8,9 @@ mod looks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use plexus_engine::codec::Codec;
-use plexus_engine::model::ModelPath;
 use plexus_store::Progress;
 use plexus_types::{
     Bytes, Catalogue, CatalogueEntry, EmbedRequest, FilesState, GenerateRequest, ModelId, ModelKind, ModelProfile, ModelSource,
@@ -28,10 +27,10 @@ use crate::args::Listing;
 use crate::device::chain;
 use crate::evictor::EvictorMsg;
 use crate::inspect::Inspection;
-use crate::model::{check_kind, encode_texts, load, prepare};
+use crate::model::{check_kind, encode_texts, prepare};
 use crate::router::RouterMsg;
 use crate::router::view::SharedView;
-use crate::shelf::Shelf;
+use crate::shelf::{Fingerprint, Shelf};
 
 /// How often files are looked for that were not there, or have changed.
 const RESCAN: Duration = Duration::from_secs(5);
@@ -84,10 +83,6 @@ pub enum CatalogueMsg {
     /// Say how you are.
     Inspect(RpcReplyPort<Inspection>),
 }
-
-/// Tells whether a model's files, and those of its draft model, are the same as before, without reading them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Fingerprint([Option<(SystemTime, u64)>; 2]);
 
 /// The actor: see the module.
 #[derive(Debug)]
@@ -143,12 +138,13 @@ impl Actor for CatalogueActor {
             }
             CatalogueMsg::Pull(model, reply) => state.on_pull(&model, reply),
             CatalogueMsg::CountTokens(request, reply) => {
-                let model = request.model.clone();
-                state.by_files(&model, ModelKind::Generate, move |codec| codec.token_count(&request.prompt), reply);
+                let (model, n_bytes) = (request.model.clone(), request.prompt.text_len());
+                state.by_files(&model, ModelKind::Generate, n_bytes, move |codec| codec.token_count(&request.prompt), reply);
             }
             CatalogueMsg::CheckTexts(texts, max_tokens, reply) => {
-                let model = texts.model.clone();
-                state.by_files(&model, ModelKind::Embed, move |codec| encode_texts(codec, max_tokens, *texts).map(drop), reply);
+                let (model, n_bytes) = (texts.model.clone(), texts.text_len());
+                let check = move |codec: &Codec| encode_texts(codec, max_tokens, *texts).map(drop);
+                state.by_files(&model, ModelKind::Embed, n_bytes, check, reply);
             }
             CatalogueMsg::RescanDue => {
                 state.args.address.tell_after(RESCAN, CatalogueMsg::RescanDue);
@@ -158,6 +154,7 @@ impl Actor for CatalogueActor {
                         "looking at the files of the models takes long: is their disk slow, or a network's file system out of reach?"
                     );
                 }
+                state.args.shelf.close_unused(Instant::now());
                 state.forget_changed();
                 state.look();
             }
@@ -188,7 +185,7 @@ impl CatalogueState {
         tokio::task::spawn_blocking(move || {
             let _ends = ends;
             for (profile, before, unknown) in known {
-                let print = fingerprint(&profile, &shelf);
+                let print = shelf.fingerprint(&profile);
                 if print != before || unknown {
                     let files = look_at(&profile, &shelf);
                     address.tell_life(life, CatalogueMsg::Looked(profile.id, files, print));
@@ -244,11 +241,12 @@ impl CatalogueState {
         });
     }
 
-    /// What the vocabulary in a model's files says, if they are here and are made for that.
+    /// What the vocabulary in a model's files says of so many bytes, if they are here and are made for that.
     fn by_files<T: Send + 'static>(
         &self,
         model: &ModelId,
         kind: ModelKind,
+        n_bytes: u64,
         ask: impl FnOnce(&Codec) -> Result<T, RequestError> + Send + 'static,
         reply: RpcReplyPort<Result<T, RequestError>>,
     ) {
@@ -260,11 +258,12 @@ impl CatalogueState {
         let (profile, shelf) = (profile.clone(), self.args.shelf.clone());
         let reply = Arc::new(reply);
         let asker = Arc::clone(&reply);
-        let said = prepare::alone(move || {
+        let n_bytes = if shelf.is_open(&profile) { n_bytes } else { prepare::READS_VOCABULARY };
+        let said = prepare::in_turn(n_bytes, move || {
             if asker.is_closed() {
                 return Err(RequestError::Lost { message: "nobody waits for it any more".into() }); // as nobody hears
             }
-            let opened = load::open(&profile, &shelf).map_err(|message| RequestError::Unservable { message })?;
+            let opened = shelf.keep_open(&profile).map_err(|message| RequestError::Unservable { message })?;
             check_kind(&profile.id, opened.facts().kind, kind)?;
             ask(opened.codec())
         });
@@ -383,7 +382,7 @@ fn look_at(profile: &ModelProfile, shelf: &Shelf) -> FilesState {
         return FilesState::Absent;
     }
     let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let opened = load::open(profile, shelf)?;
+        let opened = shelf.open(profile)?;
         if let (narrow @ 1.., matrices) = opened.too_narrow() {
             warn!(model = %profile.id, quant = profile.quant.map(tracing::field::display), narrow, matrices,
                 "rows of some matrices are no multiple of 256: those are held in q8_0, or as the files have them, and take more memory than the quant says");
@@ -409,40 +408,26 @@ fn fetched(profile: &ModelProfile, fetching: &[(ModelSource, Progress)]) -> Opti
     (!its.is_empty()).then(|| FilesState::Fetching { done: sum(|progress| progress.done), total: sum(|progress| progress.total) })
 }
 
-fn fingerprint(profile: &ModelProfile, shelf: &Shelf) -> Fingerprint {
-    let print = |source: &ModelSource| {
-        let Some(ModelPath::Path(path)) = shelf.locate(source) else { return None };
-        std::fs::metadata(path).and_then(|metadata| Ok((metadata.modified()?, metadata.len()))).ok()
-    };
-    Fingerprint([print(&profile.source), profile.draft.as_ref().and_then(print)])
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::Command;
-    use std::sync::Arc;
 
-    use plexus_store::{Origin, Store, StoreConfig};
+    use plexus_store::Origin;
     use tokio::runtime::Builder;
 
     use super::*;
-    use crate::link::StoreLinks;
-    use crate::membership::NetTiming;
-    use crate::peers::Peers;
     use crate::router::view::ClusterView;
     use crate::router::view::tests::facts;
-    use crate::secret::ClusterSecret;
+    use crate::shelf;
 
     /// What a catalogue is started with that lists one model and speaks to nobody.
     fn args(source: ModelSource, store: &std::path::Path) -> CatalogueArgs {
-        let me = facts("a").id;
-        let links = StoreLinks::new(ClusterSecret::generate(), me.name.clone(), NetTiming::default(), |_| None);
         CatalogueArgs {
             address: Address::new(),
             listing: Listing { models: vec![ModelProfile::new("m".parse().unwrap(), source)], ..Listing::default() },
             router: Address::new(),
             evictor: Address::new(),
-            shelf: Shelf::new(Store::new(StoreConfig::new(store.to_owned()), Arc::new(links)), Peers::new(me)),
+            shelf: shelf::tests::alone(facts("a").id, store),
             view: SharedView::new(ClusterView::new("test".into(), facts("a"))),
         }
     }

@@ -1,12 +1,17 @@
 //! The files of this node's models: where they are, and how they get here. What the catalogue looks at and what replicas load from.
 
+mod kept;
+mod opened;
+
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use plexus_engine::model::ModelPath;
 use plexus_store::{FetchError, Located, Progress, Size, Store};
 use plexus_types::{ModelProfile, ModelSource, NodeName};
 
+use self::kept::Kept;
+pub use self::opened::{Fingerprint, Opened};
 use crate::peers::Peers;
 
 /// Nothing is known of a model's files: in particular not that none is missing.
@@ -19,6 +24,7 @@ pub struct LookPanicked;
 pub struct Shelf {
     store: Store,
     peers: Peers,
+    kept: Arc<Mutex<Option<Kept>>>,
 }
 
 impl fmt::Debug for Shelf {
@@ -30,7 +36,7 @@ impl fmt::Debug for Shelf {
 impl Shelf {
     /// The shelf over a store.
     pub fn new(store: Store, peers: Peers) -> Self {
-        Self { store, peers }
+        Self { store, peers, kept: Arc::default() }
     }
 
     /// Where the files are, if all are here. Looks at the disk.
@@ -92,8 +98,22 @@ async fn look<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> R
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::path::Path;
+
+    use plexus_store::StoreConfig;
+    use plexus_types::NodeId;
+
     use super::*;
+    use crate::link::StoreLinks;
+    use crate::membership::NetTiming;
+    use crate::secret::ClusterSecret;
+
+    /// The shelf of a node that speaks to nobody.
+    pub(crate) fn alone(me: NodeId, store: &Path) -> Shelf {
+        let links = StoreLinks::new(ClusterSecret::generate(), me.name.clone(), NetTiming::default(), |_| None);
+        Shelf::new(Store::new(StoreConfig::new(store.to_owned()), Arc::new(links)), Peers::new(me))
+    }
 
     #[tokio::test]
     async fn a_look_that_panics_has_not_found_that_nothing_is_missing() {

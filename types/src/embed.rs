@@ -35,6 +35,11 @@ impl EmbedRequest {
     pub fn name(&self, at: usize) -> String {
         self.indices.get(at).map_or_else(|| "input".to_owned(), |index| format!("input[{index}]"))
     }
+
+    /// How long its texts are together, bytes; token ids count nothing.
+    pub fn text_len(&self) -> u64 {
+        self.inputs.iter().map(|input| if let EmbedInput::Text(text) = input { text.len() as u64 } else { 0 }).sum()
+    }
 }
 
 /// One text to embed.

@@ -181,8 +181,7 @@ impl Work {
     async fn embed(self, request: EmbedRequest, is_waiting: impl Fn() -> bool) -> Result<Embeddings, RequestError> {
         let Self { codec, context, steps, turns, pieces, who, is_first, waiting_time, late, full } = self;
         let dimensions = request.dimensions;
-        let n_bytes = request.inputs.iter().map(|input| if let EmbedInput::Text(text) = input { text.len() as u64 } else { 0 }).sum();
-        let inputs = prepare::in_turn(n_bytes, move || encode_texts(&codec, context, request)).await?;
+        let inputs = prepare::in_turn(request.text_len(), move || encode_texts(&codec, context, request)).await?;
         let prompt_tokens = inputs.iter().map(|ids| ids.len() as u32).sum();
         let mut work = EmbedWork::new(inputs);
         let mut turn = match is_first {

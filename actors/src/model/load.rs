@@ -6,10 +6,9 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use plexus_engine::codec::Codec;
-use plexus_engine::draft::check_pair;
 use plexus_engine::model::ModelFiles;
 use plexus_store::{FetchError, Progress, Size};
-use plexus_types::{Bytes, DeviceId, Footprint, ModelFacts, ModelKind, ModelProfile, ModelSource, Quantization, Sampling};
+use plexus_types::{Bytes, DeviceId, ModelKind, ModelSource, Quantization, Sampling};
 use ractor::ActorId;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -23,7 +22,7 @@ use crate::evictor::core::{Grant, Place, needs_of, no_room_error};
 use crate::evictor::ledger::Lease;
 use crate::evictor::plan::Plan;
 use crate::model::{ModelArgs, ModelMsg};
-use crate::shelf::Shelf;
+use crate::shelf::Opened;
 
 /// A device that is being opened is waited for so long.
 const DEVICE_WAIT: Duration = Duration::from_secs(30);
@@ -153,68 +152,6 @@ impl From<CallError> for LoadError {
     }
 }
 
-/// A model's files and those of its draft model, opened and checked: nothing but headers and vocabularies is read.
-#[derive(Debug, Clone)]
-pub struct Opened {
-    files: ModelFiles,
-    draft: Option<ModelFiles>,
-}
-
-impl Opened {
-    /// The model's vocabulary and template.
-    pub fn codec(&self) -> &Codec {
-        &self.files.codec
-    }
-
-    /// How many matrices stay in more bits than the profile says, and how many there are.
-    pub fn too_narrow(&self) -> (usize, usize) {
-        self.files.too_narrow()
-    }
-
-    /// What they say, both models together.
-    pub fn facts(&self) -> ModelFacts {
-        let mut facts = self.files.facts();
-        if let Some(draft) = self.draft.as_ref().map(ModelFiles::facts) {
-            let both = |a: Footprint, b: Footprint| Footprint {
-                weights: a.weights + b.weights,
-                kv_per_token: a.kv_per_token + b.kv_per_token,
-                working: a.working + b.working,
-            };
-            (facts.cpu, facts.cuda) = (both(facts.cpu, draft.cpu), both(facts.cuda, draft.cuda));
-            facts.file_bytes = facts.file_bytes + draft.file_bytes;
-        }
-        facts
-    }
-}
-
-/// Opens a model's files, as its profile wants them held. Blocks.
-///
-/// Errors: what is wrong with them, in words for their owner.
-pub fn open(profile: &ModelProfile, shelf: &Shelf) -> Result<Opened, String> {
-    let open = |source: &ModelSource| {
-        let path = shelf.locate(source).ok_or_else(|| format!("{source} is not on this node"))?;
-        let files = ModelFiles::open(&path).map_err(|error| chain(&error))?;
-        // The profile's, and not what there is room for: a replica with less memory gives the same tokens.
-        Ok::<_, String>(match profile.context_length {
-            Some(tokens) => files.with_context_length(tokens),
-            None => files,
-        })
-    };
-    let files = open(&profile.source)?;
-    let files = match profile.quant {
-        Some(quant) => files.quantized(quant).map_err(|error| chain(&error))?,
-        None => files,
-    };
-    let open_draft = |source: &ModelSource| {
-        let draft = open(source)?;
-        check_pair(&files, &draft).map_err(|error| chain(&error))?;
-        Ok(draft)
-    };
-    let named = |source: &ModelSource, why: String| format!("draft = \"{source}\": {why}; choose another, or leave draft out");
-    let draft = profile.draft.as_ref().map(|source| open_draft(source).map_err(|why| named(source, why))).transpose()?;
-    Ok(Opened { files, draft })
-}
-
 /// Loads a model in a task of its own, and tells its actor how that goes, unless the actor ends or no longer wants it.
 pub(super) fn start(args: ModelArgs, life: ActorId, no_longer: oneshot::Receiver<Infallible>, promised: PromiseCell) {
     tokio::spawn(async move {
@@ -240,7 +177,7 @@ async fn load(args: &ModelArgs, gauge: &mut Gauge<'_>, promised: &PromiseCell) -
     let device = *device;
     let began = Instant::now();
     let (wanted, from) = (profile.clone(), shelf.clone());
-    let opened = tokio::task::spawn_blocking(move || open(&wanted, &from).map(|opened| (opened.facts(), opened)));
+    let opened = tokio::task::spawn_blocking(move || from.take_opened(&wanted).map(|opened| (opened.facts(), opened)));
     let opened = opened.await.map_err(|_| LoadError::Refused("reading its files panicked".into()))?;
     let (facts, Opened { files, draft }) = opened.map_err(LoadError::Refused)?;
     let opened = began.elapsed();

@@ -21,6 +21,9 @@ const SHORT: u64 = 64 << 10;
 /// Who asks is told that the request has arrived if its prompt takes longer than this.
 const SLOW: Duration = Duration::from_millis(500);
 
+/// As long as this is taken what needs a vocabulary that has to be read first: one of them at a time.
+pub(crate) const READS_VOCABULARY: u64 = u64::MAX;
+
 static TURNS: Semaphore = Semaphore::const_new(AT_ONCE as usize);
 
 /// A request, ready to wait for a place.
@@ -66,7 +69,7 @@ pub(super) fn start(
 }
 
 /// Does some work on a prompt of so many bytes in the blocking pool, once there is room for it.
-pub(super) async fn in_turn<T: Send + 'static>(
+pub(crate) async fn in_turn<T: Send + 'static>(
     n_bytes: u64,
     work: impl FnOnce() -> Result<T, RequestError> + Send + 'static,
 ) -> Result<T, RequestError> {
@@ -76,11 +79,6 @@ pub(super) async fn in_turn<T: Send + 'static>(
         work()
     });
     done.await.unwrap_or_else(|_| Err(RequestError::Internal { message: "the tokenizer panicked".into() }))
-}
-
-/// Does some work in the blocking pool for which a vocabulary has to be read first: one at a time.
-pub(crate) async fn alone<T: Send + 'static>(work: impl FnOnce() -> Result<T, RequestError> + Send + 'static) -> Result<T, RequestError> {
-    in_turn(u64::MAX, work).await
 }
 
 async fn turn(n_bytes: u64) -> Option<SemaphorePermit<'static>> {

@@ -1,0 +1,90 @@
+//! A model's files, opened: what they say without their weights.
+
+use std::time::SystemTime;
+
+use plexus_engine::codec::Codec;
+use plexus_engine::draft::check_pair;
+use plexus_engine::model::{ModelFiles, ModelPath};
+use plexus_types::{Footprint, ModelFacts, ModelProfile, ModelSource};
+
+use super::Shelf;
+use crate::device::chain;
+
+/// A model's files and those of its draft model, opened and checked: nothing but headers and vocabularies is read. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    /// The model's own.
+    pub files: ModelFiles,
+    /// Those of its draft model.
+    pub draft: Option<ModelFiles>,
+}
+
+/// Tells whether a model's files, and those of its draft model, are the same as before, without reading them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fingerprint([Option<(SystemTime, u64)>; 2]);
+
+impl Opened {
+    /// The model's vocabulary and template.
+    pub fn codec(&self) -> &Codec {
+        &self.files.codec
+    }
+
+    /// How many matrices stay in more bits than the profile says, and how many there are.
+    pub fn too_narrow(&self) -> (usize, usize) {
+        self.files.too_narrow()
+    }
+
+    /// What they say, both models together.
+    pub fn facts(&self) -> ModelFacts {
+        let mut facts = self.files.facts();
+        if let Some(draft) = self.draft.as_ref().map(ModelFiles::facts) {
+            let both = |a: Footprint, b: Footprint| Footprint {
+                weights: a.weights + b.weights,
+                kv_per_token: a.kv_per_token + b.kv_per_token,
+                working: a.working + b.working,
+            };
+            (facts.cpu, facts.cuda) = (both(facts.cpu, draft.cpu), both(facts.cuda, draft.cuda));
+            facts.file_bytes = facts.file_bytes + draft.file_bytes;
+        }
+        facts
+    }
+}
+
+impl Shelf {
+    /// Opens a model's files, as its profile wants them held. Blocks.
+    ///
+    /// Errors: what is wrong with them, in words for their owner.
+    pub fn open(&self, profile: &ModelProfile) -> Result<Opened, String> {
+        let open = |source: &ModelSource| {
+            let path = self.locate(source).ok_or_else(|| format!("{source} is not on this node"))?;
+            let files = ModelFiles::open(&path).map_err(|error| chain(&error))?;
+            // The profile's, and not what there is room for: a replica with less memory gives the same tokens.
+            Ok::<_, String>(match profile.context_length {
+                Some(tokens) => files.with_context_length(tokens),
+                None => files,
+            })
+        };
+        let files = open(&profile.source)?;
+        let files = match profile.quant {
+            Some(quant) => files.quantized(quant).map_err(|error| chain(&error))?,
+            None => files,
+        };
+        let open_draft = |source: &ModelSource| {
+            let draft = open(source)?;
+            check_pair(&files, &draft).map_err(|error| chain(&error))?;
+            Ok(draft)
+        };
+        let named = |source: &ModelSource, why: String| format!("draft = \"{source}\": {why}; choose another, or leave draft out");
+        let draft = profile.draft.as_ref().map(|source| open_draft(source).map_err(|why| named(source, why))).transpose()?;
+        Ok(Opened { files, draft })
+    }
+
+    /// The fingerprint of a model's files as they are now. Looks at the disk.
+    pub fn fingerprint(&self, profile: &ModelProfile) -> Fingerprint {
+        let print = |source: &ModelSource| {
+            let Some(ModelPath::Path(path)) = self.locate(source) else { return None };
+            std::fs::metadata(path).and_then(|metadata| Ok((metadata.modified()?, metadata.len()))).ok()
+        };
+        Fingerprint([print(&profile.source), profile.draft.as_ref().and_then(print)])
+    }
+}
