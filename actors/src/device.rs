@@ -1,7 +1,7 @@
 //! One device, one actor, one OS thread.
 //!
-//! The thread runs jobs in the order in which they come; each resident model has at most one step out at a time, so few wait. The actor loads,
-//! and watches how long a step takes; a model frees itself, on the thread that holds it. Supervised by [`crate::node`]; supervises nobody. A
+//! The thread runs jobs in the order in which they come, and loads between them; each resident model has at most one step out at a time, so few wait.
+//! The actor loads, and watches how long a step takes; a model frees itself, on the thread that holds it. Supervised by [`crate::node`]; supervises nobody. A
 //! restart loses the weights on the device and the jobs held: each of their replies is answered with [`DeviceError::Lost`], and the supervisor
 //! tells the models to load again.
 
@@ -9,7 +9,7 @@ mod busy;
 mod thread;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use plexus_engine::executor::{DeviceDescription, KvPlan, Slot};
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 pub(crate) use self::thread::chain;
-use self::thread::{DeviceThread, Job, Report};
+use self::thread::{DeviceThread, Job, Load, Report};
 pub use self::thread::{OnDevice, StepQueue};
 use crate::address::Address;
 use crate::args::DeviceSpec;
@@ -98,6 +98,8 @@ pub enum DeviceMsg {
         draft: Option<Arc<ModelFiles>>,
         /// Size of its KV pool.
         kv: KvPlan,
+        /// The load is given up once nobody holds this any more.
+        wanted: Weak<()>,
         /// Gets the model's place there.
         reply: Reply<OnDevice>,
     },
@@ -157,7 +159,7 @@ impl Actor for DeviceActor {
     async fn handle(&self, _myself: ActorRef<DeviceMsg>, message: DeviceMsg, state: &mut DeviceState) -> Result<(), ActorProcessingErr> {
         state.args.address.taken();
         match message {
-            DeviceMsg::Load { files, draft, kv, reply } => state.on_load(files, draft, kv, reply)?,
+            DeviceMsg::Load { files, draft, kv, wanted, reply } => state.on_load(files, draft, kv, wanted, reply)?,
             DeviceMsg::Thread(ThreadReport(report)) => state.on_report(report)?,
             DeviceMsg::WatchDue => state.on_watch()?,
             DeviceMsg::Announce => state.announce(),
@@ -175,13 +177,14 @@ impl DeviceState {
         files: Arc<ModelFiles>,
         draft: Option<Arc<ModelFiles>>,
         kv: KvPlan,
+        wanted: Weak<()>,
         reply: Reply<OnDevice>,
     ) -> Result<(), DeviceError> {
         let slot = Slot(self.next_slot);
         self.next_slot += 1;
         let steps = self.thread.steps_of(slot);
         let reply = Reply::new(move |loaded: Result<Slot, DeviceError>| reply.send(loaded.map(|_slot| OnDevice::new(steps))));
-        self.thread.give(Job::Load { slot, files, draft, kv, reply })
+        self.thread.give(Job::Load(Load { slot, files, draft, kv, wanted, reply }))
     }
 
     fn on_report(&mut self, report: Report) -> Result<(), ActorProcessingErr> {

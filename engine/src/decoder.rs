@@ -106,22 +106,52 @@ pub(crate) trait LoadTensor {
     fn bytes(matrix: &Self::Matrix) -> usize;
 }
 
-impl<M, V> Decoder<M, V> {
-    /// Reads all weights, one tensor at a time.
-    pub(crate) fn read(files: &ModelFiles, device: &impl LoadTensor<Matrix = M, Vector = V>) -> Result<Self, EngineError> {
-        let config = &files.config;
-        let reader = Reader { files, config, device, bytes: Cell::new(0) };
-        Ok(Self {
-            embedding: reader.matrix("embedding")?,
-            layers: (0..config.layers.len()).map(|index| reader.layer(index)).collect::<Result<_, _>>()?,
-            norm: reader.norm("norm")?,
-            head: if config.tied_embeddings { None } else { Some(reader.matrix("head")?) },
-            ropes: config.ropes.iter().map(|rope| Rope::new(rope, config.max_context)).collect(),
-            config: config.clone(),
-            bytes: reader.bytes.get(),
-        })
+/// A decoder whose weights are being read.
+#[derive(Debug)]
+pub(crate) struct Reading<M, V> {
+    files: ModelFiles,
+    embedding: Option<M>,
+    layers: Vec<Layer<M, V>>,
+    /// Memory of what was read.
+    bytes: usize,
+}
+
+impl<M, V> Reading<M, V> {
+    /// Nothing is read yet.
+    pub(crate) fn new(files: ModelFiles) -> Self {
+        Self { files, embedding: None, layers: Vec::new(), bytes: 0 }
     }
 
+    /// Where it is read from.
+    pub(crate) fn files(&self) -> &ModelFiles {
+        &self.files
+    }
+
+    /// Reads the next part, one tensor at a time: the embedding, a layer, or what follows the layers. Then the decoder is whole, and nothing is left
+    /// here.
+    pub(crate) fn read(&mut self, device: &impl LoadTensor<Matrix = M, Vector = V>) -> Result<Option<Decoder<M, V>>, EngineError> {
+        let config = &self.files.config;
+        let reader = Reader { files: &self.files, config, device, bytes: Cell::new(self.bytes) };
+        let index = self.layers.len();
+        if self.embedding.is_none() {
+            self.embedding = Some(reader.matrix("embedding")?);
+        } else if index < config.layers.len() {
+            self.layers.push(reader.layer(index)?);
+        } else {
+            let norm = reader.norm("norm")?;
+            let head = if config.tied_embeddings { None } else { Some(reader.matrix("head")?) };
+            self.files.weights().check_unchanged()?;
+            let ropes = config.ropes.iter().map(|rope| Rope::new(rope, config.max_context)).collect();
+            let layers = std::mem::take(&mut self.layers);
+            let whole = |embedding| Decoder { config: config.clone(), embedding, layers, norm, head, ropes, bytes: reader.bytes.get() };
+            return Ok(self.embedding.take().map(whole));
+        }
+        self.bytes = reader.bytes.get();
+        Ok(None)
+    }
+}
+
+impl<M, V> Decoder<M, V> {
     /// The output projection.
     pub(crate) fn head(&self) -> &M {
         self.head.as_ref().unwrap_or(&self.embedding)

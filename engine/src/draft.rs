@@ -49,6 +49,8 @@ struct Draft {
     /// Tokens that the draft model's context holds.
     context: u32,
     ledger: Ledger,
+    /// The model itself is there: what is loaded now is this one, or it is there too.
+    is_next: bool,
     /// It failed, and is not asked again.
     failed: bool,
 }
@@ -64,23 +66,49 @@ impl DraftingExecutor {
         self.device.describe()
     }
 
-    /// Loads a model as [`Executor::load`] does, and its draft model with a pool of as many blocks.
+    /// Begins to load a model as [`Executor::begin_load`] does, and its draft model with a pool of as many blocks.
     ///
-    /// Errors: those of either load, and [`EngineError::Unsupported`] if the draft model cannot speak for the model. The device is then as it was.
-    pub fn load(&mut self, slot: Slot, files: &ModelFiles, draft: Option<&ModelFiles>, kv: KvPlan) -> Result<(), EngineError> {
+    /// Errors: those of either, and [`EngineError::Unsupported`] if the draft model cannot speak for the model. The device is then as it was.
+    pub fn begin_load(&mut self, slot: Slot, files: &ModelFiles, draft: Option<&ModelFiles>, kv: KvPlan) -> Result<(), EngineError> {
         if let Some(draft) = draft {
             check_pair(files, draft)?;
         }
-        self.device.load(slot, files, kv)?;
+        self.device.begin_load(slot, files, kv)?;
         let Some(draft) = draft else { return Ok(()) };
         let draft_slot = Slot(slot.0 | DRAFT_BIT);
-        if let Err(error) = self.device.load(draft_slot, draft, kv) {
+        if let Err(error) = self.device.begin_load(draft_slot, draft, kv) {
             self.device.unload(slot);
             return Err(error);
         }
         let vocab_sizes = (files.config.vocab_size, draft.config.vocab_size);
-        let context = draft.context_length();
-        self.drafts.insert(slot, Draft { slot: draft_slot, kv, vocab_sizes, context, ledger: Ledger::new(kv), failed: false });
+        let (context, ledger) = (draft.context_length(), Ledger::new(kv));
+        self.drafts.insert(slot, Draft { slot: draft_slot, kv, vocab_sizes, context, ledger, is_next: false, failed: false });
+        Ok(())
+    }
+
+    /// Goes on with a load by a part, see [`Executor::load_part`]: the model itself, then its draft model.
+    pub fn load_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
+        let part_of = self.drafts.get(&slot).filter(|draft| draft.is_next).map_or(slot, |draft| draft.slot);
+        let is_there = match self.device.load_part(part_of) {
+            Ok(is_there) => is_there,
+            Err(error) => {
+                self.unload(slot);
+                return Err(error);
+            }
+        };
+        match self.drafts.get_mut(&slot).filter(|draft| !draft.is_next) {
+            Some(draft) => {
+                draft.is_next = is_there;
+                Ok(false)
+            }
+            None => Ok(is_there),
+        }
+    }
+
+    /// Loads both in one go, for those who have the device to themselves.
+    pub fn load(&mut self, slot: Slot, files: &ModelFiles, draft: Option<&ModelFiles>, kv: KvPlan) -> Result<(), EngineError> {
+        self.begin_load(slot, files, draft, kv)?;
+        while !self.load_part(slot)? {}
         Ok(())
     }
 

@@ -17,16 +17,31 @@ pub trait Executor {
     /// What the device is.
     fn describe(&self) -> DeviceDescription;
 
-    /// Brings a model's weights and a pool of KV blocks onto the device, under `slot`, which is free.
+    /// Begins to bring a model's weights and a pool of KV blocks onto the device, under `slot`, which is free. Nothing is read yet, but what the model
+    /// needs is nobody else's from now on.
     ///
     /// Errors leave the device as it was.
-    fn load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError>;
+    fn begin_load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError>;
 
-    /// Frees what `slot` holds. A slot that holds nothing is left alone. Memory may be kept for the model that is loaded next, until
+    /// Goes on with a load by a part, of a decoder no more than a layer: so other models of the device take their steps between two parts. True once
+    /// the model is there.
+    ///
+    /// Errors free the slot.
+    fn load_part(&mut self, slot: Slot) -> Result<bool, EngineError>;
+
+    /// Brings a model onto the device in one go, for those who have it to themselves: see [`Executor::begin_load`].
+    fn load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
+        self.begin_load(slot, files, kv)?;
+        while !self.load_part(slot)? {}
+        Ok(())
+    }
+
+    /// Frees what `slot` holds, of a load that is under way too. A slot that holds nothing is left alone. Memory may be kept for the model that is loaded next, until
     /// [`Executor::rest`].
     fn unload(&mut self, slot: Slot);
 
-    /// What the device really holds for its models, by slot: not what was promised to them. What steps work in is not among it.
+    /// What the device really holds for its models, by slot: not what was promised to them. What steps work in is not among it, nor is a model
+    /// that is not wholly there.
     fn holds(&self) -> Vec<(Slot, Held)>;
 
     /// Nothing is to be loaded soon: memory that was kept for that goes back to the system.

@@ -20,8 +20,10 @@ use crate::sample::DrawLogprobs;
 pub struct Script {
     /// Memory that the device claims to have.
     pub memory_total: Bytes,
-    /// How long a load takes.
+    /// How long each part of a load takes.
     pub load_time: Duration,
+    /// Parts that a load has; at least one.
+    pub load_parts: u64,
     /// How long a step takes.
     pub step_time: Duration,
     /// Tokens given for each draw; more than one as a speculating executor gives them.
@@ -83,11 +85,12 @@ impl Gate {
 }
 
 impl Default for Script {
-    /// One gibibyte, no delays, one token a step, ids 65 to 90, no end, no faults.
+    /// One gibibyte, no delays, loads in one part, one token a step, ids 65 to 90, no end, no faults.
     fn default() -> Self {
         Self {
             memory_total: Bytes::mib(1024),
             load_time: Duration::ZERO,
+            load_parts: 1,
             step_time: Duration::ZERO,
             tokens_per_step: 1,
             ids: (65..=90).collect(),
@@ -113,13 +116,15 @@ pub struct ScriptedExecutor {
     id: DeviceId,
     script: Script,
     loaded: HashMap<Slot, Bytes>,
+    /// What is being loaded needs so much, in so many further parts.
+    loads: HashMap<Slot, (Bytes, u64)>,
     steps: u64,
 }
 
 impl ScriptedExecutor {
     /// A device that follows `script`.
     pub fn new(id: DeviceId, script: Script) -> Self {
-        Self { id, script, loaded: HashMap::new(), steps: 0 }
+        Self { id, script, loaded: HashMap::new(), loads: HashMap::new(), steps: 0 }
     }
 
     /// Steps asked for so far.
@@ -133,15 +138,28 @@ impl Executor for ScriptedExecutor {
         DeviceDescription { id: self.id, name: "scripted".into(), memory_total: self.script.memory_total, gpu: None }
     }
 
-    fn load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
+    fn begin_load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
         let needed = files.footprint(kv);
-        self.describe().admit(slot, needed, self.loaded.iter().map(|(slot, bytes)| (*slot, *bytes)))?;
-        pause(self.script.load_time);
-        self.loaded.insert(slot, needed);
+        let coming = self.loads.iter().map(|(slot, (bytes, _))| (*slot, *bytes));
+        self.describe().admit(slot, needed, self.loaded.iter().map(|(slot, bytes)| (*slot, *bytes)).chain(coming))?;
+        self.loads.insert(slot, (needed, self.script.load_parts));
         Ok(())
     }
 
+    fn load_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
+        pause(self.script.load_time);
+        let (bytes, left) = self.loads.get_mut(&slot).ok_or_else(|| EngineError::shape("nothing is being loaded into the slot"))?;
+        *left = left.saturating_sub(1);
+        let (bytes, is_there) = (*bytes, *left == 0);
+        if is_there {
+            self.loads.remove(&slot);
+            self.loaded.insert(slot, bytes);
+        }
+        Ok(is_there)
+    }
+
     fn unload(&mut self, slot: Slot) {
+        self.loads.remove(&slot);
         self.loaded.remove(&slot);
     }
 

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use plexus_engine::{
-    Batch, BlockCopy, BlockId, CandleExecutor, CpuExecutor, Draw, Executor, KvPlan, ModelFiles, ModelPath, SamplerSettings, Slot,
+    Batch, BlockCopy, BlockId, CandleExecutor, CpuExecutor, Draw, EngineError, Executor, KvPlan, ModelFiles, ModelPath, SamplerSettings,
+    Slot,
 };
 use plexus_types::{DeviceId, DeviceKind, Sampling};
 
@@ -46,6 +47,35 @@ fn prompt(n: u32) -> Vec<u32> {
 
 const MODELS: [&str; 5] =
     ["", "llama/llama-bf16.gguf", "llama3_tied/llama3_tied-q8_0.gguf", "qwen2/qwen2-bf16.gguf", "qwen3/qwen3-bf16.gguf"];
+
+#[test]
+fn between_the_parts_of_a_load_other_models_take_their_steps_and_what_is_coming_has_its_memory() {
+    let (there, coming) = (open("llama/llama-bf16.gguf"), open("qwen3/qwen3-bf16.gguf"));
+    let memory = there.footprint(KV) + coming.footprint(KV);
+    let mut executor = CpuExecutor::open(CPU, 0.5, Some(2)).unwrap().with_memory(memory);
+    executor.load(SLOT, &there, KV).unwrap();
+    let mut batch = Batch::default();
+    batch.push(&prompt(20), 0, &blocks(&[3, 9]), draw(5, 0));
+    let alone = executor.logits(SLOT, &batch).unwrap();
+    let (held, next, other) = (executor.holds(), Slot(7), Slot(8));
+    executor.begin_load(next, &coming, KV).unwrap();
+    assert!(!executor.load_part(next).unwrap());
+    assert!(matches!(executor.begin_load(other, &coming, KV), Err(EngineError::Memory { .. })), "its memory is nobody else's");
+    assert!(executor.begin_load(next, &coming, KV).is_err(), "its slot neither");
+    executor.unload(next);
+    assert!(executor.load_part(next).is_err(), "it is given up");
+
+    executor.begin_load(other, &coming, KV).unwrap();
+    let mut n_parts = 1;
+    while !executor.load_part(other).unwrap() {
+        n_parts += 1;
+        assert_eq!(executor.holds(), held, "it is not there yet");
+        assert_eq!(executor.logits(SLOT, &batch).unwrap(), alone);
+    }
+    assert_eq!(n_parts, coming.config.layers.len() + 2);
+    let of_other = executor.logits(other, &batch).unwrap();
+    assert_eq!(of_other, cpu(&coming).logits(SLOT, &batch).unwrap());
+}
 
 #[test]
 fn both_executors_agree() {

@@ -2,10 +2,14 @@
 //!
 //! A step goes from a model's actor straight to the thread and its outcome straight back: each hand-over between threads costs more than
 //! everything else that is done for a token beside the model's own work. What the device's actor must know, it reads from [`Progress`].
+//!
+//! Jobs are done in their order, but for loads: a model is read part by part, and what else there is to do comes between two parts, so that the
+//! models that are there go on however long it takes to read another.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -32,11 +36,22 @@ const KEPT: Duration = Duration::from_millis(500);
 
 /// Work for the device.
 pub(super) enum Job {
-    Load { slot: Slot, files: Arc<ModelFiles>, draft: Option<Arc<ModelFiles>>, kv: KvPlan, reply: Reply<Slot> },
+    Load(Load),
     Unload { slot: Slot },
     Step { slot: Slot, batch: Batch, given: Instant, reply: Reply<BatchOutput> },
     Embed { slot: Slot, work: EmbedWork, reply: Reply<EmbedWork> },
     End,
+}
+
+/// A model to be brought onto the device.
+pub(super) struct Load {
+    pub(super) slot: Slot,
+    pub(super) files: Arc<ModelFiles>,
+    pub(super) draft: Option<Arc<ModelFiles>>,
+    pub(super) kv: KvPlan,
+    /// Given up once nobody holds this any more.
+    pub(super) wanted: Weak<()>,
+    pub(super) reply: Reply<Slot>,
 }
 
 /// What the thread tells its actor.
@@ -109,13 +124,8 @@ impl Progress {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = (held.len(), all);
     }
 
-    fn begin(&self, job: &Job) {
-        let is_step = matches!(job, Job::Step { .. } | Job::Embed { .. });
-        match job {
-            Job::Step { .. } | Job::Embed { .. } => self.steps.fetch_add(1, Ordering::Relaxed),
-            Job::Load { .. } => self.loads.fetch_add(1, Ordering::Relaxed),
-            Job::Unload { .. } | Job::End => 0,
-        };
+    fn begin(&self, is_step: bool) {
+        self.steps.fetch_add(u64::from(is_step), Ordering::Relaxed);
         self.work().running = Some((is_step, Instant::now()));
     }
 
@@ -256,27 +266,70 @@ fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, progress: &
     report(Report::Opened(executor.describe()));
     // Until then memory is kept for a model that is loaded next: of those that went, of a load that failed, of a thread before this one.
     let mut kept_until = Some(Instant::now() + KEPT);
+    let mut loads = Loads::default();
     loop {
-        if kept_until.take_if(|until| Instant::now() >= *until).is_some() {
+        if loads.0.is_empty() && kept_until.take_if(|until| Instant::now() >= *until).is_some() {
             executor.rest();
         }
-        let job = match next_job(inbox, kept_until) {
+        let job = match next_job(inbox, &loads, kept_until) {
             Ok(Job::End) | Err(NoJob::Ended) => break,
-            Ok(job) => job,
-            Err(NoJob::Idle) => continue,
+            Ok(Job::Load(load)) => {
+                progress.loads.fetch_add(1, Ordering::Relaxed);
+                loads.0.push_back((load, false));
+                None
+            }
+            Ok(job) => Some(job),
+            Err(NoJob::Idle) => None,
         };
-        let changes_memory = matches!(job, Job::Unload { .. } | Job::Load { .. });
-        progress.begin(&job);
-        // The executor is not used again after a panic: the thread ends and the device is opened anew.
-        let outcome = catch_unwind(AssertUnwindSafe(|| perform(&mut executor, job, progress)));
-        progress.end();
-        if changes_memory {
+        if !loads.0.is_empty() || matches!(job, Some(Job::Unload { .. })) {
             kept_until = Some(Instant::now() + KEPT);
         }
+        // The executor is not used again after a panic: the thread ends and the device is opened anew.
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(job) = job {
+                progress.begin(matches!(job, Job::Step { .. } | Job::Embed { .. }));
+                perform(&mut executor, job, progress)?;
+                progress.end();
+            }
+            if !loads.0.is_empty() {
+                progress.begin(false);
+                loads.go_on(&mut executor, progress)?;
+                progress.end();
+            }
+            Ok(())
+        }));
         match outcome {
             Ok(Ok(())) => {}
             Ok(Err(why)) => return report(Report::Broken(why)),
             Err(_) => return report(Report::Broken(format!("a job on {id} panicked"))),
+        }
+    }
+}
+
+/// What is yet to be loaded, the first of them being read if that has begun.
+#[derive(Default)]
+struct Loads(VecDeque<(Load, bool)>);
+
+impl Loads {
+    /// Goes on with the first by a part. `Err`: as for [`perform`].
+    fn go_on(&mut self, executor: &mut DraftingExecutor, progress: &Progress) -> Result<(), String> {
+        let Some((load, begun)) = self.0.front_mut() else { return Ok(()) };
+        if load.wanted.strong_count() == 0 {
+            executor.unload(load.slot); // what was read of it
+            self.0.pop_front();
+            return Ok(());
+        }
+        let is_there = match std::mem::replace(begun, true) {
+            false => executor.begin_load(load.slot, &load.files, load.draft.as_deref(), load.kv).map(|()| false),
+            true => executor.load_part(load.slot),
+        };
+        if matches!(is_there, Ok(false)) {
+            return Ok(());
+        }
+        progress.note_held(&executor.holds()); // before the reply: whoever hears that a model is there finds it here
+        match self.0.pop_front() {
+            Some((load, _)) => settle(load.reply, is_there.map(|_| load.slot)),
+            None => Ok(()),
         }
     }
 }
@@ -289,12 +342,14 @@ enum NoJob {
     Ended,
 }
 
-fn next_job(inbox: &mpsc::Receiver<Job>, until: Option<Instant>) -> Result<Job, NoJob> {
+/// The next job, which is not waited for while there is something to load.
+fn next_job(inbox: &mpsc::Receiver<Job>, loads: &Loads, until: Option<Instant>) -> Result<Job, NoJob> {
     let since = Instant::now();
     loop {
         match inbox.try_recv() {
             Ok(job) => return Ok(job),
             Err(mpsc::TryRecvError::Disconnected) => return Err(NoJob::Ended),
+            Err(mpsc::TryRecvError::Empty) if !loads.0.is_empty() => return Err(NoJob::Idle),
             Err(mpsc::TryRecvError::Empty) if since.elapsed() < SPIN => thread::yield_now(),
             Err(mpsc::TryRecvError::Empty) => break,
         }
@@ -312,11 +367,6 @@ fn next_job(inbox: &mpsc::Receiver<Job>, until: Option<Instant>) -> Result<Job, 
 /// `Err`: the device can no longer be trusted. Anything else that fails concerns the asker alone.
 fn perform(executor: &mut DraftingExecutor, job: Job, progress: &Progress) -> Result<(), String> {
     match job {
-        Job::Load { slot, files, draft, kv, reply } => {
-            let loaded = executor.load(slot, &files, draft.as_deref(), kv);
-            progress.note_held(&executor.holds()); // before the reply: whoever hears that a model is there finds it here
-            settle(reply, loaded.map(|()| slot))
-        }
         Job::Unload { slot } => {
             executor.unload(slot);
             progress.note_held(&executor.holds());
@@ -330,7 +380,7 @@ fn perform(executor: &mut DraftingExecutor, job: Job, progress: &Progress) -> Re
             let done = executor.embed(slot, &mut work);
             settle(reply, done.map(|()| work))
         }
-        Job::End => Ok(()),
+        Job::Load(_) | Job::End => Ok(()), // are not for the executor
     }
 }
 
@@ -369,14 +419,47 @@ mod tests {
         DeviceThread::spawn(CPU, open, |_| {}).unwrap()
     }
 
-    fn load(thread: &DeviceThread, slot: u32) -> OnDevice {
+    type Outcome<T> = mpsc::Receiver<Result<T, DeviceError>>;
+
+    fn reply<T: Send + 'static>() -> (Reply<T>, Outcome<T>) {
+        let (reply, outcome) = mpsc::channel();
+        (Reply::new(move |result| reply.send(result).unwrap()), outcome)
+    }
+
+    fn begin_load(thread: &DeviceThread, slot: u32, wanted: &Arc<()>) -> Outcome<Slot> {
         let files = Arc::new(ModelFiles::open(&ModelPath::Embedded).unwrap());
-        let (reply, loaded) = mpsc::channel();
-        let reply = Reply::new(move |result| reply.send(result).unwrap());
+        let (reply, loaded) = reply();
         let (slot, kv) = (Slot(slot), KvPlan { n_blocks: 4, block_len: 16 });
-        thread.give(Job::Load { slot, files, draft: None, kv, reply }).unwrap();
-        loaded.recv().unwrap().unwrap();
+        thread.give(Job::Load(Load { slot, files, draft: None, kv, wanted: Arc::downgrade(wanted), reply })).unwrap();
+        loaded
+    }
+
+    fn load(thread: &DeviceThread, slot: u32) -> OnDevice {
+        let wanted = Arc::new(());
+        let slot = begin_load(thread, slot, &wanted).recv().unwrap().unwrap();
         OnDevice::new(thread.steps_of(slot))
+    }
+
+    #[test]
+    fn while_a_model_is_read_there_are_steps_and_what_nobody_wants_any_more_is_given_up() {
+        let script = Script { load_parts: u64::MAX, ..Script::default() };
+        let open: OpenDevice = Arc::new(move || Ok(Box::new(ScriptedExecutor::new(CPU, script.clone()))));
+        let thread = DeviceThread::spawn(CPU, open, |_| {}).unwrap();
+        let (wanted, waits) = (Arc::new(()), Arc::new(()));
+        let (endless, next) = (begin_load(&thread, 1, &wanted), begin_load(&thread, 2, &waits));
+        for _ in 0..3 {
+            let (reply, stepped) = reply();
+            thread.steps_of(Slot(1)).step(Batch::default(), reply);
+            let Err(DeviceError::Engine(why)) = stepped.recv().unwrap() else { panic!("it is not there yet") };
+            assert!(why.contains("the slot holds no model"), "{why}");
+        }
+        assert_eq!(endless.try_recv(), Err(mpsc::TryRecvError::Empty), "it is being read");
+        drop(wanted);
+        assert_eq!(endless.recv().unwrap(), Err(DeviceError::Lost));
+        assert_eq!(next.try_recv(), Err(mpsc::TryRecvError::Empty), "the next has its turn");
+        assert_eq!(thread.progress().counts(), (3, 2));
+        drop(thread);
+        assert_eq!(next.recv().unwrap(), Err(DeviceError::Lost));
     }
 
     #[test]

@@ -170,7 +170,8 @@ pub(super) fn start(args: ModelArgs, life: ActorId, no_longer: oneshot::Receiver
 
 /// Opens the model's files, asks for room on the device, and loads. Nothing is read beyond headers before the room is promised.
 ///
-/// Dropped midway it is given up: what was promised is returned at once or, where the device reads the weights already, once it has freed them.
+/// Dropped midway it is given up: what was promised is returned at once or, where the device reads the weights already, once it has freed them, which
+/// is after the part at hand.
 async fn load(args: &ModelArgs, gauge: &mut Gauge<'_>, promised: &PromiseCell) -> Result<Resident, LoadError> {
     static NEXT_LEASE: AtomicU64 = AtomicU64::new(1);
     let ModelArgs { profile, device, devices, evictor, shelf, .. } = args;
@@ -259,8 +260,9 @@ async fn load_on(
         drop(reply.send(result)); // if nobody waits for it any more, the model goes from the device again
         drop(promise); // and only then is its memory somebody else's
     });
-    let (files, draft) = (Arc::new(files), draft.map(Arc::new));
-    device.cast(DeviceMsg::Load { files: files.clone(), draft: draft.clone(), kv: plan.kv, reply }).map_err(lost)?;
+    let (files, draft, waits) = (Arc::new(files), draft.map(Arc::new), Arc::new(()));
+    let wanted = Arc::downgrade(&waits);
+    device.cast(DeviceMsg::Load { files: files.clone(), draft: draft.clone(), kv: plan.kv, wanted, reply }).map_err(lost)?;
     let ended = loop {
         tokio::select! {
             ended = &mut loaded => break ended,

@@ -8,7 +8,7 @@ use plexus_types::{Bytes, DeviceId, DeviceKind};
 
 use super::cache::KvCache;
 use super::decoder::Decoder;
-use super::load::load;
+use super::load::{Loader, Reading, check_formats};
 use crate::batch::{Batch, BatchOutput};
 use crate::embed::{EmbedWork, Readout};
 use crate::error::EngineError;
@@ -24,10 +24,20 @@ pub struct CandleExecutor {
     description: DeviceDescription,
     device: Device,
     models: HashMap<Slot, Resident>,
+    loads: HashMap<Slot, Load>,
     /// Where small models are computed: candle's own operations would wake other threads for the least of work.
     single: rayon::ThreadPool,
     /// Draws: this thread alone.
     alone: Team,
+}
+
+/// A model that is being read.
+#[derive(Debug)]
+struct Load {
+    reading: Reading,
+    plan: KvPlan,
+    footprint: Bytes,
+    readout: Option<Readout>,
 }
 
 /// A model on the device.
@@ -57,7 +67,8 @@ impl CandleExecutor {
         let single = rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| format!("{id}-small")).build();
         let single = single.map_err(|error| EngineError::Device { device: id, reason: error.to_string() })?;
         let alone = Team::new(1).map_err(|error| EngineError::Device { device: id, reason: error.to_string() })?;
-        Ok(Self { description: DeviceDescription { id, name, memory_total, gpu }, device, models: HashMap::new(), single, alone })
+        let description = DeviceDescription { id, name, memory_total, gpu };
+        Ok(Self { description, device, models: HashMap::new(), loads: HashMap::new(), single, alone })
     }
 
     /// The device, as candle knows it.
@@ -99,23 +110,37 @@ impl Executor for CandleExecutor {
         self.description.clone()
     }
 
-    fn load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
+    fn begin_load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
         kv.check(1)?;
         let footprint = files.clone().placed_on(DeviceKind::Cuda).footprint(kv);
-        self.description.admit(slot, footprint, self.models.iter().map(|(slot, model)| (*slot, model.footprint)))?;
+        let resident = self.models.iter().map(|(slot, model)| (*slot, model.footprint));
+        let coming = self.loads.iter().map(|(slot, load)| (*slot, load.footprint));
+        self.description.admit(slot, footprint, resident.chain(coming))?;
         let readout = files.readout()?;
+        check_formats(files)?;
         if free_memory(self.description.id).is_some_and(|free| free < footprint) {
             return Err(EngineError::Refused { needed: footprint }); // other programs have it
         }
-        let failed = |error| self.failed_to_load(error, footprint);
-        let decoder = load(files, &self.device, &failed)?;
-        let cache = KvCache::new(&files.config, kv, &self.device).map_err(failed)?;
-        let small = files.weights().small();
-        self.models.insert(slot, Resident { decoder, cache, footprint, small, readout });
+        self.loads.insert(slot, Load { reading: Reading::new(files.clone()), plan: kv, footprint, readout });
         Ok(())
     }
 
+    fn load_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
+        let mut load = self.loads.remove(&slot).ok_or_else(|| EngineError::shape("nothing is being loaded into the slot"))?;
+        let footprint = load.footprint;
+        let failed = |error| self.failed_to_load(error, footprint);
+        let Some(decoder) = load.reading.read(&Loader { device: &self.device, failed: &failed })? else {
+            self.loads.insert(slot, load);
+            return Ok(false);
+        };
+        let cache = KvCache::new(&decoder.config, load.plan, &self.device).map_err(failed)?;
+        let small = load.reading.files().weights().small();
+        self.models.insert(slot, Resident { decoder, cache, footprint, small, readout: load.readout });
+        Ok(true)
+    }
+
     fn unload(&mut self, slot: Slot) {
+        self.loads.remove(&slot);
         self.models.remove(&slot);
     }
 

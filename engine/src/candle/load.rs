@@ -2,34 +2,28 @@
 
 use candle_core::{Device, Tensor};
 
-use super::decoder::Decoder;
 use super::matrix::{Matrix, has_format};
-use crate::decoder::LoadTensor;
+use crate::decoder::{self, LoadTensor};
 use crate::error::EngineError;
 use crate::model::{ModelFiles, TensorView};
 
-/// Reads all weights onto the device, one tensor at a time. `failed` names the device in errors of the computation.
-///
-/// Errors: [`EngineError::Unsupported`], before anything is read, names a format that candle lacks.
-pub(super) fn load(
-    files: &ModelFiles,
-    device: &Device,
-    failed: &dyn Fn(candle_core::Error) -> EngineError,
-) -> Result<Decoder, EngineError> {
+pub(super) type Reading = decoder::Reading<Matrix, Tensor>;
+
+/// Errors: [`EngineError::Unsupported`] names a format that candle lacks.
+pub(super) fn check_formats(files: &ModelFiles) -> Result<(), EngineError> {
     for tensor in files.config.tensors() {
         if let Some(held) = files.weights().held(&tensor.name).filter(|held| !has_format(*held)) {
             let what = format!("the format {held} of tensor {:?} on this device", tensor.name);
             return Err(EngineError::unsupported(what, "the host's processors, or the same model in another format"));
         }
     }
-    let decoder = Decoder::read(files, &Loader { device, failed })?;
-    files.weights().check_unchanged()?;
-    Ok(decoder)
+    Ok(())
 }
 
-struct Loader<'a> {
-    device: &'a Device,
-    failed: &'a dyn Fn(candle_core::Error) -> EngineError,
+/// Brings tensors onto the device. `failed` names it in errors of the computation.
+pub(super) struct Loader<'a> {
+    pub(super) device: &'a Device,
+    pub(super) failed: &'a dyn Fn(candle_core::Error) -> EngineError,
 }
 
 impl LoadTensor for Loader<'_> {

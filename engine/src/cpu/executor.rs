@@ -8,7 +8,7 @@ use plexus_kernels::memory::give_back;
 use plexus_types::{Bytes, DeviceId};
 
 use super::buffers::Buffers;
-use super::weights::{Decoder, load};
+use super::weights::{Decoder, Loader, Reading};
 use crate::batch::{Batch, BatchOutput};
 use crate::embed::{EmbedWork, Readout};
 use crate::error::EngineError;
@@ -27,6 +27,15 @@ pub struct CpuExecutor {
     /// Computes small models: the device's own thread alone.
     single: Team,
     models: HashMap<Slot, Resident>,
+    loads: HashMap<Slot, Load>,
+}
+
+/// A model that is being read.
+#[derive(Debug)]
+struct Load {
+    reading: Reading,
+    plan: KvPlan,
+    readout: Option<Readout>,
 }
 
 /// A model in memory.
@@ -65,6 +74,7 @@ impl CpuExecutor {
             team: team(n_threads.unwrap_or_else(host::n_cores))?,
             single: team(1)?,
             models: HashMap::new(),
+            loads: HashMap::new(),
         })
     }
 
@@ -97,30 +107,53 @@ impl CpuExecutor {
     }
 }
 
+impl Load {
+    /// All weights are there: the pool follows.
+    fn settle(self, decoder: Decoder) -> Result<Resident, EngineError> {
+        let Self { reading, plan, readout } = self;
+        give_back(); // before the pool takes memory, which was promised without what others left
+        let (files, config) = (reading.files(), &decoder.config);
+        let small = files.weights().small();
+        let element = kv_element(small);
+        let pool = |_| KvPool::new(element, config.kv_heads, config.head_dim, plan.n_blocks as usize, plan.block_len as usize);
+        let pools: Option<Vec<KvPool>> = (0..config.layers.len()).map(pool).collect();
+        let of_pools = || files.footprint(plan) - files.footprint(KvPlan { n_blocks: 0, ..plan });
+        let pools = pools.ok_or_else(|| EngineError::Refused { needed: of_pools() })?;
+        let held = Held { weights: Bytes(decoder.bytes as u64), kv: Bytes(pools.iter().map(KvPool::bytes).sum::<usize>() as u64) };
+        Ok(Resident { decoder, pools, buffers: Buffers::default(), plan, held, small, readout })
+    }
+}
+
 impl Executor for CpuExecutor {
     fn describe(&self) -> DeviceDescription {
         self.description.clone()
     }
 
-    fn load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
+    fn begin_load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
         kv.check(KvPool::GROUP as u32)?;
-        self.description.admit(slot, files.footprint(kv), self.models.iter().map(|(slot, model)| (*slot, model.held.total())))?;
-        let small = files.weights().small();
+        let resident = self.models.iter().map(|(slot, model)| (*slot, model.held.total()));
+        let coming = self.loads.iter().map(|(slot, load)| (*slot, load.reading.files().footprint(load.plan)));
+        self.description.admit(slot, files.footprint(kv), resident.chain(coming))?;
         let readout = files.readout()?;
-        let decoder = load(files, if small { &self.single } else { &self.team })?;
-        give_back(); // before the pool takes memory, which was promised without what others left
-        let element = kv_element(small);
-        let config = &files.config;
-        let pool = |_| KvPool::new(element, config.kv_heads, config.head_dim, kv.n_blocks as usize, kv.block_len as usize);
-        let pools: Option<Vec<KvPool>> = (0..config.layers.len()).map(pool).collect();
-        let pools =
-            pools.ok_or_else(|| EngineError::Refused { needed: files.footprint(kv) - files.footprint(KvPlan { n_blocks: 0, ..kv }) })?;
-        let held = Held { weights: Bytes(decoder.bytes as u64), kv: Bytes(pools.iter().map(KvPool::bytes).sum::<usize>() as u64) };
-        self.models.insert(slot, Resident { decoder, pools, buffers: Buffers::default(), plan: kv, held, small, readout });
+        self.loads.insert(slot, Load { reading: Reading::new(files.clone()), plan: kv, readout });
         Ok(())
     }
 
+    fn load_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
+        let mut load = self.loads.remove(&slot).ok_or_else(|| EngineError::shape("nothing is being loaded into the slot"))?;
+        let weights = load.reading.files().weights();
+        let team = if weights.small() { &self.single } else { &self.team };
+        let path = weights.path().to_owned();
+        let Some(decoder) = load.reading.read(&Loader { path: &path, team })? else {
+            self.loads.insert(slot, load);
+            return Ok(false);
+        };
+        self.models.insert(slot, load.settle(decoder)?);
+        Ok(true)
+    }
+
     fn unload(&mut self, slot: Slot) {
+        self.loads.remove(&slot);
         self.models.remove(&slot);
     }
 

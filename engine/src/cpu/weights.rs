@@ -1,6 +1,7 @@
 //! A decoder's weights in memory.
 
 use std::ops::Range;
+use std::path::Path;
 
 use plexus_kernels::norm::{layer_norm, rms_norm};
 use plexus_kernels::{Forms, LoadError, Matrix, MatrixError, Team};
@@ -8,25 +9,20 @@ use plexus_types::Bytes;
 
 use crate::decoder::{self, LoadTensor};
 use crate::error::EngineError;
-use crate::model::{ModelFiles, TensorView};
+use crate::model::TensorView;
 
 pub(super) type Decoder = decoder::Decoder<Matrix, Vec<f32>>;
+pub(super) type Reading = decoder::Reading<Matrix, Vec<f32>>;
 pub(super) type Layer = decoder::Layer<Matrix, Vec<f32>>;
 pub(super) type Network = decoder::Network<Matrix, Vec<f32>>;
 pub(super) type Experts = decoder::Experts<Matrix, Vec<f32>>;
 pub(super) type Linear = decoder::Linear<Matrix, Vec<f32>>;
 pub(super) type Norm = decoder::Norm<Vec<f32>>;
 
-/// Reads all weights, one tensor at a time; the team reads and packs each.
-pub(super) fn load(files: &ModelFiles, team: &Team) -> Result<Decoder, EngineError> {
-    let decoder = Decoder::read(files, &Loader { files, team })?;
-    files.weights().check_unchanged()?;
-    Ok(decoder)
-}
-
-struct Loader<'a> {
-    files: &'a ModelFiles,
-    team: &'a Team,
+/// Reads the tensors of a model's files; the team reads and packs each.
+pub(super) struct Loader<'a> {
+    pub(super) path: &'a Path,
+    pub(super) team: &'a Team,
 }
 
 impl LoadTensor for Loader<'_> {
@@ -34,7 +30,7 @@ impl LoadTensor for Loader<'_> {
     type Vector = Vec<f32>;
 
     fn matrix(&self, name: &str, tensor: &TensorView<'_>) -> Result<Matrix, EngineError> {
-        let malformed = |reason: String| EngineError::malformed(self.files.weights().path(), reason);
+        let malformed = |reason: String| EngineError::malformed(self.path, reason);
         let [rows, columns] = *tensor.shape else { return Err(malformed(format!("tensor {name:?} is no matrix"))) };
         let read = |rows: Range<usize>, out: &mut [u8]| tensor.read(rows, out);
         Matrix::load(tensor.format, tensor.held, rows, columns, self.team, &read).map_err(|error| match error {

@@ -18,12 +18,14 @@ pub struct EmbeddingExecutor<E> {
     decoders: E,
     device: Device,
     encoders: HashMap<Slot, Encoder>,
+    /// Encoders that are yet to be read, in one go.
+    loads: HashMap<Slot, ModelFiles>,
 }
 
 impl<E: Executor> EmbeddingExecutor<E> {
     /// Adds encoders to the device that `decoders` has open; candle knows it as `device`.
     pub fn new(decoders: E, device: Device) -> Self {
-        Self { decoders, device, encoders: HashMap::new() }
+        Self { decoders, device, encoders: HashMap::new(), loads: HashMap::new() }
     }
 
     /// Adds encoders to the host's processors, which `decoders` has open.
@@ -41,20 +43,29 @@ impl<E: Executor> Executor for EmbeddingExecutor<E> {
         self.decoders.describe()
     }
 
-    fn load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
-        let Some(encoder) = files.encoder() else { return self.decoders.load(slot, files, kv) };
+    fn begin_load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
+        let Some(encoder) = files.encoder() else { return self.decoders.begin_load(slot, files, kv) };
         let resident = self.holds().into_iter().map(|(slot, held)| (slot, held.total()));
-        self.describe().admit(slot, encoder.weights_bytes, resident)?;
+        let coming = self.loads.iter().map(|(slot, files)| (*slot, files.weights_bytes));
+        self.describe().admit(slot, encoder.weights_bytes, resident.chain(coming))?;
+        self.loads.insert(slot, files.clone());
+        Ok(())
+    }
+
+    fn load_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
+        let Some(files) = self.loads.remove(&slot) else { return self.decoders.load_part(slot) };
+        let encoder = files.encoder().ok_or_else(|| EngineError::shape("only encoders are loaded here"))?;
         self.decoders.rest(); // what a decoder left is of no use to it
         let readout = files.readout()?.ok_or_else(|| EngineError::shape("an encoder that does not embed"))?;
         let encoder = Encoder::load(encoder, readout, &self.device, &|error| self.failed(error))?;
         files.weights().check_unchanged()?;
         self.encoders.insert(slot, encoder);
-        Ok(())
+        Ok(true)
     }
 
     fn unload(&mut self, slot: Slot) {
-        if self.encoders.remove(&slot).is_none() {
+        let is_encoder = self.encoders.remove(&slot).is_some() | self.loads.remove(&slot).is_some();
+        if !is_encoder {
             self.decoders.unload(slot);
         }
     }

@@ -121,10 +121,14 @@ impl Executor for SimExecutor {
         DeviceDescription { id, name: "simulated".into(), memory_total: Bytes::mib(1024), gpu: None }
     }
 
-    fn load(&mut self, slot: Slot, _: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
+    fn begin_load(&mut self, slot: Slot, _: &ModelFiles, kv: KvPlan) -> Result<(), EngineError> {
         let wrong_one_in = (!self.memories.is_empty()).then_some(WRONG_ONE_IN);
         self.memories.insert(slot.0, KvMemory { wrong_one_in, ..KvMemory::new(kv.n_blocks, 1) });
         Ok(())
+    }
+
+    fn load_part(&mut self, _: Slot) -> Result<bool, EngineError> {
+        Ok(true) // it has no weights
     }
 
     fn unload(&mut self, slot: Slot) {
