@@ -9,6 +9,7 @@
 
 mod embed;
 pub mod guess;
+mod hand_over;
 mod kind;
 mod late;
 pub mod load;
@@ -168,6 +169,8 @@ pub struct ModelState {
     said: Said,
     /// Will it be looked for those that have waited for a place for too long?
     late_is_due: bool,
+    /// When it was last looked whether others have places free for those that wait here; absent until then.
+    handed_over: Option<Instant>,
     /// Since when it has had no requests; absent while it has.
     idle_since: Option<Instant>,
     life: ActorId,
@@ -224,6 +227,7 @@ impl Actor for ModelActor {
             context_is_due: false,
             said: Said::default(),
             late_is_due: false,
+            handed_over: None,
             idle_since: None,
             life,
             wanted: Some(wanted),
@@ -367,7 +371,7 @@ impl ModelState {
         let encoding = self.encoding.values().filter(|arrival| arrival.generate.journal.request.principal == principal).count();
         let own = (batcher.n_of(principal) + encoding) as u32;
         let asking = Asking { principal, own, present: (self.encoding.len() + batcher.n_present()) as u32 };
-        let admitted = admit(&self.args.profile, asking, place_wait, |full| batcher.displace_anonymous(|| full.clone()));
+        let admitted = admit(&self.args.profile, asking, place_wait, |full| batcher.displace(own, || full.clone()));
         match admitted {
             Ok(false) => {}
             Ok(true) => rejected::count(&mut self.rejected, Reason::Full),
@@ -424,6 +428,7 @@ impl ModelState {
     /// Starts the next step, if there is one and none is under way, and tells the router of the load.
     fn go_on(&mut self) {
         self.refuse_late();
+        self.hand_over();
         let Phase::Loaded { resident, batcher, .. } = &mut self.phase else { return };
         batcher.reassure(Instant::now());
         if let Some(batch) = batcher.next_step(resident.steps(), Instant::now()) {

@@ -4,7 +4,7 @@
 //! everything else that is done for a token beside the model's own work. What the device's actor must know, it reads from [`Progress`].
 //!
 //! Jobs are done in their order, but for loads: a model is read part by part, and what else there is to do comes between two parts, so that the
-//! models that are there go on however long it takes to read another.
+//! models that are there go on however long it takes to read another. While one of them generates, a load has half of the time.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -164,6 +164,10 @@ impl Generating {
         all.extend(step.map(|step| (slot, step)));
     }
 
+    fn any(&self) -> bool {
+        !self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     fn beside(&self, slot: Slot) -> Option<Duration> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().filter(|(other, _)| *other != slot).map(|(_, step)| *step).min()
@@ -230,9 +234,10 @@ impl DeviceThread {
             plexus_types::DeviceKind::Cpu => "cpu",
             plexus_types::DeviceKind::Cuda => "cuda",
         };
-        let shared = Arc::clone(&progress);
-        thread::Builder::new().name(format!("{kind}-dev-{}", id.ordinal)).spawn(move || run(id, &open, &inbox, &shared, &report))?;
-        Ok(Self { jobs, generating: Generating::default(), progress })
+        let (shared, generating) = (Arc::clone(&progress), Generating::default());
+        let loads = Loads { queue: VecDeque::new(), generating: generating.clone(), others_until: Instant::now() };
+        thread::Builder::new().name(format!("{kind}-dev-{}", id.ordinal)).spawn(move || run(id, &open, &inbox, loads, &shared, &report))?;
+        Ok(Self { jobs, generating, progress })
     }
 
     /// Hands over a job. Fails if the thread has ended.
@@ -257,7 +262,7 @@ impl Drop for DeviceThread {
     }
 }
 
-fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, progress: &Progress, report: &impl Fn(Report)) {
+fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, mut loads: Loads, progress: &Progress, report: &impl Fn(Report)) {
     let mut executor = match catch_unwind(AssertUnwindSafe(|| open())) {
         Ok(Ok(executor)) => DraftingExecutor::new(executor),
         Ok(Err(error)) => return report(Report::Broken(format!("{id} could not be opened: {}", chain(&error)))),
@@ -266,22 +271,21 @@ fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, progress: &
     report(Report::Opened(executor.describe()));
     // Until then memory is kept for a model that is loaded next: of those that went, of a load that failed, of a thread before this one.
     let mut kept_until = Some(Instant::now() + KEPT);
-    let mut loads = Loads::default();
     loop {
-        if loads.0.is_empty() && kept_until.take_if(|until| Instant::now() >= *until).is_some() {
+        if loads.queue.is_empty() && kept_until.take_if(|until| Instant::now() >= *until).is_some() {
             executor.rest();
         }
         let job = match next_job(inbox, &loads, kept_until) {
             Ok(Job::End) | Err(NoJob::Ended) => break,
             Ok(Job::Load(load)) => {
                 progress.loads.fetch_add(1, Ordering::Relaxed);
-                loads.0.push_back((load, false));
+                loads.queue.push_back((load, false));
                 None
             }
             Ok(job) => Some(job),
             Err(NoJob::Idle) => None,
         };
-        if !loads.0.is_empty() || matches!(job, Some(Job::Unload { .. })) {
+        if !loads.queue.is_empty() || matches!(job, Some(Job::Unload { .. })) {
             kept_until = Some(Instant::now() + KEPT);
         }
         // The executor is not used again after a panic: the thread ends and the device is opened anew.
@@ -291,7 +295,7 @@ fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, progress: &
                 perform(&mut executor, job, progress)?;
                 progress.end();
             }
-            if !loads.0.is_empty() {
+            if loads.is_next(Instant::now()) {
                 progress.begin(false);
                 loads.go_on(&mut executor, progress)?;
                 progress.end();
@@ -306,28 +310,45 @@ fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, progress: &
     }
 }
 
-/// What is yet to be loaded, the first of them being read if that has begun.
-#[derive(Default)]
-struct Loads(VecDeque<(Load, bool)>);
+/// What is yet to be loaded.
+struct Loads {
+    /// The first is being read, if that has begun.
+    queue: VecDeque<(Load, bool)>,
+    generating: Generating,
+    /// Until then models that generate have the device to themselves, for as long as the last part took.
+    others_until: Instant,
+}
 
 impl Loads {
+    /// Until when others go first; absent if a part is next, or nothing is to be loaded.
+    fn wait(&self, now: Instant) -> Option<Instant> {
+        (!self.queue.is_empty() && now < self.others_until && self.generating.any()).then_some(self.others_until)
+    }
+
+    fn is_next(&self, now: Instant) -> bool {
+        !self.queue.is_empty() && self.wait(now).is_none()
+    }
+
     /// Goes on with the first by a part. `Err`: as for [`perform`].
     fn go_on(&mut self, executor: &mut DraftingExecutor, progress: &Progress) -> Result<(), String> {
-        let Some((load, begun)) = self.0.front_mut() else { return Ok(()) };
+        let Some((load, begun)) = self.queue.front_mut() else { return Ok(()) };
         if load.wanted.strong_count() == 0 {
             executor.unload(load.slot); // what was read of it
-            self.0.pop_front();
+            self.queue.pop_front();
             return Ok(());
         }
+        let since = Instant::now();
         let is_there = match std::mem::replace(begun, true) {
             false => executor.begin_load(load.slot, &load.files, load.draft.as_deref(), load.kv).map(|()| false),
             true => executor.load_part(load.slot),
         };
+        let now = Instant::now();
+        self.others_until = now + (now - since);
         if matches!(is_there, Ok(false)) {
             return Ok(());
         }
         progress.note_held(&executor.holds()); // before the reply: whoever hears that a model is there finds it here
-        match self.0.pop_front() {
+        match self.queue.pop_front() {
             Some((load, _)) => settle(load.reply, is_there.map(|_| load.slot)),
             None => Ok(()),
         }
@@ -342,19 +363,19 @@ enum NoJob {
     Ended,
 }
 
-/// The next job, which is not waited for while there is something to load.
+/// The next job, which is not waited for while a part of a load is next.
 fn next_job(inbox: &mpsc::Receiver<Job>, loads: &Loads, until: Option<Instant>) -> Result<Job, NoJob> {
     let since = Instant::now();
     loop {
         match inbox.try_recv() {
             Ok(job) => return Ok(job),
             Err(mpsc::TryRecvError::Disconnected) => return Err(NoJob::Ended),
-            Err(mpsc::TryRecvError::Empty) if !loads.0.is_empty() => return Err(NoJob::Idle),
+            Err(mpsc::TryRecvError::Empty) if loads.is_next(Instant::now()) => return Err(NoJob::Idle),
             Err(mpsc::TryRecvError::Empty) if since.elapsed() < SPIN => thread::yield_now(),
             Err(mpsc::TryRecvError::Empty) => break,
         }
     }
-    match until {
+    match loads.wait(Instant::now()).or(until) {
         None => inbox.recv().map_err(|_| NoJob::Ended),
         Some(until) => match inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(job) => Ok(job),

@@ -122,7 +122,9 @@ impl ModelState {
         let (principal, place_wait) = (request.principal, self.place_wait());
         let own = self.embeds.count(|one| one.principal == principal && one.request != id);
         let present = self.embeds.count(|one| one.request != id);
-        let admitted = admit(profile, Asking { principal, own, present }, place_wait, |_| self.embeds.turns.displace_anonymous());
+        let admitted = admit(profile, Asking { principal, own, present }, place_wait, |_| {
+            self.embeds.turns.displace(own, |principal| self.embeds.count(|one| one.principal == principal))
+        });
         match admitted {
             Ok(false) => {}
             Ok(true) => rejected::count(&mut self.rejected, Reason::Full),

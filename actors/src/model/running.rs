@@ -274,10 +274,26 @@ impl Batcher {
         (speed > 0.0).then(|| Duration::from_secs_f32((self.scheduler.expected_answer() / speed).min(1e6)))
     }
 
-    /// Refuses the youngest without a key that has not had a place yet, so that one with a key can wait in its stead. False if there is none.
-    pub(super) fn displace_anonymous(&mut self, error: impl FnOnce() -> RequestError) -> bool {
-        let displaced = self.scheduler.take_youngest(None, |seat| seat.admitted.is_none());
+    /// Refuses the youngest that has not had a place yet, so that one with a key, who has `own` requests here, can wait in its stead: one without a
+    /// key or, if there is none, one of the key that has most, if it would still not have fewer than who asks. False if there is none.
+    pub(super) fn displace(&mut self, own: u32, error: impl FnOnce() -> RequestError) -> bool {
+        let waits = |seat: &Seat| seat.admitted.is_none();
+        let displaced = self.scheduler.take_youngest(None, waits).or_else(|| {
+            let (largest, n) = self.scheduler.largest(waits)?;
+            if n > own as usize + 1 { self.scheduler.take_youngest(largest, waits) } else { None }
+        });
         displaced.map(|seat| seat.sink.fail(error())).is_some()
+    }
+
+    /// Requests that have not had a place yet.
+    pub(super) fn n_without_place(&self) -> usize {
+        self.scheduler.owners().filter(|seat| seat.admitted.is_none()).count()
+    }
+
+    /// Gives up the first of those that have not had a place yet, at most so many: they go elsewhere.
+    pub(super) fn give_up(&mut self, n_max: usize, error: impl Fn() -> RequestError) {
+        let given_up = self.scheduler.take_first(n_max, |seat| seat.admitted.is_none());
+        given_up.into_iter().for_each(|seat| seat.sink.fail(error()));
     }
 
     /// The next step, if one can run and none is under way. The device is shared with the other models that `steps` knows of, and they with this.

@@ -20,7 +20,7 @@ mod reading;
 mod speed;
 mod step;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -188,6 +188,33 @@ impl<T> Scheduler<T> {
         let (late, left) = std::mem::take(&mut self.waiting).into_iter().partition::<Vec<_>, _>(|entry| is_late(&entry.owner));
         self.waiting = left.into();
         late.into_iter().map(|entry| entry.owner).collect()
+    }
+
+    /// The principal that has most sequences, and how many, of those of whom one waits that is such.
+    pub fn largest(&self, is_it: impl Fn(&T) -> bool) -> Option<(Principal, usize)> {
+        let mut shares: BTreeMap<Principal, (usize, bool)> = BTreeMap::new();
+        let running = self.running.iter().map(|entry| (entry, false));
+        let present = running.chain(self.waiting.iter().map(|entry| (entry, is_it(&entry.owner))));
+        for (entry, is_such) in present.filter(|(entry, _)| !entry.cancelled) {
+            let (n, has_such) = shares.entry(entry.principal).or_default();
+            *n += 1;
+            *has_such |= is_such;
+        }
+        let largest = shares.into_iter().filter(|(_, (_, has_such))| *has_such).max_by_key(|(_, (n, _))| *n);
+        largest.map(|(principal, (n, _))| (principal, n))
+    }
+
+    /// Takes the first of those that wait and are such out of the queue, at most so many.
+    pub fn take_first(&mut self, n_max: usize, is_it: impl Fn(&T) -> bool) -> Vec<T> {
+        let mut n_left = n_max;
+        let mut is_taken = |entry: &Entry<T>| {
+            let is_taken = n_left > 0 && !entry.cancelled && is_it(&entry.owner);
+            n_left -= usize::from(is_taken);
+            is_taken
+        };
+        let (taken, left) = std::mem::take(&mut self.waiting).into_iter().partition::<Vec<_>, _>(|entry| is_taken(entry));
+        self.waiting = left.into();
+        taken.into_iter().map(|entry| entry.owner).collect()
     }
 
     /// Takes the youngest of a principal's sequences that wait and are such out of the queue.

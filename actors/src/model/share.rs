@@ -1,7 +1,8 @@
 //! How many requests each who asks may have at a replica (CX-93).
 //!
 //! Who asks is told by the key that a client sends. Keys are not checked, so that they keep apart clients that mean well; those that send none
-//! are one, and have what those with a key leave: [`super::scheduler`] gives places to them last, and at most `anonymous_max` run or wait.
+//! are one, and have what those with a key leave: [`super::scheduler`] gives places to them last, and at most `anonymous_max` run or wait. A queue that
+//! is full is no wall either: who has fewer requests here takes the place of one that waits of who has most.
 
 use std::time::Duration;
 
@@ -21,7 +22,8 @@ pub(super) struct Asking {
     pub(super) present: u32,
 }
 
-/// May one request more come in? True if it takes the place of one without a key, which `displace` sends away with the same error if there is one.
+/// May one request more come in? True if it takes the place of another, which `displace` sends away with the same error if there is one that has less
+/// of a right to wait: one without a key, or one of a key that has more requests here.
 pub(super) fn admit(
     profile: &ModelProfile,
     Asking { principal, own, present }: Asking,

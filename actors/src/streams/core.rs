@@ -297,8 +297,8 @@ impl StreamCore {
         self.phase = routing(now);
         let cancel = Effect::Cancel { replica: replica.clone(), attempt: self.attempt };
         self.tried.push(replica);
-        // A model that went while the request was on its way to it has tried nothing.
-        let had_gone = stage == Stage::Sent && matches!(error, RequestError::Unavailable { .. });
+        // A model that went while the request was on its way to it has tried nothing, nor has one that had no place for it and another had.
+        let had_gone = stage != Stage::Streaming && matches!(error, RequestError::Unavailable { .. });
         self.n_failed += u32::from(!had_gone);
         let mut effects = vec![cancel];
         if error.retry() == Retry::Never || self.n_failed >= config.attempts_max {

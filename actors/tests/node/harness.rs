@@ -126,8 +126,12 @@ pub(crate) async fn until_counter(node: &RunningNode, path: &str, name: &str, va
 }
 
 pub(crate) async fn ask(node: &RunningNode, max_tokens: u32) -> Generation {
+    ask_as(node, None, max_tokens).await
+}
+
+pub(crate) async fn ask_as(node: &RunningNode, principal: Option<u64>, max_tokens: u32) -> Generation {
     let request = GenerateRequest {
-        principal: None,
+        principal,
         model: "pip".parse().unwrap(),
         prompt: Prompt::Tokens(vec![65, 66, 67]),
         sampling: Sampling::default(),

@@ -1,6 +1,13 @@
 //! Who keeps a place at a replica, and for how long.
 
+use plexus_actors::args::DeviceSpec;
+use plexus_api::service::{LoadModel, Place};
+use plexus_engine::scripted::ScriptedExecutor;
+use plexus_types::DeviceId;
+
 use super::*;
+
+const SLOW: Duration = Duration::from_millis(20);
 
 #[tokio::test]
 async fn a_client_that_reads_nothing_gives_its_place_to_one_that_waits_and_gets_every_token_later() {
@@ -43,4 +50,70 @@ async fn who_waits_behind_a_step_that_does_not_end_is_refused_in_time() {
     assert!(message.contains("no place within 200ms"), "{message}");
     gate.open();
     assert!(matches!(answer(first).await.1, GenerateEvent::Done { .. }), "who had a place keeps it");
+}
+
+#[tokio::test]
+async fn a_queue_that_one_key_has_filled_takes_those_of_others_in_stead_of_its_youngest() {
+    // CX-93
+    let gate = Gate::default(); // the first keeps its place until it opens
+    let hangs = Script { faults: vec![Fault { at_step: 0, kind: FaultKind::Hang(gate.clone()) }], ..Script::default() };
+    let node = node(hangs, |args| (args.catalogue.models[0].running_max, args.catalogue.models[0].waiting_max) = (1, 3)).await;
+    until(&node, "the model is loaded", |node| replica_state(node) == Some(ReplicaState::Loaded)).await;
+    let mut of_one = Vec::new();
+    for n_there in [(1, 0), (1, 1), (1, 2), (1, 3)] {
+        of_one.push(tokio::spawn(answer(ask_as(&node, Some(1), 3).await)));
+        until_counter(&node, "node/model/pip@cpu-0", "running", n_there.0).await;
+        until_counter(&node, "node/model/pip@cpu-0", "waiting", n_there.1).await;
+    }
+    let (_, refused) = answer(ask_as(&node, Some(1), 3).await).await;
+    assert!(matches!(refused, GenerateEvent::Failed(RequestError::Overloaded { .. })), "nobody takes the place of his own: {refused:?}");
+    let (_, refused) = answer(ask(&node, 3).await).await;
+    assert!(matches!(refused, GenerateEvent::Failed(RequestError::Overloaded { .. })), "nor does who has no key: {refused:?}");
+
+    let other = tokio::spawn(answer(ask_as(&node, Some(2), 3).await));
+    let (_, displaced) = of_one.pop().unwrap().await.unwrap();
+    assert!(matches!(displaced, GenerateEvent::Failed(RequestError::Overloaded { .. })), "{displaced:?}");
+    let second = tokio::spawn(answer(ask_as(&node, Some(2), 3).await));
+    let (_, displaced) = of_one.pop().unwrap().await.unwrap();
+    assert!(matches!(displaced, GenerateEvent::Failed(RequestError::Overloaded { .. })), "{displaced:?}");
+    let (_, refused) = answer(ask_as(&node, Some(2), 3).await).await;
+    assert!(matches!(refused, GenerateEvent::Failed(RequestError::Overloaded { .. })), "both have two now: {refused:?}");
+    gate.open();
+    for other in of_one.into_iter().chain([other, second]) {
+        let (_, end) = other.await.unwrap();
+        assert!(matches!(end, GenerateEvent::Done { .. }), "{end:?}");
+    }
+}
+
+#[tokio::test]
+async fn those_that_wait_go_to_another_replica_that_has_places_free() {
+    let slow = Script { step_time: SLOW, ..Script::default() };
+    let second: DeviceId = "cpu-1".parse().unwrap();
+    let script = slow.clone();
+    let node = node(slow, |args| {
+        let open = move || Ok(Box::new(ScriptedExecutor::new(second, script.clone())) as Box<_>);
+        args.devices.push(DeviceSpec { id: second, open: Arc::new(open) });
+        let profile = &mut args.catalogue.models[0];
+        (profile.running_max, profile.replicas_max) = (1, 1); // none is loaded but by hand
+    });
+    let node = node.await;
+    until(&node, "the model is loaded", |node| replica_state(node) == Some(ReplicaState::Loaded)).await;
+    let first = node.view().read().own().replicas[0].device;
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        streams.push(tokio::spawn(answer(ask(&node, 200).await)));
+    }
+    until_counter(&node, &format!("node/model/pip@{first}"), "waiting", 2).await;
+    let other = if first == second { cpu() } else { second };
+    let place = Place { device: Some(other), ..Place::default() };
+    node.inference().load_model(LoadModel { model: "pip".parse().unwrap(), place, wait: true }).await.unwrap();
+    until_counter(&node, &format!("node/model/pip@{other}"), "running", 1).await;
+    until_counter(&node, &format!("node/model/pip@{first}"), "waiting", 1).await;
+    let mut texts = Vec::new();
+    for stream in streams {
+        let (text, end) = stream.await.unwrap();
+        assert!(matches!(end, GenerateEvent::Done { .. }), "{end:?}");
+        texts.push(text);
+    }
+    assert!(!texts[0].is_empty() && texts.iter().all(|text| *text == texts[0]));
 }

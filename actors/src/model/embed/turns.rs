@@ -68,10 +68,16 @@ impl Turns {
         called.await.ok()
     }
 
-    /// Sends away the youngest without a key that has had no turn yet. False if there is none.
-    pub(super) fn displace_anonymous(&self) -> bool {
+    /// Sends away the youngest that has had no turn yet, so that one with a key, who has `own` requests, can wait in its stead: one without a key or, if
+    /// there is none, one of the key that has most, if it would still not have fewer than who asks. False if there is none.
+    pub(super) fn displace(&self, own: u32, n_of: impl Fn(Principal) -> u32) -> bool {
         let mut line = self.line();
-        let youngest = line.waiting.iter().rposition(|one| one.who.principal.is_none() && one.is_first && !one.called.is_closed());
+        let waits = |one: &&Waiter| one.is_first && !one.called.is_closed();
+        let of = |principal| line.waiting.iter().rposition(|one| one.who.principal == principal && waits(&one));
+        let youngest = of(None).or_else(|| {
+            let largest = line.waiting.iter().filter(waits).map(|one| one.who.principal).max_by_key(|principal| n_of(*principal))?;
+            if n_of(largest) > own.saturating_add(1) { of(largest) } else { None }
+        });
         youngest.map(|at| drop(line.waiting.remove(at))).is_some()
     }
 
@@ -185,19 +191,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_those_without_a_key_and_without_a_turn_yet_are_displaced() {
+    async fn those_without_a_key_are_displaced_then_those_of_the_largest_and_none_that_had_a_turn() {
         let turns = Turns::default();
         let _first = turns.take(of(Some(1)), true).await.unwrap();
         let mut waiting = BTreeMap::new();
-        for (name, principal, is_first) in [("old", None, true), ("young", None, true), ("begun", None, false), ("keyed", Some(1), true)] {
+        let waiters =
+            [("old", None, true), ("young", None, true), ("begun", None, false), ("keyed", Some(1), true), ("large", Some(2), true)];
+        for (name, principal, is_first) in waiters {
             let turns = turns.clone();
             waiting.insert(name, tokio::spawn(async move { turns.take(of(principal), is_first).await.is_some() }));
             tokio::task::yield_now().await;
         }
-        assert!(turns.displace_anonymous());
-        assert!(!waiting.remove("young").unwrap().await.unwrap());
-        assert!(turns.displace_anonymous() && !turns.displace_anonymous());
-        assert!(!waiting.remove("old").unwrap().await.unwrap());
+        let n_of = |principal| if principal == Some(2) { 3 } else { 1 };
+        for name in ["young", "old", "large"] {
+            assert!(turns.displace(1, n_of));
+            assert!(!waiting.remove(name).unwrap().await.unwrap());
+        }
+        assert!(!turns.displace(1, n_of) && !turns.displace(0, n_of));
         assert!(waiting.values().all(|one| !one.is_finished()));
     }
 
