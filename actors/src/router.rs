@@ -102,12 +102,13 @@ pub struct RouteRequest {
 
 impl RouteRequest {
     /// Where some texts go to be embedded.
-    pub fn embed(request: &EmbedRequest, tried: Vec<ReplicaId>, begun: Vec<ReplicaId>) -> Self {
+    pub fn embed(request: &EmbedRequest) -> Self {
         let bytes = request.inputs.iter().map(|input| match input {
             EmbedInput::Text(text) => text.len(),
             EmbedInput::Tokens(ids) => size_of_val(ids.as_slice()),
         });
-        Self { model: request.model.clone(), prompt: PromptDigests::of_length(bytes.sum::<usize>() as u64), tried, begun }
+        let prompt = PromptDigests::of_length(bytes.sum::<usize>() as u64);
+        Self { model: request.model.clone(), prompt, tried: Vec::new(), begun: Vec::new() }
     }
 }
 
@@ -399,8 +400,14 @@ impl RouterState {
             self.publish_later();
         }
         if answers {
-            self.args.streams.tell(StreamsMsg::ModelChanged(model));
+            self.tell_of(model);
         }
+    }
+
+    /// Wakes those who wait for a model: it was loaded somewhere, or cannot be.
+    fn tell_of(&self, model: ModelId) {
+        self.args.view.tell_of(model.clone());
+        self.args.streams.tell(StreamsMsg::ModelChanged(model));
     }
 
     fn inspect(&self) -> Inspection {

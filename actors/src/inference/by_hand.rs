@@ -6,7 +6,7 @@ use plexus_api::service::{LoadModel, LoadedModel, Place};
 use plexus_types::{DeviceId, ModelId, NodeId, NodeName, ReplicaId, ReplicaState, RequestError};
 use tokio::time::Instant;
 
-use super::{ClusterInference, LOAD_POLL, PULL_DEADLINE, restarting};
+use super::{ClusterInference, PULL_DEADLINE, restarting};
 use crate::messages::{Ensure, Question};
 use crate::router::RouterMsg;
 use crate::router::home::home_of;
@@ -14,6 +14,8 @@ use crate::router::place::place_name;
 
 /// A failure that was there before a load was asked for shows no longer than this.
 const FORMER_FAILURE: Duration = Duration::from_secs(1);
+/// How often the view is looked at for a model that is being loaded.
+const LOAD_POLL: Duration = Duration::from_millis(20);
 /// Loads are begun, and replicas asked to go.
 const ORDER_DEADLINE: Duration = Duration::from_secs(10);
 

@@ -16,7 +16,6 @@ use super::place::{Placement, Unplaced, Want, may_pass, place};
 use super::view::Candidate;
 use super::{Ensured, ORDER_DEADLINE, Routed, RouterMsg, RouterState};
 use crate::messages::{Ensure, LoadOrder, Question};
-use crate::streams::StreamsMsg;
 
 /// What the home said of a model is believed for so long before it is asked again.
 const ENSURED_FOR: Duration = Duration::from_millis(500);
@@ -201,7 +200,7 @@ impl RouterState {
         let refused = result.as_ref().is_err_and(|error| !may_pass(error));
         self.ensured.insert(model.clone(), Ensured::Answered(Instant::now(), result));
         if refused {
-            self.args.streams.tell(StreamsMsg::ModelChanged(model));
+            self.tell_of(model);
         }
     }
 

@@ -11,11 +11,15 @@ use plexus_types::{
     Catalogue, CatalogueEntry, DeviceId, DeviceReport, FilesState, ModelId, NodeFacts, NodeId, NodeState, NodeSummary, ReplicaId,
     ReplicaReport, ReplicaState,
 };
+use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use super::catalogue::{MergedCatalogue, merge};
 use super::place::feasible_on;
 use crate::inbound::{ClusterChange, PeerChange};
+
+/// Whoever waits for a model and comes so many changes behind asks without having heard of its own.
+const CHANGES_KEPT: usize = 64;
 
 /// The view of one node.
 #[derive(Debug)]
@@ -436,22 +440,35 @@ impl Other {
 
 /// The view, shared: the router writes, everybody reads.
 #[derive(Debug, Clone)]
-pub struct SharedView(Arc<RwLock<ClusterView>>);
+pub struct SharedView {
+    view: Arc<RwLock<ClusterView>>,
+    changes: broadcast::Sender<ModelId>,
+}
 
 impl SharedView {
     /// Shares a view.
     pub fn new(view: ClusterView) -> Self {
-        Self(Arc::new(RwLock::new(view)))
+        Self { view: Arc::new(RwLock::new(view)), changes: broadcast::Sender::new(CHANGES_KEPT) }
     }
 
     /// To look something up. Never held across an await.
     pub fn read(&self) -> RwLockReadGuard<'_, ClusterView> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hears of every model that is loaded somewhere from now on, or cannot be.
+    pub fn changes(&self) -> broadcast::Receiver<ModelId> {
+        self.changes.subscribe()
     }
 
     /// For the router alone.
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, ClusterView> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.view.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For the router alone: a model was loaded somewhere, or cannot be.
+    pub(super) fn tell_of(&self, model: ModelId) {
+        let _nobody_waits = self.changes.send(model);
     }
 }
 
