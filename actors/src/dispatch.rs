@@ -40,7 +40,8 @@ pub struct Dispatch {
     pub ingresses: Ingresses,
 }
 
-/// The actors answer from memory; a model that is unloaded may have to end a step first.
+/// The actors answer from memory; a model that is unloaded may have to end a step first. More than those wait who have a model loaded: they see then
+/// that the answer is late, and not that it is refused.
 const ORDER_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Dispatch {

@@ -52,7 +52,8 @@ use crate::streams::StreamsMsg;
 const TICK: Duration = Duration::from_secs(1);
 /// The others are told every so many ticks for how long models have been idle.
 const IDLE_TICKS: u32 = 5;
-/// A home, or a node that is told to load, answers from memory; one that does not is asked again.
+/// A home, or a node that is told to load, answers from memory. Less than what the node itself waits for its evictor: so what is only late is not
+/// taken for a refusal.
 const ORDER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What the actor is started with.
@@ -132,8 +133,8 @@ pub enum RouterMsg {
     LoadAt(ModelId, Place, RpcReplyPort<Result<Explanation, RequestError>>),
     /// From a task: the home of a model has answered.
     Ensured(ModelId, Result<Explanation, RequestError>),
-    /// From a task: a node that was told to load a model has answered.
-    Ordered(ModelId, Result<(), RequestError>),
+    /// From a task: a node that was told to load a model has answered, or not in time.
+    Ordered(ModelId, loads::Ordered),
     /// Why is a model where it is, or not there? Answered as if somebody asked for it now.
     ExplainModel(ModelId, RpcReplyPort<Option<Explanation>>),
     /// Why was a model placed where it was placed last, as far as this node decided or heard?
@@ -261,7 +262,7 @@ impl Actor for RouterActor {
             RouterMsg::Ensure(ensure, reply) => state.on_ensure(&ensure, reply),
             RouterMsg::LoadAt(model, place, reply) => state.on_load_at(&model, &place, reply),
             RouterMsg::Ensured(model, result) => state.on_ensured(model, result),
-            RouterMsg::Ordered(model, result) => state.on_ordered(&model, result),
+            RouterMsg::Ordered(model, ordered) => state.on_ordered(&model, ordered),
             RouterMsg::ExplainModel(model, reply) => drop(reply.send(state.explain(&model))),
             RouterMsg::ExplainPlacement(model, reply) => drop(reply.send(state.decisions.placement(&model, Instant::now()))),
             RouterMsg::Placed(explanation) => state.decisions.on_placed(&explanation, Instant::now()),
@@ -368,7 +369,7 @@ impl RouterState {
             self.publish_later();
         }
         self.warn_of_missing();
-        self.home.on_view(&self.args.view.read(), Instant::now());
+        self.on_view();
         let spares = self.home.spares(&self.args.view.read(), Instant::now());
         for spare in spares {
             info!(replica = %spare, "a spare replica that nobody uses goes");
@@ -393,7 +394,7 @@ impl RouterState {
         let answers = report.state == ReplicaState::Loaded && !is_loaded(&self.args.view.read(), &me, &report);
         let model = report.model.clone();
         let changed = self.args.view.write().on_own_replica(report, SystemTime::now());
-        self.home.on_view(&self.args.view.read(), Instant::now());
+        self.on_view();
         if changed {
             self.publish();
         } else {

@@ -16,6 +16,8 @@ use super::place::{Placement, Unplaced, Want, may_pass, place};
 use super::view::Candidate;
 use super::{Ensured, ORDER_DEADLINE, Routed, RouterMsg, RouterState};
 use crate::messages::{Ensure, LoadOrder, Question};
+use crate::nodes::no_answer;
+use crate::peers::PeerError;
 
 /// What the home said of a model is believed for so long before it is asked again.
 const ENSURED_FOR: Duration = Duration::from_millis(500);
@@ -23,6 +25,17 @@ const ENSURED_FOR: Duration = Duration::from_millis(500);
 const REFUSED_FOR: Duration = Duration::from_secs(2);
 /// Devices that are not open after so long are not waited for by models that are to be loaded at the start.
 const DEVICE_WAIT: Duration = Duration::from_secs(30);
+
+/// What became of an order to load.
+#[derive(Debug)]
+pub enum Ordered {
+    /// The node has begun.
+    Begun,
+    /// It does not.
+    Refused(RequestError),
+    /// It did not say in time. It may have begun.
+    Late(RequestError),
+}
 
 impl RouterState {
     /// No replica is loaded: the model's home is asked for one, unless it was a moment ago.
@@ -135,9 +148,12 @@ impl RouterState {
             }
             Err(unplaced) => return drop(reply.send(Err(unplaced.error))),
         };
-        let (begun, address) = (self.told_to_load(node, order), self.args.address.clone());
+        let (ordered, address) = (self.told_to_load(node, order), self.args.address.clone());
         tokio::spawn(async move {
-            let begun = begun.await;
+            let begun = match ordered.await {
+                Ordered::Begun => Ok(()),
+                Ordered::Refused(error) | Ordered::Late(error) => Err(error),
+            };
             if begun.is_ok() {
                 address.tell(RouterMsg::Placed(explanation.clone()));
             }
@@ -145,12 +161,27 @@ impl RouterState {
         });
     }
 
-    pub(super) fn on_ordered(&mut self, model: &ModelId, result: Result<(), RequestError>) {
-        if let Err(error) = &result {
-            info!(%model, %error, "a node does not load the model");
-        }
-        let effects = self.home.on_answer(&self.args.view.read(), model, result, Instant::now());
+    pub(super) fn on_ordered(&mut self, model: &ModelId, ordered: Ordered) {
+        let now = Instant::now();
+        let result = match ordered {
+            Ordered::Begun => Ok(()),
+            Ordered::Late(error) => {
+                info!(%model, %error, "it is not known whether the node loads the model");
+                return self.home.on_late(model, error.to_string(), now);
+            }
+            Ordered::Refused(error) => {
+                info!(%model, %error, "a node does not load the model");
+                Err(error)
+            }
+        };
+        let effects = self.home.on_answer(&self.args.view.read(), model, result, now);
         self.carry_out(model, effects);
+    }
+
+    /// The view changed, or time passed: so may orders.
+    pub(super) fn on_view(&mut self) {
+        let effects = self.home.on_view(&self.args.view.read(), Instant::now());
+        effects.into_iter().for_each(|(model, effects)| self.carry_out(&model, effects));
     }
 
     fn carry_out(&mut self, model: &ModelId, effects: Vec<home::Effect>) {
@@ -174,20 +205,23 @@ impl RouterState {
     /// Tells a node to load; then [`RouterMsg::Ordered`].
     pub(super) fn order(&self, node: NodeId, order: Box<LoadOrder>) {
         let (address, life, model) = (self.args.address.clone(), self.life, order.profile.id.clone());
-        let begun = self.told_to_load(node, order);
+        let ordered = self.told_to_load(node, order);
         // It answers this order, and none that a later life may have given.
-        tokio::spawn(async move { address.tell_life(life, RouterMsg::Ordered(model, begun.await)) });
+        tokio::spawn(async move { address.tell_life(life, RouterMsg::Ordered(model, ordered.await)) });
     }
 
     /// Whether a node that is told to load has begun, or why not.
-    pub(super) fn told_to_load(
-        &self,
-        node: NodeId,
-        order: Box<LoadOrder>,
-    ) -> impl Future<Output = Result<(), RequestError>> + Send + use<> {
+    pub(super) fn told_to_load(&self, node: NodeId, order: Box<LoadOrder>) -> impl Future<Output = Ordered> + Send + use<> {
         info!(model = %order.profile.id, node = %node.name, device = %order.device, "the model is to be loaded");
         let nodes = self.args.nodes.clone();
-        async move { nodes.order(&node, Question::Load(order), ORDER_DEADLINE).await }
+        async move {
+            match nodes.ask::<Result<(), RequestError>>(&node, Question::Load(order), ORDER_DEADLINE).await {
+                Ok(Ok(())) => Ordered::Begun,
+                Ok(Err(error)) => Ordered::Refused(error),
+                Err(error @ PeerError::Late) => Ordered::Late(no_answer(&node, error)),
+                Err(error) => Ordered::Refused(no_answer(&node, error)),
+            }
+        }
     }
 
     pub(super) fn on_ensured(&mut self, model: ModelId, result: Result<Explanation, RequestError>) {
@@ -222,9 +256,9 @@ impl RouterState {
         };
         for Placement { order, explanation, .. } in placements {
             self.decisions.on_placed(&explanation, Instant::now());
-            let begun = self.told_to_load(self.args.nodes.me().clone(), Box::new(order));
+            let ordered = self.told_to_load(self.args.nodes.me().clone(), Box::new(order));
             tokio::spawn(async move {
-                let _shown_in_the_catalogue = begun.await;
+                let _shown_in_the_catalogue = ordered.await;
             });
         }
     }

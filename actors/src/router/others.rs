@@ -36,7 +36,7 @@ impl RouterState {
             changed.filter(|replica| !is_loaded(&view, from, replica)).map(|replica| replica.model.clone()).collect()
         };
         self.args.view.write().on_summary(from, summary, Instant::now(), SystemTime::now());
-        self.home.on_view(&self.args.view.read(), Instant::now());
+        self.on_view();
         loaded.into_iter().for_each(|model| self.tell_of(model));
     }
 
