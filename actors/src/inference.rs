@@ -5,6 +5,7 @@ mod count;
 mod embed;
 mod explain;
 mod health;
+mod seek;
 mod stopping;
 mod under_way;
 
@@ -20,7 +21,7 @@ use plexus_api::Gpu;
 use plexus_api::service::{Embedded, Generation, Health, Inference, LoadModel, LoadedModel, NodeActors, Place};
 use plexus_types::{
     ActorReport, ClusterReport, EmbedRequest, Explanation, GenerateEvent, GenerateRequest, Journal, ModelId, ModelKind, ModelReport,
-    NodeId, NodeName, ReplicaId, RequestError, RequestId,
+    NodeId, NodeName, RequestError, RequestId,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -34,10 +35,9 @@ use crate::model::{Devices, LocalModels, check_kind};
 use crate::node::NodeMsg;
 use crate::nodes::Nodes;
 use crate::prefix::PromptDigests;
+use crate::router::RouterMsg;
 use crate::router::view::{ClusterView, SharedView};
-use crate::router::{RouteRequest, Routed, RouterMsg};
 use crate::streams::StreamsMsg;
-use crate::streams::core::RECOVERY_MAX;
 
 pub(crate) use self::count::is_of_the_node;
 pub(crate) use self::embed::EMBED_DEADLINE;
@@ -49,8 +49,6 @@ pub(crate) const ACTOR_DEADLINE: Duration = Duration::from_secs(2);
 const PEER_DEADLINE: Duration = Duration::from_secs(3);
 /// Fetching a large model over a slow line.
 pub(crate) const PULL_DEADLINE: Duration = Duration::from_secs(24 * 3600);
-/// How often a model that is being loaded is looked for.
-const LOAD_POLL: Duration = Duration::from_millis(20);
 /// Encoding a long prompt.
 pub(crate) const COUNT_DEADLINE: Duration = Duration::from_secs(30);
 /// Events beyond the window that a channel takes: the start, the end, and what a speculating replica sends beyond its credit.
@@ -83,50 +81,7 @@ pub struct ClusterInference {
     pub started: Instant,
 }
 
-/// A replica for a request.
-#[derive(Debug)]
-struct Picked {
-    replica: ReplicaId,
-    /// Why that one, in a line for the client.
-    route: String,
-    /// Had the model to be loaded first?
-    cold_start: bool,
-}
-
 impl ClusterInference {
-    /// A replica for a request; waits while the model is being loaded. Whoever asks by the request's `id`, if its client knows one, is told why.
-    async fn pick(&self, id: Option<RequestId>, question: RouteRequest) -> Result<Picked, RequestError> {
-        let until = Instant::now() + self.config.load_timeout;
-        let mut cold_start = false;
-        let mut recover_by = None;
-        loop {
-            let (question, model) = (question.clone(), question.model.clone());
-            let picked = self.router.call(|reply| RouterMsg::Pick(id, question, reply), ACTOR_DEADLINE).await;
-            let answer = match picked {
-                Ok(answer) => answer,
-                // It is between two lives: a stream would wait for it, too.
-                Err(_) if Instant::now() < *recover_by.get_or_insert_with(|| Instant::now() + RECOVERY_MAX) => {
-                    tokio::time::sleep(LOAD_POLL).await;
-                    continue;
-                }
-                Err(error) => return Err(restarting("router", error)),
-            };
-            recover_by = None;
-            match answer {
-                (Routed::To(replica), route) => return Ok(Picked { replica, route, cold_start }),
-                (Routed::Refused(error), _) => return Err(error),
-                (Routed::Wait(error), _) if Instant::now() >= until => {
-                    if let Some(id) = id {
-                        self.router.tell(RouterMsg::Failed(id, model, error.clone()));
-                    }
-                    return Err(error);
-                }
-                (Routed::Wait(_), _) => tokio::time::sleep(LOAD_POLL).await,
-            }
-            cold_start = true;
-        }
-    }
-
     /// The model that a client's name for it stands for.
     fn resolve(&self, name: &ModelId) -> ModelId {
         self.view.read().resolve(name).clone()
@@ -245,7 +200,10 @@ impl Inference for ClusterInference {
 
     async fn pin_model(&self, model: &ModelId, pinned: bool) -> Result<Vec<String>, RequestError> {
         let model = self.resolve(model);
-        self.at_each(&model, &Place::default(), |model, _| Question::Pin(model, pinned)).await
+        if pinned {
+            return self.at_each(&model, &Place::default(), |model, _| Question::Pin(model, true)).await;
+        }
+        self.unpin_by_hand(&model).await
     }
 
     async fn explain(&self, subject: &str) -> Option<Explanation> {

@@ -58,7 +58,7 @@ impl Nodes {
     /// Has a node do something.
     pub async fn order(&self, node: &NodeId, question: Question, deadline: Duration) -> Result<(), RequestError> {
         let done = self.ask(node, question, deadline).await;
-        done.map_err(|error| unavailable(format!("the node '{}' did not answer: {error}", node.name))).flatten()
+        done.map_err(|error| no_answer(node, error)).flatten()
     }
 
     /// Asks the home of a model that it be loaded.
@@ -67,6 +67,11 @@ impl Nodes {
         let lost = |error| unavailable(format!("the node '{}', which places the model, did not answer: {error}", home.name));
         ensured.map_err(lost).flatten()
     }
+}
+
+/// A node did not answer; it may the next time.
+pub(crate) fn no_answer(node: &NodeId, error: PeerError) -> RequestError {
+    unavailable(format!("the node '{}' did not answer: {error}", node.name))
 }
 
 fn unavailable(message: String) -> RequestError {

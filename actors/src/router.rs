@@ -52,7 +52,8 @@ use crate::streams::StreamsMsg;
 const TICK: Duration = Duration::from_secs(1);
 /// The others are told every so many ticks for how long models have been idle.
 const IDLE_TICKS: u32 = 5;
-/// A home, or a node that is told to load, answers from memory; one that does not is asked again.
+/// A home, or a node that is told to load, answers from memory. Less than what the node itself waits for its evictor: so what is only late is not
+/// taken for a refusal.
 const ORDER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What the actor is started with.
@@ -102,12 +103,13 @@ pub struct RouteRequest {
 
 impl RouteRequest {
     /// Where some texts go to be embedded.
-    pub fn embed(request: &EmbedRequest, tried: Vec<ReplicaId>, begun: Vec<ReplicaId>) -> Self {
+    pub fn embed(request: &EmbedRequest) -> Self {
         let bytes = request.inputs.iter().map(|input| match input {
             EmbedInput::Text(text) => text.len(),
             EmbedInput::Tokens(ids) => size_of_val(ids.as_slice()),
         });
-        Self { model: request.model.clone(), prompt: PromptDigests::of_length(bytes.sum::<usize>() as u64), tried, begun }
+        let prompt = PromptDigests::of_length(bytes.sum::<usize>() as u64);
+        Self { model: request.model.clone(), prompt, tried: Vec::new(), begun: Vec::new() }
     }
 }
 
@@ -131,8 +133,8 @@ pub enum RouterMsg {
     LoadAt(ModelId, Place, RpcReplyPort<Result<Explanation, RequestError>>),
     /// From a task: the home of a model has answered.
     Ensured(ModelId, Result<Explanation, RequestError>),
-    /// From a task: a node that was told to load a model has answered.
-    Ordered(ModelId, Result<(), RequestError>),
+    /// From a task: a node that was told to load a model has answered, or not in time.
+    Ordered(ModelId, loads::Ordered),
     /// Why is a model where it is, or not there? Answered as if somebody asked for it now.
     ExplainModel(ModelId, RpcReplyPort<Option<Explanation>>),
     /// Why was a model placed where it was placed last, as far as this node decided or heard?
@@ -165,6 +167,8 @@ pub enum RouterMsg {
     OwnReplicaGone(ModelId, DeviceId),
     /// A replica left this node.
     OwnReplicaLeft(ModelId, DeviceId),
+    /// A model is unloaded from this node by hand, loaded or not.
+    LetGo(ModelId),
     /// What this node lists, or has of it, changed.
     OwnCatalogue(Catalogue),
     /// A peer said what it lists.
@@ -260,7 +264,7 @@ impl Actor for RouterActor {
             RouterMsg::Ensure(ensure, reply) => state.on_ensure(&ensure, reply),
             RouterMsg::LoadAt(model, place, reply) => state.on_load_at(&model, &place, reply),
             RouterMsg::Ensured(model, result) => state.on_ensured(model, result),
-            RouterMsg::Ordered(model, result) => state.on_ordered(&model, result),
+            RouterMsg::Ordered(model, ordered) => state.on_ordered(&model, ordered),
             RouterMsg::ExplainModel(model, reply) => drop(reply.send(state.explain(&model))),
             RouterMsg::ExplainPlacement(model, reply) => drop(reply.send(state.decisions.placement(&model, Instant::now()))),
             RouterMsg::Placed(explanation) => state.decisions.on_placed(&explanation, Instant::now()),
@@ -297,6 +301,7 @@ impl Actor for RouterActor {
                 state.args.view.write().on_own_replica_left(&model, device);
                 state.publish();
             }
+            RouterMsg::LetGo(model) => state.args.view.write().on_let_go(model),
             RouterMsg::OwnDevices(devices) => {
                 state.args.view.write().on_own_devices(devices);
                 state.publish();
@@ -343,13 +348,14 @@ impl RouterState {
                 self.n_routed += 1;
                 self.args.view.write().on_sent(&decision.replica);
                 debug!(replica = %decision.replica, considered = decision.considered.len(), "routed");
-                let cold = self.ensured.remove(&request.model);
                 let replica = decision.replica.clone();
-                let loaded = match cold {
-                    Some(Ensured::Answered(_, Ok(explanation))) => Some(explanation),
+                // What goes on at a node that stops is not served by what its home was asked for.
+                let is_served = decision.considered.iter().any(|one| one.verdict.is_ok());
+                let said = match if is_served { self.ensured.remove(&request.model) } else { None } {
+                    Some(Ensured::Answered(at, Ok(explanation))) => Some((at, explanation)),
                     Some(Ensured::Answered(_, Err(_)) | Ensured::Asked) | None => None,
                 };
-                let route = self.decisions.on_routed(id, &request.model, decision, loaded, Instant::now());
+                let route = self.decisions.on_routed(id, &request.model, decision, said, Instant::now());
                 (Routed::To(replica), route)
             }
             Err(wait) => {
@@ -367,7 +373,8 @@ impl RouterState {
             self.publish_later();
         }
         self.warn_of_missing();
-        self.home.on_view(&self.args.view.read(), Instant::now());
+        self.forget_old();
+        self.on_view();
         let spares = self.home.spares(&self.args.view.read(), Instant::now());
         for spare in spares {
             info!(replica = %spare, "a spare replica that nobody uses goes");
@@ -392,15 +399,21 @@ impl RouterState {
         let answers = report.state == ReplicaState::Loaded && !is_loaded(&self.args.view.read(), &me, &report);
         let model = report.model.clone();
         let changed = self.args.view.write().on_own_replica(report, SystemTime::now());
-        self.home.on_view(&self.args.view.read(), Instant::now());
+        self.on_view();
         if changed {
             self.publish();
         } else {
             self.publish_later();
         }
         if answers {
-            self.args.streams.tell(StreamsMsg::ModelChanged(model));
+            self.tell_of(model);
         }
+    }
+
+    /// Wakes those who wait for a model: it was loaded somewhere, or cannot be.
+    fn tell_of(&self, model: ModelId) {
+        self.args.view.tell_of(model.clone());
+        self.args.streams.tell(StreamsMsg::ModelChanged(model));
     }
 
     fn inspect(&self) -> Inspection {

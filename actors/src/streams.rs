@@ -6,6 +6,7 @@
 
 pub mod core;
 mod patience;
+pub mod search;
 
 use std::collections::HashMap;
 
@@ -280,11 +281,11 @@ impl StreamsState {
     fn ask_router(&mut self, id: RequestId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.route_span = info_span!(parent: &stream.span, "route", attempt = stream.core.attempt().0 + 1, otel.kind = "internal");
-        if !stream.core.tried.is_empty() {
+        if !stream.core.search.tried.is_empty() {
             self.n_rerouted += 1;
         }
         let model = stream.core.journal.request.model.clone();
-        let request = RouteRequest { model, prompt: stream.prompt.clone(), tried: stream.core.tried.clone(), begun: Vec::new() };
+        let request = RouteRequest { model, prompt: stream.prompt.clone(), tried: stream.core.search.tried.clone(), begun: Vec::new() };
         let (router, reply_to) = (self.args.router.clone(), self.args.address.clone());
         let asked = router.cast(RouterMsg::Route { id, request: request.clone(), reply_to: reply_to.clone() });
         if asked.is_err() {

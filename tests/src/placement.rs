@@ -292,8 +292,8 @@ impl Placement {
                 Ok(())
             }
             Within::OrderLate { model, number } => {
-                let error = RequestError::Unavailable { message: "the node did not answer".into(), retry_after: Duration::from_secs(1) };
-                self.on_ordered(node, &model, number, Err(error))
+                self.on_order_late(node, &model, number);
+                Ok(())
             }
             Within::Asked { place, lease, ask } => self.on_asked(node, place, lease, ask),
             Within::Retired { place, ask, verdict } => self.on_verdict(node, place, ask, verdict),

@@ -231,7 +231,51 @@ async fn embedding_node(home: &Home, name: &str, keys: &str) -> Node {
     let folder = binary::repository().join("engine/tests/golden/qwen3_embedding");
     let shutdown = "[shutdown]\ndrain_timeout = \"60s\"\n";
     std::fs::write(&config, format!("{shutdown}[[models]]\nid = \"m\"\nsource = \"{}\"\n{keys}\n", folder.display())).unwrap();
-    home.node(name).arg("--config", config.to_str().unwrap()).start().await
+    home.node(name).test_hooks().arg("--config", config.to_str().unwrap()).start().await
+}
+
+/// Until some replica has texts to embed.
+async fn is_embedding(node: &Node) {
+    eventually("it has begun", async || {
+        let view = node.view().await?;
+        let mut replicas = view.nodes.iter().flat_map(|node| &node.summary.replicas);
+        if replicas.any(|replica| replica.load.running > 0) { Ok(()) } else { Err("nothing is embedded yet".to_owned()) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn requests_of_one_group_are_answered_though_their_replica_ends_under_them_is_brought_back_or_just_goes() {
+    // CX-62, CX-63
+    let home = Home::new();
+    let holder = embedding_node(&home, "holder", "preload = true\n[supervision]\nrestarts_max = 100").await;
+    let other = embedding_node(&home, "other", "pinned_on = [\"holder\"]").await;
+    whole(&[&holder, &other]).await;
+    other.offers("m").await;
+    let long = json!({"model": "m", "input": vec!["word ".repeat(60); 128]}); // one group each, and enough of them to be seen
+    let short = json!({"model": "m", "input": "a word"});
+    for (path, node) in [("node/device/cpu-0", &holder), ("node/model/m@cpu-0", &other), ("node/device/cpu-0", &other)] {
+        let kill = async {
+            is_embedding(&holder).await;
+            let killed = holder.client().post("/v1/cluster/actors/kill", &json!({"path": path})).await.unwrap();
+            assert_eq!(killed.status, 200, "{}", killed.text);
+            node.client().post("/v1/embeddings", &short).await.unwrap() // while it comes back
+        };
+        let many = futures::future::join_all((0..8).map(|_| node.client().post("/v1/embeddings", &long)));
+        let (many, last) = futures::future::join(many, kill).await;
+        for reply in many.into_iter().map(Result::unwrap).chain([last]) {
+            assert_eq!(reply.status, 200, "{path} through {}: {}", node.name(), reply.text.get(..500).unwrap_or(&reply.text));
+        }
+    }
+    for _ in 0..20 {
+        let unload = async {
+            // Refused while it has requests, or where it is not yet there again.
+            let _may_be_refused = holder.client().post("/v1/models/unload", &json!({"model_id": "m"})).await.unwrap();
+        };
+        let ((), reply) = futures::future::join(unload, other.client().post("/v1/embeddings", &short)).await;
+        let reply = reply.unwrap();
+        assert_eq!(reply.status, 200, "{}", reply.text);
+    }
 }
 
 #[tokio::test]
@@ -248,12 +292,7 @@ async fn a_long_request_is_answered_whole_though_the_node_that_holds_the_model_s
         let input: Vec<String> = (0..1024).map(|i| format!("{} word", "many ".repeat(20 + i % 7))).collect(); // eight groups
         let (client, body) = (node.client().clone(), json!({"model": "m", "input": input}));
         let asked = tokio::spawn(async move { client.post("/v1/embeddings", &body).await.expect("it is answered") });
-        eventually("it has begun", async || {
-            let view = holder.view().await?;
-            let mut replicas = view.nodes.iter().flat_map(|node| &node.summary.replicas);
-            if replicas.any(|replica| replica.load.running > 0) { Ok(()) } else { Err("nothing is embedded yet".to_owned()) }
-        })
-        .await;
+        is_embedding(&holder).await;
         holder.signal(Signal::Term);
         let reply = asked.await.unwrap();
         assert_eq!(reply.status, 200, "{others} others, through {through}: {}", reply.text.get(..500).unwrap_or(&reply.text));

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 
 use plexus_types::{EmbedRequest, GenerateRequest, ModelId, NodeId, Prompt, ReplicaState, RequestError};
 
-use super::{COUNT_DEADLINE, ClusterInference, Picked, embed};
+use super::seek::Picked;
+use super::{COUNT_DEADLINE, ClusterInference, embed};
 use crate::messages::{Answer, Question};
 use crate::peers::PeerError;
 use crate::prefix::PromptDigests;
@@ -20,8 +21,14 @@ impl ClusterInference {
         }
         let question =
             RouteRequest { model: request.model.clone(), prompt: PromptDigests::default(), tried: Vec::new(), begun: Vec::new() };
-        let Picked { replica, .. } = self.pick(None, question).await?;
-        self.asked(&replica.node, Question::CountTokens(Box::new(request))).await
+        let mut seeking = self.seeking(None, question);
+        loop {
+            let Picked { replica, .. } = self.pick(&mut seeking).await?;
+            match self.asked(&replica.node, Question::CountTokens(Box::new(request.clone()))).await {
+                Err(error) if is_of_the_node(&error) => seeking.on_failed(replica, error)?,
+                counted => return counted,
+            }
+        }
     }
 
     /// Refuses what is longer than the model can hold, at best, and would be loaded for it first. Errors of the model's template come before its load

@@ -14,7 +14,8 @@ use plexus_types::{EmbedInput, EmbedRequest, Embeddings, ModelId, ReplicaId, Rep
 use tokio::time::Instant;
 use tracing::Span;
 
-use super::{ACTOR_DEADLINE, ClusterInference, Picked};
+use super::seek::Picked;
+use super::{ACTOR_DEADLINE, ClusterInference};
 use crate::messages::Question;
 use crate::metrics;
 use crate::router::RouteRequest;
@@ -181,24 +182,17 @@ impl ClusterInference {
         }
     }
 
-    /// As [`Self::embed_group`], asking each replica once.
+    /// As [`Self::embed_group`], in one search.
     async fn embed_anywhere(&self, id: RequestId, part: &EmbedRequest, begun: &Begun) -> Result<(Embeddings, Picked), RequestError> {
-        let mut tried = Vec::new();
-        let mut refused = None;
+        let mut seeking = self.seeking(Some(id), RouteRequest::embed(part));
         loop {
-            let question = RouteRequest::embed(part, tried.clone(), begun.sent_to());
-            let picked = match (self.pick(Some(id), question).await, refused.take()) {
-                (Ok(picked), _) => picked,
-                (Err(_), Some(refused)) => return Err(refused),
-                (Err(error), None) => return Err(error),
-            };
+            seeking.has_begun(begun.sent_to());
+            let picked = self.pick(&mut seeking).await?;
             begun.on_sent(&picked.replica);
             match self.embed_at(&picked.replica, id, part).await {
                 Ok(embeddings) => return Ok((embeddings, picked)),
-                Err(error) if error.retry() == Retry::Never => return Err(error),
-                Err(error) => refused = Some(error),
+                Err(error) => seeking.on_failed(picked.replica, error)?,
             }
-            tried.push(picked.replica);
         }
     }
 

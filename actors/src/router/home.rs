@@ -18,8 +18,7 @@ use crate::messages::{Ensure, LoadOrder};
 /// An order that was begun shows in the view within this, or was lost.
 const ORDER_SHOWS: Duration = Duration::from_secs(5);
 /// A replica beyond the first that nobody has used for so long goes.
-const SPARE_IDLE: Duration = Duration::from_secs(60);
-
+pub(super) const SPARE_IDLE: Duration = Duration::from_secs(60);
 /// A spare replica that was told to go and is there for so long stays.
 const SPARE_GOES: Duration = Duration::from_secs(30);
 
@@ -59,8 +58,18 @@ struct Order {
     site: Site,
     explanation: Explanation,
     wanted: Wanted,
-    /// When the node said that it has begun.
-    begun: Option<Instant>,
+    stage: Stage,
+}
+
+/// How far an order is.
+#[derive(Debug)]
+enum Stage {
+    /// The node has it, or will.
+    Given,
+    /// The node did not answer in time, and may have begun: else this is why it has not.
+    Late(Instant, String),
+    /// The node said that it has begun.
+    Begun(Instant),
 }
 
 /// What is wanted of a load, and by whom.
@@ -89,18 +98,6 @@ impl Home {
     /// Somebody wants a model to have so many replicas.
     pub fn on_ensure(&mut self, view: &ClusterView, ensure: &Ensure, asker: Asker, now: Instant) -> Vec<Effect> {
         let Ensure { model, replicas, by_hand } = ensure;
-        if let Some(order) = self.orders.get_mut(model) {
-            match order.begun {
-                None => {
-                    order.wanted.askers.push(asker);
-                    return Vec::new();
-                }
-                Some(begun) if !shows(view, model, &order.site) && now.saturating_duration_since(begun) < ORDER_SHOWS => {
-                    return vec![Effect::Answer { asker, result: Ok(order.explanation.clone()) }];
-                }
-                Some(_) => drop(self.orders.remove(model)),
-            }
-        }
         let there: Vec<Candidate<'_>> = view.candidates(model).filter(|one| is_replica(&one.report.state, one.node)).collect();
         if there.len() >= *replicas as usize {
             let loaded = there.iter().all(|one| one.report.state == ReplicaState::Loaded);
@@ -110,6 +107,21 @@ impl Home {
             let explanation = Explanation { model: model.clone(), decision, considered: Vec::new(), age: Duration::ZERO };
             return vec![Effect::Answer { asker, result: Ok(explanation) }];
         }
+        if let Some(order) = self.orders.get_mut(model) {
+            match order.stage {
+                Stage::Given | Stage::Late(..) => {
+                    // It may have been given for less: for a spare, or for a request, which does not load what has failed before.
+                    order.wanted.may_displace |= *replicas <= 1;
+                    order.wanted.by_hand |= *by_hand;
+                    order.wanted.askers.push(asker);
+                    return Vec::new();
+                }
+                Stage::Begun(begun) if !shows(view, model, &order.site) && now.saturating_duration_since(begun) < ORDER_SHOWS => {
+                    return vec![Effect::Answer { asker, result: Ok(order.explanation.clone()) }];
+                }
+                Stage::Begun(_) => drop(self.orders.remove(model)),
+            }
+        }
         // A replica beyond the first takes room that is there, and nobody's.
         let order = Wanted { refused: Vec::new(), may_displace: *replicas <= 1, by_hand: *by_hand, askers: vec![asker] };
         self.order(view, model, order)
@@ -117,21 +129,33 @@ impl Home {
 
     /// The node that was told to load a model says that it has begun, or why not.
     pub fn on_answer(&mut self, view: &ClusterView, model: &ModelId, result: Result<(), RequestError>, now: Instant) -> Vec<Effect> {
-        let Some(mut order) = self.orders.remove(model) else { return Vec::new() };
+        let Some(order) = self.orders.remove(model) else { return Vec::new() };
         match result {
-            Ok(()) => {
-                let answer = |asker| Effect::Answer { asker, result: Ok(order.explanation.clone()) };
-                let effects = std::mem::take(&mut order.wanted.askers).into_iter().map(answer).collect();
-                order.begun = Some(now);
-                self.orders.insert(model.clone(), order);
-                effects
-            }
-            Err(error) => {
-                let mut wanted = order.wanted;
-                wanted.refused.push(Refusal { site: order.site, why: error.to_string(), may_pass: may_pass(&error) });
-                self.order(view, model, wanted)
-            }
+            Ok(()) => self.begun(model, order, now),
+            Err(error) => self.refused(view, model, order, error.to_string(), may_pass(&error)),
         }
+    }
+
+    /// The node that was told to load a model has not answered in time, as `why` says. Whether it has begun is seen before long: until then nobody
+    /// else is told, or there would be two replicas.
+    pub fn on_late(&mut self, model: &ModelId, why: String, now: Instant) {
+        if let Some(order) = self.orders.get_mut(model).filter(|order| matches!(order.stage, Stage::Given)) {
+            order.stage = Stage::Late(now, why);
+        }
+    }
+
+    fn begun(&mut self, model: &ModelId, mut order: Order, now: Instant) -> Vec<Effect> {
+        let answer = |asker| Effect::Answer { asker, result: Ok(order.explanation.clone()) };
+        let effects = std::mem::take(&mut order.wanted.askers).into_iter().map(answer).collect();
+        order.stage = Stage::Begun(now);
+        self.orders.insert(model.clone(), order);
+        effects
+    }
+
+    fn refused(&mut self, view: &ClusterView, model: &ModelId, order: Order, why: String, may_pass: bool) -> Vec<Effect> {
+        let mut wanted = order.wanted;
+        wanted.refused.push(Refusal { site: order.site, why, may_pass });
+        self.order(view, model, wanted)
     }
 
     fn order(&mut self, view: &ClusterView, model: &ModelId, wanted: Wanted) -> Vec<Effect> {
@@ -141,7 +165,7 @@ impl Home {
         match place(view, &want, &self.policy) {
             Ok(placement) => {
                 let effect = Effect::Order { node: placement.site.0.clone(), order: Box::new(placement.order) };
-                let order = Order { site: placement.site, explanation: placement.explanation, wanted, begun: None };
+                let order = Order { site: placement.site, explanation: placement.explanation, wanted, stage: Stage::Given };
                 self.orders.insert(model.clone(), order);
                 vec![effect]
             }
@@ -149,12 +173,30 @@ impl Home {
         }
     }
 
-    /// The view changed, or time passed: orders that were begun and show in the view are forgotten, and those that were lost.
-    pub fn on_view(&mut self, view: &ClusterView, now: Instant) {
-        let open = |model: &ModelId, order: &Order| {
-            order.begun.is_none_or(|begun| !shows(view, model, &order.site) && now.saturating_duration_since(begun) < ORDER_SHOWS)
-        };
-        self.orders.retain(|model, order| open(model, order));
+    /// The view changed, or time passed: orders that were begun and show in the view are forgotten, and those that were lost. Of those that were
+    /// not answered it is known by now whether they were begun; what is to be done is told with the model that it concerns.
+    #[must_use]
+    pub fn on_view(&mut self, view: &ClusterView, now: Instant) -> Vec<(ModelId, Vec<Effect>)> {
+        let is_late = |order: &Order| matches!(order.stage, Stage::Late(..));
+        let late: Vec<ModelId> = self.orders.iter().filter(|(_, order)| is_late(order)).map(|(model, _)| model.clone()).collect();
+        let mut effects = Vec::new();
+        for model in late {
+            let Some(order) = self.orders.remove(&model) else { continue };
+            let Stage::Late(since, why) = &order.stage else { continue };
+            let (is_over, why) = (now.saturating_duration_since(*since) >= ORDER_SHOWS || !view.is_up(&order.site.0), why.clone());
+            if shows(view, &model, &order.site) {
+                effects.push((model.clone(), self.begun(&model, order, now)));
+            } else if is_over {
+                effects.push((model.clone(), self.refused(view, &model, order, why, true)));
+            } else {
+                self.orders.insert(model, order);
+            }
+        }
+        self.orders.retain(|model, order| match order.stage {
+            Stage::Given | Stage::Late(..) => true,
+            Stage::Begun(begun) => !shows(view, model, &order.site) && now.saturating_duration_since(begun) < ORDER_SHOWS,
+        });
+        effects
     }
 
     /// Replicas beyond the first, of models whose home is here, that nobody uses any more: they are to go. Of each model one at a time, or the

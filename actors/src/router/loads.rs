@@ -16,14 +16,28 @@ use super::place::{Placement, Unplaced, Want, may_pass, place};
 use super::view::Candidate;
 use super::{Ensured, ORDER_DEADLINE, Routed, RouterMsg, RouterState};
 use crate::messages::{Ensure, LoadOrder, Question};
-use crate::streams::StreamsMsg;
+use crate::nodes::no_answer;
+use crate::peers::PeerError;
 
 /// What the home said of a model is believed for so long before it is asked again.
-const ENSURED_FOR: Duration = Duration::from_millis(500);
+pub(super) const ENSURED_FOR: Duration = Duration::from_millis(500);
 /// A refusal that only somebody can mend is believed for so long.
 const REFUSED_FOR: Duration = Duration::from_secs(2);
+/// What the home said is told to those who waited for the load, however long it took.
+const ENSURED_KEPT: Duration = Duration::from_secs(3600);
 /// Devices that are not open after so long are not waited for by models that are to be loaded at the start.
 const DEVICE_WAIT: Duration = Duration::from_secs(30);
+
+/// What became of an order to load.
+#[derive(Debug)]
+pub enum Ordered {
+    /// The node has begun.
+    Begun,
+    /// It does not.
+    Refused(RequestError),
+    /// It did not say in time. It may have begun.
+    Late(RequestError),
+}
 
 impl RouterState {
     /// No replica is loaded: the model's home is asked for one, unless it was a moment ago.
@@ -45,7 +59,12 @@ impl RouterState {
                     Some(Ensured::Answered(_, Err(error))) if may_pass(error) => Some(error.clone()),
                     _ => None,
                 };
-                self.n_cold += u64::from(error.is_none());
+                // One who waits is told the same again and again, and asks each time.
+                let is_news = match known {
+                    Some(Ensured::Answered(at, _)) => !believed(*at, REFUSED_FOR),
+                    Some(Ensured::Asked) | None => true,
+                };
+                self.n_cold += u64::from(is_news);
                 self.want(model);
                 error.map_or_else(|| wait(format!("the model '{model}' is being looked for a place")), Routed::Wait)
             }
@@ -125,7 +144,15 @@ impl RouterState {
             return drop(reply.send(Ok(Explanation { model: model.clone(), decision, considered: Vec::new(), age: Duration::ZERO })));
         }
         let (order, node, explanation) = match placed {
-            Ok(placement) => (Box::new(placement.order), placement.site.0, placement.explanation),
+            Ok(placement) => {
+                let mut explanation = placement.explanation;
+                if self.args.view.read().candidates(model).any(|one| one.report.state == ReplicaState::Loaded) {
+                    let idle_s = home::SPARE_IDLE.as_secs();
+                    explanation.decision +=
+                        &format!("; it is there beside another: whichever nobody has used for {idle_s} s goes, unless it is pinned");
+                }
+                (Box::new(placement.order), placement.site.0, explanation)
+            }
             Err(unplaced) if unplaced.explanation.considered.is_empty() => {
                 let device = place.device.map_or_else(|| "open device".to_owned(), |device| format!("device '{device}'"));
                 let message = match &place.node {
@@ -136,9 +163,12 @@ impl RouterState {
             }
             Err(unplaced) => return drop(reply.send(Err(unplaced.error))),
         };
-        let (begun, address) = (self.told_to_load(node, order), self.args.address.clone());
+        let (ordered, address) = (self.told_to_load(node, order), self.args.address.clone());
         tokio::spawn(async move {
-            let begun = begun.await;
+            let begun = match ordered.await {
+                Ordered::Begun => Ok(()),
+                Ordered::Refused(error) | Ordered::Late(error) => Err(error),
+            };
             if begun.is_ok() {
                 address.tell(RouterMsg::Placed(explanation.clone()));
             }
@@ -146,12 +176,38 @@ impl RouterState {
         });
     }
 
-    pub(super) fn on_ordered(&mut self, model: &ModelId, result: Result<(), RequestError>) {
-        if let Err(error) = &result {
-            info!(%model, %error, "a node does not load the model");
-        }
-        let effects = self.home.on_answer(&self.args.view.read(), model, result, Instant::now());
+    pub(super) fn on_ordered(&mut self, model: &ModelId, ordered: Ordered) {
+        let now = Instant::now();
+        let result = match ordered {
+            Ordered::Begun => Ok(()),
+            Ordered::Late(error) => {
+                info!(%model, %error, "it is not known whether the node loads the model");
+                return self.home.on_late(model, error.to_string(), now);
+            }
+            Ordered::Refused(error) => {
+                info!(%model, %error, "a node does not load the model");
+                Err(error)
+            }
+        };
+        let effects = self.home.on_answer(&self.args.view.read(), model, result, now);
         self.carry_out(model, effects);
+    }
+
+    /// Forgets what was asked of homes and what they said, once nobody waits for it any more.
+    pub(super) fn forget_old(&mut self) {
+        let now = Instant::now();
+        let is_young = |at: &Instant, time: Duration| now.saturating_duration_since(*at) < time;
+        self.asked_for_more.retain(|_, asked| is_young(asked, ORDER_DEADLINE));
+        self.ensured.retain(|_, ensured| match ensured {
+            Ensured::Asked => true,
+            Ensured::Answered(at, _) => is_young(at, ENSURED_KEPT),
+        });
+    }
+
+    /// The view changed, or time passed: so may orders.
+    pub(super) fn on_view(&mut self) {
+        let effects = self.home.on_view(&self.args.view.read(), Instant::now());
+        effects.into_iter().for_each(|(model, effects)| self.carry_out(&model, effects));
     }
 
     fn carry_out(&mut self, model: &ModelId, effects: Vec<home::Effect>) {
@@ -175,20 +231,23 @@ impl RouterState {
     /// Tells a node to load; then [`RouterMsg::Ordered`].
     pub(super) fn order(&self, node: NodeId, order: Box<LoadOrder>) {
         let (address, life, model) = (self.args.address.clone(), self.life, order.profile.id.clone());
-        let begun = self.told_to_load(node, order);
+        let ordered = self.told_to_load(node, order);
         // It answers this order, and none that a later life may have given.
-        tokio::spawn(async move { address.tell_life(life, RouterMsg::Ordered(model, begun.await)) });
+        tokio::spawn(async move { address.tell_life(life, RouterMsg::Ordered(model, ordered.await)) });
     }
 
     /// Whether a node that is told to load has begun, or why not.
-    pub(super) fn told_to_load(
-        &self,
-        node: NodeId,
-        order: Box<LoadOrder>,
-    ) -> impl Future<Output = Result<(), RequestError>> + Send + use<> {
+    pub(super) fn told_to_load(&self, node: NodeId, order: Box<LoadOrder>) -> impl Future<Output = Ordered> + Send + use<> {
         info!(model = %order.profile.id, node = %node.name, device = %order.device, "the model is to be loaded");
         let nodes = self.args.nodes.clone();
-        async move { nodes.order(&node, Question::Load(order), ORDER_DEADLINE).await }
+        async move {
+            match nodes.ask::<Result<(), RequestError>>(&node, Question::Load(order), ORDER_DEADLINE).await {
+                Ok(Ok(())) => Ordered::Begun,
+                Ok(Err(error)) => Ordered::Refused(error),
+                Err(error @ PeerError::Late) => Ordered::Late(no_answer(&node, error)),
+                Err(error) => Ordered::Refused(no_answer(&node, error)),
+            }
+        }
     }
 
     pub(super) fn on_ensured(&mut self, model: ModelId, result: Result<Explanation, RequestError>) {
@@ -201,7 +260,7 @@ impl RouterState {
         let refused = result.as_ref().is_err_and(|error| !may_pass(error));
         self.ensured.insert(model.clone(), Ensured::Answered(Instant::now(), result));
         if refused {
-            self.args.streams.tell(StreamsMsg::ModelChanged(model));
+            self.tell_of(model);
         }
     }
 
@@ -214,7 +273,7 @@ impl RouterState {
                 return;
             }
             let me = view.me();
-            let missing = view.to_preload().filter(|entry| entry.files != FilesState::Unknown);
+            let missing = view.to_load().filter(|entry| entry.files != FilesState::Unknown);
             let placed = missing.filter_map(|entry| {
                 let want = Want { may_displace: false, only_on: Some(me), ..Want::new(&entry.profile.id) };
                 place(&view, &want, &self.args.policy).ok()
@@ -223,9 +282,9 @@ impl RouterState {
         };
         for Placement { order, explanation, .. } in placements {
             self.decisions.on_placed(&explanation, Instant::now());
-            let begun = self.told_to_load(self.args.nodes.me().clone(), Box::new(order));
+            let ordered = self.told_to_load(self.args.nodes.me().clone(), Box::new(order));
             tokio::spawn(async move {
-                let _shown_in_the_catalogue = begun.await;
+                let _shown_in_the_catalogue = ordered.await;
             });
         }
     }

@@ -36,8 +36,8 @@ impl RouterState {
             changed.filter(|replica| !is_loaded(&view, from, replica)).map(|replica| replica.model.clone()).collect()
         };
         self.args.view.write().on_summary(from, summary, Instant::now(), SystemTime::now());
-        self.home.on_view(&self.args.view.read(), Instant::now());
-        loaded.into_iter().for_each(|model| self.args.streams.tell(StreamsMsg::ModelChanged(model)));
+        self.on_view();
+        loaded.into_iter().for_each(|model| self.tell_of(model));
     }
 
     pub(super) fn on_cluster_change(&mut self, change: ClusterChange) {

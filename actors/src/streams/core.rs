@@ -11,22 +11,19 @@
 //! Tokens carry the index of the first: duplicates are dropped, a gap counts as a lost replica. What a former attempt still says is ignored.
 
 use plexus_types::{
-    Delta, FinishReason, GenerateEvent, Journal, NodeId, ReplicaId, RequestError, RequestId, Retry, StreamEvent, TokenLogprobs, Usage,
+    Delta, FinishReason, GenerateEvent, Journal, NodeId, ReplicaId, RequestError, RequestId, StreamEvent, TokenLogprobs, Usage,
 };
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::search::{RECOVERY_POLL, Search};
 use crate::args::StreamsConfig;
 use crate::messages::Attempt;
 use crate::router::Routed;
 
-/// How long a stream waits for a replica when none can serve it for the moment: an actor, a device or a process that is restarted takes less.
-pub const RECOVERY_MAX: Duration = Duration::from_secs(10);
 /// Whoever was not served for want of a router comes back after so long.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// How often it asks again meanwhile.
-pub const RECOVERY_POLL: Duration = Duration::from_millis(250);
 
 /// A router answers from memory. One that does not within this is asked again: the question was lost with a life of it, or will be answered twice.
 pub const ROUTE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -93,8 +90,8 @@ pub struct StreamCore {
     pub id: RequestId,
     /// All that is needed to continue it elsewhere.
     pub journal: Journal,
-    /// Replicas that have failed this request.
-    pub tried: Vec<ReplicaId>,
+    /// What it has tried, and how long it waits.
+    pub search: Search,
     /// Why the router chose the replica, in a line for the client.
     pub route: String,
     phase: Phase,
@@ -105,13 +102,6 @@ pub struct StreamCore {
     /// Tokens whose text is still incomplete.
     textless_tokens: u32,
     granted_until: u32,
-    last_error: Option<RequestError>,
-    /// Replicas that have failed this request since its last token, those forgiven by waiting included.
-    n_failed: u32,
-    /// When the wait for a replica to come back is over; absent while none is waited for.
-    recover_by: Option<Instant>,
-    /// When the wait for the model to be loaded is over; absent while it is not waited for.
-    load_by: Option<Instant>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -150,7 +140,7 @@ impl StreamCore {
         Self {
             id,
             journal,
-            tried: Vec::new(),
+            search: Search::default(),
             route: String::new(),
             phase: routing(now),
             attempt: Attempt(0),
@@ -158,10 +148,6 @@ impl StreamCore {
             unread_tokens: 0,
             textless_tokens: 0,
             granted_until: 0,
-            last_error: None,
-            n_failed: 0,
-            recover_by: None,
-            load_by: None,
         }
     }
 
@@ -203,8 +189,14 @@ impl StreamCore {
     pub fn on_event(&mut self, event: Event, config: &StreamsConfig, now: Instant) -> Vec<Effect> {
         match event {
             Event::Routed(Routed::To(replica)) if self.is_routing() => self.send_to(replica, config, now),
-            Event::Routed(Routed::Wait(error)) if self.is_routing() => self.wait_for_load(error, config, now),
-            Event::Routed(Routed::Refused(error)) if self.is_routing() => self.no_replica(error, now),
+            Event::Routed(Routed::Wait(error)) if self.is_routing() => {
+                let waits = self.search.on_wait(error, config.load_timeout, now);
+                self.parked(waits, now)
+            }
+            Event::Routed(Routed::Refused(error)) if self.is_routing() => {
+                let waits = self.search.on_refused(error, now);
+                self.parked(waits, now)
+            }
             Event::Replica(attempt, event) if attempt == self.attempt => self.on_replica(event, config, now),
             Event::NotSent(attempt, why) if attempt == self.attempt => self.next_replica(RequestError::Lost { message: why }, config, now),
             Event::NodeLost(node) if self.is_with(&node) => self.next_replica(
@@ -238,49 +230,31 @@ impl StreamCore {
         vec![Effect::Send { replica, attempt: self.attempt, credit_until: self.granted_until }]
     }
 
-    /// No replica is left. One that may come back soon is waited for; else the client hears of what went wrong with the last one, which says
-    /// more than that none is left.
-    fn no_replica(&mut self, error: RequestError, now: Instant) -> Vec<Effect> {
-        let soon = match &error {
-            RequestError::Unavailable { .. } => true,
-            // No node tells of the model any more, but one did: it was lost with its replica, and both may come back.
-            RequestError::ModelNotFound { .. } => self.last_error.is_some(),
-            _ => false,
-        };
-        let may_come_back = soon && matches!(&self.last_error, None | Some(RequestError::Lost { .. } | RequestError::Unavailable { .. }));
-        if may_come_back && now < *self.recover_by.get_or_insert(now + RECOVERY_MAX) {
-            self.phase = Phase::Parked { until: now + RECOVERY_POLL };
-            return Vec::new();
+    /// No replica is left, or none yet.
+    fn parked(&mut self, waits: Result<(), RequestError>, now: Instant) -> Vec<Effect> {
+        match waits {
+            Ok(()) => {
+                self.phase = Phase::Parked { until: now + RECOVERY_POLL };
+                Vec::new()
+            }
+            Err(error) => self.fail(error),
         }
-        let error = self.last_error.take().unwrap_or(error);
-        self.fail(error)
-    }
-
-    /// The model is being loaded, or waits for room.
-    fn wait_for_load(&mut self, error: RequestError, config: &StreamsConfig, now: Instant) -> Vec<Effect> {
-        if now >= *self.load_by.get_or_insert(now + config.load_timeout) {
-            return self.fail(error);
-        }
-        self.recover_by = None; // nothing recovers: it is loaded anew
-        self.phase = Phase::Parked { until: now + RECOVERY_POLL };
-        Vec::new()
     }
 
     /// The router has not answered. Whichever answer comes first then counts.
     fn on_no_route(&mut self, now: Instant) -> Vec<Effect> {
-        if now < *self.recover_by.get_or_insert(now + RECOVERY_MAX) {
-            self.phase = routing(now);
-            return vec![Effect::AskRouter];
+        let error = RequestError::Unavailable { message: "the router of this node does not answer".into(), retry_after: RETRY_AFTER };
+        match self.search.on_no_route(error, now) {
+            Ok(()) => {
+                self.phase = routing(now);
+                vec![Effect::AskRouter]
+            }
+            Err(error) => self.fail(error),
         }
-        let unanswered =
-            || RequestError::Unavailable { message: "the router of this node does not answer".into(), retry_after: RETRY_AFTER };
-        let error = self.last_error.take().unwrap_or_else(unanswered);
-        self.fail(error)
     }
 
     fn ask_again(&mut self, now: Instant) -> Vec<Effect> {
-        // Whoever failed before may be a new life of itself by now.
-        self.tried.clear();
+        self.search.on_waited();
         self.phase = routing(now);
         vec![Effect::AskRouter]
     }
@@ -296,16 +270,10 @@ impl StreamCore {
         let (replica, stage) = (replica.clone(), *stage);
         self.phase = routing(now);
         let cancel = Effect::Cancel { replica: replica.clone(), attempt: self.attempt };
-        self.tried.push(replica);
-        // A model that went while the request was on its way to it has tried nothing, nor has one that had no place for it and another had.
-        let had_gone = stage != Stage::Streaming && matches!(error, RequestError::Unavailable { .. });
-        self.n_failed += u32::from(!had_gone);
         let mut effects = vec![cancel];
-        if error.retry() == Retry::Never || self.n_failed >= config.attempts_max {
-            effects.extend(self.fail(error));
-        } else {
-            self.last_error = Some(error);
-            effects.push(Effect::AskRouter);
+        match self.search.on_failed(replica, error, stage == Stage::Streaming, config.attempts_max) {
+            Ok(()) => effects.push(Effect::AskRouter),
+            Err(error) => effects.extend(self.fail(error)),
         }
         effects
     }
@@ -331,7 +299,7 @@ impl StreamCore {
                     return Vec::new();
                 }
                 let prompt_tokens = self.journal.prompt_ids.len() as u32;
-                let (route, cold_start) = (self.route.clone(), self.load_by.is_some());
+                let (route, cold_start) = (self.route.clone(), self.search.is_cold_start());
                 vec![Effect::Deliver(GenerateEvent::Started { prompt_tokens, node, route, cold_start })]
             }
             StreamEvent::Tokens { .. } | StreamEvent::Done { .. } if !self.started => {
@@ -361,10 +329,7 @@ impl StreamCore {
     }
 
     fn on_tokens(&mut self, ids: Vec<u32>, deltas: Vec<Delta>, logprobs: Vec<TokenLogprobs>, config: &StreamsConfig) -> Vec<Effect> {
-        // Progress: what went wrong before counts no more, so that a long stream survives any number of losses.
-        self.recover_by = None;
-        self.load_by = None;
-        self.n_failed = 0;
+        self.search.on_progress();
         self.textless_tokens += ids.len() as u32;
         self.journal.sampled_ids.extend(ids);
         let mut effects = Vec::new();

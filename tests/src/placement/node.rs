@@ -312,7 +312,16 @@ impl Placement {
         Ok(())
     }
 
-    /// A node that was told to load says whether it has begun, or nobody says so in time. What comes later does not count.
+    /// Nobody says in time whether a load was begun. What is said later does not count.
+    pub(super) fn on_order_late(&mut self, node: usize, model: &ModelId, number: u64) {
+        if self.nodes[node].ordered.get(model) == Some(&number) {
+            let now = self.instant();
+            self.nodes[node].ordered.remove(model);
+            self.nodes[node].home.on_late(model, "the node did not answer".to_owned(), now);
+        }
+    }
+
+    /// A node that was told to load says whether it has begun.
     pub(super) fn on_ordered(&mut self, node: usize, model: &ModelId, number: u64, result: Result<(), RequestError>) -> Result<(), String> {
         if self.nodes[node].ordered.get(model) != Some(&number) {
             return Ok(());
@@ -328,8 +337,11 @@ impl Placement {
         self.within(node, TICK, Within::Ticks);
         let now = self.instant();
         let SimNode { home, view, .. } = &mut self.nodes[node];
-        home.on_view(view, now);
+        let effects = home.on_view(view, now);
         let spares = home.spares(view, now);
+        for (model, effects) in effects {
+            self.carry_out(node, &model, effects)?;
+        }
         for spare in spares {
             let holder = self.nodes.iter().position(|other| other.up && other.id == spare.node);
             if let Some(holder) = holder.filter(|holder| self.is_linked(node, *holder)) {

@@ -150,7 +150,7 @@ impl Streams {
             match effect {
                 Effect::AskRouter => {
                     let Some(stream) = self.streams.get(&id) else { return };
-                    let (model, tried) = (stream.core.journal.request.model.clone(), stream.core.tried.clone());
+                    let (model, tried) = (stream.core.journal.request.model.clone(), stream.core.search.tried.clone());
                     post.mail.push((None, Mail::Route(id, model, tried)));
                 }
                 Effect::Send { replica, attempt, credit_until } => self.send(id, &replica, attempt, credit_until, post),

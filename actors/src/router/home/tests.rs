@@ -73,11 +73,69 @@ fn a_load_that_never_shows_is_ordered_again_after_a_while() {
     let (view, mut home, now) = (view([100, 200, 300]), Home::default(), Instant::now());
     home.on_ensure(&view, &ensure(), 1, now);
     home.on_answer(&view, &model(), Ok(()), now);
-    home.on_view(&view, now + ORDER_SHOWS / 2);
+    assert_eq!(home.on_view(&view, now + ORDER_SHOWS / 2), []);
     assert_eq!(home.n_orders(), 1);
-    home.on_view(&view, now + ORDER_SHOWS);
+    assert_eq!(home.on_view(&view, now + ORDER_SHOWS), []);
     assert_eq!(home.n_orders(), 0);
     assert_eq!(ordered(&home.on_ensure(&view, &ensure(), 2, now + ORDER_SHOWS)), ["c"]);
+}
+
+/// What a node says that has these replicas, and the devices that it had.
+fn says(view: &mut ClusterView, node: &NodeId, replicas: Vec<plexus_types::ReplicaReport>) {
+    let known = view.nodes().find(|known| known.id == node).unwrap().summary;
+    let summary = NodeSummary { revision: known.revision + 1, devices: known.devices.clone(), replicas, draining: false };
+    view.on_summary(node, summary, Instant::now(), SystemTime::now());
+}
+
+#[test]
+fn who_wants_a_first_replica_and_joins_an_order_for_a_spare_has_others_go_for_it() {
+    let (mut view, mut home, now) = (view([100, 300, 200]), Home::default(), Instant::now());
+    view.on_own_replica(replica("m", ReplicaState::Loaded), SystemTime::now());
+    let spare = Ensure { replicas: 2, ..ensure() };
+    assert_eq!(ordered(&home.on_ensure(&view, &spare, 1, now)), ["b"]);
+    assert_eq!(answered(&home.on_ensure(&view, &ensure(), 2, now)), [(2, true)], "there is one");
+    // The first is gone with its device, and others have the room that there was.
+    view.on_own_replica_left(&model(), "cpu-0".parse().unwrap());
+    view.on_own_devices(Vec::new());
+    let idle = Some(Duration::from_secs(9));
+    let other = plexus_types::ReplicaReport { memory: Bytes::mib(195), idle, ..replica("y", ReplicaState::Loaded) };
+    says(&mut view, &facts("c").id, vec![other]);
+    assert_eq!(home.on_ensure(&view, &ensure(), 3, now), []);
+    let full = || Err(RequestError::Unservable { message: "full".into() });
+    assert_eq!(ordered(&home.on_answer(&view, &model(), full(), now)), ["c"]);
+
+    let mut home = Home::default();
+    assert_eq!(ordered(&home.on_ensure(&view, &spare, 1, now)), ["b"]);
+    assert_eq!(answered(&home.on_answer(&view, &model(), full(), now)), [(1, false)], "nobody goes for a spare alone");
+}
+
+#[test]
+fn a_node_that_answers_late_is_none_that_refuses_as_long_as_its_load_may_show() {
+    let (mut view, mut home, now) = (view([100, 200, 300]), Home::default(), Instant::now());
+    let c = facts("c").id;
+    assert_eq!(ordered(&home.on_ensure(&view, &ensure(), 1, now)), ["c"]);
+    home.on_late(&model(), "'c' did not answer".into(), now);
+    assert_eq!(home.on_ensure(&view, &ensure(), 2, now), [], "it waits with the first");
+    assert_eq!(home.on_view(&view, now + ORDER_SHOWS / 2), []);
+    says(&mut view, &c, vec![replica("m", ReplicaState::Loading)]);
+    let effects = home.on_view(&view, now + ORDER_SHOWS / 2);
+    let [(id, effects)] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!((id, answered(effects)), (&model(), vec![(1, true), (2, true)]), "it had begun");
+    assert_eq!(home.n_orders(), 0);
+
+    // It never shows; or the node is gone meanwhile.
+    says(&mut view, &c, Vec::new());
+    for is_gone in [false, true] {
+        let mut home = Home::default();
+        assert_eq!(ordered(&home.on_ensure(&view, &ensure(), 1, now)), ["c"]);
+        home.on_late(&model(), "'c' did not answer".into(), now);
+        if is_gone {
+            view.on_peer_change(&PeerChange::Down { id: c.clone(), why: "cut".into() }, Instant::now());
+        }
+        let effects = home.on_view(&view, if is_gone { now } else { now + ORDER_SHOWS });
+        let [(_, effects)] = &effects[..] else { panic!("{effects:?}") };
+        assert_eq!(ordered(effects), ["b"]);
+    }
 }
 
 #[test]

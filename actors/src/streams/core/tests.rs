@@ -4,6 +4,7 @@ use std::time::Duration;
 use plexus_types::{Delta, GenerateRequest, Prompt, Sampling};
 use proptest::prelude::*;
 
+use super::super::search::RECOVERY_MAX;
 use super::*;
 use crate::router::view::tests::facts;
 
@@ -152,7 +153,7 @@ fn a_router_that_answers_late_and_then_again_is_heard_once_and_keeps_in_mind_who
     let mut stream = accepted(now);
     stream.on_event(Event::NodeLost(on("a").node), &config(), now);
     assert_eq!(stream.on_event(Event::Clock, &config(), now + ROUTE_TIMEOUT), [Effect::AskRouter]);
-    assert_eq!(stream.tried, [on("a")], "that the router is silent says nothing of replicas");
+    assert_eq!(stream.search.tried, [on("a")], "that the router is silent says nothing of replicas");
     let effects = stream.on_event(Event::Routed(Routed::To(on("b"))), &config(), now + ROUTE_TIMEOUT);
     assert_eq!(effects, [Effect::Send { replica: on("b"), attempt: Attempt(2), credit_until: 8 }]);
     assert_eq!(stream.on_event(Event::Routed(Routed::To(on("c"))), &config(), now + ROUTE_TIMEOUT), [], "the second answer");
@@ -167,11 +168,11 @@ fn a_replica_that_comes_back_soon_is_waited_for_and_asked_again() {
     let mut now = Instant::now();
     let mut stream = accepted(now);
     stream.on_event(Event::Replica(Attempt(1), StreamEvent::Failed(lost())), &config(), now);
-    assert_eq!(stream.tried, [on("a")]);
+    assert_eq!(stream.search.tried, [on("a")]);
     assert_eq!(stream.on_event(none_now(), &config(), now), []);
     now += RECOVERY_POLL;
     assert_eq!(stream.on_event(Event::Clock, &config(), now), [Effect::AskRouter]);
-    assert_eq!(stream.tried, [], "its next life has not failed");
+    assert_eq!(stream.search.tried, [], "its next life has not failed");
     let effects = stream.on_event(Event::Routed(Routed::To(on("a"))), &config(), now);
     assert_eq!(effects, [Effect::Send { replica: on("a"), attempt: Attempt(2), credit_until: 8 }]);
 }
