@@ -47,7 +47,7 @@ pub enum FetchError {
     /// Status 401: no token, or one that the hub does not know.
     #[error(
         "{endpoint} does not let this node read {repo}{}: it is gated, private, or does not exist; accept its terms at {endpoint}/{repo} \
-         and set HF_TOKEN to a token of that account",
+         and give this node a token of that account (HF_TOKEN, or store.auth_env for a mirror)",
         if *.had_token { " with its token" } else { " without a token" }
     )]
     Unauthorized {
@@ -60,7 +60,8 @@ pub enum FetchError {
     },
     /// Status 403: the token's account may not.
     #[error(
-        "the account of this node's token may not read {repo}; ask for access at {endpoint}/{repo}, or set HF_TOKEN to a token of another account"
+        "the account of this node's token may not read {repo}; ask for access at {endpoint}/{repo}, or give this node a token of another account \
+         (HF_TOKEN, or store.auth_env for a mirror)"
     )]
     Forbidden {
         /// The hub.
@@ -69,7 +70,9 @@ pub enum FetchError {
         repo: String,
     },
     /// Status 404 for the repository.
-    #[error("{endpoint} has no repository {repo}; check its spelling, or set HF_TOKEN if it is private")]
+    #[error(
+        "{endpoint} has no repository {repo}; check its spelling, or give this node a token if it is private (HF_TOKEN, or store.auth_env for a mirror)"
+    )]
     NoRepository {
         /// The hub.
         endpoint: String,

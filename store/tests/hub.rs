@@ -260,7 +260,12 @@ async fn refusals_say_what_to_do() {
     let ask = async |store: &Store, text: &str| store.fetch(&source(text), &[]).done().await.unwrap_err().to_string();
     let plain = store(&mirror, folder.path());
     for (text, wanted) in [
-        ("hf:org/other", format!("{endpoint} has no repository org/other; check its spelling, or set HF_TOKEN if it is private")),
+        (
+            "hf:org/other",
+            format!(
+                "{endpoint} has no repository org/other; check its spelling, or give this node a token if it is private (HF_TOKEN, or store.auth_env for a mirror)"
+            ),
+        ),
         (
             "hf:org/name@dev",
             "org/name has no revision \"dev\"; name a branch, a tag or a whole commit, or leave it out for main".to_owned(),
@@ -272,7 +277,7 @@ async fn refusals_say_what_to_do() {
     }
     mirror.fail(Faults { refuse: Some((401, "GatedRepo")), ..Faults::default() });
     let unauthorized = ask(&plain, "hf:org/name:Q8_0").await;
-    assert!(unauthorized.contains("without a token") && unauthorized.contains("set HF_TOKEN"), "{unauthorized}");
+    assert!(unauthorized.contains("without a token") && unauthorized.contains("(HF_TOKEN, "), "{unauthorized}");
     mirror.fail(Faults { refuse: Some((403, "GatedRepo")), ..Faults::default() });
     let forbidden = ask(&plain, "hf:org/name:Q8_0").await;
     assert!(forbidden.contains(&format!("ask for access at {endpoint}/org/name")), "{forbidden}");

@@ -247,7 +247,8 @@ pub(crate) struct StoreSection {
     pub(crate) folders: Vec<PathBuf>,
     #[serde(deserialize_with = "unset_if_empty")]
     pub(crate) endpoint: Option<String>,
-    pub(crate) auth_env: String,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub(crate) auth_env: Option<String>,
     #[serde(deserialize_with = "unset_if_empty")]
     pub(crate) hf_cache: Option<PathBuf>,
     pub(crate) offline: bool,
@@ -255,7 +256,7 @@ pub(crate) struct StoreSection {
 
 impl Default for StoreSection {
     fn default() -> Self {
-        Self { folders: Vec::new(), endpoint: None, auth_env: "HF_TOKEN".to_owned(), hf_cache: None, offline: false }
+        Self { folders: Vec::new(), endpoint: None, auth_env: None, hf_cache: None, offline: false }
     }
 }
 
