@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use plexus_types::{Bytes, NodeName};
 
-use crate::serve::{NOT_HERE, NOT_SHARED};
+use crate::serve::{NOT_HERE, NOT_SHARED, WAITS};
 
 /// By these words other nodes know that a hub could not be reached.
 const CANNOT_BE_REACHED: &str = "cannot be reached";
@@ -204,9 +204,9 @@ impl FetchError {
         words.match_indices(CANNOT_BE_REACHED).any(|(at, _)| words[..at].contains(&url))
     }
 
-    /// Did all nodes that were asked say that they do not have the model?
+    /// Did all nodes that were asked say that they do not have the model, and none that it gets it?
     pub(crate) fn is_held_by_nobody(&self) -> bool {
-        matches!(self, Self::Peers { tried } if tried.iter().all(|(_, why)| [NOT_HERE, NOT_SHARED].contains(&why.as_str())))
+        matches!(self, Self::Peers { tried } if tried.iter().all(|(_, why)| [NOT_HERE, NOT_SHARED, WAITS].contains(&why.as_str())))
     }
 
     /// For `map_err`: adds the path to an I/O error.

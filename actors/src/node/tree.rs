@@ -30,7 +30,7 @@ use crate::nodes::Nodes;
 use crate::peers::Peers;
 use crate::router::view::{ClusterView, SharedView};
 use crate::router::{RouterActor, RouterArgs, RouterMsg};
-use crate::shelf::Shelf;
+use crate::shelf::{Gathering, Shelf};
 use crate::streams::{StreamsActor, StreamsArgs, StreamsMsg};
 
 /// Starts a node. It serves as soon as its models are loaded, which this does not wait for.
@@ -64,7 +64,8 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
     let store = Store::new(args.store, Arc::new(links));
     let tidied = store.clone();
     tokio::task::spawn_blocking(move || tidied.tidy(SystemTime::now()));
-    let shelf = Shelf::new(store.clone(), peers.clone());
+    let gathering = (!args.seeds.is_empty()).then(|| Gathering::new(known.clone()));
+    let shelf = Shelf::new(store.clone(), peers.clone(), gathering);
 
     let mut children = Children::default();
     let traffic = Traffic::default();
