@@ -358,6 +358,27 @@ async fn if_the_node_that_fetches_for_all_fails_or_dies_the_next_does() {
 }
 
 #[tokio::test]
+async fn what_came_does_not_come_again_where_it_could_not_be_put_into_its_place() {
+    let (_net, [a, _b, c], wanted, bytes) = two_have_it().await;
+    let models = c.folder.path().join("store/models");
+    fs::create_dir_all(models.parent().unwrap()).unwrap();
+    fs::write(&models, b"in the way").unwrap();
+    let error = fetch(&c, &wanted, &[&a]).await.unwrap_err();
+    assert!(matches!(&*error, FetchError::Io { .. }), "{error}");
+    assert_eq!(c.store.locate(&wanted), Located::Absent);
+
+    fs::remove_file(&models).unwrap();
+    let sent = a.sent.load(Ordering::SeqCst);
+    assert!(fs::read(fetch(&c, &wanted, &[&a]).await.unwrap()).unwrap() == bytes);
+    let again = a.sent.load(Ordering::SeqCst) - sent;
+    assert!(again < 100_000, "{again} bytes came again");
+    let kept = fs::read_dir(&models).unwrap().next().unwrap().unwrap().path();
+    let mut names: Vec<_> = fs::read_dir(kept).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["files", "manifest.json"]);
+}
+
+#[tokio::test]
 async fn nothing_but_models_that_are_shared_can_be_asked_for() {
     let net = Net::default();
     let a = net.node("a", |_| {}).await;
