@@ -7,7 +7,7 @@
 //!
 //! Nothing else of the disk can be asked for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -231,15 +231,25 @@ impl Inner {
 
     async fn chunk(&self, hash: ChunkHash) -> Response<Body> {
         let place = self.served.chunks.lock().unwrap_or_else(PoisonError::into_inner).get(&hash).cloned();
-        let Some(place) = place else { return text(StatusCode::NOT_FOUND, "no manifest that was asked for has it") };
+        let Some(place) = place else { return text(StatusCode::NOT_FOUND, UNKNOWN_CHUNK) };
         let permit = Arc::clone(&self.served.reads).acquire_owned().await.expect("the semaphore is never closed");
+        let opened = place.clone();
+        let file = match tokio::task::spawn_blocking(move || File::open(&opened.path)).await {
+            Ok(Ok(file)) => file,
+            failed => {
+                // There may be a copy of it, which is found when a manifest is asked for again.
+                info!(path = %place.path.display(), ?failed, "a file that was offered to other nodes cannot be opened any more");
+                self.served.forget(|path| *path == *place.path);
+                return text(StatusCode::NOT_FOUND, UNKNOWN_CHUNK);
+            }
+        };
         let (len, buffers) = (place.len, self.served.buffers.clone());
         // One piece is sent while the next are read.
         let (sender, mut pieces) = mpsc::channel(2);
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
             let read = || -> io::Result<()> {
-                let mut file = File::open(&place.path)?;
+                let mut file = file;
                 file.seek(SeekFrom::Start(place.at))?;
                 let mut left = place.len;
                 while left > 0 {
@@ -269,6 +279,22 @@ impl Inner {
 }
 
 impl Served {
+    /// Forgets chunks of files that are not there any more. Reads the disk.
+    pub(crate) fn forget_deleted(&self) {
+        let places = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        let paths: BTreeSet<Arc<Path>> = places.values().map(|place| Arc::clone(&place.path)).collect();
+        drop(places);
+        let deleted: BTreeSet<Arc<Path>> = paths.into_iter().filter(|path| !path.exists()).collect();
+        if !deleted.is_empty() {
+            self.forget(|path| deleted.contains(path));
+        }
+    }
+
+    /// Forgets chunks of these files.
+    fn forget(&self, which: impl Fn(&Path) -> bool) {
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, place| !which(&place.path));
+    }
+
     fn know(&self, manifest: &Manifest, model: &LocalModel) {
         let paths: Vec<Arc<Path>> = model.files.iter().map(|(_, path)| PathBuf::as_path(path).into()).collect();
         let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);

@@ -379,6 +379,21 @@ async fn what_came_does_not_come_again_where_it_could_not_be_put_into_its_place(
 }
 
 #[tokio::test]
+async fn a_file_is_served_where_another_of_the_same_content_was_deleted() {
+    let net = Net::default();
+    let (a, b) = (net.node("a", |_| {}).await, net.node("b", |_| {}).await);
+    let c = net.node("c", |config| config.offline = true).await;
+    let bytes = content((CHUNK_LEN + 77) as usize, 13);
+    for repo in ["org/one", "org/two"] {
+        snapshot_of(&a, repo, &[("m.gguf", &bytes)]);
+        fetch(&b, &source(&format!("hf:{repo}")), &[&a]).await.unwrap();
+    }
+    let Located::Here(deleted) = a.store.locate(&source("hf:org/two")) else { panic!("it is here") };
+    fs::remove_file(deleted).unwrap();
+    assert!(fs::read(fetch(&c, &source("hf:org/one"), &[&a]).await.unwrap()).unwrap() == bytes);
+}
+
+#[tokio::test]
 async fn nothing_but_models_that_are_shared_can_be_asked_for() {
     let net = Net::default();
     let a = net.node("a", |_| {}).await;
@@ -544,4 +559,5 @@ async fn chunks_of_a_fetch_that_nobody_goes_on_with_are_deleted_in_the_end() {
     assert_eq!(other.tidy(SystemTime::now()), Bytes(0));
     snapshot_of(&c, "org/name", &[("m-Q8_0.gguf", &bytes)]);
     assert!(other.tidy(SystemTime::now()) > Bytes(5) && !folder.exists());
+    assert_eq!(fs::read_dir(&incoming).unwrap().count(), 0, "nor does its lock stay");
 }
