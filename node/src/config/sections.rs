@@ -241,7 +241,7 @@ impl Default for EvictionSection {
 }
 
 /// Where models' files lie and come from.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct StoreSection {
     pub(crate) folders: Vec<PathBuf>,
@@ -252,12 +252,6 @@ pub(crate) struct StoreSection {
     #[serde(deserialize_with = "unset_if_empty")]
     pub(crate) hf_cache: Option<PathBuf>,
     pub(crate) offline: bool,
-}
-
-impl Default for StoreSection {
-    fn default() -> Self {
-        Self { folders: Vec::new(), endpoint: None, auth_env: None, hf_cache: None, offline: false }
-    }
 }
 
 /// Who goes first.
