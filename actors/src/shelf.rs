@@ -1,5 +1,6 @@
 //! The files of this node's models: where they are, and how they get here. What the catalogue looks at and what replicas load from.
 
+mod gathering;
 mod kept;
 mod opened;
 
@@ -10,6 +11,7 @@ use plexus_engine::model::ModelPath;
 use plexus_store::{FetchError, Located, Progress, Size, Store};
 use plexus_types::{ModelProfile, ModelSource, NodeName};
 
+pub use self::gathering::Gathering;
 use self::kept::Kept;
 pub use self::opened::{Fingerprint, Opened};
 use crate::peers::Peers;
@@ -24,6 +26,7 @@ pub struct LookPanicked;
 pub struct Shelf {
     store: Store,
     peers: Peers,
+    gathering: Option<Gathering>,
     kept: Arc<Mutex<Option<Kept>>>,
 }
 
@@ -34,9 +37,9 @@ impl fmt::Debug for Shelf {
 }
 
 impl Shelf {
-    /// The shelf over a store.
-    pub fn new(store: Store, peers: Peers) -> Self {
-        Self { store, peers, kept: Arc::default() }
+    /// The shelf over a store. `gathering`: whom to wait for at first; absent if this node was told of no other.
+    pub fn new(store: Store, peers: Peers, gathering: Option<Gathering>) -> Self {
+        Self { store, peers, gathering, kept: Arc::default() }
     }
 
     /// Where the files are, if all are here. Looks at the disk.
@@ -72,6 +75,9 @@ impl Shelf {
 
     /// Brings files here, from the other nodes if one has them, else from the hub. `watch` sees the progress.
     pub async fn fetch(&self, source: &ModelSource, mut watch: impl FnMut(Progress)) -> Result<(), Arc<FetchError>> {
+        if let Some(gathering) = &self.gathering {
+            gathering.gathered(&self.peers).await;
+        }
         let peers: Vec<NodeName> = self.peers.list().iter().map(|peer| peer.id().name.clone()).collect();
         let mut fetch = self.store.fetch(source, &peers);
         watch(fetch.progress());
@@ -112,7 +118,7 @@ pub(crate) mod tests {
     /// The shelf of a node that speaks to nobody.
     pub(crate) fn alone(me: NodeId, store: &Path) -> Shelf {
         let links = StoreLinks::new(ClusterSecret::generate(), me.name.clone(), NetTiming::default(), |_| None);
-        Shelf::new(Store::new(StoreConfig::new(store.to_owned()), Arc::new(links)), Peers::new(me))
+        Shelf::new(Store::new(StoreConfig::new(store.to_owned()), Arc::new(links)), Peers::new(me), None)
     }
 
     #[tokio::test]

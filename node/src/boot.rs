@@ -166,7 +166,7 @@ impl Named {
             catalogue: listing(valid),
             eviction: eviction(config),
             pins: PinsFile::at(home.nodes().join(format!("{}.pins", claim.name))),
-            store: store::config(&config.store, home.file("store").join(claim.name.as_str()), |name| std::env::var(name).ok()),
+            store: store::config(&config.store, home.file("store").join(claim.name.as_str()), |name| std::env::var(name).ok())?,
             devices,
             streams: streams(config),
             http: http_config(config, [host.as_str(), claim.name.as_str()], host::look(&host, &config.devices.cuda, &gpus)),

@@ -14,13 +14,12 @@ use std::path::{Path, PathBuf};
 
 use toml::Value;
 
-use error::BadValue;
-pub(crate) use error::ConfigError;
+pub(crate) use error::{BadValue, ConfigError};
 pub(crate) use layers::{Origin, Override};
 pub(crate) use model::ModelSection;
 pub(crate) use sections::{Config, LogFormat, StoreSection, StrategyName, TelemetrySection};
 pub(crate) use units::{CudaDevices, Fraction};
-pub(crate) use validate::clash;
+pub(crate) use validate::{BadHub, clash, hub_address};
 
 use layers::Layers;
 

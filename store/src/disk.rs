@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -96,10 +96,17 @@ pub(crate) fn try_lock(path: &Path) -> io::Result<Option<File>> {
     }
     let file = File::options().create(true).truncate(false).write(true).open(path)?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
+        // Whoever held it may have deleted it: then it locks nothing any more.
+        Ok(()) => Ok(is_at(&file, path).then_some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
     }
+}
+
+/// Is this file the one that has the name?
+fn is_at(file: &File, path: &Path) -> bool {
+    let which = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    file.metadata().is_ok_and(|own| fs::metadata(path).is_ok_and(|there| which(own) == which(there)))
 }
 
 /// Runs what blocks where it may. A panic of it ends the caller's task as an error.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use plexus_types::{Bytes, NodeName};
 
-use crate::serve::{NOT_HERE, NOT_SHARED};
+use crate::serve::{NOT_HERE, NOT_SHARED, WAITS};
 
 /// By these words other nodes know that a hub could not be reached.
 const CANNOT_BE_REACHED: &str = "cannot be reached";
@@ -47,7 +47,7 @@ pub enum FetchError {
     /// Status 401: no token, or one that the hub does not know.
     #[error(
         "{endpoint} does not let this node read {repo}{}: it is gated, private, or does not exist; accept its terms at {endpoint}/{repo} \
-         and set HF_TOKEN to a token of that account",
+         and give this node a token of that account (HF_TOKEN, or store.auth_env for a mirror)",
         if *.had_token { " with its token" } else { " without a token" }
     )]
     Unauthorized {
@@ -60,7 +60,8 @@ pub enum FetchError {
     },
     /// Status 403: the token's account may not.
     #[error(
-        "the account of this node's token may not read {repo}; ask for access at {endpoint}/{repo}, or set HF_TOKEN to a token of another account"
+        "the account of this node's token may not read {repo}; ask for access at {endpoint}/{repo}, or give this node a token of another account \
+         (HF_TOKEN, or store.auth_env for a mirror)"
     )]
     Forbidden {
         /// The hub.
@@ -69,7 +70,9 @@ pub enum FetchError {
         repo: String,
     },
     /// Status 404 for the repository.
-    #[error("{endpoint} has no repository {repo}; check its spelling, or set HF_TOKEN if it is private")]
+    #[error(
+        "{endpoint} has no repository {repo}; check its spelling, or give this node a token if it is private (HF_TOKEN, or store.auth_env for a mirror)"
+    )]
     NoRepository {
         /// The hub.
         endpoint: String,
@@ -201,9 +204,9 @@ impl FetchError {
         words.match_indices(CANNOT_BE_REACHED).any(|(at, _)| words[..at].contains(&url))
     }
 
-    /// Did all nodes that were asked say that they do not have the model?
+    /// Did all nodes that were asked say that they do not have the model, and none that it gets it?
     pub(crate) fn is_held_by_nobody(&self) -> bool {
-        matches!(self, Self::Peers { tried } if tried.iter().all(|(_, why)| [NOT_HERE, NOT_SHARED].contains(&why.as_str())))
+        matches!(self, Self::Peers { tried } if tried.iter().all(|(_, why)| [NOT_HERE, NOT_SHARED, WAITS].contains(&why.as_str())))
     }
 
     /// For `map_err`: adds the path to an I/O error.

@@ -42,15 +42,6 @@ pub fn found(folder: &Path) -> Vec<(ModelId, ModelSource)> {
     name_all(candidates)
 }
 
-/// What caches of the hub hold.
-pub(crate) fn found_in_caches<'a>(caches: impl IntoIterator<Item = &'a PathBuf>) -> Vec<(ModelId, ModelSource)> {
-    let mut candidates = Vec::new();
-    for cache in caches {
-        in_cache(cache, &mut candidates);
-    }
-    name_all(candidates)
-}
-
 fn search(folder: &Path, within: &[&str], left: &mut usize, candidates: &mut Vec<Candidate>) {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,

@@ -34,6 +34,7 @@ const REQUESTS_AT_ONCE: usize = 8;
 
 /// Downloads what is missing of a model, and returns what an engine opens.
 pub(crate) async fn fetch(config: &StoreConfig, reach: &Reach, source: &HubSource, meter: &Meter<'_>) -> Result<PathBuf, FetchError> {
+    meter.begin(Bytes(0), Origin::Hub); // from here on the other nodes wait for this one
     let cache = config.hub_caches.first().expect("a store has a cache");
     let api = Api::new(config, reach, &source.repo).await?;
     let listing = api.listing(source.revision()).await?;

@@ -17,7 +17,8 @@
 //!
 //! A model is described by its [`Manifest`]: names, sizes, and the BLAKE3 hash of each 8 MiB of each file. Chunks come from several nodes at
 //! once, each is checked before it counts, and a node that sends a wrong one is not asked again. The connections are those of the caller
-//! ([`Connect`]): this crate knows nothing of certificates. If all nodes fail, what they gave is kept, and the hub is asked for the rest.
+//! ([`Connect`]): this crate knows nothing of certificates. If all nodes fail, what they gave is kept, and the hub is asked for the rest. Nodes
+//! that want what none has agree which of them asks the hub, and the others wait for it.
 //!
 //! # What is checked against what
 //!

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use plexus_types::{Bytes, NodeName};
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
@@ -37,10 +38,26 @@ impl Progress {
     pub(crate) const START: Self = Self { done: Bytes(0), total: Bytes(0), from: Origin::Unknown };
 }
 
+/// How certain it is that a fetch will end with the files, for those who would wait for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Stage {
+    /// They come, from the hub or from nodes that have them.
+    #[default]
+    Coming,
+    /// It waits for a node to which they come.
+    Behind,
+    /// It waits for another node, and will ask all again before it goes outside.
+    Waiting,
+    /// It asks the others, and may be about to go outside.
+    Asking,
+}
+
 /// What all handles of one fetch watch.
 #[derive(Debug, Clone)]
 pub(crate) struct Flight {
     pub(crate) progress: Progress,
+    pub(crate) stage: Stage,
     pub(crate) outcome: Option<Result<PathBuf, Arc<FetchError>>>,
 }
 
@@ -48,10 +65,19 @@ pub(crate) struct Flight {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Meter<'a>(pub(crate) &'a watch::Sender<Flight>);
 
+impl Flight {
+    pub(crate) const START: Self = Self { progress: Progress::START, stage: Stage::Asking, outcome: None };
+}
+
 impl Meter<'_> {
     /// So much is to come, from there; nothing is here yet.
     pub(crate) fn begin(&self, total: Bytes, from: Origin) {
-        self.set(Progress { done: Bytes(0), total, from });
+        let progress = Progress { done: Bytes(0), total, from };
+        self.0.send_modify(|flight| (flight.progress, flight.stage) = (progress, Stage::Coming));
+    }
+
+    pub(crate) fn stage(&self, stage: Stage) {
+        self.0.send_modify(|flight| flight.stage = stage);
     }
 
     pub(crate) fn set(&self, progress: Progress) {

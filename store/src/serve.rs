@@ -2,12 +2,12 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /store/manifest?source=S` | 200: the [`Manifest`]; 202: [`Soon`], this node is getting or reading the files; 404: it does not have them |
+//! | `GET /store/manifest?source=S` | 200: the [`Manifest`]; 202: [`Soon`], this node is getting or reading the files, or about to; 404: it does not have them |
 //! | `GET /store/chunk/HASH` | 200: its bytes; 404: no manifest that this node gave since it started has it, so ask for the manifest first |
 //!
 //! Nothing else of the disk can be asked for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -35,12 +35,16 @@ use crate::error::FetchError;
 use crate::local::LocalModel;
 use crate::manifest::{ChunkHash, Manifest};
 use crate::names::decoded;
-use crate::progress::Origin;
+use crate::progress::{Flight, Stage};
 use crate::store::{Inner, Store};
 
 /// What a node says of a model that it has not, or that is not for others.
 pub(crate) const NOT_HERE: &str = "it is not on this node";
 pub(crate) const NOT_SHARED: &str = "it is not shared";
+/// What counts for a node that wants the model as well, and lets this node go first.
+pub(crate) const WAITS: &str = "it waits for this node";
+/// What is said of a chunk that is not known, or no longer.
+const UNKNOWN_CHUNK: &str = "no manifest that was asked for has it";
 /// How long a manifest may take before the other node is told to ask again.
 const MANIFEST_WAIT: Duration = Duration::from_secs(2);
 /// How long a connection may be idle before its next request.
@@ -55,11 +59,13 @@ const BUFFERS_MAX: usize = READS_AT_ONCE * 2;
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// The body of status 202: ask again, it is on its way.
+/// The body of status 202: ask again, it is on its way, or will be if nobody is faster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Soon {
     pub(crate) done: Amount,
     pub(crate) total: Amount,
+    #[serde(default)]
+    pub(crate) stage: Stage,
 }
 
 /// What is known of what was asked for.
@@ -169,8 +175,10 @@ impl Inner {
         if !self.is_shared(&source) {
             return text(StatusCode::NOT_FOUND, NOT_SHARED);
         }
-        if let Some(progress) = self.progress_of(&source).filter(|progress| progress.from == Origin::Hub) {
-            return json(StatusCode::ACCEPTED, &Soon { done: progress.done, total: progress.total });
+        // What it only hopes for is nothing to others, unless it may have to fetch it for them.
+        let is_for_others = |flight: &Flight| flight.stage == Stage::Coming || self.may_go_outside(&source);
+        if let Some(Flight { progress, stage, .. }) = self.flight_of(&source).filter(is_for_others) {
+            return json(StatusCode::ACCEPTED, &Soon { done: progress.done, total: progress.total, stage });
         }
         let (inner, looked_for) = (Arc::clone(&self), source.clone());
         let Ok(Some(model)) = tokio::task::spawn_blocking(move || inner.model(&looked_for)).await else {
@@ -191,7 +199,7 @@ impl Inner {
             }
             Err(_elapsed) => {
                 let done = Amount(preparing.done.load(Ordering::Relaxed));
-                json(StatusCode::ACCEPTED, &Soon { done, total: preparing.total })
+                json(StatusCode::ACCEPTED, &Soon { done, total: preparing.total, stage: Stage::Coming })
             }
         }
     }
@@ -223,15 +231,25 @@ impl Inner {
 
     async fn chunk(&self, hash: ChunkHash) -> Response<Body> {
         let place = self.served.chunks.lock().unwrap_or_else(PoisonError::into_inner).get(&hash).cloned();
-        let Some(place) = place else { return text(StatusCode::NOT_FOUND, "no manifest that was asked for has it") };
+        let Some(place) = place else { return text(StatusCode::NOT_FOUND, UNKNOWN_CHUNK) };
         let permit = Arc::clone(&self.served.reads).acquire_owned().await.expect("the semaphore is never closed");
+        let opened = place.clone();
+        let file = match tokio::task::spawn_blocking(move || File::open(&opened.path)).await {
+            Ok(Ok(file)) => file,
+            failed => {
+                // There may be a copy of it, which is found when a manifest is asked for again.
+                info!(path = %place.path.display(), ?failed, "a file that was offered to other nodes cannot be opened any more");
+                self.served.forget(|path| *path == *place.path);
+                return text(StatusCode::NOT_FOUND, UNKNOWN_CHUNK);
+            }
+        };
         let (len, buffers) = (place.len, self.served.buffers.clone());
         // One piece is sent while the next are read.
         let (sender, mut pieces) = mpsc::channel(2);
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
             let read = || -> io::Result<()> {
-                let mut file = File::open(&place.path)?;
+                let mut file = file;
                 file.seek(SeekFrom::Start(place.at))?;
                 let mut left = place.len;
                 while left > 0 {
@@ -261,6 +279,22 @@ impl Inner {
 }
 
 impl Served {
+    /// Forgets chunks of files that are not there any more. Reads the disk.
+    pub(crate) fn forget_deleted(&self) {
+        let places = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        let paths: BTreeSet<Arc<Path>> = places.values().map(|place| Arc::clone(&place.path)).collect();
+        drop(places);
+        let deleted: BTreeSet<Arc<Path>> = paths.into_iter().filter(|path| !path.exists()).collect();
+        if !deleted.is_empty() {
+            self.forget(|path| deleted.contains(path));
+        }
+    }
+
+    /// Forgets chunks of these files.
+    fn forget(&self, which: impl Fn(&Path) -> bool) {
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, place| !which(&place.path));
+    }
+
     fn know(&self, manifest: &Manifest, model: &LocalModel) {
         let paths: Vec<Arc<Path>> = model.files.iter().map(|(_, path)| PathBuf::as_path(path).into()).collect();
         let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);

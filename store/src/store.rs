@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use futures::future::BoxFuture;
-use plexus_types::{Bytes, HubSource, ModelId, ModelSource, NodeName};
+use plexus_types::{Bytes, HubSource, ModelSource, NodeName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -17,7 +17,6 @@ use crate::cache::CachedRepo;
 use crate::config::StoreConfig;
 use crate::disk::blocking;
 use crate::error::FetchError;
-use crate::found::found_in_caches;
 use crate::hub::{self, Reach, Size};
 use crate::local::{LocalModel, model_at, model_of};
 use crate::manifest::{HashCache, Manifest};
@@ -31,6 +30,9 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// How other nodes' stores are reached.
 pub trait Connect: Send + Sync + 'static {
+    /// This node, as the others call it.
+    fn me(&self) -> &NodeName;
+
     /// Opens a connection to a node's store and makes sure that it is that node. Must end by itself within some seconds.
     fn connect<'a>(&'a self, peer: &'a NodeName) -> BoxFuture<'a, io::Result<Box<dyn Io>>>;
 }
@@ -125,11 +127,11 @@ impl Store {
         {
             return Fetch { watch: watch.clone(), _task: task };
         }
-        let (sender, watch) = watch::channel(Flight { progress: Progress::START, outcome: None });
+        let (sender, watch) = watch::channel(Flight::START);
         let (inner, task_source, peers) = (Arc::clone(&self.inner), source.clone(), peers.to_vec());
         let task = tokio::spawn(async move {
             let outcome = inner.bring(&task_source, &peers, &sender).await.map_err(Arc::new);
-            inner.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&task_source);
+            inner.on_ended(&task_source, &sender);
             sender.send_modify(|flight| flight.outcome = Some(outcome));
         });
         let task = Arc::new(AbortOnDrop(task.abort_handle()));
@@ -172,11 +174,6 @@ impl Store {
     /// is ever read for another node. Replaces what was said before.
     pub fn share(&self, sources: impl IntoIterator<Item = ModelSource>) {
         *self.inner.shared.lock().unwrap_or_else(PoisonError::into_inner) = sources.into_iter().collect();
-    }
-
-    /// Models in the caches of the hub, listed or not. Reads the disk: not for an async thread.
-    pub fn cached(&self) -> Vec<(ModelId, ModelSource)> {
-        found_in_caches(&self.inner.config.hub_caches)
     }
 }
 
@@ -243,10 +240,29 @@ impl Inner {
     }
 
     /// How far a fetch is.
-    pub(crate) fn progress_of(&self, source: &ModelSource) -> Option<Progress> {
+    pub(crate) fn flight_of(&self, source: &ModelSource) -> Option<Flight> {
         let flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         let (watch, task) = flights.get(source)?;
-        (task.strong_count() > 0).then(|| watch.borrow().progress.clone())
+        (task.strong_count() > 0).then(|| watch.borrow().clone())
+    }
+
+    /// What is being fetched.
+    pub(crate) fn under_way(&self) -> Vec<ModelSource> {
+        let flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        flights.iter().filter(|(_, (_, task))| task.strong_count() > 0).map(|(source, _)| source.clone()).collect()
+    }
+
+    /// A fetch is no longer under way. Where all had dropped it, another may have begun since, which stays.
+    fn on_ended(&self, source: &ModelSource, ended: &watch::Sender<Flight>) {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if flights.get(source).is_some_and(|(watch, _)| ended.subscribe().same_channel(watch)) {
+            flights.remove(source);
+        }
+    }
+
+    /// Would this node ask a hub for it, if no other node has it?
+    pub(crate) fn may_go_outside(&self, source: &ModelSource) -> bool {
+        matches!(source, ModelSource::Hub(_)) && !self.config.offline
     }
 
     async fn bring(
@@ -328,4 +344,53 @@ pub(crate) fn key(source: &ModelSource) -> String {
     let readable = readable.trim_start_matches(['.', '-']);
     let start = readable.len().saturating_sub(80);
     format!("{}-{}", &readable[start..], &blake3::hash(text.as_bytes()).to_hex()[..16])
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// There are no other nodes.
+    pub(crate) struct Nobody(NodeName);
+
+    impl Default for Nobody {
+        fn default() -> Self {
+            Self("n1".parse().unwrap())
+        }
+    }
+
+    impl Connect for Nobody {
+        fn me(&self) -> &NodeName {
+            &self.0
+        }
+
+        fn connect<'a>(&'a self, _: &'a NodeName) -> BoxFuture<'a, io::Result<Box<dyn Io>>> {
+            Box::pin(async { Err(io::ErrorKind::NotFound.into()) })
+        }
+    }
+
+    /// A fetch under way that does nothing, until it is dropped.
+    pub(crate) struct Idle(watch::Sender<Flight>, Arc<AbortOnDrop>);
+
+    impl Idle {
+        pub(crate) fn begin(store: &Store, source: &ModelSource) -> Self {
+            let (sender, watch) = watch::channel(Flight::START);
+            let task = Arc::new(AbortOnDrop(tokio::spawn(std::future::pending::<()>()).abort_handle()));
+            store.inner.flights.lock().unwrap().insert(source.clone(), (watch, Arc::downgrade(&task)));
+            Self(sender, task)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_fetch_that_ends_late_does_not_end_the_one_that_took_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(StoreConfig::new(folder.path().to_owned()), Arc::<Nobody>::default());
+        let source: ModelSource = "hf:org/name".parse().unwrap();
+        let [Idle(first, _dropped), second] = [(); 2].map(|()| Idle::begin(&store, &source));
+        store.inner.on_ended(&source, &first);
+        assert_eq!(store.fetching().len(), 1);
+        store.inner.on_ended(&source, &second.0);
+        assert_eq!(store.fetching(), []);
+        drop(second.1);
+    }
 }

@@ -2,31 +2,49 @@
 //!
 //! A fetch that is given up keeps what came, for the next. Thrown away is what no fetch has touched for [`KEPT_FOR`], and what is superseded: the
 //! blob, or the model, is here by now. Whatever somebody works at, in this process or another, is locked and left alone; so is whatever
-//! other clients of the hub have left, whose rules are theirs.
+//! other clients of the hub have left, whose rules are theirs, and the lock files of their cache.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use plexus_types::Bytes;
+use plexus_types::{Bytes, ModelSource};
 use tracing::{info, warn};
 
-use crate::cache;
+use crate::cache::{self, CachedRepo};
 use crate::disk;
 use crate::hub::{blobs_in_parts, part_paths};
 use crate::manifest::Manifest;
-use crate::peers::incoming_lock;
+use crate::peers::{incoming_folder, incoming_lock};
 use crate::store::{Inner, Store};
 
 /// How long a fetch that was given up may be gone on with: longer than a weekend.
 pub const KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Most folders that are looked at, in each place.
 const ENTRIES_MAX: usize = 10_000;
+/// How often a node that goes on running is tidied.
+const TIDY_EVERY: Duration = Duration::from_secs(24 * 3600);
 
 impl Store {
+    /// Tidies now and once a day, until every other clone of this store is gone.
+    pub async fn keep_tidy(self) {
+        let store = Arc::downgrade(&self.inner);
+        drop(self);
+        while let Some(inner) = store.upgrade() {
+            let store = Self { inner };
+            if let Err(error) = tokio::task::spawn_blocking(move || store.tidy(SystemTime::now())).await {
+                warn!(%error, "tidying the store failed");
+            }
+            tokio::time::sleep(TIDY_EVERY).await;
+        }
+    }
+
     /// Deletes what earlier fetches left behind and nobody will go on with, and returns how much that was. Reads the disk: not for an async thread.
     pub fn tidy(&self, now: SystemTime) -> Bytes {
+        self.inner.served.forget_deleted();
         let freed = self.inner.tidy_caches(now) + self.inner.tidy_incoming(now);
         if freed > Bytes(0) {
             info!(%freed, "downloads that were never ended are deleted");
@@ -39,7 +57,9 @@ impl Inner {
     /// Parts of files from a hub.
     fn tidy_caches(&self, now: SystemTime) -> Bytes {
         let mut freed = Bytes(0);
-        for repo in self.config.hub_caches.iter().flat_map(|cache| cache::repos(cache, ENTRIES_MAX)) {
+        let under_way: BTreeSet<PathBuf> = self.roots_under_way();
+        let repos = self.config.hub_caches.iter().flat_map(|cache| cache::repos(cache, ENTRIES_MAX));
+        for repo in repos.filter(|repo| !under_way.contains(&repo.root())) {
             for etag in blobs_in_parts(&repo) {
                 let blob = repo.blob(&etag);
                 let Some(_held) = free_to_take(&repo.lock(&etag)) else { continue };
@@ -52,11 +72,23 @@ impl Inner {
         freed
     }
 
+    /// The repositories in the caches that fetches under way may be about to go on with.
+    fn roots_under_way(&self) -> BTreeSet<PathBuf> {
+        let caches = &self.config.hub_caches;
+        let roots = |source| match source {
+            ModelSource::Hub(hub) => caches.iter().map(|cache| CachedRepo::new(cache, &hub.repo).root()).collect(),
+            ModelSource::Path(_) | ModelSource::Embedded => Vec::new(),
+        };
+        self.under_way().into_iter().flat_map(roots).collect()
+    }
+
     /// Chunks from other nodes.
     fn tidy_incoming(&self, now: SystemTime) -> Bytes {
         let mut freed = Bytes(0);
-        let folders = fs::read_dir(self.config.folder.join("incoming")).into_iter().flatten().flatten().take(ENTRIES_MAX);
-        for folder in folders.map(|entry| entry.path()).filter(|path| path.is_dir()) {
+        let under_way: BTreeSet<PathBuf> = self.under_way().iter().map(|source| incoming_folder(&self.config, source)).collect();
+        let entries = fs::read_dir(self.config.folder.join("incoming")).into_iter().flatten().flatten().take(ENTRIES_MAX);
+        let (folders, files): (Vec<PathBuf>, Vec<PathBuf>) = entries.map(|entry| entry.path()).partition(|path| path.is_dir());
+        for folder in folders.into_iter().filter(|folder| !under_way.contains(folder)) {
             let Some(_held) = free_to_take(&incoming_lock(&folder)) else { continue };
             let manifest = fs::read(folder.join("manifest.json")).ok().and_then(|text| serde_json::from_slice::<Manifest>(&text).ok());
             let is_here = manifest.is_some_and(|manifest| self.model(&manifest.source).is_some());
@@ -64,6 +96,11 @@ impl Inner {
             if is_here || ["whole", "manifest.json"].iter().all(|name| is_old(&folder.join(name), now)) {
                 freed = freed + remove_folder(&folder);
             }
+        }
+        for lock in files.into_iter().filter(|file| file.extension().is_some_and(|end| end == "lock")) {
+            let folder = lock.with_extension("");
+            let Some(_held) = free_to_take(&lock).filter(|_| !folder.exists() && !under_way.contains(&folder)) else { continue };
+            remove(&lock);
         }
         freed
     }
@@ -116,5 +153,43 @@ fn remove_folder(folder: &Path) -> Bytes {
             warn!(folder = %folder.display(), %error, "an abandoned download could not be deleted");
             Bytes(0)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use crate::StoreConfig;
+    use crate::store::tests::{Idle, Nobody};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_goes_on_running_is_tidied_every_day_but_not_where_a_fetch_may_go_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(StoreConfig::new(folder.path().to_owned()), Arc::<Nobody>::default());
+        let abandon = |source: &ModelSource| {
+            let incoming = incoming_folder(&store.inner.config, source);
+            fs::create_dir_all(&incoming).unwrap();
+            fs::write(incoming.join("manifest.json"), b"{}").unwrap();
+            fs::File::options().write(true).open(incoming.join("manifest.json")).unwrap().set_modified(UNIX_EPOCH).unwrap();
+            incoming
+        };
+        let sources = ["hf:org/one", "hf:org/two"].map(|source| source.parse().unwrap());
+        let (one, two) = (abandon(&sources[0]), abandon(&sources[1]));
+        let flight = Idle::begin(&store, &sources[1]);
+        let tidying = tokio::spawn(store.clone().keep_tidy());
+        let gone = async |folder: &Path| {
+            while folder.exists() {
+                tokio::time::sleep(TIDY_EVERY / 24).await;
+            }
+        };
+        gone(&one).await;
+        assert!(two.exists(), "somebody goes on with it");
+        drop(flight);
+        gone(&two).await;
+        gone(&abandon(&sources[0])).await;
+        drop(store);
+        tidying.await.unwrap();
     }
 }

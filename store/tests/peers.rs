@@ -27,10 +27,17 @@ struct Net {
     addresses: Arc<Mutex<HashMap<NodeName, SocketAddr>>>,
 }
 
-impl Connect for Net {
+/// What a node of this name knows of it.
+struct Ways(Net, NodeName);
+
+impl Connect for Ways {
+    fn me(&self) -> &NodeName {
+        &self.1
+    }
+
     fn connect<'a>(&'a self, peer: &'a NodeName) -> BoxFuture<'a, io::Result<Box<dyn Io>>> {
         Box::pin(async move {
-            let address = self.addresses.lock().unwrap().get(peer).copied().ok_or(io::ErrorKind::NotFound)?;
+            let address = self.0.addresses.lock().unwrap().get(peer).copied().ok_or(io::ErrorKind::NotFound)?;
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
             Ok(Box::new(stream) as Box<dyn Io>)
@@ -55,10 +62,10 @@ impl Net {
         config.endpoint = "http://127.0.0.1:9".to_owned(); // nobody
         config.patience = Duration::from_millis(100);
         configure(&mut config);
-        let store = Store::new(config, Arc::new(self.clone()));
+        let name: NodeName = name.parse().unwrap();
+        let store = Store::new(config, Arc::new(Ways(self.clone(), name.clone())));
         let (sent, budget) = (Arc::<AtomicU64>::default(), Arc::new(AtomicU64::new(u64::MAX)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let name: NodeName = name.parse().unwrap();
         self.addresses.lock().unwrap().insert(name.clone(), listener.local_addr().unwrap());
         let (serving, counted, allowed) = (store.clone(), Arc::clone(&sent), Arc::clone(&budget));
         tokio::spawn(async move {
@@ -254,7 +261,7 @@ async fn an_interrupted_fetch_goes_on_and_trusts_only_what_it_checks_again() {
     there[first as usize * CHUNK_LEN as usize] ^= 1;
     fs::write(&file, there).unwrap();
 
-    let again = Store::new(StoreConfig::new(c.folder.path().join("store")), Arc::new(net.clone()));
+    let again = Store::new(StoreConfig::new(c.folder.path().join("store")), Arc::new(Ways(net.clone(), c.name.clone())));
     let sent = a.sent.load(Ordering::SeqCst);
     let path = again.fetch(&wanted, std::slice::from_ref(&a.name)).done().await.unwrap();
     assert!(fs::read(path).unwrap() == bytes);
@@ -288,6 +295,102 @@ async fn a_node_that_is_downloading_is_waited_for() {
         assert!(fs::read(path.unwrap()).unwrap() == bytes);
     }
     assert_eq!(mirror.bytes_sent(), bytes.len() as u64);
+}
+
+/// Nodes of these names that ask the hub at this address, each known to the others.
+async fn nodes_of<const N: usize>(net: &Net, names: [&str; N], mirror: &Mirror) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    for name in names {
+        let endpoint = mirror.endpoint();
+        nodes.push(net.node(name, |config| (config.endpoint, config.patience) = (endpoint, Duration::from_secs(60))).await);
+    }
+    nodes
+}
+
+/// All of these ask for a model, now.
+fn all_fetch(nodes: &[Node], wanted: &ModelSource) -> Vec<plexus_store::Fetch> {
+    let names: Vec<NodeName> = nodes.iter().map(|node| node.name.clone()).collect();
+    let others = |me: &NodeName| -> Vec<NodeName> { names.iter().filter(|name| *name != me).cloned().collect() };
+    nodes.iter().map(|node| node.store.fetch(wanted, &others(&node.name))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nodes_that_want_a_model_at_the_same_time_fetch_it_once_from_outside() {
+    let bytes = content((CHUNK_LEN + 77) as usize, 11);
+    let mirror = Mirror::start("org/name", [("m.gguf", bytes.clone())]).await;
+    let net = Net::default();
+    let nodes = nodes_of(&net, ["d", "b", "a", "c"], &mirror).await;
+    for fetch in all_fetch(&nodes, &source("hf:org/name")) {
+        assert!(fs::read(fetch.done().await.unwrap()).unwrap() == bytes);
+    }
+    assert_eq!(mirror.bytes_sent(), bytes.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn if_the_node_that_fetches_for_all_fails_or_dies_the_next_does() {
+    let bytes = content(3 << 20, 12);
+    let mirror = Mirror::start("org/name", [("m.gguf", bytes.clone())]).await;
+    mirror.fail(Faults { stall_after: Some(1 << 20), ..Faults::default() });
+    let net = Net::default();
+    let mut nodes = nodes_of(&net, ["b", "c", "d"], &mirror).await;
+    // Whose hub does not answer, and who must not ask any: neither is waited for in vain.
+    nodes.push(net.node("a", |_| {}).await);
+    nodes.push(net.node("offline", |config| config.offline = true).await);
+    let mut fetches = all_fetch(&nodes, &source("hf:org/name"));
+    let offline = fetches.pop().unwrap();
+    let failed = fetches.pop().unwrap().done().await.unwrap_err();
+    assert!(matches!(&*failed, FetchError::Unreachable { .. }), "{failed}");
+    let mut first = fetches.remove(0);
+    while first.progress().done == Bytes(0) {
+        assert!(first.changed().await, "b is next");
+    }
+    net.addresses.lock().unwrap().remove(&nodes[0].name);
+    drop(first);
+    let mut second = fetches.remove(0);
+    while second.progress().from != Origin::Hub {
+        assert!(second.changed().await, "then c");
+    }
+    mirror.fail(Faults::default());
+    for fetch in [second, fetches.remove(0), offline] {
+        assert!(fs::read(fetch.done().await.unwrap()).unwrap() == bytes);
+    }
+    assert!(mirror.bytes_sent() <= bytes.len() as u64 * 2, "once by the one that died, and once: {} bytes", mirror.bytes_sent());
+}
+
+#[tokio::test]
+async fn what_came_does_not_come_again_where_it_could_not_be_put_into_its_place() {
+    let (_net, [a, _b, c], wanted, bytes) = two_have_it().await;
+    let models = c.folder.path().join("store/models");
+    fs::create_dir_all(models.parent().unwrap()).unwrap();
+    fs::write(&models, b"in the way").unwrap();
+    let error = fetch(&c, &wanted, &[&a]).await.unwrap_err();
+    assert!(matches!(&*error, FetchError::Io { .. }), "{error}");
+    assert_eq!(c.store.locate(&wanted), Located::Absent);
+
+    fs::remove_file(&models).unwrap();
+    let sent = a.sent.load(Ordering::SeqCst);
+    assert!(fs::read(fetch(&c, &wanted, &[&a]).await.unwrap()).unwrap() == bytes);
+    let again = a.sent.load(Ordering::SeqCst) - sent;
+    assert!(again < 100_000, "{again} bytes came again");
+    let kept = fs::read_dir(&models).unwrap().next().unwrap().unwrap().path();
+    let mut names: Vec<_> = fs::read_dir(kept).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["files", "manifest.json"]);
+}
+
+#[tokio::test]
+async fn a_file_is_served_where_another_of_the_same_content_was_deleted() {
+    let net = Net::default();
+    let (a, b) = (net.node("a", |_| {}).await, net.node("b", |_| {}).await);
+    let c = net.node("c", |config| config.offline = true).await;
+    let bytes = content((CHUNK_LEN + 77) as usize, 13);
+    for repo in ["org/one", "org/two"] {
+        snapshot_of(&a, repo, &[("m.gguf", &bytes)]);
+        fetch(&b, &source(&format!("hf:{repo}")), &[&a]).await.unwrap();
+    }
+    let Located::Here(deleted) = a.store.locate(&source("hf:org/two")) else { panic!("it is here") };
+    fs::remove_file(deleted).unwrap();
+    assert!(fs::read(fetch(&c, &source("hf:org/one"), &[&a]).await.unwrap()).unwrap() == bytes);
 }
 
 #[tokio::test]
@@ -435,7 +538,7 @@ async fn chunks_of_a_fetch_that_nobody_goes_on_with_are_deleted_in_the_end() {
         assert!(watched.changed().await);
     }
     a.budget.store(0, Ordering::SeqCst);
-    let other = Store::new(StoreConfig::new(c.folder.path().join("store")), Arc::new(net.clone()));
+    let other = Store::new(StoreConfig::new(c.folder.path().join("store")), Arc::new(Ways(net.clone(), c.name.clone())));
     let much_later = SystemTime::now() + KEPT_FOR * 2;
     assert_eq!(other.tidy(much_later), Bytes(0), "it is under way in another process");
     drop((handle, watched));
@@ -456,4 +559,5 @@ async fn chunks_of_a_fetch_that_nobody_goes_on_with_are_deleted_in_the_end() {
     assert_eq!(other.tidy(SystemTime::now()), Bytes(0));
     snapshot_of(&c, "org/name", &[("m-Q8_0.gguf", &bytes)]);
     assert!(other.tidy(SystemTime::now()) > Bytes(5) && !folder.exists());
+    assert_eq!(fs::read_dir(&incoming).unwrap().count(), 0, "nor does its lock stay");
 }

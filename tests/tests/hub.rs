@@ -74,6 +74,40 @@ async fn a_model_is_fetched_once_from_outside_and_from_node_to_node_after_that()
 }
 
 #[tokio::test]
+async fn nodes_that_start_together_or_are_told_together_fetch_what_they_want_once_from_outside() {
+    let file = pip();
+    let n_bytes = file.len() as u64;
+    let (mirror, told) =
+        (Mirror::start("org/pip", [("pip-Q8_0.gguf", file.clone())]).await, Mirror::start("org/pip", [("pip-Q8_0.gguf", file)]).await);
+    let home = Home::new();
+    let entry = "[[models]]\nid = \"capitals\"\nsource = \"hf:org/pip:Q8_0\"\n";
+    let preloaded = format!("{entry}preload = true\n");
+    let start = |name| node_listing(&home, name, &mirror, &preloaded);
+    let nodes: [Node; 3] = tokio::join!(start("n1"), start("n2"), start("n3")).into();
+    eventually("each has loaded it", async || {
+        let models = nodes[0].client().get("/v1/models/capitals").await.map_err(|error| error.to_string())?;
+        let loaded =
+            models.json["locations"].as_array().map_or(0, |places| places.iter().filter(|place| place["status"] == "loaded").count());
+        if loaded == nodes.len() { Ok(()) } else { Err(models.text) }
+    })
+    .await;
+    assert_eq!(mirror.bytes_sent(), n_bytes, "each byte came from outside once");
+    drop(nodes);
+
+    let home = Home::new();
+    let start = |name| node_listing(&home, name, &told, entry);
+    let nodes: [Node; 3] = tokio::join!(start("n1"), start("n2"), start("n3")).into();
+    whole(&nodes.each_ref()).await;
+    nodes[0].offers_on_demand("capitals").await;
+    let pull = async |node: &Node| {
+        let pulled = node.client().post("/v1/models/pull", &json!({"model_id": "capitals", "node": node.name()})).await.unwrap();
+        assert_eq!(pulled.status, 200, "{}", pulled.text);
+    };
+    tokio::join!(pull(&nodes[0]), pull(&nodes[1]), pull(&nodes[2]));
+    assert_eq!(told.bytes_sent(), n_bytes, "each byte came from outside once");
+}
+
+#[tokio::test]
 async fn a_download_that_arrives_damaged_never_becomes_a_model_and_says_so() {
     let mirror = Mirror::start("org/pip", [("pip-Q8_0.gguf", pip())]).await;
     mirror.fail(Faults { corrupt: true, stall_after: Some(1 << 20), ..Faults::default() });

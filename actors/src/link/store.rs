@@ -117,6 +117,10 @@ impl Inner {
 }
 
 impl Connect for StoreLinks {
+    fn me(&self) -> &NodeName {
+        &self.inner.me
+    }
+
     fn connect<'a>(&'a self, peer: &'a NodeName) -> BoxFuture<'a, io::Result<Box<dyn Io>>> {
         Box::pin(self.inner.connect(peer))
     }

@@ -1,7 +1,6 @@
 //! The tree: every actor of a node, what it is told, and the order in which they start.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use plexus_store::Store;
 use plexus_types::NodeName;
@@ -30,7 +29,7 @@ use crate::nodes::Nodes;
 use crate::peers::Peers;
 use crate::router::view::{ClusterView, SharedView};
 use crate::router::{RouterActor, RouterArgs, RouterMsg};
-use crate::shelf::Shelf;
+use crate::shelf::{Gathering, Shelf};
 use crate::streams::{StreamsActor, StreamsArgs, StreamsMsg};
 
 /// Starts a node. It serves as soon as its models are loaded, which this does not wait for.
@@ -62,9 +61,9 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
     let find = move |name: &NodeName| living.list().into_iter().find(|facts| facts.id.name == *name);
     let links = StoreLinks::new(args.secret.clone(), me.name.clone(), args.timing.clone(), find);
     let store = Store::new(args.store, Arc::new(links));
-    let tidied = store.clone();
-    tokio::task::spawn_blocking(move || tidied.tidy(SystemTime::now()));
-    let shelf = Shelf::new(store.clone(), peers.clone());
+    tokio::spawn(store.clone().keep_tidy());
+    let gathering = (!args.seeds.is_empty()).then(|| Gathering::new(known.clone()));
+    let shelf = Shelf::new(store.clone(), peers.clone(), gathering);
 
     let mut children = Children::default();
     let traffic = Traffic::default();

@@ -98,7 +98,7 @@ pub(crate) static KEYS: &[Key] = &[
     key("eviction", "defrag_after_cycles", Kind::Integer, "a whole number, 0 for never"),
     key("store", "folders", Kind::List, "a list of folders, such as [\"/models\"]"),
     key("store", "endpoint", Kind::Text, "the address of a hub, such as \"http://mirror:8080\", or \"\" for Hugging Face"),
-    key("store", "auth_env", Kind::Text, "the name of a variable, such as \"HF_TOKEN\""),
+    key("store", "auth_env", Kind::Text, "the name of a variable, such as \"MIRROR_TOKEN\", or \"\" for that of Hugging Face"),
     key("store", "hf_cache", Kind::Text, "the path of a folder, or \"\" for the usual place"),
     key("store", "offline", Kind::Switch, SWITCH),
     key("streams", "accept_timeout", Kind::Text, DURATION),

@@ -241,22 +241,17 @@ impl Default for EvictionSection {
 }
 
 /// Where models' files lie and come from.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct StoreSection {
     pub(crate) folders: Vec<PathBuf>,
     #[serde(deserialize_with = "unset_if_empty")]
     pub(crate) endpoint: Option<String>,
-    pub(crate) auth_env: String,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub(crate) auth_env: Option<String>,
     #[serde(deserialize_with = "unset_if_empty")]
     pub(crate) hf_cache: Option<PathBuf>,
     pub(crate) offline: bool,
-}
-
-impl Default for StoreSection {
-    fn default() -> Self {
-        Self { folders: Vec::new(), endpoint: None, auth_env: "HF_TOKEN".to_owned(), hf_cache: None, offline: false }
-    }
 }
 
 /// Who goes first.

@@ -210,6 +210,17 @@ fn the_secret_itself_is_never_shown() {
 }
 
 #[test]
+fn the_address_of_a_hub_holds_no_password() {
+    for address in ["https://me:hunter2@mirror", "http://hunter2@mirror:8080/hf", "https://mirror/?token=hunter2"] {
+        let message = from_text(&format!("[store]\nendpoint = \"{address}\"\n")).expect_err("refused").to_string();
+        assert!(message.contains("store.endpoint = (hidden)") && message.contains("store.auth_env"), "{message}");
+        assert!(!message.contains("hunter2") && message.contains("test.toml"), "{message}");
+    }
+    refused(from_text("[store]\nendpoint = \"mirror\"\n"), &["store.endpoint", "\"mirror\"", "http://mirror:8080"]);
+    from_text("[store]\nendpoint = \"https://mirror/hf\"\n").unwrap();
+}
+
+#[test]
 fn a_node_that_gossips_beyond_this_machine_takes_links_there_too() {
     let text = "[cluster]\nsecret = \"x\"\n[gossip]\nlisten = \"0.0.0.0:31315\"\n";
     refused(from_text(text), &["link.listen", "127.0.0.1:31316", "write link.listen = \"0.0.0.0:31316\""]);

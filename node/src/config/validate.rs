@@ -256,15 +256,43 @@ fn models(valid: &ValidConfig) -> Result<(), ConfigError> {
 
 fn store(valid: &ValidConfig) -> Result<(), ConfigError> {
     let store = &valid.get().store;
-    if let Some(endpoint) = store.endpoint.as_ref().filter(|address| !address.starts_with("http://") && !address.starts_with("https://")) {
-        let remedy = "write an address such as \"https://huggingface.co\" or \"http://mirror:8080\"";
-        return Err(valid.refuse("store.endpoint", format!("{endpoint:?}"), "it is not the address of a hub", remedy));
+    if let Some(endpoint) = &store.endpoint {
+        let refuse = |BadHub { value, problem, remedy }| valid.refuse("store.endpoint", value, problem, remedy);
+        hub_address(endpoint).map_err(refuse)?;
     }
     if let Some(folder) = store.folders.iter().find(|folder| !folder.is_dir()) {
         let remedy = "make it, or write a folder that is there";
         return Err(valid.refuse("store.folders", format!("{:?}", folder.display().to_string()), "there is no such folder", remedy));
     }
     Ok(())
+}
+
+/// Why something is not the address of a hub.
+#[derive(Debug)]
+pub(crate) struct BadHub {
+    /// The address, if it holds nothing secret.
+    pub(crate) value: String,
+    pub(crate) problem: &'static str,
+    pub(crate) remedy: &'static str,
+}
+
+/// An address is shown to clients and other nodes where a download fails, so it may hold no secret.
+pub(crate) fn hub_address(address: &str) -> Result<(), BadHub> {
+    if address.contains(['@', '?', '#']) {
+        return Err(BadHub {
+            value: "(hidden)".to_owned(),
+            problem: "it holds more than an address, such as a user and a password, and addresses are shown in errors and logs",
+            remedy: "write the address alone, and name the variable that holds the hub's token in store.auth_env",
+        });
+    }
+    if address.starts_with("http://") || address.starts_with("https://") {
+        return Ok(());
+    }
+    Err(BadHub {
+        value: format!("{address:?}"),
+        problem: "it is not the address of a hub",
+        remedy: "write an address such as \"https://huggingface.co\" or \"http://mirror:8080\"",
+    })
 }
 
 fn telemetry(valid: &ValidConfig) -> Result<(), ConfigError> {

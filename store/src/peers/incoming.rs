@@ -117,21 +117,23 @@ impl Incoming {
     }
 
     /// Makes all of it durable and moves it to where it is kept. Its hashes are remembered, so that this node can pass it on at once.
+    ///
+    /// If that fails, or the process ends meanwhile, all of it is either there or here still, with the note of what is whole.
     pub(super) fn finish(&self, kept: &Path, hashes: &HashCache) -> Result<(), FetchError> {
         for file in &self.files {
             file.sync_all().map_err(disk::write_error(&self.folder, 0))?;
         }
         let parent = kept.parent().unwrap_or(kept);
         let moved = (|| {
-            fs::remove_file(self.folder.join("whole"))?;
-            disk::sync_folder(&self.folder)?;
             fs::create_dir_all(parent)?;
             match fs::remove_dir_all(kept) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error), // what was there was no whole model
                 _ => {}
             }
+            disk::sync_folder(&self.folder)?;
             fs::rename(&self.folder, kept)?;
-            disk::sync_folder(parent)
+            disk::sync_folder(parent)?;
+            fs::remove_file(kept.join("whole"))
         })();
         moved.map_err(FetchError::io(kept))?;
         self.manifest

@@ -112,23 +112,33 @@ impl Session {
             }
             status => return Err(NoChunk::Wrong(format!("it answered a chunk with status {status}"))),
         }
-        let mut writer = Writer::Idle(Box::default());
-        let mut at = 0;
-        while at < piece.len {
-            let mut buffer = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(BUFFER_LEN));
-            self.fill(&mut buffer, (piece.len - at).min(BUFFER_LEN as u64) as usize).await.map_err(NoChunk::Lost)?;
-            let (hasher, written) = writer.rest().await.map_err(NoChunk::Here)?;
-            self.spare.extend(written);
-            let n_bytes = buffer.len() as u64;
-            writer = Writer::start(Arc::clone(incoming), index, at, buffer, hasher);
-            at += n_bytes;
-        }
-        let (hasher, written) = writer.rest().await.map_err(NoChunk::Here)?;
+        let mut writer = Writer::default();
+        let received = self.receive(incoming, index, &mut writer).await;
+        // However it ended: what lands later could land over what another connection has brought and checked by then.
+        let rest = writer.rest().await;
+        received?;
+        let (hasher, written) = rest.map_err(NoChunk::Here)?;
         self.spare.extend(written);
         if ChunkHash::finish(&hasher) != piece.hash {
             return Err(NoChunk::Wrong("it sent a chunk that does not have its hash".to_owned()));
         }
         incoming.set_whole(index).map_err(NoChunk::Here)
+    }
+
+    /// Reads the bytes of a chunk and hands them to the writer, which has the last of them when this ends.
+    async fn receive(&mut self, incoming: &Arc<Incoming>, index: usize, writer: &mut Writer) -> Result<(), NoChunk> {
+        let len = incoming.piece(index).len;
+        let mut at = 0;
+        while at < len {
+            let mut buffer = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(BUFFER_LEN));
+            self.fill(&mut buffer, (len - at).min(BUFFER_LEN as u64) as usize).await.map_err(NoChunk::Lost)?;
+            let (hasher, written) = mem::take(writer).rest().await.map_err(NoChunk::Here)?;
+            self.spare.extend(written);
+            let n_bytes = buffer.len() as u64;
+            *writer = Writer::start(Arc::clone(incoming), index, at, buffer, hasher);
+            at += n_bytes;
+        }
+        Ok(())
     }
 
     /// Sends a request and reads the head of its answer.
@@ -186,6 +196,12 @@ enum Writer {
     Busy(JoinHandle<Written>),
 }
 
+impl Default for Writer {
+    fn default() -> Self {
+        Self::Idle(Box::default())
+    }
+}
+
 impl Writer {
     fn start(incoming: Arc<Incoming>, index: usize, at: u64, buffer: Vec<u8>, mut hasher: Box<blake3::Hasher>) -> Self {
         Self::Busy(tokio::task::spawn_blocking(move || {
@@ -204,5 +220,55 @@ impl Writer {
                 Ok((hasher, Some(buffer)))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::mpsc;
+
+    use futures::future::{self, Either};
+    use tokio::io::duplex;
+
+    use super::*;
+    use crate::manifest::{CHUNK_LEN, ManifestFile};
+
+    #[test]
+    fn a_chunk_that_breaks_off_is_given_up_only_when_what_came_of_it_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = vec![7; BUFFER_LEN * 2];
+        let file = ManifestFile { name: "m.gguf".to_owned(), size: bytes.len() as u64, chunks: vec![ChunkHash::of(&bytes)], etag: None };
+        let manifest = Manifest { source: "hf:org/name".parse().unwrap(), chunk_len: CHUNK_LEN, files: vec![file] };
+        let lock = File::create(folder.path().join("lock")).unwrap();
+        let incoming = Arc::new(Incoming::open(folder.path().join("m"), manifest, lock).unwrap());
+        // The only thread that may block is busy, so that nothing is written until it is let go.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let (let_go, busy) = mpsc::channel::<()>();
+            let blocked = tokio::task::spawn_blocking(move || busy.recv().unwrap());
+            let (near, mut far) = duplex(BUFFER_LEN * 4);
+            far.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", bytes.len()).as_bytes()).await.unwrap();
+            far.write_all(&bytes[..BUFFER_LEN + 1]).await.unwrap();
+            far.shutdown().await.unwrap();
+            let mut session = Session { io: Box::new(near), ahead: Vec::new(), spare: Vec::new() };
+            let chunk = Box::pin(session.chunk(&incoming, 0));
+            let turns = Box::pin(async {
+                for _ in 0..1000 {
+                    tokio::task::yield_now().await;
+                }
+                let_go.send(()).unwrap();
+            });
+            let lost = match future::select(chunk, turns).await {
+                Either::Left((ended, _)) => ended,
+                Either::Right(((), chunk)) => chunk.await,
+            };
+            assert!(matches!(lost, Err(NoChunk::Lost(_))), "{lost:?}");
+            let mut there = vec![0; BUFFER_LEN];
+            crate::disk::read_at(&File::open(folder.path().join("m/files/m.gguf")).unwrap(), &mut there, 0).unwrap();
+            assert!(there == bytes[..BUFFER_LEN], "what came of it is written by now");
+            drop(let_go);
+            blocked.await.unwrap();
+        });
     }
 }
