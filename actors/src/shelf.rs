@@ -11,7 +11,7 @@ use plexus_store::{FetchError, Located, Progress, Size, Store};
 use plexus_types::{ModelProfile, ModelSource, NodeName};
 
 use self::kept::Kept;
-pub use self::opened::{Fingerprint, Opened};
+pub use self::opened::{Fingerprint, OpenError, Opened};
 use crate::peers::Peers;
 
 /// Nothing is known of a model's files: in particular not that none is missing.

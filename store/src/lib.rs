@@ -48,15 +48,17 @@ mod peers;
 mod progress;
 mod select;
 mod serve;
+mod stamp;
 mod store;
 mod tidy;
 
 pub use config::{DEFAULT_ENDPOINT, StoreConfig, Token};
 pub use disk::write_whole;
 pub use error::FetchError;
-pub use found::found;
+pub use found::{Found, Unread, found};
 pub use hub::Size;
 pub use manifest::{CHUNK_LEN, ChunkHash, Manifest, ManifestFile};
 pub use progress::{Fetch, Origin, Progress};
+pub use stamp::Stamp;
 pub use store::{Connect, Io, Located, Store};
 pub use tidy::KEPT_FOR;

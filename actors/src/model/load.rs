@@ -179,7 +179,7 @@ async fn load(args: &ModelArgs, gauge: &mut Gauge<'_>, promised: &PromiseCell) -
     let (wanted, from) = (profile.clone(), shelf.clone());
     let opened = tokio::task::spawn_blocking(move || from.take_opened(&wanted).map(|opened| (opened.facts(), opened)));
     let opened = opened.await.map_err(|_| LoadError::Refused("reading its files panicked".into()))?;
-    let (facts, Opened { files, draft }) = opened.map_err(LoadError::Refused)?;
+    let (facts, Opened { files, draft }) = opened.map_err(|error| LoadError::Refused(error.to_string()))?;
     let opened = began.elapsed();
     let place = (profile.id.clone(), device);
     let lease = Lease(NEXT_LEASE.fetch_add(1, Ordering::Relaxed));
