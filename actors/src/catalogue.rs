@@ -160,6 +160,7 @@ impl Actor for CatalogueActor {
                 }
                 state.args.shelf.close_unused(Instant::now());
                 state.forget_changed();
+                state.drop_outdated();
                 state.look();
             }
             CatalogueMsg::RescanNow => state.look(),
@@ -306,6 +307,37 @@ impl CatalogueState {
         }
     }
 
+    /// Copies of files that are others by now where they came from go, and so does what was loaded from other files than count, once it is idle.
+    fn drop_outdated(&self) {
+        let view = self.args.view.read();
+        for replica in view.own().replicas.iter().filter(|replica| view.is_outdated(replica)) {
+            self.args.evictor.tell(EvictorMsg::Outdated(replica.model.clone(), replica.device));
+        }
+        let copies = self.entries.values().filter(|known| matches!(&known.entry.files, FilesState::Present(facts) if facts.is_copy));
+        let counts = |id: &ModelId| view.catalogue().models.get(id).and_then(|merged| merged.digest);
+        let copies: Vec<_> = copies
+            .filter_map(|known| match &known.entry.files {
+                FilesState::Present(facts) => {
+                    let counts = counts(&known.entry.profile.id).filter(|counts| facts.digest.is_some_and(|digest| digest != *counts))?;
+                    Some((known.entry.profile.source.clone(), counts))
+                }
+                _ => None,
+            })
+            .collect();
+        if copies.is_empty() {
+            return;
+        }
+        let (shelf, address) = (self.args.shelf.clone(), self.args.address.clone());
+        tokio::task::spawn_blocking(move || {
+            for (source, counts) in copies {
+                if let Err(error) = shelf.discard_outdated(&source, counts) {
+                    warn!(%source, %error, "a copy of files that are others by now cannot be taken away");
+                }
+            }
+            address.tell(CatalogueMsg::RescanNow);
+        });
+    }
+
     fn on_fetches(&mut self) {
         self.args.address.tell_after(FETCHES, CatalogueMsg::FetchesDue);
         let mut changed = false;
@@ -398,7 +430,7 @@ fn look_at(profile: &ModelProfile, shelf: &Shelf, print: Fingerprint) -> Look {
             warn!(model = %profile.id, quant = profile.quant.map(tracing::field::display), narrow, matrices,
                 "rows of some matrices are no multiple of 256: those are held in q8_0, or as the files have them, and take more memory than the quant says");
         }
-        Ok(opened.facts())
+        Ok(shelf.told_of(profile, opened, print)?.0)
     }));
     match opened.unwrap_or_else(|_| Err(OpenError::Refused("reading them panicked".into()))) {
         Ok(facts) => Look::Seen(FilesState::Present(facts), print),

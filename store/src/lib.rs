@@ -46,6 +46,7 @@ mod manifest;
 mod names;
 mod peers;
 mod progress;
+mod sample;
 mod select;
 mod serve;
 mod stamp;

@@ -1,4 +1,4 @@
-//! Whether a model's files have changed is told without reading them.
+//! Whether a model's files have changed, or are those of another node, is told without reading all of them.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use plexus_store::{Connect, Io, Stamp, Store, StoreConfig};
-use plexus_types::{ModelSource, NodeName};
+use plexus_types::{FilesDigest, ModelSource, NodeName};
 use tempfile::TempDir;
 
 struct Alone;
@@ -20,9 +20,19 @@ impl Connect for Alone {
     }
 }
 
+/// A store that speaks to nobody.
+fn alone(folder: &Path) -> Store {
+    Store::new(StoreConfig::new(folder.to_owned()), Arc::new(Alone))
+}
+
 fn stamp(path: &Path) -> io::Result<Option<Stamp>> {
     let store = TempDir::new().unwrap();
-    Store::new(StoreConfig::new(store.path().to_owned()), Arc::new(Alone)).stamp(&ModelSource::Path(path.to_owned()))
+    alone(store.path()).stamp(&ModelSource::Path(path.to_owned()))
+}
+
+fn digest(path: &Path) -> Option<FilesDigest> {
+    let store = TempDir::new().unwrap();
+    alone(store.path()).digest(&ModelSource::Path(path.to_owned())).unwrap()
 }
 
 /// Gives a file other bytes of the same number, and the time of change that it had.
@@ -85,4 +95,32 @@ fn what_cannot_be_looked_at_is_not_taken_for_absent() {
     assert!(error.to_string().contains("m.gguf cannot be looked at"), "{error}");
     fs::remove_file(&path).unwrap();
     assert_eq!(stamp(&path).unwrap(), None);
+}
+
+#[test]
+fn files_that_hold_the_same_have_one_digest_wherever_they_lie_and_others_another() {
+    let [one, two] = [TempDir::new().unwrap(), TempDir::new().unwrap()];
+    let (here, there) = (one.path().join("x.gguf"), two.path().join("y.gguf"));
+    assert_eq!(digest(&here), None, "it is not here");
+    let bytes: Vec<u8> = (0..3u32 << 20).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect();
+    fs::write(&here, &bytes).unwrap();
+    fs::write(&there, &bytes).unwrap();
+    assert!(digest(&here).is_some() && digest(&here) == digest(&there));
+    let other: Vec<u8> = bytes.iter().enumerate().map(|(i, byte)| if i > 2 << 20 { byte ^ 1 } else { *byte }).collect();
+    fs::write(&there, other).unwrap();
+    assert_ne!(digest(&here), digest(&there), "a third of it is another");
+    fs::write(&there, &bytes[..bytes.len() - 1]).unwrap();
+    assert_ne!(digest(&here), digest(&there), "it is shorter");
+
+    for (folder, names) in [(&one, ["config.json", "tokenizer.json"]), (&two, ["tokenizer.json", "config.json"])] {
+        fs::create_dir(folder.path().join("m")).unwrap();
+        for name in names {
+            fs::write(folder.path().join("m").join(name), name).unwrap();
+        }
+        fs::write(folder.path().join("m/model.safetensors"), &bytes).unwrap();
+    }
+    let [here, there] = [one.path().join("m"), two.path().join("m")];
+    assert!(digest(&here).is_some() && digest(&here) == digest(&there));
+    fs::write(here.join("config.json"), "{}").unwrap();
+    assert_ne!(digest(&here), digest(&there), "its configuration is another");
 }

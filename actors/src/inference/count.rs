@@ -18,8 +18,13 @@ impl ClusterInference {
         if let Some(counted) = self.counted_without_loading(&request).await {
             return counted;
         }
-        let question =
-            RouteRequest { model: request.model.clone(), prompt: PromptDigests::default(), tried: Vec::new(), begun: Vec::new() };
+        let question = RouteRequest {
+            model: request.model.clone(),
+            prompt: PromptDigests::default(),
+            tried: Vec::new(),
+            begun: Vec::new(),
+            files: None,
+        };
         let Picked { replica, .. } = self.pick(None, question).await?;
         self.asked(&replica.node, Question::CountTokens(Box::new(request))).await
     }

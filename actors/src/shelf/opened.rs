@@ -112,6 +112,18 @@ impl Shelf {
         Ok(Opened { files, draft })
     }
 
+    /// The same, with what they say and hold: of files that were not replaced meanwhile.
+    ///
+    /// Errors: as [`Shelf::open`], and if they were.
+    pub fn told_of(&self, profile: &ModelProfile, opened: Opened, print: Fingerprint) -> Result<(ModelFacts, Opened), OpenError> {
+        let unreadable = |error: io::Error| OpenError::Unreadable(error.to_string());
+        let digest = self.store.digest(&profile.source).map_err(unreadable)?;
+        if self.fingerprint(profile).map_err(unreadable)? != print {
+            return Err(OpenError::Unreadable("its files were replaced while they were opened".into()));
+        }
+        Ok((ModelFacts { digest, is_copy: self.store.is_copy(&profile.source), ..opened.facts() }, opened))
+    }
+
     /// The fingerprint of a model's files as they are now. Looks at the disk.
     ///
     /// Errors: what the disk says if it cannot tell.
