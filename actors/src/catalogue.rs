@@ -4,6 +4,7 @@
 //! tells the others. Files that come, go or change later are looked at again, those of draft models too. There is one look at a time, however long
 //! it takes: a slow disk is not asked for the same by many. Supervised by [`crate::node`]; supervises nobody. A restart looks at everything anew.
 
+mod known;
 mod looks;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use plexus_engine::codec::Codec;
-use plexus_store::Progress;
+use plexus_store::{Found, Progress, Unread};
 use plexus_types::{
     Bytes, Catalogue, CatalogueEntry, EmbedRequest, FilesState, GenerateRequest, ModelId, ModelKind, ModelProfile, ModelSource,
     RequestError,
@@ -21,6 +22,7 @@ use ractor_cluster::RactorMessage;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use self::known::{Known, Look, News};
 use self::looks::{LookEnds, Looks};
 use crate::address::Address;
 use crate::args::Listing;
@@ -30,7 +32,7 @@ use crate::inspect::Inspection;
 use crate::model::{check_kind, encode_texts, prepare};
 use crate::router::RouterMsg;
 use crate::router::view::SharedView;
-use crate::shelf::{Fingerprint, Shelf};
+use crate::shelf::{Fingerprint, OpenError, Shelf};
 
 /// How often files are looked for that were not there, or have changed.
 const RESCAN: Duration = Duration::from_secs(5);
@@ -61,9 +63,9 @@ pub struct CatalogueArgs {
 #[derive(Debug, RactorMessage)]
 pub enum CatalogueMsg {
     /// From the blocking pool: a model's files were looked at.
-    Looked(ModelId, FilesState, Fingerprint),
+    Looked(ModelId, Look),
     /// From the blocking pool: what lies in the folders.
-    Found(Vec<(ModelId, ModelSource)>),
+    Found(Found),
     /// From the blocking pool: the look is over, whatever became of it.
     LookEnded,
     /// Bring a model's files here, without loading it. Answered when they are here.
@@ -92,9 +94,11 @@ pub struct CatalogueActor;
 #[derive(Debug)]
 pub struct CatalogueState {
     args: CatalogueArgs,
-    entries: BTreeMap<ModelId, (CatalogueEntry, Fingerprint)>,
+    entries: BTreeMap<ModelId, Known>,
     /// Models that only others list, whose files were brought here by hand.
     pulled: BTreeSet<ModelId>,
+    /// Folders that could not be read, or not wholly, when they were looked at last.
+    unread: Vec<Unread>,
     tell_waiting: bool,
     looks: Looks,
     life: ActorId,
@@ -107,11 +111,11 @@ impl Actor for CatalogueActor {
 
     async fn pre_start(&self, myself: ActorRef<CatalogueMsg>, args: CatalogueArgs) -> Result<CatalogueState, ActorProcessingErr> {
         args.address.attach(myself.clone());
-        let entries = args.listing.models.iter().map(|profile| (profile.id.clone(), entry(profile.clone(), false))).collect();
+        let entries = args.listing.models.iter().map(|profile| (profile.id.clone(), Known::new(profile.clone(), false))).collect();
         args.address.tell_after(RESCAN, CatalogueMsg::RescanDue);
         args.address.tell_after(FETCHES, CatalogueMsg::FetchesDue);
         let (looks, life) = (Looks::default(), myself.get_id());
-        let mut state = CatalogueState { args, entries, pulled: BTreeSet::new(), tell_waiting: false, looks, life };
+        let mut state = CatalogueState { args, entries, pulled: BTreeSet::new(), unread: Vec::new(), tell_waiting: false, looks, life };
         state.look();
         state.tell();
         Ok(state)
@@ -125,12 +129,12 @@ impl Actor for CatalogueActor {
     ) -> Result<(), ActorProcessingErr> {
         state.args.address.taken();
         match message {
-            CatalogueMsg::Looked(model, files, fingerprint) => state.on_looked(&model, files, fingerprint),
+            CatalogueMsg::Looked(model, look) => state.on_looked(&model, look),
             CatalogueMsg::TellDue => {
                 state.tell_waiting = false;
                 state.tell();
             }
-            CatalogueMsg::Found(models) => state.on_found(models),
+            CatalogueMsg::Found(found) => state.on_found(found),
             CatalogueMsg::LookEnded => {
                 if state.looks.on_end() {
                     state.look();
@@ -156,6 +160,7 @@ impl Actor for CatalogueActor {
                 }
                 state.args.shelf.close_unused(Instant::now());
                 state.forget_changed();
+                state.drop_outdated();
                 state.look();
             }
             CatalogueMsg::RescanNow => state.look(),
@@ -167,48 +172,58 @@ impl Actor for CatalogueActor {
 }
 
 impl CatalogueState {
-    /// Looks for files that have changed since they were looked at last, those to be loaded at the start first, and through the folders; or does so
-    /// again when the look under way has ended.
+    /// Looks for files that have changed since they were looked at last, or could not be read then, those to be loaded at the start first, and
+    /// through the folders; or does so again when the look under way has ended.
     fn look(&mut self) {
-        if !self.looks.begin(Instant::now()) {
+        let now = Instant::now();
+        if !self.looks.begin(now) {
             return;
         }
-        let mut known: Vec<(ModelProfile, Fingerprint, bool)> = self
-            .entries
-            .values()
-            .map(|(entry, print)| (entry.profile.clone(), *print, matches!(entry.files, FilesState::Unknown | FilesState::Fetching { .. })))
-            .collect();
-        known.sort_by_key(|(profile, ..)| !profile.preload);
+        let mut known: Vec<(ModelProfile, Option<Fingerprint>)> =
+            self.entries.values().map(|known| (known.entry.profile.clone(), known.unchanged_if(now))).collect();
+        known.sort_by_key(|(profile, _)| !profile.preload);
         let (address, life, shelf) = (self.args.address.clone(), self.life, self.args.shelf.clone());
         let folders = self.args.listing.folders.clone();
         let ends = LookEnds::new(address.clone(), life);
         tokio::task::spawn_blocking(move || {
             let _ends = ends;
-            for (profile, before, unknown) in known {
-                let print = shelf.fingerprint(&profile);
-                if print != before || unknown {
-                    let files = look_at(&profile, &shelf);
-                    address.tell_life(life, CatalogueMsg::Looked(profile.id, files, print));
-                }
+            for (profile, unchanged_if) in known {
+                let look = match shelf.fingerprint(&profile) {
+                    Ok(print) if unchanged_if == Some(print) => continue,
+                    Ok(print) => look_at(&profile, &shelf, print),
+                    Err(error) => Look::Unseen(error.to_string()),
+                };
+                address.tell_life(life, CatalogueMsg::Looked(profile.id, look));
             }
             if !folders.is_empty() {
-                let models = folders.iter().flat_map(|folder| plexus_store::found(folder)).collect();
-                address.tell_life(life, CatalogueMsg::Found(models));
+                let all = folders.iter().map(|folder| plexus_store::found(folder));
+                let found = all.fold(Found::default(), |mut all, one| {
+                    all.models.extend(one.models);
+                    all.unread.extend(one.unread);
+                    all
+                });
+                address.tell_life(life, CatalogueMsg::Found(found));
             }
         });
     }
 
     /// Models that lie in the folders and are not listed; those that lie there no longer are forgotten.
-    fn on_found(&mut self, models: Vec<(ModelId, ModelSource)>) {
+    fn on_found(&mut self, Found { models, unread }: Found) {
+        for unread in unread.iter().filter(|unread| !self.unread.contains(unread)) {
+            warn!(folder = %unread.folder.display(), why = unread.why, "a model folder could not be read, or not wholly");
+        }
+        for before in self.unread.iter().filter(|before| !unread.iter().any(|unread| unread.folder == before.folder)) {
+            info!(folder = %before.folder.display(), "a model folder is read again");
+        }
+        self.unread = unread;
         let before = self.entries.len();
-        let pulled = &self.pulled;
-        self.entries.retain(|id, (entry, _)| !entry.found || pulled.contains(id) || models.iter().any(|(found, _)| found == id));
+        self.entries.retain(|id, known| self.pulled.contains(id) || known.stays(&models, &self.unread));
         let mut changed = self.entries.len() != before;
         for (id, source) in models {
-            let listed = self.entries.values().any(|(entry, _)| entry.profile.source == source);
+            let listed = self.entries.values().any(|known| known.entry.profile.source == source);
             if !listed && !self.entries.contains_key(&id) {
                 info!(model = %id, %source, "a model was found");
-                self.entries.insert(id.clone(), entry(ModelProfile::new(id, source), true));
+                self.entries.insert(id.clone(), Known::new(ModelProfile::new(id, source), true));
                 changed = true;
             }
         }
@@ -222,7 +237,7 @@ impl CatalogueState {
     /// can be had from here.
     fn on_pull(&mut self, model: &ModelId, reply: RpcReplyPort<Result<(), RequestError>>) {
         let profile = match self.entries.get(model) {
-            Some((entry, _)) => entry.profile.clone(),
+            Some(known) => known.entry.profile.clone(),
             None => {
                 let listed = self.args.view.read().catalogue().models.get(model).map(|merged| merged.profile.clone());
                 let Some(profile) = listed else {
@@ -231,7 +246,7 @@ impl CatalogueState {
                 self.pulled.insert(model.clone());
                 // It is loaded here when it is asked for, whatever those that list it do at their start.
                 let here = ModelProfile { preload: false, ..profile.clone() };
-                self.entries.insert(model.clone(), entry(here, true));
+                self.entries.insert(model.clone(), Known::new(here, true));
                 profile
             }
         };
@@ -250,8 +265,8 @@ impl CatalogueState {
         ask: impl FnOnce(&Codec) -> Result<T, RequestError> + Send + 'static,
         reply: RpcReplyPort<Result<T, RequestError>>,
     ) {
-        let present = self.entries.get(model).filter(|(entry, _)| matches!(entry.files, FilesState::Present(_)));
-        let Some((CatalogueEntry { profile, .. }, _)) = present else {
+        let present = self.entries.get(model).map(|known| &known.entry).filter(|entry| matches!(entry.files, FilesState::Present(_)));
+        let Some(CatalogueEntry { profile, .. }) = present else {
             let message = format!("the files of the model '{model}' are not on this node");
             return drop(reply.send(Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(1) })));
         };
@@ -263,7 +278,10 @@ impl CatalogueState {
             if asker.is_closed() {
                 return Err(RequestError::Lost { message: "nobody waits for it any more".into() }); // as nobody hears
             }
-            let opened = shelf.keep_open(&profile).map_err(|message| RequestError::Unservable { message })?;
+            let opened = shelf.keep_open(&profile).map_err(|error| match error {
+                OpenError::Refused(message) => RequestError::Unservable { message },
+                OpenError::Unreadable(message) => RequestError::Unavailable { message, retry_after: RESCAN },
+            })?;
             check_kind(&profile.id, opened.facts().kind, kind)?;
             ask(opened.codec())
         });
@@ -278,7 +296,7 @@ impl CatalogueState {
         let view = self.args.view.read();
         let listed = |id: &ModelId| view.catalogue().models.get(id).map(|merged| &merged.profile.source);
         let changed = |id: &&ModelId| {
-            self.entries.get(*id).is_some_and(|(entry, _)| listed(id).is_some_and(|source| *source != entry.profile.source))
+            self.entries.get(*id).is_some_and(|known| listed(id).is_some_and(|source| *source != known.entry.profile.source))
         };
         let changed: Vec<ModelId> = self.pulled.iter().filter(changed).cloned().collect();
         drop(view);
@@ -289,11 +307,42 @@ impl CatalogueState {
         }
     }
 
+    /// Copies of files that are others by now where they came from go, and so does what was loaded from other files than count, once it is idle.
+    fn drop_outdated(&self) {
+        let view = self.args.view.read();
+        for replica in view.own().replicas.iter().filter(|replica| view.is_outdated(replica)) {
+            self.args.evictor.tell(EvictorMsg::Outdated(replica.model.clone(), replica.device));
+        }
+        let copies = self.entries.values().filter(|known| matches!(&known.entry.files, FilesState::Present(facts) if facts.is_copy));
+        let counts = |id: &ModelId| view.catalogue().models.get(id).and_then(|merged| merged.digest);
+        let copies: Vec<_> = copies
+            .filter_map(|known| match &known.entry.files {
+                FilesState::Present(facts) => {
+                    let counts = counts(&known.entry.profile.id).filter(|counts| facts.digest.is_some_and(|digest| digest != *counts))?;
+                    Some((known.entry.profile.source.clone(), counts))
+                }
+                _ => None,
+            })
+            .collect();
+        if copies.is_empty() {
+            return;
+        }
+        let (shelf, address) = (self.args.shelf.clone(), self.args.address.clone());
+        tokio::task::spawn_blocking(move || {
+            for (source, counts) in copies {
+                if let Err(error) = shelf.discard_outdated(&source, counts) {
+                    warn!(%source, %error, "a copy of files that are others by now cannot be taken away");
+                }
+            }
+            address.tell(CatalogueMsg::RescanNow);
+        });
+    }
+
     fn on_fetches(&mut self) {
         self.args.address.tell_after(FETCHES, CatalogueMsg::FetchesDue);
         let mut changed = false;
         let fetching = self.args.shelf.fetching();
-        for (entry, _) in self.entries.values_mut() {
+        for entry in self.entries.values_mut().map(|known| &mut known.entry) {
             if let Some(files) = fetched(&entry.profile, &fetching) {
                 changed |= entry.files != files;
                 entry.files = files;
@@ -311,40 +360,38 @@ impl CatalogueState {
         }
     }
 
-    fn on_looked(&mut self, model: &ModelId, files: FilesState, fingerprint: Fingerprint) {
-        let Some((entry, known)) = self.entries.get_mut(model) else { return };
-        *known = fingerprint;
-        let is_fetched = || fetched(&entry.profile, &self.args.shelf.fetching()).is_some();
-        if entry.files == files || (is_still_coming(&entry.files, &files) && is_fetched()) {
-            return;
-        }
-        match &files {
-            FilesState::Refused(reason) => warn!(%model, reason, "the model's files cannot be served"),
-            FilesState::Present(facts) => {
+    fn on_looked(&mut self, model: &ModelId, look: Look) {
+        let Some(known) = self.entries.get_mut(model) else { return };
+        let is_fetched = fetched(&known.entry.profile, &self.args.shelf.fetching()).is_some();
+        let Some(news) = known.on_look(look, is_fetched, Instant::now()) else { return };
+        let CatalogueEntry { profile, files, .. } = &known.entry;
+        match (news, files) {
+            (News::Unseen(why), _) => return warn!(%model, why, "the model's files cannot be looked at: what is known of them stays"),
+            (News::Files, FilesState::Refused(reason)) => warn!(%model, reason, "the model's files cannot be served"),
+            (News::Files, FilesState::Present(facts)) => {
                 info!(%model, bytes = %facts.file_bytes, "the model's files are here");
                 self.args.evictor.tell(EvictorMsg::FilesCame(model.clone()));
-                if let Some(wanted) = entry.profile.context_length.filter(|wanted| *wanted > facts.context_length) {
+                if let Some(wanted) = profile.context_length.filter(|wanted| *wanted > facts.context_length) {
                     warn!(%model, wanted, context_length = facts.context_length, "the model was not made for so long a context: it has its own");
                 }
             }
-            FilesState::Absent => info!(%model, source = %entry.profile.source, "the model's files are not here"),
-            FilesState::Unknown | FilesState::Fetching { .. } => {}
+            (News::Files, FilesState::Absent) => info!(%model, source = %profile.source, "the model's files are not here"),
+            (News::Files, FilesState::Unknown | FilesState::Fetching { .. }) => {}
         }
-        entry.files = files;
         self.tell_soon();
     }
 
     fn tell(&self) {
-        let here = self.entries.values().filter(|(entry, _)| matches!(entry.files, FilesState::Present(_)));
-        self.args.shelf.share(here.flat_map(|(entry, _)| std::iter::once(&entry.profile.source).chain(&entry.profile.draft)).cloned());
+        let here = self.entries.values().map(|known| &known.entry).filter(|entry| matches!(entry.files, FilesState::Present(_)));
+        self.args.shelf.share(here.flat_map(|entry| std::iter::once(&entry.profile.source).chain(&entry.profile.draft)).cloned());
         let Listing { modified_ms, aliases, .. } = &self.args.listing;
-        let entries = self.entries.values().map(|(entry, _)| entry.clone()).collect();
+        let entries = self.entries.values().map(|known| known.entry.clone()).collect();
         let catalogue = Catalogue { revision: 0, modified_ms: *modified_ms, entries, aliases: aliases.clone() };
         self.args.router.tell(RouterMsg::OwnCatalogue(catalogue));
     }
 
     fn inspect(&self) -> Inspection {
-        let count = |is: fn(&FilesState) -> bool| self.entries.values().filter(|(entry, _)| is(&entry.files)).count() as u64;
+        let count = |is: fn(&FilesState) -> bool| self.entries.values().filter(|known| is(&known.entry.files)).count() as u64;
         let looking = count(|files| *files == FilesState::Unknown);
         Inspection::new(
             if looking > 0 { "looking" } else { "watching" },
@@ -372,14 +419,10 @@ async fn pull(profile: &ModelProfile, shelf: &Shelf, address: &Address<Catalogue
     Ok(())
 }
 
-fn entry(profile: ModelProfile, found: bool) -> (CatalogueEntry, Fingerprint) {
-    (CatalogueEntry { profile, found, files: FilesState::Unknown }, Fingerprint::default())
-}
-
-/// Opens a model's files, if they are here. Blocks.
-fn look_at(profile: &ModelProfile, shelf: &Shelf) -> FilesState {
+/// Opens a model's files, if they are here, whose fingerprint is this. Blocks.
+fn look_at(profile: &ModelProfile, shelf: &Shelf, print: Fingerprint) -> Look {
     if !shelf.missing(profile).is_empty() {
-        return FilesState::Absent;
+        return Look::Seen(FilesState::Absent, print);
     }
     let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let opened = shelf.open(profile)?;
@@ -387,17 +430,13 @@ fn look_at(profile: &ModelProfile, shelf: &Shelf) -> FilesState {
             warn!(model = %profile.id, quant = profile.quant.map(tracing::field::display), narrow, matrices,
                 "rows of some matrices are no multiple of 256: those are held in q8_0, or as the files have them, and take more memory than the quant says");
         }
-        Ok(opened.facts())
+        Ok(shelf.told_of(profile, opened, print)?.0)
     }));
-    match opened.unwrap_or_else(|_| Err("reading them panicked".into())) {
-        Ok(facts) => FilesState::Present(facts),
-        Err(reason) => FilesState::Refused(reason),
+    match opened.unwrap_or_else(|_| Err(OpenError::Refused("reading them panicked".into()))) {
+        Ok(facts) => Look::Seen(FilesState::Present(facts), print),
+        Err(OpenError::Refused(reason)) => Look::Seen(FilesState::Refused(reason), print),
+        Err(OpenError::Unreadable(why)) => Look::Unreadable(why, print),
     }
-}
-
-/// Files that are being fetched are not here yet: that says nothing new, while the fetch goes on.
-fn is_still_coming(before: &FilesState, now: &FilesState) -> bool {
-    matches!((before, now), (FilesState::Fetching { .. }, FilesState::Absent))
 }
 
 /// How far a model's files are that are being fetched, its own and those of its draft model; absent if none are.
@@ -462,18 +501,5 @@ mod tests {
         assert_eq!(fetched(&profile, &[some("own", 1), some("other", 1)]), state(1, 10));
         assert_eq!(fetched(&profile, &[some("draft", 2)]), state(2, 10));
         assert_eq!(fetched(&profile, &[some("own", 1), some("draft", 2)]), state(3, 20));
-    }
-
-    #[test]
-    fn while_files_are_being_fetched_that_they_are_not_here_is_no_news() {
-        let fetching = FilesState::Fetching { done: Bytes(1), total: Bytes(2) };
-        assert!(is_still_coming(&fetching, &FilesState::Absent));
-        for (before, now) in [
-            (&fetching, FilesState::Refused("damaged".into())),
-            (&FilesState::Unknown, FilesState::Absent),
-            (&FilesState::Absent, fetching.clone()),
-        ] {
-            assert!(!is_still_coming(before, &now), "{before:?} {now:?}");
-        }
     }
 }

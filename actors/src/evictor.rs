@@ -114,6 +114,8 @@ pub enum EvictorMsg {
     Release(Place, Lease),
     /// A replica is no longer on this node. One that was hosted after this is another.
     Dismissed(Place, Ask),
+    /// What a replica was loaded from is not what counts any more: it goes once it has no requests, pinned or not.
+    Outdated(ModelId, DeviceId),
     /// Unload by hand; answered when it is gone.
     Unload(ModelId, Option<DeviceId>, RpcReplyPort<Result<(), RequestError>>),
     /// Pin by hand, or let go again.
@@ -182,6 +184,7 @@ impl Actor for EvictorActor {
             EvictorMsg::Retired(place, ask, verdict) => Event::Retired { place, ask, verdict },
             EvictorMsg::Release(place, lease) => Event::Released { place, lease },
             EvictorMsg::Dismissed(place, ask) => Event::Dismissed(place, ask),
+            EvictorMsg::Outdated(model, device) => Event::Outdated((model, device)),
             EvictorMsg::Unload(model, device, reply) => Event::Unload { model, device, asker: state.ask(reply) },
             EvictorMsg::Pin(model, pinned, reply) => Event::Pin { model, pinned, asker: state.ask(reply) },
             EvictorMsg::TickDue => {

@@ -23,8 +23,8 @@ use std::time::{Duration, SystemTime};
 
 use plexus_api::service::Place;
 use plexus_types::{
-    Catalogue, DeviceId, DeviceReport, EmbedInput, EmbedRequest, Explanation, ModelId, NodeId, NodeState, NodeSummary, ReplicaId,
-    ReplicaReport, ReplicaState, RequestError, RequestId,
+    Catalogue, DeviceId, DeviceReport, EmbedInput, EmbedRequest, Explanation, FilesDigest, ModelId, NodeId, NodeState, NodeSummary,
+    ReplicaId, ReplicaReport, ReplicaState, RequestError, RequestId,
 };
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
@@ -99,6 +99,8 @@ pub struct RouteRequest {
     pub tried: Vec<ReplicaId>,
     /// Replicas that were sent other parts of the same request.
     pub begun: Vec<ReplicaId>,
+    /// What the files hold by which the answer was begun, if it was.
+    pub files: Option<FilesDigest>,
 }
 
 impl RouteRequest {
@@ -109,7 +111,7 @@ impl RouteRequest {
             EmbedInput::Tokens(ids) => size_of_val(ids.as_slice()),
         });
         let prompt = PromptDigests::of_length(bytes.sum::<usize>() as u64);
-        Self { model: request.model.clone(), prompt, tried: Vec::new(), begun: Vec::new() }
+        Self { model: request.model.clone(), prompt, tried: Vec::new(), begun: Vec::new(), files: None }
     }
 }
 
@@ -254,7 +256,8 @@ impl Actor for RouterActor {
         match message {
             RouterMsg::Route { id, request, reply_to } => {
                 let (result, route) = state.on_route(id, &request);
-                reply_to.tell(StreamsMsg::Routed { id, result, route });
+                let files = if let Routed::To(replica) = &result { state.args.view.read().digest_of(replica) } else { None };
+                reply_to.tell(StreamsMsg::Routed { id, result, route, files });
             }
             RouterMsg::Pick(Some(id), request, reply) => drop(reply.send(state.on_route(id, &request))),
             RouterMsg::Pick(None, request, reply) => {
@@ -323,6 +326,9 @@ impl Actor for RouterActor {
 
 impl RouterState {
     fn pick(&mut self, request: &RouteRequest) -> Result<Decision, Routed> {
+        if let Some(error) = replaced(&self.args.view.read(), request) {
+            return Err(Routed::Refused(error));
+        }
         let (decision, wanted) = {
             let view = self.args.view.read();
             let decision = route(&view, &request.model, &request.prompt, &request.tried, &mut self.rng);
@@ -433,6 +439,13 @@ impl RouterState {
             ],
         )
     }
+}
+
+/// Was an answer begun by other files than count now? Then it cannot go on: half of it would be another model's.
+fn replaced(view: &view::ClusterView, request: &RouteRequest) -> Option<RequestError> {
+    let model = view.catalogue().models.get(&request.model).filter(|model| !model.fits(request.files))?;
+    let message = format!("the files of the model '{}' were replaced while it answered; ask again", model.profile.id);
+    Some(RequestError::Unservable { message })
 }
 
 /// Did the view show this replica as loaded already?

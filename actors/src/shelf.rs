@@ -4,16 +4,17 @@ mod gathering;
 mod kept;
 mod opened;
 
-use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::{fmt, io};
 
 use plexus_engine::model::ModelPath;
 use plexus_store::{FetchError, Located, Progress, Size, Store};
-use plexus_types::{ModelProfile, ModelSource, NodeName};
+use plexus_types::{FilesDigest, ModelProfile, ModelSource, NodeName};
+use tracing::info;
 
 pub use self::gathering::Gathering;
 use self::kept::Kept;
-pub use self::opened::{Fingerprint, Opened};
+pub use self::opened::{Fingerprint, OpenError, Opened};
 use crate::peers::Peers;
 
 /// Nothing is known of a model's files: in particular not that none is missing.
@@ -85,6 +86,25 @@ impl Shelf {
             watch(fetch.progress());
         }
         fetch.done().await.map(drop)
+    }
+
+    /// What a model's files hold, in short. Reads some of them.
+    ///
+    /// Errors: what the disk says.
+    pub fn digest(&self, source: &ModelSource) -> io::Result<Option<FilesDigest>> {
+        self.store.digest(source)
+    }
+
+    /// Takes away the copy that came from other nodes, if there is one that holds something other than what `counts`. Reads some of it.
+    ///
+    /// Errors: what the disk says.
+    pub fn discard_outdated(&self, source: &ModelSource, counts: FilesDigest) -> io::Result<bool> {
+        let is_outdated = self.store.is_copy(source) && self.store.digest(source)?.is_some_and(|digest| digest != counts);
+        if is_outdated {
+            info!(%source, "a copy that came from other nodes is taken away: their files are others by now");
+            self.store.discard_copy(source)?;
+        }
+        Ok(is_outdated)
     }
 
     /// What is being fetched, and how far it is.

@@ -10,7 +10,7 @@ pub mod search;
 
 use std::collections::HashMap;
 
-use plexus_types::{GenerateEvent, Journal, ModelId, NodeId, ReplicaId, RequestError, RequestId};
+use plexus_types::{FilesDigest, GenerateEvent, Journal, ModelId, NodeId, ReplicaId, RequestError, RequestId};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use tokio::sync::mpsc;
@@ -77,6 +77,8 @@ pub enum StreamsMsg {
         result: Routed,
         /// Why there, in a line for the client.
         route: String,
+        /// What the replica was loaded from.
+        files: Option<FilesDigest>,
     },
     /// Replicas said something.
     Events {
@@ -131,6 +133,8 @@ struct Stream {
     span: Span,
     /// Open while the router is asked.
     route_span: Span,
+    /// What the replica was loaded from that the first token came from, or will come.
+    files: Option<FilesDigest>,
 }
 
 impl Actor for StreamsActor {
@@ -153,11 +157,14 @@ impl Actor for StreamsActor {
             StreamsMsg::Open { id, journal, prompt, events, span } => {
                 let now = Instant::now();
                 let (core, patience) = (StreamCore::new(id, *journal, now), Patience::new(now));
-                state.on_open(Stream { core, prompt, events, patience, span, route_span: Span::none() })
+                state.on_open(Stream { core, prompt, events, patience, span, route_span: Span::none(), files: None })
             }
-            StreamsMsg::Routed { id, result, route } => {
+            StreamsMsg::Routed { id, result, route, files } => {
                 if let Some(stream) = state.streams.get_mut(&id) {
                     stream.core.route = route;
+                    if stream.core.journal.sampled_ids.is_empty() {
+                        stream.files = files;
+                    }
                 }
                 state.apply(id, Event::Routed(result));
             }
@@ -285,7 +292,9 @@ impl StreamsState {
             self.n_rerouted += 1;
         }
         let model = stream.core.journal.request.model.clone();
-        let request = RouteRequest { model, prompt: stream.prompt.clone(), tried: stream.core.search.tried.clone(), begun: Vec::new() };
+        let files = stream.files.filter(|_| !stream.core.journal.sampled_ids.is_empty());
+        let tried = stream.core.search.tried.clone();
+        let request = RouteRequest { model, prompt: stream.prompt.clone(), tried, begun: Vec::new(), files };
         let (router, reply_to) = (self.args.router.clone(), self.args.address.clone());
         let asked = router.cast(RouterMsg::Route { id, request: request.clone(), reply_to: reply_to.clone() });
         if asked.is_err() {
@@ -295,7 +304,7 @@ impl StreamsState {
                 if router.cast(RouterMsg::Route { id, request, reply_to: reply_to.clone() }).is_err() {
                     let message = "the router of this node is not running".to_owned();
                     let error = RequestError::Unavailable { message, retry_after: std::time::Duration::from_secs(1) };
-                    reply_to.tell(StreamsMsg::Routed { id, result: Routed::Refused(error), route: String::new() });
+                    reply_to.tell(StreamsMsg::Routed { id, result: Routed::Refused(error), route: String::new(), files: None });
                 }
             });
         }

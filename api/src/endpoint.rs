@@ -127,6 +127,7 @@ mod tests {
             load_time: None,
             progress: 1.0,
             prefixes: None,
+            digest: None,
         }
     }
 

@@ -157,6 +157,8 @@ fn catalogue() -> Catalogue {
         file_bytes: Bytes::mib(5 << 10),
         tools: false,
         reasoning: false,
+        digest: None,
+        is_copy: false,
     };
     let entry = |i| CatalogueEntry {
         profile: ModelProfile::new(model(i), ModelSource::Path(format!("/models/{i}.gguf").into())),
@@ -187,5 +189,6 @@ fn replica(i: usize, k: usize) -> ReplicaReport {
         load_time: Some(Duration::from_secs(2)),
         progress: 1.0,
         prefixes: Some((0..N_PREFIXES).map(|i| i * 4_000_037).collect()),
+        digest: None,
     }
 }

@@ -270,6 +270,8 @@ impl ModelFiles {
             file_bytes: self.weights.file_bytes(),
             tools: self.codec.knows_tools(),
             reasoning: self.codec.thinks(),
+            digest: None, // where files are is known to who opens them
+            is_copy: false,
         }
     }
 

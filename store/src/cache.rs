@@ -33,7 +33,7 @@ pub(crate) struct CachedRepo {
 
 impl CachedRepo {
     pub(crate) fn new(cache: &Path, repo: &str) -> Self {
-        Self { cache: cache.to_owned(), folder: format!("models--{}", repo.replace('/', "--")) }
+        Self { cache: cache.to_owned(), folder: folder_name(repo) }
     }
 
     pub(crate) fn root(&self) -> PathBuf {
@@ -130,6 +130,11 @@ pub(crate) fn is_commit(text: &str) -> bool {
     is_plain(text) && text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
+/// What a cache calls the folder of a repository.
+pub(crate) fn folder_name(repo: &str) -> String {
+    format!("models--{}", repo.replace('/', "--"))
+}
+
 /// A repository that lies in a cache, and what its revisions stand for.
 #[derive(Debug, Clone)]
 pub(crate) struct Listed {
@@ -146,10 +151,11 @@ pub(crate) fn repos(cache: &Path, entries_max: usize) -> Vec<CachedRepo> {
     folders.map(|folder| CachedRepo { cache: cache.to_owned(), folder }).collect()
 }
 
-/// What lies in a cache, by name; empty if it is none. At most `entries_max` folders are looked at.
-pub(crate) fn list(cache: &Path, entries_max: usize) -> Vec<Listed> {
-    let folders = |path: &Path| {
-        let entries = fs::read_dir(path).into_iter().flatten().flatten().take(entries_max);
+/// What lies in a cache, by name; empty if it is none. At most `entries_max` folders are looked at. `failed` is told of what could not be read.
+pub(crate) fn list(cache: &Path, entries_max: usize, failed: &mut dyn FnMut(&Path, &io::Error)) -> Vec<Listed> {
+    let mut folders = |path: &Path| {
+        let entries = fs::read_dir(path).and_then(|entries| entries.take(entries_max).collect::<io::Result<Vec<_>>>());
+        let entries = entries.inspect_err(|error| failed(path, error)).unwrap_or_default().into_iter();
         let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
         names.sort();
         names

@@ -38,14 +38,27 @@ pub(crate) fn model_at(path: &Path, quant: Option<&str>) -> Result<LocalModel, F
     }
     let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| incomplete("its name is not UTF-8".to_owned()))?;
     let gguf = GgufName::parse(name).ok_or_else(|| incomplete(format!("{name} is no .gguf file")))?;
-    let names = match gguf.part {
+    model_of(path.parent().unwrap_or(Path::new("")), part_names(name, &gguf)).map_err(incomplete)
+}
+
+/// The names of all parts of a `.gguf` file, its own among them.
+fn part_names(name: &str, gguf: &GgufName) -> Vec<String> {
+    match gguf.part {
         None => vec![name.to_owned()],
         Some((_, count)) => {
             let ending = &name[name.len() - ".gguf".len()..];
             (1..=count).map(|index| format!("{}-{index:05}-of-{count:05}{ending}", gguf.stem)).collect()
         }
-    };
-    model_of(path.parent().unwrap_or(Path::new("")), names).map_err(incomplete)
+    }
+}
+
+/// The paths of all parts of a `.gguf` file; itself, if it is of another kind.
+pub(crate) fn parts_of(path: &Path) -> Vec<PathBuf> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    match name.and_then(|name| Some((name, GgufName::parse(name)?))) {
+        Some((name, gguf)) => part_names(name, &gguf).into_iter().map(|part| path.with_file_name(part)).collect(),
+        None => vec![path.to_owned()],
+    }
 }
 
 /// A model of these files in `root`. Errors with what is missing.

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use plexus_store::found;
+use plexus_store::{Found, found};
 use plexus_types::ModelSource;
 use tempfile::TempDir;
 
@@ -20,7 +20,7 @@ fn lay(folder: &Path, names: &[&str]) {
 /// Ids, and sources with the folder cut off.
 fn listed(folder: &Path) -> Vec<(String, String)> {
     let prefix = format!("file:{}/", folder.display());
-    found(folder).into_iter().map(|(id, source)| (id.to_string(), source.to_string().replace(&prefix, ""))).collect()
+    found(folder).models.into_iter().map(|(id, source)| (id.to_string(), source.to_string().replace(&prefix, ""))).collect()
 }
 
 fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -63,7 +63,6 @@ fn models_are_found_in_every_usual_arrangement() {
         ("plain-name", "plain name"),
     ];
     assert_eq!(listed(folder.path()), pairs(&wanted));
-    assert_eq!(found(&folder.path().join("missing")), vec![]);
 }
 
 #[test]
@@ -109,6 +108,60 @@ fn a_cache_of_the_hub_is_listed_by_its_repositories() {
     ];
     let wanted: Vec<(String, String)> = wanted.into_iter().map(|(id, source)| (id.to_owned(), source)).collect();
     assert_eq!(listed(cache.path()), wanted);
-    let hub = found(cache.path()).into_iter().find(|(id, _)| id.as_str() == "org/whole").unwrap().1;
+    let hub = found(cache.path()).models.into_iter().find(|(id, _)| id.as_str() == "org/whole").unwrap().1;
     assert!(matches!(hub, ModelSource::Hub(hub) if hub.revision.is_none()));
+}
+
+/// A folder whose path is as long as the system takes: what lies in it can be made and listed, and not what lies in that.
+fn deep(folder: &Path) -> std::path::PathBuf {
+    let mut deep = folder.to_owned();
+    while deep.as_os_str().len() < 3900 {
+        let left = 3900 - deep.as_os_str().len();
+        deep.push("d".repeat(left.min(200)));
+    }
+    fs::create_dir_all(&deep).unwrap();
+    deep
+}
+
+#[test]
+fn what_could_not_be_read_is_told_apart_from_what_is_not_there() {
+    let folder = TempDir::new().unwrap();
+    let missing = found(&folder.path().join("missing"));
+    assert!(missing.models.is_empty() && missing.unread[0].is_certain, "{missing:?}");
+    let circle = folder.path().join("circle");
+    symlink(&circle, &circle).unwrap();
+    let unread = found(&circle);
+    let within = |name: &str| ModelSource::Path(circle.join(name));
+    assert!(unread.models.is_empty() && unread.unread[0].hides(&within("m.gguf")), "{unread:?}");
+    assert!(!unread.unread[0].hides(&ModelSource::Path(folder.path().join("m.gguf"))), "that lies elsewhere");
+    assert!(!missing.unread[0].hides(&ModelSource::Path(folder.path().join("missing/m.gguf"))), "nothing lies there");
+    fs::remove_file(&circle).unwrap();
+    lay(&circle, &["m.gguf"]);
+    assert!(matches!(found(&circle), Found { models, unread } if models.len() == 1 && unread.is_empty()));
+}
+
+#[test]
+fn one_folder_that_cannot_be_read_hides_its_own_models_only() {
+    let temporary = TempDir::new().unwrap();
+    let root = deep(temporary.path());
+    let long = "x".repeat(250);
+    assert!(std::process::Command::new("mkdir").current_dir(&root).arg(&long).status().unwrap().success());
+    lay(&root, &["near.gguf", "sub/far.gguf"]);
+    let Found { models, unread } = found(&root);
+    let ids: Vec<&str> = models.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(ids, ["far", "near"]);
+    let [unread] = &unread[..] else { panic!("{unread:?}") };
+    let source = |path: &str| ModelSource::Path(root.join(path));
+    assert!(unread.hides(&source(&format!("{long}/m.gguf"))) && !unread.hides(&source("near.gguf")), "{unread:?}");
+}
+
+#[test]
+fn a_repository_of_a_cache_that_cannot_be_read_hides_its_own_models_only() {
+    let cache = TempDir::new().unwrap();
+    let snapshots = cache.path().join("models--org--name/snapshots");
+    fs::create_dir_all(snapshots.parent().unwrap()).unwrap();
+    symlink(&snapshots, &snapshots).unwrap();
+    let [unread] = &found(cache.path()).unread[..] else { panic!("that its snapshots cannot be read") };
+    let hides = |source: &str| unread.hides(&source.parse().unwrap());
+    assert!(hides("hf:org/name") && !hides("hf:org/other"), "{unread:?}");
 }

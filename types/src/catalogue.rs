@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, DeviceId, DeviceKind, ModelId, ModelKind, ModelSource, NodeName, Quantization};
+use crate::{Bytes, DeviceId, DeviceKind, FilesDigest, ModelId, ModelKind, ModelSource, NodeName, Quantization};
 
 /// How a model is to be served: an entry of a catalogue (CX-23).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -240,6 +240,10 @@ pub struct ModelFacts {
     pub tools: bool,
     /// Does it think before it answers?
     pub reasoning: bool,
+    /// What its files hold, in short; absent where nothing was compared, as of what is in the binary.
+    pub digest: Option<FilesDigest>,
+    /// They are a copy that came from other nodes, rather than where the model's source says.
+    pub is_copy: bool,
 }
 
 impl ModelFacts {

@@ -1,6 +1,7 @@
 //! The words that every part of Plexus shares: identities, units, requests, events, errors and reports. No I/O, no async.
 
 mod catalogue;
+mod digest;
 mod embed;
 mod error;
 mod event;
@@ -12,6 +13,7 @@ mod source;
 mod units;
 
 pub use catalogue::{Catalogue, CatalogueEntry, Cost, FilesState, Footprint, Limits, ModelFacts, ModelProfile};
+pub use digest::{FilesDigest, InvalidDigest};
 pub use embed::{EmbedInput, EmbedRequest, Embeddings, ModelKind};
 pub use error::{RequestError, Retry};
 pub use event::{Delta, FinishReason, GenerateEvent, Journal, StreamEvent, Timing, TokenLogprob, TokenLogprobs, Usage};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::units::seconds;
-use crate::{Bytes, Cost, DeviceId, Limits, ModelId, ModelKind, NodeId, Quantization};
+use crate::{Bytes, Cost, DeviceId, FilesDigest, Limits, ModelId, ModelKind, NodeId, Quantization};
 
 /// What a node tells everybody by gossip: small, slow to change, and only a hint until its certificate confirms who it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,6 +108,8 @@ pub struct ReplicaReport {
     pub progress: f32,
     /// Digests of the beginnings of prompts that are still in its prefix cache, sorted; absent: as said before. Not shown to people.
     pub prefixes: Option<Arc<[u32]>>,
+    /// What the files hold that it was loaded from, in short; absent while it is not loaded, or where nothing was compared.
+    pub digest: Option<FilesDigest>,
 }
 
 /// How busy and how fast a replica is.

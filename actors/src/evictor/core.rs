@@ -184,6 +184,8 @@ impl EvictorCore {
             Event::Retired { place, ask, verdict } => self.on_retired(place, ask, verdict, now, &mut out),
             Event::Released { place, lease } => self.on_released(&place, lease, now, &mut out),
             Event::Dismissed(place, ask) => self.on_dismissed(&place, ask, now, &mut out),
+            Event::Outdated(place) if self.hosted.contains_key(&place) => self.ask_to_go(place, false, &mut out),
+            Event::Outdated(_) => {} // it is gone already
             Event::Unload { model, device, asker } => self.on_unload(&model, device, asker, &mut out),
             Event::Pin { model, pinned, asker } => {
                 let result = self.on_pin(&model, pinned, &mut out);

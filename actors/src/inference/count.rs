@@ -19,8 +19,13 @@ impl ClusterInference {
         if let Some(counted) = self.counted_without_loading(&request).await {
             return counted;
         }
-        let question =
-            RouteRequest { model: request.model.clone(), prompt: PromptDigests::default(), tried: Vec::new(), begun: Vec::new() };
+        let question = RouteRequest {
+            model: request.model.clone(),
+            prompt: PromptDigests::default(),
+            tried: Vec::new(),
+            begun: Vec::new(),
+            files: None,
+        };
         let mut seeking = self.seeking(None, question);
         loop {
             let Picked { replica, .. } = self.pick(&mut seeking).await?;

@@ -39,6 +39,7 @@ fn places_elsewhere(view: &ClusterView, me: &ReplicaId, context_length: u32) -> 
     let is_able = |one: &Candidate<'_>| {
         one.id != *me
             && one.node == NodeState::Up
+            && !one.outdated
             && one.report.state == ReplicaState::Loaded
             && one.report.context_length >= context_length
     };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use plexus_engine::codec::Codec;
 use plexus_engine::model::ModelFiles;
 use plexus_store::{FetchError, Progress, Size};
-use plexus_types::{Bytes, DeviceId, ModelKind, ModelSource, Quantization, Sampling};
+use plexus_types::{Bytes, DeviceId, FilesDigest, ModelKind, ModelSource, Quantization, Sampling};
 use ractor::ActorId;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -22,7 +22,7 @@ use crate::evictor::core::{Grant, Place, needs_of, no_room_error};
 use crate::evictor::ledger::Lease;
 use crate::evictor::plan::Plan;
 use crate::model::{ModelArgs, ModelMsg};
-use crate::shelf::Opened;
+use crate::shelf::{OpenError, Opened};
 
 /// A device that is being opened is waited for so long.
 const DEVICE_WAIT: Duration = Duration::from_secs(30);
@@ -60,6 +60,8 @@ pub struct Resident {
     pub lease: Lease,
     /// From its files to its place on the device.
     pub took: Duration,
+    /// What those files hold, in short.
+    pub digest: Option<FilesDigest>,
     weights: OnDevice,
     _promise: Arc<Promised>,
 }
@@ -178,9 +180,17 @@ async fn load(args: &ModelArgs, gauge: &mut Gauge<'_>, promised: &PromiseCell) -
     let device = *device;
     let began = Instant::now();
     let (wanted, from) = (profile.clone(), shelf.clone());
-    let opened = tokio::task::spawn_blocking(move || from.take_opened(&wanted).map(|opened| (opened.facts(), opened)));
+    let opened = tokio::task::spawn_blocking(move || {
+        let print = from.fingerprint(&wanted).map_err(|error| OpenError::Unreadable(error.to_string()))?;
+        from.take_opened(&wanted).and_then(|opened| from.told_of(&wanted, opened, print))
+    });
     let opened = opened.await.map_err(|_| LoadError::Refused("reading its files panicked".into()))?;
-    let (facts, Opened { files, draft }) = opened.map_err(LoadError::Refused)?;
+    let (facts, Opened { files, draft }) = opened.map_err(|error| LoadError::Refused(error.to_string()))?;
+    if facts.is_copy && what_counts(args).is_some_and(|counts| facts.digest.is_some_and(|digest| digest != counts)) {
+        return Err(LoadError::Refused(
+            "what other nodes gave of its files is not what counts; it is fetched again at the next load".into(),
+        ));
+    }
     let opened = began.elapsed();
     let place = (profile.id.clone(), device);
     let lease = Lease(NEXT_LEASE.fetch_add(1, Ordering::Relaxed));
@@ -206,12 +216,31 @@ async fn load(args: &ModelArgs, gauge: &mut Gauge<'_>, promised: &PromiseCell) -
     let took = began.elapsed();
     let (room, packed) = (had_room - opened, took - had_room);
     debug!(model = %profile.id, ?opened, ?room, ?packed, "what the load took");
-    Ok(Resident { codec, kind, defaults, device, plan, kv_per_block, memory: bytes, lease, took, weights, _promise: promise })
+    Ok(Resident {
+        codec,
+        kind,
+        defaults,
+        device,
+        plan,
+        kv_per_block,
+        memory: bytes,
+        lease,
+        took,
+        digest: facts.digest,
+        weights,
+        _promise: promise,
+    })
 }
 
 /// Brings the model's files here if they are not, unless their weights alone could never get room on the device.
 async fn fetch(args: &ModelArgs, gauge: &mut Gauge<'_>) -> Result<(), LoadError> {
     let ModelArgs { profile, shelf, evictor, .. } = args;
+    if let Some(counts) = what_counts(args) {
+        let (source, at) = (profile.source.clone(), shelf.clone());
+        let discarded = tokio::task::spawn_blocking(move || at.discard_outdated(&source, counts)).await;
+        let discarded = discarded.map_err(|_| LoadError::Refused("looking at its files panicked".into()))?;
+        discarded.map_err(|error| LoadError::Refused(format!("an old copy of its files cannot be taken away: {error}")))?;
+    }
     let missing = shelf.find_missing(profile).await.map_err(|panicked| LoadError::Refused(panicked.to_string()))?;
     let n_missing = missing.len() as f32;
     for (i, source) in missing.into_iter().enumerate() {
@@ -232,6 +261,11 @@ async fn fetch(args: &ModelArgs, gauge: &mut Gauge<'_>) -> Result<(), LoadError>
         fetched.map_err(|error| refused(&error))?;
     }
     Ok(())
+}
+
+/// What the files of the model hold that count in the cluster, as far as this node knows.
+fn what_counts(args: &ModelArgs) -> Option<FilesDigest> {
+    args.view.read().catalogue().models.get(&args.profile.id)?.digest
 }
 
 /// Least bytes that a model's weights take once they are held in fewer bits. Those of a file of unknown content have 32 bits at most.

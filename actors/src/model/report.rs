@@ -172,6 +172,10 @@ impl ModelState {
                 Phase::Failed(_) | Phase::Retired => 0.0,
             },
             prefixes,
+            digest: match &self.phase {
+                Phase::Loaded { resident, .. } => resident.digest,
+                Phase::Loading { .. } | Phase::Failed(_) | Phase::Retired => None,
+            },
         }));
     }
 

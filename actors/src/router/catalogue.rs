@@ -1,8 +1,9 @@
 //! The catalogues of all nodes as one: pure.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use plexus_types::{Catalogue, CatalogueEntry, FilesState, ModelFacts, ModelId, ModelProfile, NodeId, NodeName};
+use plexus_types::{Catalogue, CatalogueEntry, FilesDigest, FilesState, ModelFacts, ModelId, ModelProfile, NodeId, NodeName};
 
 /// What the cluster lists, as one node sees it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -20,8 +21,10 @@ pub struct MergedCatalogue {
 pub struct MergedModel {
     /// How it is to be served.
     pub profile: ModelProfile,
-    /// What its files say, if some node has them.
+    /// What its files say, if some node has them: those that count.
     pub facts: Option<ModelFacts>,
+    /// What those hold, in short; absent where nothing was compared.
+    pub digest: Option<FilesDigest>,
     /// The nodes that list it, with the files that each has.
     pub on: BTreeMap<NodeId, CatalogueEntry>,
 }
@@ -40,7 +43,20 @@ impl MergedModel {
 
     /// The nodes that have its files.
     pub fn holders(&self) -> impl Iterator<Item = &NodeId> {
-        self.on.iter().filter(|(_, entry)| matches!(entry.files, FilesState::Present(_))).map(|(node, _)| node)
+        self.on.keys().filter(|node| self.usable(node).is_some())
+    }
+
+    /// Are files with this digest those that count, as far as it is known?
+    pub fn fits(&self, digest: Option<FilesDigest>) -> bool {
+        digest.zip(self.digest).is_none_or(|(digest, counts)| digest == counts)
+    }
+
+    /// What its files on a node say, if they are there and count.
+    pub fn usable(&self, node: &NodeId) -> Option<&ModelFacts> {
+        match self.files(node) {
+            FilesState::Present(facts) if self.fits(facts.digest) => Some(facts),
+            _ => None,
+        }
     }
 }
 
@@ -48,10 +64,12 @@ impl MergedModel {
 type Rank = (bool, u64, String);
 
 /// Merges what nodes list. Of two entries for one id the one in the newer file counts, and one that is listed before one that was only found;
-/// of two files of one time, the entry that is greater as text, so that all nodes agree.
+/// of two files of one time, the entry that is greater as text, so that all nodes agree. Of nodes that have different files for one id, those of one
+/// count.
 pub fn merge<'a>(catalogues: impl Iterator<Item = (&'a NodeId, &'a Catalogue)>) -> MergedCatalogue {
     let mut merged = MergedCatalogue::default();
     let mut ranks: BTreeMap<ModelId, (Rank, NodeName)> = BTreeMap::new();
+    let mut files: BTreeMap<&ModelId, Vec<Files<'_>>> = BTreeMap::new();
     let mut alias_ranks: BTreeMap<ModelId, (u64, NodeName)> = BTreeMap::new();
     for (node, catalogue) in catalogues {
         for entry in &catalogue.entries {
@@ -60,10 +78,11 @@ pub fn merge<'a>(catalogues: impl Iterator<Item = (&'a NodeId, &'a Catalogue)>) 
             let model = merged.models.entry(id.clone()).or_insert_with(|| MergedModel {
                 profile: entry.profile.clone(),
                 facts: None,
+                digest: None,
                 on: BTreeMap::new(),
             });
             if let FilesState::Present(facts) = &entry.files {
-                model.facts.get_or_insert_with(|| facts.clone());
+                files.entry(id).or_default().push(Files { node: &node.name, rank: rank.clone(), facts });
             }
             model.on.insert(node.clone(), entry.clone());
             if let Some((known, from)) = ranks.get(id) {
@@ -98,7 +117,37 @@ pub fn merge<'a>(catalogues: impl Iterator<Item = (&'a NodeId, &'a Catalogue)>) 
             }
         }
     }
+    for (id, files) in files {
+        let Some(model) = merged.models.get_mut(id) else { continue };
+        let Some(counts) = files.iter().min_by_key(|files| files.precedence()) else { continue };
+        (model.facts, model.digest) = (Some(counts.facts.clone()), counts.facts.digest);
+        let others = files.iter().filter(|files| !files.facts.is_copy && !model.fits(files.facts.digest));
+        let mut others: Vec<&NodeName> = others.map(|files| files.node).collect();
+        others.sort();
+        merged.conflicts.extend(others.into_iter().map(|other| {
+            let counts = counts.node;
+            format!(
+                "the files of the model '{id}' on '{other}' are not those on '{counts}', which count: put the same on both, or list those on \
+                 '{other}' under another id"
+            )
+        }));
+    }
     merged
+}
+
+/// The files of a model on a node.
+struct Files<'a> {
+    node: &'a NodeName,
+    rank: Rank,
+    facts: &'a ModelFacts,
+}
+
+impl Files<'_> {
+    /// Whose files count, the least first: who has them where their source says, before who has a copy from others; then as entries count; then by
+    /// name. The same at every node, whatever the order in which they were heard of.
+    fn precedence(&self) -> (bool, Reverse<&Rank>, &NodeName) {
+        (self.facts.is_copy, Reverse(&self.rank), self.node)
+    }
 }
 
 /// Why one of two entries counts.
@@ -179,5 +228,53 @@ mod tests {
             let [conflict] = &merged.conflicts[..] else { panic!("{:?}", merged.conflicts) };
             assert!(conflict.contains("of the same time") && !conflict.contains("newer"), "{conflict}");
         }
+    }
+
+    /// What a node lists at this time, and has of it: files that hold something with this digest.
+    fn holding(modified_ms: u64, digest: u8, is_copy: bool) -> Catalogue {
+        let mut catalogue = listing(modified_ms, "x", 5, false);
+        let facts = ModelFacts { digest: Some(FilesDigest::new([digest; 16])), is_copy, ..crate::evictor::core::tests::facts(40) };
+        catalogue.entries[0].files = FilesState::Present(facts);
+        catalogue
+    }
+
+    fn counts(merged: &MergedCatalogue) -> Option<FilesDigest> {
+        merged.models[&"x".parse().unwrap()].digest
+    }
+
+    #[test]
+    fn of_different_files_those_of_the_newer_listing_count_then_of_the_first_name_and_the_conflict_is_told() {
+        for order in [["a", "b"], ["b", "a"]] {
+            let newer = |name: &str| if name == "a" { holding(1, 1, false) } else { holding(2, 2, false) };
+            let merged_newer = merged(&order.map(|name| (name, newer(name))));
+            assert_eq!(counts(&merged_newer), Some(FilesDigest::new([2; 16])));
+            let expected = "the files of the model 'x' on 'a' are not those on 'b', which count: put the same on both, or list those on 'a' under \
+                            another id";
+            assert_eq!(merged_newer.conflicts, [expected]);
+            let same_age = |name: &str| if name == "a" { holding(1, 1, false) } else { holding(1, 2, false) };
+            assert_eq!(counts(&merged(&order.map(|name| (name, same_age(name))))), Some(FilesDigest::new([1; 16])));
+        }
+    }
+
+    #[test]
+    fn who_has_the_files_where_they_lie_counts_before_who_has_a_copy_and_an_old_copy_is_no_conflict() {
+        for order in [["a", "b"], ["b", "a"]] {
+            let holds = |name: &str| if name == "a" { holding(9, 1, true) } else { holding(1, 2, false) };
+            let merged = merged(&order.map(|name| (name, holds(name))));
+            assert_eq!(counts(&merged), Some(FilesDigest::new([2; 16])));
+            assert!(merged.conflicts.iter().all(|told| !told.contains("the files of")), "{:?}", merged.conflicts);
+            let model = &merged.models[&"x".parse().unwrap()];
+            assert_eq!(model.holders().map(|node| node.name.to_string()).collect::<Vec<_>>(), ["b"], "nobody fetches from a");
+        }
+        let copies = merged(&[("a", holding(1, 1, true))]);
+        assert_eq!(counts(&copies), Some(FilesDigest::new([1; 16])), "a copy is better than nothing");
+    }
+
+    #[test]
+    fn equal_files_are_no_conflict_and_what_was_not_compared_fits() {
+        let same = merged(&[("a", holding(1, 1, false)), ("b", holding(1, 1, false))]);
+        assert!(same.conflicts.is_empty(), "{:?}", same.conflicts);
+        let model = &same.models[&"x".parse().unwrap()];
+        assert!(model.fits(None) && model.fits(model.digest) && !model.fits(Some(FilesDigest::new([2; 16]))));
     }
 }

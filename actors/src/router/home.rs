@@ -98,7 +98,8 @@ impl Home {
     /// Somebody wants a model to have so many replicas.
     pub fn on_ensure(&mut self, view: &ClusterView, ensure: &Ensure, asker: Asker, now: Instant) -> Vec<Effect> {
         let Ensure { model, replicas, by_hand } = ensure;
-        let there: Vec<Candidate<'_>> = view.candidates(model).filter(|one| is_replica(&one.report.state, one.node)).collect();
+        let there: Vec<Candidate<'_>> =
+            view.candidates(model).filter(|one| is_replica(&one.report.state, one.node) && !one.outdated).collect();
         if there.len() >= *replicas as usize {
             let loaded = there.iter().all(|one| one.report.state == ReplicaState::Loaded);
             let places: Vec<String> = there.into_iter().map(|one| place_name(&(one.id.node, one.id.device))).collect();
@@ -210,7 +211,8 @@ impl Home {
             if merged.profile.preload || is_under_way || home_of(view, model) != *view.me() {
                 continue;
             }
-            let loaded = view.candidates(model).filter(|one| one.report.state == ReplicaState::Loaded && one.node == NodeState::Up);
+            let loaded =
+                view.candidates(model).filter(|one| one.report.state == ReplicaState::Loaded && one.node == NodeState::Up && !one.outdated);
             let loaded: Vec<_> = loaded.collect();
             if loaded.len() < 2 {
                 continue;

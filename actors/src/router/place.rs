@@ -163,6 +163,9 @@ fn consider(
     if let Some(replica) = here.find(|replica| replica.device == device.id)
         && !(want.by_hand && matches!(replica.state, ReplicaState::Failed(_)))
     {
+        if view.is_outdated(replica) {
+            return Err(NotHere { why: "it is there, loaded from other files than count, and goes".into(), may_pass: true });
+        }
         return Err(match &replica.state {
             ReplicaState::Failed(why) => NotHere::never(format!("it could not be loaded: {why}")),
             ReplicaState::Loading | ReplicaState::Loaded | ReplicaState::Recovering => NotHere::never("it is there already"),
@@ -230,6 +233,9 @@ fn feasible(view: &ClusterView, model: &MergedModel, node: &NodeInView<'_>, devi
     }
     match model.files(node.id) {
         FilesState::Refused(why) => return Err(why.clone()),
+        FilesState::Present(facts) if !model.fits(facts.digest) && !facts.is_copy => {
+            return Err("its files are not those that count: replace them, or list them under another id".into());
+        }
         FilesState::Absent => no_files(view, model).map_or(Ok(()), Err)?,
         FilesState::Unknown | FilesState::Fetching { .. } | FilesState::Present(_) => {}
     }
@@ -295,20 +301,17 @@ fn by_reason<'a>(places: impl Iterator<Item = (&'a str, &'a str)>) -> String {
 
 /// What a node says of a model's files, or else any other node.
 fn facts_on<'a>(model: &'a MergedModel, node: &NodeId) -> Option<&'a ModelFacts> {
-    match model.files(node) {
-        FilesState::Present(facts) => Some(facts),
-        FilesState::Unknown | FilesState::Absent | FilesState::Fetching { .. } | FilesState::Refused(_) => model.facts.as_ref(),
-    }
+    model.usable(node).or(model.facts.as_ref())
 }
 
 fn has_files(model: &MergedModel, node: &NodeId) -> bool {
-    model.profile.source == ModelSource::Embedded || matches!(model.files(node), FilesState::Present(_))
+    model.profile.source == ModelSource::Embedded || model.usable(node).is_some()
 }
 
 /// The profile by which a node is to serve: what was found on it lies where it lies.
 fn profile_on(model: &MergedModel, node: &NodeId) -> ModelProfile {
     let source = match model.on.get(node) {
-        Some(entry) if matches!(entry.files, FilesState::Present(_)) => entry.profile.source.clone(),
+        Some(entry) if model.usable(node).is_some() => entry.profile.source.clone(),
         Some(_) | None => model.profile.source.clone(),
     };
     ModelProfile { source, ..model.profile.clone() }

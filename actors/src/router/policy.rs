@@ -16,6 +16,7 @@ const RETRY_SOON: Duration = Duration::from_secs(2);
 const NOT_LOADED: &str = "it could not be loaded";
 const LOADING: &str = "it is being loaded";
 const RECOVERING: &str = "it is being brought back after a failure";
+const OUTDATED: &str = "it was loaded from other files than count";
 const TRIED: &str = "it has failed this request";
 
 /// Where a request goes, and why.
@@ -100,7 +101,7 @@ pub fn replicas_wanted(view: &ClusterView, model: &ModelId) -> Option<u32> {
     let replicas_max = view.catalogue().models.get(model)?.profile.replicas_max;
     let mut n_replicas = 0;
     let (load_s, mut least_wait_s) = (view.load_times().get(model)?.as_secs_f64(), f64::INFINITY);
-    for candidate in view.candidates(model).filter(|one| one.node == NodeState::Up) {
+    for candidate in view.candidates(model).filter(|one| one.node == NodeState::Up && !one.outdated) {
         match candidate.report.state {
             ReplicaState::Loaded => {
                 n_replicas += 1;
@@ -124,6 +125,9 @@ fn verdict(candidate: &Candidate<'_>, n_unread: u32, assumed: f64, tried: &[Repl
         ReplicaState::Loading => return Err(LOADING),
         ReplicaState::Recovering => return Err(RECOVERING),
         ReplicaState::Failed(_) => return Err(NOT_LOADED),
+    }
+    if candidate.outdated {
+        return Err(OUTDATED);
     }
     if tried.contains(&candidate.id) {
         return Err(TRIED);

@@ -8,8 +8,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
 
 use plexus_types::{
-    Catalogue, CatalogueEntry, DeviceId, DeviceReport, FilesState, ModelId, NodeFacts, NodeId, NodeState, NodeSummary, ReplicaId,
-    ReplicaReport, ReplicaState,
+    Catalogue, CatalogueEntry, DeviceId, DeviceReport, FilesDigest, FilesState, ModelId, NodeFacts, NodeId, NodeState, NodeSummary,
+    ReplicaId, ReplicaReport, ReplicaState,
 };
 use tokio::sync::broadcast;
 use tokio::time::Instant;
@@ -83,6 +83,8 @@ pub struct Candidate<'a> {
     pub local: bool,
     /// May requests go to its node?
     pub node: NodeState,
+    /// It was loaded from other files than count.
+    pub outdated: bool,
 }
 
 impl<'a> Candidate<'a> {
@@ -419,7 +421,17 @@ impl ClusterView {
     fn candidate<'a>(&'a self, node: NodeInView<'a>, report: &'a ReplicaReport) -> Candidate<'a> {
         let id = ReplicaId { node: node.id.clone(), device: report.device, model: report.model.clone() };
         let sent = self.sent.get(&id).copied().unwrap_or(0);
-        Candidate { id, report, sent, local: *node.id == self.me.id, node: node.state }
+        Candidate { id, report, sent, local: *node.id == self.me.id, node: node.state, outdated: self.is_outdated(report) }
+    }
+
+    /// Was a replica loaded from other files than count?
+    pub fn is_outdated(&self, report: &ReplicaReport) -> bool {
+        report.digest.is_some() && self.catalogue.models.get(&report.model).is_some_and(|model| !model.fits(report.digest))
+    }
+
+    /// What a replica was loaded from.
+    pub fn digest_of(&self, replica: &ReplicaId) -> Option<FilesDigest> {
+        self.candidates(&replica.model).find(|one| one.id == *replica)?.report.digest
     }
 
     /// Nodes that requests may be sent to, this one included.

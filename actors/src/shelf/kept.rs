@@ -7,7 +7,7 @@ use std::time::Duration;
 use plexus_types::ModelProfile;
 use tokio::time::Instant;
 
-use super::{Fingerprint, Opened, Shelf};
+use super::{Fingerprint, OpenError, Opened, Shelf};
 
 /// Files that nobody has asked about for so long are closed.
 const KEEP: Duration = Duration::from_secs(30);
@@ -22,8 +22,8 @@ pub(super) struct Kept {
 
 impl Shelf {
     /// As [`Shelf::open`], but the files stay open for a while, for those who ask next.
-    pub fn keep_open(&self, profile: &ModelProfile) -> Result<Opened, String> {
-        let print = self.fingerprint(profile);
+    pub fn keep_open(&self, profile: &ModelProfile) -> Result<Opened, OpenError> {
+        let print = self.readable(profile)?;
         let opened = match self.take_kept(profile, print) {
             Some(opened) => opened,
             None => self.open(profile)?,
@@ -39,8 +39,8 @@ impl Shelf {
     }
 
     /// As [`Shelf::open`]. What was kept open is no longer: who loads the model answers for it from now on.
-    pub fn take_opened(&self, profile: &ModelProfile) -> Result<Opened, String> {
-        match self.take_kept(profile, self.fingerprint(profile)) {
+    pub fn take_opened(&self, profile: &ModelProfile) -> Result<Opened, OpenError> {
+        match self.take_kept(profile, self.readable(profile)?) {
             Some(opened) => Ok(opened),
             None => self.open(profile),
         }
@@ -50,6 +50,10 @@ impl Shelf {
     pub fn close_unused(&self, now: Instant) {
         let unused = |kept: &mut Kept| now.saturating_duration_since(kept.asked) >= KEEP;
         let _closed_unlocked = self.kept().take_if(unused);
+    }
+
+    fn readable(&self, profile: &ModelProfile) -> Result<Fingerprint, OpenError> {
+        self.fingerprint(profile).map_err(|error| OpenError::Unreadable(error.to_string()))
     }
 
     fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
@@ -106,6 +110,6 @@ mod tests {
         shelf.close_unused(now + KEEP);
         assert!(!shelf.is_open(&other));
         std::fs::remove_file(&file).unwrap();
-        assert!(shelf.keep_open(&profile).unwrap_err().contains("is not on this node"));
+        assert!(shelf.keep_open(&profile).unwrap_err().to_string().contains("is not on this node"));
     }
 }

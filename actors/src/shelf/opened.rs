@@ -1,10 +1,12 @@
 //! A model's files, opened: what they say without their weights.
 
-use std::time::SystemTime;
+use std::io;
 
 use plexus_engine::codec::Codec;
 use plexus_engine::draft::check_pair;
-use plexus_engine::model::{ModelFiles, ModelPath};
+use plexus_engine::error::EngineError;
+use plexus_engine::model::ModelFiles;
+use plexus_store::Stamp;
 use plexus_types::{Footprint, ModelFacts, ModelProfile, ModelSource};
 
 use super::Shelf;
@@ -21,7 +23,37 @@ pub struct Opened {
 
 /// Tells whether a model's files, and those of its draft model, are the same as before, without reading them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Fingerprint([Option<(SystemTime, u64)>; 2]);
+pub struct Fingerprint([Option<Stamp>; 2]);
+
+/// Why files were not opened, in words for their owner.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The disk did not give them: a later try may succeed.
+    #[error("{0}")]
+    Unreadable(String),
+    /// They are not here, or are nothing that this engine serves.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl OpenError {
+    /// The same, with more said.
+    fn map(self, more: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Unreadable(why) => Self::Unreadable(more(why)),
+            Self::Refused(why) => Self::Refused(more(why)),
+        }
+    }
+}
+
+impl From<EngineError> for OpenError {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Io { .. } => Self::Unreadable(chain(&error)),
+            _ => Self::Refused(chain(&error)),
+        }
+    }
+}
 
 impl Opened {
     /// The model's vocabulary and template.
@@ -54,37 +86,49 @@ impl Shelf {
     /// Opens a model's files, as its profile wants them held. Blocks.
     ///
     /// Errors: what is wrong with them, in words for their owner.
-    pub fn open(&self, profile: &ModelProfile) -> Result<Opened, String> {
+    pub fn open(&self, profile: &ModelProfile) -> Result<Opened, OpenError> {
         let open = |source: &ModelSource| {
-            let path = self.locate(source).ok_or_else(|| format!("{source} is not on this node"))?;
-            let files = ModelFiles::open(&path).map_err(|error| chain(&error))?;
+            let path = self.locate(source).ok_or_else(|| OpenError::Refused(format!("{source} is not on this node")))?;
+            let files = ModelFiles::open(&path)?;
             // The profile's, and not what there is room for: a replica with less memory gives the same tokens.
-            Ok::<_, String>(match profile.context_length {
+            Ok::<_, OpenError>(match profile.context_length {
                 Some(tokens) => files.with_context_length(tokens),
                 None => files,
             })
         };
         let files = open(&profile.source)?;
         let files = match profile.quant {
-            Some(quant) => files.quantized(quant).map_err(|error| chain(&error))?,
+            Some(quant) => files.quantized(quant)?,
             None => files,
         };
         let open_draft = |source: &ModelSource| {
             let draft = open(source)?;
-            check_pair(&files, &draft).map_err(|error| chain(&error))?;
-            Ok(draft)
+            check_pair(&files, &draft)?;
+            Ok::<_, OpenError>(draft)
         };
         let named = |source: &ModelSource, why: String| format!("draft = \"{source}\": {why}; choose another, or leave draft out");
-        let draft = profile.draft.as_ref().map(|source| open_draft(source).map_err(|why| named(source, why))).transpose()?;
+        let draft = profile.draft.as_ref().map(|source| open_draft(source).map_err(|error| error.map(|why| named(source, why))));
+        let draft = draft.transpose()?;
         Ok(Opened { files, draft })
     }
 
+    /// The same, with what they say and hold: of files that were not replaced meanwhile.
+    ///
+    /// Errors: as [`Shelf::open`], and if they were.
+    pub fn told_of(&self, profile: &ModelProfile, opened: Opened, print: Fingerprint) -> Result<(ModelFacts, Opened), OpenError> {
+        let unreadable = |error: io::Error| OpenError::Unreadable(error.to_string());
+        let digest = self.store.digest(&profile.source).map_err(unreadable)?;
+        if self.fingerprint(profile).map_err(unreadable)? != print {
+            return Err(OpenError::Unreadable("its files were replaced while they were opened".into()));
+        }
+        Ok((ModelFacts { digest, is_copy: self.store.is_copy(&profile.source), ..opened.facts() }, opened))
+    }
+
     /// The fingerprint of a model's files as they are now. Looks at the disk.
-    pub fn fingerprint(&self, profile: &ModelProfile) -> Fingerprint {
-        let print = |source: &ModelSource| {
-            let Some(ModelPath::Path(path)) = self.locate(source) else { return None };
-            std::fs::metadata(path).and_then(|metadata| Ok((metadata.modified()?, metadata.len()))).ok()
-        };
-        Fingerprint([print(&profile.source), profile.draft.as_ref().and_then(print)])
+    ///
+    /// Errors: what the disk says if it cannot tell.
+    pub fn fingerprint(&self, profile: &ModelProfile) -> io::Result<Fingerprint> {
+        let draft = profile.draft.as_ref().map(|source| self.store.stamp(source)).transpose()?.flatten();
+        Ok(Fingerprint([self.store.stamp(&profile.source)?, draft]))
     }
 }

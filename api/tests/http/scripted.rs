@@ -406,6 +406,7 @@ fn replica(device: &str, running: u32) -> ReplicaReport {
         load_time: loaded.then_some(Duration::from_secs(4)),
         progress: if loaded { 1.0 } else { 0.4 },
         prefixes: None,
+        digest: None,
     }
 }
 

@@ -316,6 +316,7 @@ impl Placement {
             load_time: replica.loaded.then(|| self.workload.load_time(&place.0)),
             progress: 0.0,
             prefixes: None,
+            digest: None,
         };
         if self.nodes[node].view.on_own_replica(report, SystemTime::UNIX_EPOCH) {
             self.publish(node);

@@ -145,6 +145,8 @@ impl Workload {
             file_bytes: weights,
             tools: false,
             reasoning: false,
+            digest: None,
+            is_copy: false,
         }
     }
 

@@ -218,6 +218,7 @@ impl Replica {
             load_time: None,
             progress: 0.0,
             prefixes: None,
+            digest: None,
         })
     }
 

@@ -3,6 +3,7 @@
 mod budgets;
 mod by_hand;
 mod catalogues;
+mod copies;
 mod doors;
 mod eviction;
 mod explain;

@@ -94,6 +94,8 @@ pub enum Event {
     },
     /// A replica is no longer on this node, and no other life of it will be. One that was hosted after this is another.
     Dismissed(Place, Ask),
+    /// A replica was loaded from other files than count.
+    Outdated(Place),
     /// Unload by hand, from one device or from all.
     Unload {
         /// Which model.

@@ -31,6 +31,8 @@ pub(crate) fn facts(mib: u64) -> ModelFacts {
         file_bytes: Bytes::mib(mib),
         tools: false,
         reasoning: false,
+        digest: None,
+        is_copy: false,
     }
 }
 

@@ -1,6 +1,6 @@
 use std::time::{Duration, SystemTime};
 
-use plexus_types::{Catalogue, CatalogueEntry, NodeSummary, ReplicaReport};
+use plexus_types::{Catalogue, CatalogueEntry, FilesDigest, NodeSummary, ReplicaReport};
 use tokio::time::Instant;
 
 use super::super::view::tests::{facts, replica};
@@ -170,4 +170,34 @@ fn a_node_on_which_it_could_not_be_loaded_is_not_asked_again_but_by_hand() {
     let m: ModelId = "m".parse().unwrap();
     let by_hand = Want { by_hand: true, ..Want::new(&m) };
     assert!(place(&world.0, &by_hand, &EvictionPolicy::default()).is_ok());
+}
+
+#[test]
+fn a_node_with_other_files_of_its_own_is_left_out_and_one_with_an_old_copy_fetches_anew() {
+    let digest = |n: u8| Some(FilesDigest::new([n; 16]));
+    let at = |digest, is_copy| FilesState::Present(ModelFacts { digest, is_copy, ..known(40) });
+    let profile = ModelProfile::new("m".parse().unwrap(), ModelSource::Path("/m.gguf".into()));
+    let world = |files: FilesState| {
+        let mut world = World::new(profile.clone(), 10, vec![]).with("b", "cpu-0", 100, vec![]);
+        world.0.on_own_catalogue(Catalogue { modified_ms: 9, ..listing(profile.clone(), at(digest(1), false)) }, SystemTime::now());
+        world.0.on_catalogue(&facts("b").id, listing(profile.clone(), files), SystemTime::now());
+        place(&world.0, &Want::new(&"m".parse().unwrap()), &EvictionPolicy::default())
+    };
+    let same = world(at(digest(1), false)).unwrap();
+    assert_eq!(place_name(&same.site), "b/cpu-0");
+    let copy = world(at(digest(2), true)).unwrap();
+    assert!(copy.explanation.considered[0].verdict.contains("fetches the files first"), "{:?}", copy.explanation);
+    let error = world(at(digest(2), false)).unwrap_err().error.to_string();
+    assert!(error.contains("b/cpu-0: its files are not those that count"), "{error}");
+}
+
+#[test]
+fn where_it_was_loaded_from_other_files_it_is_waited_for_until_that_has_gone() {
+    let digest = |n: u8| Some(FilesDigest::new([n; 16]));
+    let old = ReplicaReport { digest: digest(1), ..resident("m", 40, Some(0)) };
+    let mut world = World::new(profile(), 100, vec![old]);
+    let facts = ModelFacts { digest: digest(2), ..known(40) };
+    world.0.on_own_catalogue(listing(profile(), FilesState::Present(facts)), SystemTime::now());
+    let unplaced = place(&world.0, &Want::new(&"m".parse().unwrap()), &EvictionPolicy::default()).unwrap_err();
+    assert!(may_pass(&unplaced.error) && unplaced.error.to_string().contains("loaded from other files"), "{}", unplaced.error);
 }

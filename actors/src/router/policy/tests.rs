@@ -1,6 +1,8 @@
 use std::time::SystemTime;
 
-use plexus_types::{Catalogue, CatalogueEntry, FilesState, ModelProfile, ModelSource, NodeId, Prompt, ReplicaReport};
+use plexus_types::{
+    Catalogue, CatalogueEntry, FilesDigest, FilesState, ModelFacts, ModelProfile, ModelSource, NodeId, Prompt, ReplicaReport,
+};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -261,6 +263,26 @@ fn nobody_knows_how_long_a_replica_takes_that_was_never_loaded() {
     assert_eq!(replicas_wanted(&view, &model()), None);
     view.on_own_replica(ReplicaReport { load_time: Some(Duration::from_secs(3)), ..unknown }, SystemTime::now());
     assert_eq!(replicas_wanted(&view, &model()), Some(2));
+}
+
+#[test]
+fn nothing_is_sent_to_a_replica_that_was_loaded_from_other_files_than_count() {
+    let digest = |n: u8| Some(FilesDigest::new([n; 16]));
+    let of = |n| ReplicaReport { digest: digest(n), ..replica("pip", ReplicaState::Loaded) };
+    let known = ModelFacts { digest: digest(2), ..crate::evictor::core::tests::facts(40) };
+    let entries = |profile| vec![CatalogueEntry { profile, found: false, files: FilesState::Present(known.clone()) }];
+    let listed = |mut view: ClusterView| {
+        let entries = entries(ModelProfile::new(model(), ModelSource::Path("/m.gguf".into())));
+        view.on_own_catalogue(Catalogue { entries, ..Catalogue::default() }, SystemTime::now());
+        view
+    };
+    let both = listed(view(Some(of(1)), &[("b", of(2))]));
+    for _ in 0..8 {
+        assert_eq!(go(&both, &[]).unwrap().replica.node, facts("b").id);
+    }
+    assert_eq!(go(&listed(view(Some(of(1)), &[])), &[]), Err(NoReplica::Cold), "it is loaded anew");
+    let unknown = listed(view(Some(replica("pip", ReplicaState::Loaded)), &[]));
+    assert!(go(&unknown, &[]).is_ok(), "where nothing is known to differ, nothing does");
 }
 
 proptest! {

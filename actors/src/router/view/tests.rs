@@ -24,6 +24,7 @@ pub(crate) fn replica(model: &str, state: ReplicaState) -> ReplicaReport {
         load_time: None,
         progress: 0.0,
         prefixes: None,
+        digest: None,
     }
 }
 

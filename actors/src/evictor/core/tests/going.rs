@@ -99,3 +99,16 @@ fn unloading_by_hand_without_a_device_unloads_from_all_and_is_answered_when_the_
     assert_eq!(answers(&bench.is_gone("m")), []);
     assert_eq!(answers(&bench.tell(Event::Dismissed(other, Ask(u64::MAX)))), [(9, Ok(()))]);
 }
+
+#[test]
+fn what_was_loaded_from_files_that_count_no_more_goes_though_it_is_pinned_and_may_have_requests_first() {
+    let mut bench = Bench::new(EvictionConfig::default());
+    bench.load(Box::new(ModelProfile { pinned: true, ..*profile("m") }), 40);
+    let outdated = || Event::Outdated(place("m"));
+    assert_eq!(retired(&bench.tell(outdated())), [place("m")]);
+    assert_eq!(dismissed(&bench.answers("m", Verdict::Stays)), []);
+    assert_eq!(retired(&bench.tell(outdated())), [place("m")], "it is asked again");
+    assert_eq!(dismissed(&bench.answers("m", Verdict::Goes)), [place("m")]);
+    bench.is_gone("m");
+    assert_eq!(bench.tell(outdated()), [], "it is gone");
+}
