@@ -379,18 +379,29 @@ async fn what_came_does_not_come_again_where_it_could_not_be_put_into_its_place(
 }
 
 #[tokio::test]
-async fn a_file_is_served_where_another_of_the_same_content_was_deleted() {
+async fn a_chunk_is_found_again_where_another_file_of_the_same_content_was_deleted() {
     let net = Net::default();
-    let (a, b) = (net.node("a", |_| {}).await, net.node("b", |_| {}).await);
-    let c = net.node("c", |config| config.offline = true).await;
-    let bytes = content((CHUNK_LEN + 77) as usize, 13);
+    let a = net.node("a", |_| {}).await;
     for repo in ["org/one", "org/two"] {
-        snapshot_of(&a, repo, &[("m.gguf", &bytes)]);
-        fetch(&b, &source(&format!("hf:{repo}")), &[&a]).await.unwrap();
+        snapshot_of(&a, repo, &[("m.gguf", b"abc")]);
     }
+    let ask = async |path: &str| status_and_text(&net, &a, path).await;
+    let (one, two) = ("/store/manifest?source=hf%3Aorg%2Fone", "/store/manifest?source=hf%3Aorg%2Ftwo");
+    let chunk = format!("/store/chunk/{}", plexus_store::ChunkHash::of(b"abc"));
+    assert_eq!((ask(one).await.0, ask(two).await.0), (200, 200));
     let Located::Here(deleted) = a.store.locate(&source("hf:org/two")) else { panic!("it is here") };
     fs::remove_file(deleted).unwrap();
-    assert!(fs::read(fetch(&c, &source("hf:org/one"), &[&a]).await.unwrap()).unwrap() == bytes);
+    assert_eq!(ask(&chunk).await.0, 404, "as if it had been started anew: whoever asks asks for the manifest again");
+    assert_eq!(ask(one).await.0, 200);
+    assert_eq!(ask(&chunk).await, (200, "abc".to_owned()));
+}
+
+/// What a node answers to a request.
+async fn status_and_text(net: &Net, node: &Node, path: &str) -> (u16, String) {
+    let at = net.addresses.lock().unwrap()[&node.name];
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let answer = client.get(format!("http://{at}{path}")).send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
 #[tokio::test]
@@ -401,12 +412,7 @@ async fn nothing_but_models_that_are_shared_can_be_asked_for() {
     fs::write(&path, b"abc").unwrap();
     a.store.share([ModelSource::Path(path.clone())]);
     fs::write(a.folder.path().join("secret.gguf"), b"s").unwrap();
-    let at = net.addresses.lock().unwrap()[&a.name];
-    let ask = async |path: &str| {
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let answer = client.get(format!("http://{at}{path}")).send().await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
-    };
+    let ask = async |path: &str| status_and_text(&net, &a, path).await;
     let encoded = |path: &Path| format!("/store/manifest?source=file%3A{}", path.display().to_string().replace('/', "%2F"));
     let chunk = format!("/store/chunk/{}", plexus_store::ChunkHash::of(b"abc"));
     assert_eq!(ask(&chunk).await.0, 404, "before its manifest was asked for");
