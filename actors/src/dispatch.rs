@@ -92,7 +92,10 @@ impl Inbound for Dispatch {
                 Answer::Ensure(ensured.map_err(|error| restarting("router", error)).flatten())
             }
             Question::Load(order) => Answer::Done(self.to_evictor(|reply| EvictorMsg::Load(order, reply)).await),
-            Question::Unload(model, device) => Answer::Done(self.to_evictor(|reply| EvictorMsg::Unload(model, device, reply)).await),
+            Question::Unload(model, device) => {
+                self.router.tell(RouterMsg::LetGo(model.clone())); // before it goes, or it would be loaded again from the start
+                Answer::Done(self.to_evictor(|reply| EvictorMsg::Unload(model, device, reply)).await)
+            }
             Question::Pin(model, pinned) => Answer::Done(self.to_evictor(|reply| EvictorMsg::Pin(model, pinned, reply)).await),
             Question::Pull(model) => {
                 let pulled = self.catalogue.call(|reply| CatalogueMsg::Pull(model, reply), PULL_DEADLINE).await;

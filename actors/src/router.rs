@@ -167,6 +167,8 @@ pub enum RouterMsg {
     OwnReplicaGone(ModelId, DeviceId),
     /// A replica left this node.
     OwnReplicaLeft(ModelId, DeviceId),
+    /// A model is unloaded from this node by hand, loaded or not.
+    LetGo(ModelId),
     /// What this node lists, or has of it, changed.
     OwnCatalogue(Catalogue),
     /// A peer said what it lists.
@@ -299,6 +301,7 @@ impl Actor for RouterActor {
                 state.args.view.write().on_own_replica_left(&model, device);
                 state.publish();
             }
+            RouterMsg::LetGo(model) => state.args.view.write().on_let_go(model),
             RouterMsg::OwnDevices(devices) => {
                 state.args.view.write().on_own_devices(devices);
                 state.publish();

@@ -247,7 +247,7 @@ impl RouterState {
                 return;
             }
             let me = view.me();
-            let missing = view.to_preload().filter(|entry| entry.files != FilesState::Unknown);
+            let missing = view.to_load().filter(|entry| entry.files != FilesState::Unknown);
             let placed = missing.filter_map(|entry| {
                 let want = Want { may_displace: false, only_on: Some(me), ..Want::new(&entry.profile.id) };
                 place(&view, &want, &self.args.policy).ok()

@@ -30,7 +30,7 @@ pub struct ClusterView {
     own: NodeSummary,
     /// Replicas of this node whose prefix cache the others were not told of since it changed.
     unsaid: BTreeSet<(ModelId, DeviceId)>,
-    /// Models of which a replica has been on this node, loaded or not.
+    /// Models that have been loaded on this node, or were unloaded from it by hand before they were.
     held: BTreeSet<ModelId>,
     others: BTreeMap<NodeId, Other>,
     /// Requests sent to a replica since it last reported its load.
@@ -161,12 +161,30 @@ impl ClusterView {
         self.own_catalogue.entries.iter().filter(|entry| entry.profile.preload && !self.held.contains(&entry.profile.id))
     }
 
-    /// Is there a model that this node is to hold from its start, whose files are here or not looked at yet, and that has not been here?
+    /// Those of [`Self::to_preload`] that are not on their way: nobody has begun to load them here, or it has failed.
+    pub fn to_load(&self) -> impl Iterator<Item = &CatalogueEntry> {
+        let comes = |known: &ReplicaReport| failure(&known.state).is_none();
+        self.to_preload().filter(move |entry| !of_model(&self.own.replicas, &entry.profile.id).iter().any(comes))
+    }
+
+    /// Why a model could not be loaded on this node, as long as that is known.
+    pub(super) fn own_failure(&self, model: &ModelId) -> Option<&str> {
+        let here = of_model(&self.own.replicas, model).iter();
+        let failures: Option<Vec<&str>> = here.map(|known| failure(&known.state)).collect();
+        failures?.first().copied()
+    }
+
+    /// Is there a model that this node is to hold from its start, whose files are here or not looked at yet, and that has neither been here nor failed?
     pub fn is_preloading(&self) -> bool {
-        self.to_preload().any(|entry| {
+        self.to_preload().filter(|entry| self.own_failure(&entry.profile.id).is_none()).any(|entry| {
             let fits = self.catalogue.models.get(&entry.profile.id).is_some_and(|model| !feasible_on(self, model).is_empty());
             entry.files == FilesState::Unknown || self.own.devices.is_empty() || (fits && matches!(entry.files, FilesState::Present(_)))
         })
+    }
+
+    /// A model is unloaded from this node by hand: it is not loaded again before somebody asks for it.
+    pub fn on_let_go(&mut self, model: ModelId) {
+        self.held.insert(model);
     }
 
     /// Time has passed: what nobody uses has been idle for longer.
@@ -300,6 +318,9 @@ impl ClusterView {
         }
         self.note_models([report.model.clone()], wall);
         note_load_times(&mut self.load_times, std::slice::from_ref(&report));
+        if report.state == ReplicaState::Loaded {
+            self.held.insert(report.model.clone());
+        }
         let me = self.me.id.clone();
         self.sent.retain(|replica, _| replica.node != me || replica.model != report.model || replica.device != report.device);
         match self.own.replicas.iter_mut().find(|known| known.model == report.model && known.device == report.device) {
@@ -310,7 +331,6 @@ impl ClusterView {
                 changed
             }
             None => {
-                self.held.insert(report.model.clone());
                 self.own.replicas.push(report);
                 sort(&mut self.own.replicas);
                 true
@@ -388,7 +408,7 @@ impl ClusterView {
     /// Why other nodes have not loaded models, as far as they still say so.
     pub fn failures_elsewhere(&self) -> impl Iterator<Item = &str> {
         let reports = self.others.values().flat_map(|other| &other.summary.replicas);
-        reports.filter_map(|report| if let ReplicaState::Failed(why) = &report.state { Some(why.as_str()) } else { None })
+        reports.filter_map(|report| failure(&report.state))
     }
 
     fn replicas(&self) -> impl Iterator<Item = Candidate<'_>> {
@@ -406,6 +426,10 @@ impl ClusterView {
     pub fn n_up(&self) -> usize {
         1 + self.others.values().filter(|other| other.state() == NodeState::Up).count()
     }
+}
+
+fn failure(state: &ReplicaState) -> Option<&str> {
+    if let ReplicaState::Failed(why) = state { Some(why) } else { None }
 }
 
 fn note_load_times(known: &mut BTreeMap<ModelId, Duration>, replicas: &[ReplicaReport]) {

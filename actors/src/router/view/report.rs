@@ -141,7 +141,7 @@ impl ClusterView {
         shown(&self.own)
     }
 
-    /// What this node is to hold from its start and has not held yet, by what [`Self::all_models`] says of it (CX-50).
+    /// What this node is to hold from its start and has not held yet, by what became of it here, or else what [`Self::all_models`] says of it (CX-50).
     pub fn activation(&self) -> Activation {
         let mut activation = Activation::default();
         if self.to_preload().next().is_none() {
@@ -149,9 +149,15 @@ impl ClusterView {
         }
         let models = self.all_models();
         for model in self.to_preload().map(|entry| entry.profile.id.clone()) {
-            match models.iter().find(|report| report.id == model).map(|report| &report.state) {
-                Some(ModelState::Failed(why)) => activation.failed.push(NotActivated { model, reason: why.clone() }),
-                _ => activation.pending.push(model),
+            let of_all = models.iter().find(|report| report.id == model).map(|report| &report.state);
+            let failed = match (self.own_failure(&model), of_all) {
+                (Some(why), _) => Some(why.to_owned()),
+                (None, Some(ModelState::Failed(why))) => Some(why.clone()),
+                (None, _) => None,
+            };
+            match failed {
+                Some(reason) => activation.failed.push(NotActivated { model, reason }),
+                None => activation.pending.push(model),
             }
         }
         activation

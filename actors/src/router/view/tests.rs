@@ -152,4 +152,28 @@ fn what_a_node_is_to_hold_from_its_start_is_told_until_it_holds_it_and_why_not()
     assert_eq!(told.pending, ["next".parse().unwrap()]);
     let failed: Vec<(&str, bool)> = told.failed.iter().map(|one| (one.model.as_str(), one.reason.contains("cut"))).collect();
     assert_eq!(failed, [("broken", true), ("large", false)]);
+
+    // What was begun is pending, and what has failed is told and begun again, until it is there or somebody lets it go.
+    let next: ModelId = "next".parse().unwrap();
+    let is_to_load = |view: &ClusterView| view.to_load().any(|entry| entry.profile.id == next);
+    let reasons = |view: &ClusterView| view.activation().failed.into_iter().map(|one| one.reason).collect::<Vec<_>>();
+    assert!(is_to_load(&view) && view.is_preloading());
+    view.on_own_replica(replica("next", ReplicaState::Loading), SystemTime::now());
+    assert!(!is_to_load(&view), "it is on its way");
+    assert_eq!(view.activation().pending, std::slice::from_ref(&next));
+    view.on_own_replica(replica("next", ReplicaState::Failed("no route to the hub".into())), SystemTime::now());
+    assert!(is_to_load(&view) && !view.is_preloading() && view.activation().pending.is_empty());
+    assert!(reasons(&view).contains(&"no route to the hub".to_owned()), "{:?}", reasons(&view));
+    view.on_own_replica_left(&next, "cpu-0".parse().unwrap());
+    assert_eq!((is_to_load(&view), view.activation().pending), (true, vec![next.clone()]));
+    let mut let_go = ClusterView::new("test".into(), facts("a"));
+    let_go.on_own_catalogue(view.own_catalogue().clone(), SystemTime::now());
+    let_go.on_own_replica(replica("next", ReplicaState::Loading), SystemTime::now());
+    let_go.on_let_go(next.clone());
+    let_go.on_own_replica_left(&next, "cpu-0".parse().unwrap());
+    for (view, state) in [(&mut view, ReplicaState::Loaded), (&mut let_go, ReplicaState::Loading)] {
+        view.on_own_replica(replica("next", state), SystemTime::now());
+        view.on_own_replica_left(&next, "cpu-0".parse().unwrap());
+        assert!(!is_to_load(view), "it is loaded again when it is asked for");
+    }
 }
