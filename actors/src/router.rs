@@ -348,13 +348,14 @@ impl RouterState {
                 self.n_routed += 1;
                 self.args.view.write().on_sent(&decision.replica);
                 debug!(replica = %decision.replica, considered = decision.considered.len(), "routed");
-                let cold = self.ensured.remove(&request.model);
                 let replica = decision.replica.clone();
-                let loaded = match cold {
-                    Some(Ensured::Answered(_, Ok(explanation))) => Some(explanation),
+                // What goes on at a node that stops is not served by what its home was asked for.
+                let is_served = decision.considered.iter().any(|one| one.verdict.is_ok());
+                let said = match if is_served { self.ensured.remove(&request.model) } else { None } {
+                    Some(Ensured::Answered(at, Ok(explanation))) => Some((at, explanation)),
                     Some(Ensured::Answered(_, Err(_)) | Ensured::Asked) | None => None,
                 };
-                let route = self.decisions.on_routed(id, &request.model, decision, loaded, Instant::now());
+                let route = self.decisions.on_routed(id, &request.model, decision, said, Instant::now());
                 (Routed::To(replica), route)
             }
             Err(wait) => {
@@ -372,6 +373,7 @@ impl RouterState {
             self.publish_later();
         }
         self.warn_of_missing();
+        self.forget_old();
         self.on_view();
         let spares = self.home.spares(&self.args.view.read(), Instant::now());
         for spare in spares {

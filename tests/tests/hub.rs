@@ -142,6 +142,30 @@ async fn a_load_by_hand_tells_its_own_failure_and_a_pull_that_succeeds_ends_it()
 }
 
 #[tokio::test]
+async fn a_model_that_fails_at_the_start_is_told_by_health_and_loaded_from_itself_when_its_files_come() {
+    // CX-46, CX-50
+    let mirror = Mirror::start("org/pip", [("pip-Q8_0.gguf", pip())]).await;
+    mirror.fail(Faults { corrupt: true, ..Faults::default() });
+    let home = Home::new();
+    let entry_of_it = "[[models]]\nid = \"capitals\"\nsource = \"hf:org/pip:Q8_0\"\npreload = true\n";
+    let n1 = node_listing(&home, "n1", &mirror, entry_of_it).await;
+    let activation =
+        async || n1.client().get("/health").await.map(|reply| reply.json["activation"].clone()).map_err(|error| error.to_string());
+    eventually("health tells of the failure", async || {
+        let activation = activation().await?;
+        let told = &activation["failed"][0];
+        let is_it = told["model"] == "capitals" && told["reason"].as_str().is_some_and(|why| why.contains("is damaged"));
+        if is_it && activation["pending"] == json!([]) { Ok(()) } else { Err(activation.to_string()) }
+    })
+    .await;
+    mirror.fail(Faults::default());
+    let pulled = n1.client().post("/v1/models/pull", &json!({"model_id": "capitals"})).await.unwrap();
+    assert_eq!(pulled.status, 200, "{}", pulled.text);
+    n1.offers("capitals").await; // and nobody has asked for it
+    assert_eq!(activation().await, Ok(json!({"pending": [], "failed": []})));
+}
+
+#[tokio::test]
 async fn a_model_that_one_place_cannot_take_is_no_failed_model() {
     let mirror = Mirror::start("org/pip", [("pip-Q8_0.gguf", pip())]).await;
     let home = Home::new();

@@ -11,6 +11,8 @@ use super::policy::Decision;
 
 /// So many requests are remembered, and so many placements of models.
 const REMEMBERED: usize = 1024;
+/// What a home said so long before a request began to wait was said for it, too.
+const BELIEVED: Duration = super::loads::ENSURED_FOR;
 /// So many places are told in a line: headers have their limits.
 const PLACES_IN_LINE: usize = 16;
 
@@ -29,21 +31,27 @@ struct Kept {
     explanation: Explanation,
     /// Its ways so far, without that it waits now.
     ways: String,
-    waits: bool,
+    /// Since when it waits, if it does now.
+    waits: Option<Instant>,
 }
 
 impl Decisions {
-    /// A request was sent to a replica, which was loaded for it if `loaded` says so, or while it waited. Returns why, in a line.
+    /// A request was sent to a replica. If it has waited, it is told with it why the replica is there: as its home said, if that was `said` for those
+    /// who waited, or as it was placed last. Returns why, in a line.
     pub(super) fn on_routed(
         &mut self,
         id: RequestId,
         model: &ModelId,
         decision: Decision,
-        loaded: Option<Explanation>,
+        said: Option<(Instant, Explanation)>,
         now: Instant,
     ) -> String {
-        let waited = self.by_request.get(&id).is_some_and(|kept| kept.waits);
-        let loaded = loaded.or_else(|| self.placement(model, now).filter(|_| waited));
+        let waited_since = self.by_request.get(&id).and_then(|kept| kept.waits);
+        let place = place_name(&(decision.replica.node.clone(), decision.replica.device));
+        let loaded = waited_since.and_then(|since| {
+            let said = said.filter(|(at, said)| *at + BELIEVED >= since && chosen(said).is_none_or(|chosen| chosen == place));
+            said.map(|(_, said)| said).or_else(|| self.placement(model, now).filter(|placed| chosen(placed) == Some(place.as_str())))
+        });
         let mut explanation = explain(model, &decision);
         let mut line = in_a_line(&explanation);
         if let Some(loaded) = &loaded {
@@ -59,7 +67,7 @@ impl Decisions {
 
     /// Is that news of a request, that it waits for this reason?
     pub(super) fn is_new_wait(&self, id: RequestId, why: &RequestError) -> bool {
-        !self.by_request.get(&id).is_some_and(|kept| kept.waits && kept.explanation.decision.ends_with(&why.to_string()))
+        !self.by_request.get(&id).is_some_and(|kept| kept.waits.is_some() && kept.explanation.decision.ends_with(&why.to_string()))
     }
 
     /// A request waits for its model to be loaded.
@@ -96,14 +104,17 @@ impl Decisions {
             return; // it is known already
         }
         let considered = kept.map(|kept| kept.explanation.considered.clone()).unwrap_or_default();
-        let decision =
-            if kept.is_some_and(|kept| kept.waits) { format!("it has waited in vain: {text}") } else { format!("it has failed: {text}") };
+        let decision = if kept.is_some_and(|kept| kept.waits.is_some()) {
+            format!("it has waited in vain: {text}")
+        } else {
+            format!("it has failed: {text}")
+        };
         self.keep(id, Explanation { model: model.clone(), decision, considered, age: Duration::ZERO }, false, now);
     }
 
     /// The client of a request has left. One that was served is known by its way.
     pub(super) fn on_left(&mut self, id: RequestId, now: Instant) {
-        let Some(kept) = self.by_request.get(&id).filter(|kept| kept.waits) else { return };
+        let Some(kept) = self.by_request.get(&id).filter(|kept| kept.waits.is_some()) else { return };
         let explanation = Explanation { decision: "its client has left while it waited".to_owned(), ..kept.explanation.clone() };
         self.keep(id, explanation, false, now);
     }
@@ -134,17 +145,18 @@ impl Decisions {
 
     /// A request that is sent a second time is explained by its last way, with those before it in front.
     fn keep(&mut self, id: RequestId, mut explanation: Explanation, waits: bool, now: Instant) {
-        let ways = match self.by_request.get(&id) {
-            Some(before) => before.ways.clone(),
+        let (ways, since) = match self.by_request.get(&id) {
+            Some(before) => (before.ways.clone(), before.waits),
             None => {
                 self.order.push_back(id);
-                String::new()
+                (String::new(), None)
             }
         };
         if !ways.is_empty() {
             explanation.decision = format!("{ways}; then {}", explanation.decision);
         }
         let ways = if waits { ways } else { explanation.decision.clone() };
+        let waits = waits.then(|| since.unwrap_or(now));
         self.by_request.insert(id, Kept { at: now, explanation, ways, waits });
         if self.order.len() > REMEMBERED
             && let Some(oldest) = self.order.pop_front()
@@ -154,9 +166,14 @@ impl Decisions {
     }
 }
 
+/// The place that was chosen.
+fn chosen(explanation: &Explanation) -> Option<&str> {
+    explanation.considered.iter().find(|place| place.chosen).map(|place| place.place.as_str())
+}
+
 /// What is said of a model that is loaded, and why it was placed there, if it is still at the place that was chosen then.
 pub(crate) fn with_placement(mut explanation: Explanation, placement: Option<Explanation>, holds_it: impl Fn(&str) -> bool) -> Explanation {
-    let still = |placement: &Explanation| placement.considered.iter().any(|place| place.chosen && holds_it(&place.place));
+    let still = |placement: &Explanation| chosen(placement).is_some_and(&holds_it);
     if let Some(placement) = placement.filter(still) {
         let ago = placement.age.as_secs();
         explanation.decision = format!("{}; it was placed {ago} s ago: {}", explanation.decision, placement.decision);
@@ -253,6 +270,31 @@ mod tests {
         assert!(!sent.decision.contains("waits") && sent.decision.contains("before that it is loaded on a/cpu-0"), "{}", sent.decision);
         let [place] = &sent.considered[..] else { panic!("one place is told once: {:?}", sent.considered) };
         assert_eq!((place.chosen, place.verdict.as_str()), (true, "first token expected in 0 ms; when it was placed: fits"));
+    }
+
+    #[test]
+    fn a_request_is_told_of_the_load_that_it_has_waited_for_and_of_no_other() {
+        let begun = Instant::now();
+        let line = |placed: Option<Explanation>, said: Option<(Instant, Explanation)>, waits: bool| {
+            let mut decisions = Decisions::default();
+            placed.iter().for_each(|placed| decisions.on_placed(placed, begun));
+            let now = begun + Duration::from_secs(3600);
+            if waits {
+                decisions.on_waiting(ID, &model(), &error("loading"), Vec::new(), now);
+                decisions.on_waiting(ID, &model(), &error("still loading"), Vec::new(), now + Duration::from_secs(60));
+            }
+            decisions.on_routed(ID, &model(), decision(), said, now + Duration::from_secs(90))
+        };
+        let elsewhere = || Explanation { considered: vec![ConsideredPlace { place: "c/cpu-0".into(), ..place(true) }], ..placement() };
+        let in_time = begun + Duration::from_secs(3601);
+        let is_told = |line: String| line.contains("before that");
+        assert!(is_told(line(Some(placement()), None, true)));
+        assert!(!is_told(line(Some(elsewhere()), None, true)), "that was another load");
+        assert!(!is_told(line(Some(placement()), None, false)), "it has not waited");
+        assert!(is_told(line(None, Some((in_time, placement())), true)));
+        assert!(!is_told(line(None, Some((in_time, elsewhere())), true)));
+        assert!(!is_told(line(None, Some((begun, placement())), true)), "that was said long before");
+        assert!(!is_told(line(None, Some((in_time, placement())), false)));
     }
 
     #[test]

@@ -20,9 +20,11 @@ use crate::nodes::no_answer;
 use crate::peers::PeerError;
 
 /// What the home said of a model is believed for so long before it is asked again.
-const ENSURED_FOR: Duration = Duration::from_millis(500);
+pub(super) const ENSURED_FOR: Duration = Duration::from_millis(500);
 /// A refusal that only somebody can mend is believed for so long.
 const REFUSED_FOR: Duration = Duration::from_secs(2);
+/// What the home said is told to those who waited for the load, however long it took.
+const ENSURED_KEPT: Duration = Duration::from_secs(3600);
 /// Devices that are not open after so long are not waited for by models that are to be loaded at the start.
 const DEVICE_WAIT: Duration = Duration::from_secs(30);
 
@@ -57,7 +59,12 @@ impl RouterState {
                     Some(Ensured::Answered(_, Err(error))) if may_pass(error) => Some(error.clone()),
                     _ => None,
                 };
-                self.n_cold += u64::from(error.is_none());
+                // One who waits is told the same again and again, and asks each time.
+                let is_news = match known {
+                    Some(Ensured::Answered(at, _)) => !believed(*at, REFUSED_FOR),
+                    Some(Ensured::Asked) | None => true,
+                };
+                self.n_cold += u64::from(is_news);
                 self.want(model);
                 error.map_or_else(|| wait(format!("the model '{model}' is being looked for a place")), Routed::Wait)
             }
@@ -176,6 +183,17 @@ impl RouterState {
         };
         let effects = self.home.on_answer(&self.args.view.read(), model, result, now);
         self.carry_out(model, effects);
+    }
+
+    /// Forgets what was asked of homes and what they said, once nobody waits for it any more.
+    pub(super) fn forget_old(&mut self) {
+        let now = Instant::now();
+        let is_young = |at: &Instant, time: Duration| now.saturating_duration_since(*at) < time;
+        self.asked_for_more.retain(|_, asked| is_young(asked, ORDER_DEADLINE));
+        self.ensured.retain(|_, ensured| match ensured {
+            Ensured::Asked => true,
+            Ensured::Answered(at, _) => is_young(at, ENSURED_KEPT),
+        });
     }
 
     /// The view changed, or time passed: so may orders.
