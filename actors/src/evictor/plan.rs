@@ -146,9 +146,9 @@ pub enum Stays {
     /// It has requests, or is being loaded.
     #[error("in use")]
     InUse,
-    /// It was used a moment ago.
-    #[error("kept warm")]
-    Warm,
+    /// It stays for so long after its last use.
+    #[error("kept warm for {} s after its last use", .0.as_secs())]
+    Warm(Duration),
 }
 
 /// Room on a device.
@@ -176,7 +176,7 @@ pub struct NoRoom {
 impl NoRoom {
     /// May there be room before long, when those that are in use no longer are?
     pub fn may_pass(&self) -> bool {
-        self.needed <= self.total && self.stays.iter().any(|(_, why)| matches!(why, Stays::InUse | Stays::Warm))
+        self.needed <= self.total && self.stays.iter().any(|(_, why)| matches!(why, Stays::InUse | Stays::Warm(_)))
     }
 }
 
@@ -244,7 +244,7 @@ fn may_go(occupant: &Occupant, class: u32, policy: &EvictionPolicy) -> Result<()
     }
     match occupant.idle {
         None => Err(Stays::InUse),
-        Some(idle) if idle < policy.keep_warm => Err(Stays::Warm),
+        Some(idle) if idle < policy.keep_warm => Err(Stays::Warm(policy.keep_warm)),
         Some(_) => Ok(()),
     }
 }

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use plexus_types::{DeviceKind, ModelId, NodeState, ReplicaState};
+use plexus_types::{DeviceKind, ModelId, ModelProfile, NodeState, ReplicaState};
 
 use super::place::Site;
 use super::view::{Candidate, ClusterView};
+use crate::evictor::plan::EvictionPolicy;
 
 /// What a request costs that must cross to another node, in seconds. Measured over loopback; it decides only between equals.
 const HOP_S: f64 = 0.000_5;
@@ -59,21 +60,33 @@ pub(super) fn load(view: &ClusterView, model: &ModelId) -> Duration {
     ask_again(whole.unwrap_or_default() * (1.0 - done.clamp(0.0, 1.0)))
 }
 
-/// Until one of the replicas in these places has answered all that it has, and the model is loaded in its stead.
-pub(super) fn room<'a>(view: &ClusterView, model: &ModelId, sites: impl IntoIterator<Item = &'a Site>) -> Duration {
-    let mut idle_s = f64::INFINITY;
+/// Until one of the replicas in these places has answered all that it has, and is no longer kept warm, and the model is loaded in its stead. Only
+/// those count that may go at all.
+pub(super) fn room<'a>(
+    view: &ClusterView,
+    model: &ModelId,
+    sites: impl IntoIterator<Item = &'a Site>,
+    policy: &EvictionPolicy,
+) -> Duration {
+    let class = view.catalogue().models.get(model).map_or(ModelProfile::DEFAULT_PRIORITY, |model| model.profile.residency_priority);
+    let mut goes_s = f64::INFINITY;
     for (node, device) in sites {
         let Some(node) = view.nodes().find(|known| known.id == node) else { continue };
-        for one in view.replicas_on(node, *device) {
-            let load = &one.report.load;
-            let present = load.running.saturating_add(load.waiting).saturating_add(one.sent);
-            if present > 0 {
-                idle_s = idle_s.min(answers_s(&one, present));
-            }
-        }
+        let may_go = view.replicas_on(node, *device).filter(|one| !one.report.pinned && one.report.residency_priority <= class);
+        // Who could go now and has not does not make room enough.
+        goes_s = may_go.map(|one| goes_in_s(&one, policy.keep_warm)).filter(|s| *s > 0.0).fold(goes_s, f64::min);
     }
-    let idle_s = if idle_s.is_finite() { idle_s } else { 0.0 };
-    ask_again(idle_s + load(view, model).as_secs_f64())
+    let goes_s = if goes_s.is_finite() { goes_s } else { 0.0 };
+    ask_again(goes_s + load(view, model).as_secs_f64())
+}
+
+/// Until a replica has answered all that it has, and nobody has used it for as long as it is kept warm.
+fn goes_in_s(candidate: &Candidate<'_>, keep_warm: Duration) -> f64 {
+    let load = &candidate.report.load;
+    match load.running.saturating_add(load.waiting).saturating_add(candidate.sent) {
+        0 => keep_warm.saturating_sub(candidate.report.idle.unwrap_or_default()).as_secs_f64(),
+        present => answers_s(candidate, present) + keep_warm.as_secs_f64(),
+    }
 }
 
 /// In what time a replica generates so many answers.

@@ -99,7 +99,7 @@ type Victim = (ModelId, Duration);
 /// the one with most room.
 pub fn place(view: &ClusterView, want: &Want<'_>, policy: &EvictionPolicy) -> Result<Placement, Box<Unplaced>> {
     let Some(model) = view.catalogue().models.get(want.model) else {
-        return Err(Box::new(unplaced(view, want.model, Vec::new(), &[])));
+        return Err(Box::new(unplaced(view, want.model, Vec::new(), &[], policy)));
     };
     let mut fits: Vec<(Rank, Vec<Victim>)> = Vec::new();
     let mut refused: Vec<(Site, NotHere)> = Vec::new();
@@ -118,7 +118,7 @@ pub fn place(view: &ClusterView, want: &Want<'_>, policy: &EvictionPolicy) -> Re
         fits.iter().enumerate().map(|(i, (rank, victims))| describe(rank, victims, i == 0)).collect();
     considered.extend(refused.into_iter().map(|(site, why)| ConsideredPlace { place: place_name(&site), verdict: why.why, chosen: false }));
     let Some((Rank { site, .. }, victims)) = fits.into_iter().next() else {
-        return Err(Box::new(unplaced(view, want.model, considered, &busy)));
+        return Err(Box::new(unplaced(view, want.model, considered, &busy, policy)));
     };
     let victims: Vec<ModelId> = victims.into_iter().map(|(victim, _)| victim).collect();
     let order = LoadOrder { profile: profile_on(model, &site.0), device: site.1, facts: facts_on(model, &site.0).cloned() };
@@ -359,13 +359,19 @@ fn describe(rank: &Rank, victims: &[Victim], chosen: bool) -> ConsideredPlace {
 }
 
 /// There is no room, or not before what is in use at the `busy` places no longer is.
-fn unplaced(view: &ClusterView, model: &ModelId, considered: Vec<ConsideredPlace>, busy: &[Site]) -> Unplaced {
+fn unplaced(
+    view: &ClusterView,
+    model: &ModelId,
+    considered: Vec<ConsideredPlace>,
+    busy: &[Site],
+    policy: &EvictionPolicy,
+) -> Unplaced {
     let reasons = by_reason(considered.iter().map(|place| (place.place.as_str(), place.verdict.as_str())));
     let reasons = if reasons.is_empty() { "no device is open".to_owned() } else { reasons };
     let message = format!("the model '{model}' cannot be loaded now ({reasons})");
     let (decision, error) = match busy {
         [] => ("it cannot be loaded", RequestError::Unservable { message }),
-        busy => ("it waits for room", RequestError::Unavailable { message, retry_after: expected::room(view, model, busy) }),
+        busy => ("it waits for room", RequestError::Unavailable { message, retry_after: expected::room(view, model, busy, policy) }),
     };
     Unplaced { error, explanation: Explanation { model: model.clone(), decision: decision.to_owned(), considered, age: Duration::ZERO } }
 }

@@ -51,7 +51,8 @@ async fn a_model_that_is_kept_warm_stays_and_whoever_waits_for_it_hears_so_when_
     answer(node.client(), "warm").await;
     let refused = ask(node.client(), "waits").await;
     assert_eq!(refused.status, 503, "{}", refused.text);
-    assert!(refused.text.contains("'warm' is kept warm") && refused.header("retry-after").is_some(), "{}", refused.text);
+    assert!(refused.text.contains("'warm' is kept warm for 3600 s after its last use"), "{}", refused.text);
+    assert_eq!(refused.header("retry-after"), Some("300"), "that is the longest that anybody is told: {}", refused.text);
     assert_eq!(loaded(&node).await, ["warm"]);
     let id = refused.header("x-request-id").expect("every answer has an id");
     let explained = node.client().get(&format!("/v1/cluster/explain/{id}")).await.unwrap();

@@ -64,13 +64,33 @@ fn room_comes_when_the_first_has_answered_all_that_it_has() {
     view.on_own_replica(loaded("m", 3.0), SystemTime::now());
     view.on_own_replica_left(&id("m"), "cpu-0".parse().unwrap());
     let site = (facts("a").id, "cpu-0".parse().unwrap());
-    assert_eq!(room(&view, &id("m"), [&site]), s(3.0), "nobody is busy any more");
+    let policy = EvictionPolicy::default();
+    let room_at = |view: &ClusterView, sites: &[&Site], policy: &EvictionPolicy| room(view, &id("m"), sites.iter().copied(), policy);
+    assert_eq!(room_at(&view, &[&site], &policy), s(3.0), "nobody is busy any more");
     for (model, running, waiting) in [("busy", 2, 1), ("busier", 4, 4)] {
         let mut report = ReplicaReport { memory: Bytes::mib(50), ..loaded(model, 1.0) };
         (report.load.running, report.load.waiting) = (running, waiting);
         (report.load.answer_tokens, report.load.decode_tokens_per_s) = (200.0, 50.0);
         view.on_own_replica(report, SystemTime::now());
     }
-    assert_eq!(room(&view, &id("m"), [&site]), s(3.0 * 200.0 / 50.0 + 3.0));
-    assert_eq!(room(&view, &id("m"), []), s(3.0));
+    assert_eq!(room_at(&view, &[&site], &policy), s(3.0 * 200.0 / 50.0 + 3.0));
+    assert_eq!(room_at(&view, &[], &policy), s(3.0));
+    let warm = EvictionPolicy { keep_warm: s(60.0), ..policy };
+    assert_eq!(room_at(&view, &[&site], &warm), s(3.0 * 200.0 / 50.0 + 60.0 + 3.0), "it stays for a while after that");
+}
+
+#[test]
+fn room_comes_when_the_first_is_no_longer_kept_warm_of_those_that_may_go() {
+    let mut view = view(&[("m", 100)]);
+    view.on_own_replica(loaded("m", 3.0), SystemTime::now());
+    view.on_own_replica_left(&id("m"), "cpu-0".parse().unwrap());
+    let idle_for = |model: &str, idle_s: f64| ReplicaReport { memory: Bytes::mib(30), idle: Some(s(idle_s)), ..loaded(model, 1.0) };
+    view.on_own_replica(ReplicaReport { pinned: true, ..idle_for("pinned", 110.0) }, SystemTime::now());
+    view.on_own_replica(ReplicaReport { residency_priority: 101, ..idle_for("higher", 110.0) }, SystemTime::now());
+    view.on_own_replica(idle_for("cold", 500.0), SystemTime::now());
+    view.on_own_replica(idle_for("warm", 20.0), SystemTime::now());
+    view.on_own_replica(idle_for("warmer", 10.0), SystemTime::now());
+    let site = (facts("a").id, "cpu-0".parse().unwrap());
+    let policy = EvictionPolicy { keep_warm: s(120.0), ..EvictionPolicy::default() };
+    assert_eq!(room(&view, &id("m"), [&site], &policy), s(100.0 + 3.0));
 }
