@@ -200,7 +200,10 @@ impl Inference for ClusterInference {
 
     async fn pin_model(&self, model: &ModelId, pinned: bool) -> Result<Vec<String>, RequestError> {
         let model = self.resolve(model);
-        self.at_each(&model, &Place::default(), |model, _| Question::Pin(model, pinned)).await
+        if pinned {
+            return self.at_each(&model, &Place::default(), |model, _| Question::Pin(model, true)).await;
+        }
+        self.unpin_by_hand(&model).await
     }
 
     async fn explain(&self, subject: &str) -> Option<Explanation> {

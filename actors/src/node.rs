@@ -47,6 +47,9 @@ use crate::streams::StreamsMsg;
 /// An actor that takes longer to say how it is counts as not answering.
 const INSPECT_DEADLINE: Duration = Duration::from_millis(500);
 
+/// What is to be started anew ends within this. One that did not, as what has failed before does not end with its device, ends for another reason later.
+const RENEWED_WITHIN: Duration = Duration::from_secs(10);
+
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -137,15 +140,15 @@ struct Slot {
     last_error: Option<String>,
     /// It ends on purpose, and is not started again.
     dismissed: bool,
-    /// It ends on purpose, or with a device that does, and is started again without that counting as a failure.
-    renewed: bool,
+    /// When it was told to end on purpose, or the device that it is on: it is started again without that counting as a failure.
+    renewed: Option<Instant>,
 }
 
 impl Slot {
     /// A child that is not started yet.
     fn new(path: String, role: Role, child: impl Child + 'static) -> Self {
         let restarts = Restarts::default();
-        Self { path, role, child: Arc::new(child), life: None, restarts, last_error: None, dismissed: false, renewed: false }
+        Self { path, role, child: Arc::new(child), life: None, restarts, last_error: None, dismissed: false, renewed: None }
     }
 }
 
@@ -234,7 +237,7 @@ impl NodeState {
         if let Role::Model((model, device), _) = &slot.role {
             self.args.addresses.router.tell(RouterMsg::OwnReplicaGone(model.clone(), *device));
         }
-        if std::mem::take(&mut slot.renewed) {
+        if slot.renewed.take().is_some_and(|at| at.elapsed() < RENEWED_WITHIN) {
             return self.args.address.tell_after(FIRST_PAUSE, NodeMsg::Start(id));
         }
         slot.last_error = Some(why.clone());
@@ -321,12 +324,12 @@ impl NodeState {
     fn on_restart(&mut self, path: &str) {
         let Some(slot) = self.children.values_mut().find(|slot| slot.path == path) else { return };
         let Some(life) = &slot.life else { return };
-        slot.renewed = true;
+        slot.renewed = Some(Instant::now());
         life.stop(Some("renewed".into()));
         // Those that a device holds lose it, and are started again with it: that is no failure of theirs.
         if let Role::Device(device) = slot.role {
             let on_it = |slot: &&mut Slot| matches!(&slot.role, Role::Model((_, at), _) if *at == device);
-            self.children.values_mut().filter(on_it).for_each(|slot| slot.renewed = true);
+            self.children.values_mut().filter(on_it).for_each(|slot| slot.renewed = Some(Instant::now()));
         }
     }
 

@@ -324,7 +324,8 @@ impl EvictorCore {
 
     fn on_pin(&mut self, model: &ModelId, pinned: bool, out: &mut Vec<Effect>) -> Result<(), RequestError> {
         let places: Vec<Place> = self.hosted.keys().filter(|place| place.0 == *model).cloned().collect();
-        if places.is_empty() {
+        let unpins_for_later = !pinned && self.pins.get(model) == Some(&true);
+        if places.is_empty() && !unpins_for_later {
             let not_here = || RequestError::invalid("model", format!("the model '{model}' is not on this node; load it first"));
             return Err(self.not_heard(|place| place.0 == *model).unwrap_or_else(not_here));
         }

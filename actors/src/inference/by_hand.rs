@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use plexus_api::service::{LoadModel, LoadedModel, Place};
 use plexus_types::{DeviceId, ModelId, NodeId, NodeName, ReplicaId, ReplicaState, RequestError};
 use tokio::time::Instant;
@@ -89,6 +90,22 @@ impl ClusterInference {
         let view = self.view.read();
         let there = view.candidates(model).filter(|one| place.holds(&one.id));
         there.map(|one| (name_of(&one.id), one.report.state.clone())).collect()
+    }
+
+    /// Lets go a model where it is, and where it was pinned and is not loaded now. Says where it was done.
+    pub(super) async fn unpin_by_hand(&self, model: &ModelId) -> Result<Vec<String>, RequestError> {
+        let unpin = |model, _| Question::Pin(model, false);
+        let holders: Vec<NodeId> = self.view.read().candidates(model).map(|one| one.id.node).collect();
+        let others = self.nodes.all().into_iter().filter(|node| !holders.contains(node));
+        let asked = others.map(|node| async move {
+            let unpinned = self.nodes.order(&node, Question::Pin(model.clone(), false), ORDER_DEADLINE).await;
+            unpinned.is_ok().then(|| node.name.to_string()) // else it is not pinned there
+        });
+        let kept: Vec<String> = join_all(asked).await.into_iter().flatten().collect();
+        if holders.is_empty() && !kept.is_empty() {
+            return Ok(kept);
+        }
+        Ok([self.at_each(model, &Place::default(), unpin).await?, kept].concat())
     }
 
     /// Asks every node that holds a model, as far as the place is named. Says where it was done.

@@ -18,8 +18,7 @@ use crate::messages::{Ensure, LoadOrder};
 /// An order that was begun shows in the view within this, or was lost.
 const ORDER_SHOWS: Duration = Duration::from_secs(5);
 /// A replica beyond the first that nobody has used for so long goes.
-const SPARE_IDLE: Duration = Duration::from_secs(60);
-
+pub(super) const SPARE_IDLE: Duration = Duration::from_secs(60);
 /// A spare replica that was told to go and is there for so long stays.
 const SPARE_GOES: Duration = Duration::from_secs(30);
 

@@ -144,7 +144,14 @@ impl RouterState {
             return drop(reply.send(Ok(Explanation { model: model.clone(), decision, considered: Vec::new(), age: Duration::ZERO })));
         }
         let (order, node, explanation) = match placed {
-            Ok(placement) => (Box::new(placement.order), placement.site.0, placement.explanation),
+            Ok(placement) => {
+                let mut explanation = placement.explanation;
+                if self.args.view.read().candidates(model).any(|one| one.report.state == ReplicaState::Loaded) {
+                    let idle_s = home::SPARE_IDLE.as_secs();
+                    explanation.decision += &format!("; it is there beside another: whichever nobody has used for {idle_s} s goes, unless it is pinned");
+                }
+                (Box::new(placement.order), placement.site.0, explanation)
+            }
             Err(unplaced) if unplaced.explanation.considered.is_empty() => {
                 let device = place.device.map_or_else(|| "open device".to_owned(), |device| format!("device '{device}'"));
                 let message = match &place.node {

@@ -250,6 +250,13 @@ fn what_is_pinned_by_hand_is_kept_and_counts_before_what_is_listed() {
     assert_eq!(kept(&pin(&mut bench, true)), Some(pins), "that it could not be kept is told to nobody, so saying it again tries again");
     assert_eq!(kept(&pin(&mut bench, false)), Some(Pins::from([("a".parse().unwrap(), false)])));
 
+    // One that is not there can be let go, and pinned only where it is.
+    let mut absent = EvictorCore::new(EvictionConfig::default(), Pins::from([("a".parse().unwrap(), true)]));
+    let mut told = |pinned| absent.on_event(Event::Pin { model: "a".parse().unwrap(), pinned, asker: 1 }, Instant::now());
+    assert_eq!(kept(&told(true)), None);
+    assert_eq!(kept(&told(false)), Some(Pins::from([("a".parse().unwrap(), false)])));
+    assert_eq!(kept(&told(false)), None, "it is pinned no longer");
+
     // In the next life; the other way round too.
     for (by_hand, listed) in [(true, false), (false, true)] {
         let mut core = EvictorCore::new(EvictionConfig::default(), Pins::from([("a".parse().unwrap(), by_hand)]));
