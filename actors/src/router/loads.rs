@@ -148,7 +148,8 @@ impl RouterState {
                 let mut explanation = placement.explanation;
                 if self.args.view.read().candidates(model).any(|one| one.report.state == ReplicaState::Loaded) {
                     let idle_s = home::SPARE_IDLE.as_secs();
-                    explanation.decision += &format!("; it is there beside another: whichever nobody has used for {idle_s} s goes, unless it is pinned");
+                    explanation.decision +=
+                        &format!("; it is there beside another: whichever nobody has used for {idle_s} s goes, unless it is pinned");
                 }
                 (Box::new(placement.order), placement.site.0, explanation)
             }

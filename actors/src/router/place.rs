@@ -359,13 +359,7 @@ fn describe(rank: &Rank, victims: &[Victim], chosen: bool) -> ConsideredPlace {
 }
 
 /// There is no room, or not before what is in use at the `busy` places no longer is.
-fn unplaced(
-    view: &ClusterView,
-    model: &ModelId,
-    considered: Vec<ConsideredPlace>,
-    busy: &[Site],
-    policy: &EvictionPolicy,
-) -> Unplaced {
+fn unplaced(view: &ClusterView, model: &ModelId, considered: Vec<ConsideredPlace>, busy: &[Site], policy: &EvictionPolicy) -> Unplaced {
     let reasons = by_reason(considered.iter().map(|place| (place.place.as_str(), place.verdict.as_str())));
     let reasons = if reasons.is_empty() { "no device is open".to_owned() } else { reasons };
     let message = format!("the model '{model}' cannot be loaded now ({reasons})");
