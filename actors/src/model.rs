@@ -154,11 +154,11 @@ pub struct ModelActor;
 #[derive(Debug)]
 pub struct ModelState {
     args: ModelArgs,
+    /// Requests to embed texts that are under way. Ended before what the device holds for them.
+    embeds: Embeds,
     phase: Phase,
     /// Requests whose prompt is being encoded.
     encoding: HashMap<SequenceKey, Arrival>,
-    /// Requests to embed texts that are under way.
-    embeds: Embeds,
     /// Requests that were not taken.
     rejected: Rejected,
     /// Requests running and waiting as last reported to the router, and when.

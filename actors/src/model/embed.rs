@@ -13,6 +13,7 @@ use plexus_engine::embed::EmbedWork;
 use plexus_types::{EmbedInput, EmbedRequest, Embeddings, ModelKind, Prompt, RequestError, RequestId};
 use ractor::RpcReplyPort;
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use self::turns::{Turns, Who};
@@ -51,6 +52,17 @@ struct UnderWay {
     request: RequestId,
     principal: Principal,
     since: Instant,
+    /// Ends with this: what a life of the replica has begun is lost with it, rather than failed by a device that no longer holds the model.
+    _task: AbortOnDrop,
+}
+
+#[derive(Debug)]
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Embeds {
@@ -76,9 +88,8 @@ impl Embeds {
         self.pieces.load(Ordering::Relaxed)
     }
 
-    fn on_begin(&mut self, request: RequestId, principal: Principal, since: Instant) -> Number {
+    fn next_number(&mut self) -> Number {
         self.next += 1;
-        self.under_way.insert(self.next, UnderWay { request, principal, since });
         self.next
     }
 
@@ -134,7 +145,7 @@ impl ModelState {
             }
         }
         let is_first = self.embeds.count(|one| one.request == id) == 0;
-        let number = self.embeds.on_begin(id, principal, Instant::now());
+        let (number, since) = (self.embeds.next_number(), Instant::now());
         let mut seat = Seat { model: self.args.address.clone(), life: self.life, number, refused: None };
         let work = Work {
             codec: resident.codec.clone(),
@@ -149,12 +160,14 @@ impl ModelState {
             full: overloaded(profile, present, place_wait),
         };
         let is_late = work.late.clone();
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let embedded = work.embed(request, || !reply.is_closed()).await;
             seat.refused = embedded.as_ref().err().and_then(|error| if *error == is_late { Some(Reason::Late) } else { Reason::of(error) });
             drop(seat);
-            drop(reply.send(embedded));
+            drop(reply.send(embedded)); // at once: nothing waits from here on, where the task might be ended
         });
+        let one = UnderWay { request: id, principal, since, _task: AbortOnDrop(task.abort_handle()) };
+        self.embeds.under_way.insert(number, one);
         self.note_use();
     }
 }

@@ -161,7 +161,7 @@ fn what_a_node_is_to_hold_from_its_start_is_told_until_it_holds_it_and_why_not()
     assert!(is_to_load(&view) && view.is_preloading());
     view.on_own_replica(replica("next", ReplicaState::Loading), SystemTime::now());
     assert!(!is_to_load(&view), "it is on its way");
-    assert_eq!(view.activation().pending, [next.clone()]);
+    assert_eq!(view.activation().pending, std::slice::from_ref(&next));
     view.on_own_replica(replica("next", ReplicaState::Failed("no route to the hub".into())), SystemTime::now());
     assert!(is_to_load(&view) && !view.is_preloading() && view.activation().pending.is_empty());
     assert!(reasons(&view).contains(&"no route to the hub".to_owned()), "{:?}", reasons(&view));
