@@ -12,9 +12,13 @@ use plexus_store::{Connect, Io, Stamp, Store, StoreConfig};
 use plexus_types::{FilesDigest, ModelSource, NodeName};
 use tempfile::TempDir;
 
-struct Alone;
+struct Alone(NodeName);
 
 impl Connect for Alone {
+    fn me(&self) -> &NodeName {
+        &self.0
+    }
+
     fn connect<'a>(&'a self, _peer: &'a NodeName) -> BoxFuture<'a, io::Result<Box<dyn Io>>> {
         Box::pin(async { Err(io::ErrorKind::NotConnected.into()) })
     }
@@ -22,7 +26,7 @@ impl Connect for Alone {
 
 /// A store that speaks to nobody.
 fn alone(folder: &Path) -> Store {
-    Store::new(StoreConfig::new(folder.to_owned()), Arc::new(Alone))
+    Store::new(StoreConfig::new(folder.to_owned()), Arc::new(Alone("a".parse().unwrap())))
 }
 
 fn stamp(path: &Path) -> io::Result<Option<Stamp>> {
