@@ -17,6 +17,8 @@ use crate::router::place::place_name;
 const FORMER_FAILURE: Duration = Duration::from_secs(1);
 /// How often the view is looked at for a model that is being loaded.
 const LOAD_POLL: Duration = Duration::from_millis(20);
+/// A replica that is loaded shows, and one that starts anew shows again within this.
+const GIVEN_UP: Duration = Duration::from_secs(2);
 /// Loads are begun, and replicas asked to go.
 const ORDER_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -42,8 +44,17 @@ impl ClusterInference {
         let asked_at = Instant::now();
         let until = asked_at + if wait { self.config.load_timeout } else { Duration::ZERO };
         let mut begun = false;
+        let (mut shown, mut gone_since) = (false, None);
         loop {
             let states = self.states(&model, &place);
+            shown |= !states.is_empty();
+            if !shown || !states.is_empty() {
+                gone_since = None;
+            } else if gone_since.get_or_insert_with(Instant::now).elapsed() > GIVEN_UP {
+                let message =
+                    format!("the load of the model '{model}' was given up: it was unloaded, or its node stopped, before it was there");
+                return Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(1) });
+            }
             let is = |wanted: &ReplicaState| states.iter().any(|(_, state)| state == wanted);
             // What is shown at first may be a former failure.
             begun |= is(&ReplicaState::Loading) || asked_at.elapsed() > FORMER_FAILURE;
