@@ -1,5 +1,5 @@
 use super::*;
-use plexus_types::{Bytes, Generation, ModelKind, ModelProfile, ModelSource, ReplicaLoad};
+use plexus_types::{Bytes, CatalogueEntry, FilesState, Generation, ModelKind, ModelProfile, ModelSource, ReplicaLoad};
 
 use crate::evictor::core::tests::facts as known;
 
