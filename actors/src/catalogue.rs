@@ -161,7 +161,6 @@ impl Actor for CatalogueActor {
                 state.args.shelf.close_unused(Instant::now());
                 state.forget_changed();
                 state.drop_outdated();
-                state.share();
                 state.look();
             }
             CatalogueMsg::RescanNow => state.look(),
@@ -382,19 +381,9 @@ impl CatalogueState {
         self.tell_soon();
     }
 
-    /// Others may fetch from here what counts, and nothing else.
-    fn share(&self) {
-        let view = self.args.view.read();
-        let counts = |entry: &&CatalogueEntry| match &entry.files {
-            FilesState::Present(facts) => view.catalogue().models.get(&entry.profile.id).is_none_or(|merged| merged.fits(facts.digest)),
-            FilesState::Unknown | FilesState::Absent | FilesState::Fetching { .. } | FilesState::Refused(_) => false,
-        };
-        let here = self.entries.values().map(|known| &known.entry).filter(counts);
-        self.args.shelf.share(here.flat_map(|entry| std::iter::once(&entry.profile.source).chain(&entry.profile.draft)).cloned());
-    }
-
     fn tell(&self) {
-        self.share();
+        let here = self.entries.values().map(|known| &known.entry).filter(|entry| matches!(entry.files, FilesState::Present(_)));
+        self.args.shelf.share(here.flat_map(|entry| std::iter::once(&entry.profile.source).chain(&entry.profile.draft)).cloned());
         let Listing { modified_ms, aliases, .. } = &self.args.listing;
         let entries = self.entries.values().map(|known| known.entry.clone()).collect();
         let catalogue = Catalogue { revision: 0, modified_ms: *modified_ms, entries, aliases: aliases.clone() };
