@@ -17,7 +17,7 @@ async fn post(client: &Client, path: &str, body: serde_json::Value) {
 /// A node whose working folder is its own, so that what lies there is at a path of the same name at each, and on none but it.
 async fn start_in(shelf: &Shelf, name: &str, sections: &str) -> Node {
     let folder = shelf.home.path().join(name);
-    std::fs::create_dir_all(&folder).expect("a folder can be made");
+    std::fs::create_dir_all(&folder).expect("a temporary folder can be written");
     let within = ["env", "-C", folder.to_str().expect("temporary folders have names of text")];
     shelf.node(name, 200, sections).inside(&within, IpAddr::V4(Ipv4Addr::LOCALHOST)).start().await
 }
