@@ -1,5 +1,5 @@
 //! Requests that wait for a place here while another replica of the model has some free: it was loaded for them, or has become idle. They are given
-//! up, and their ingresses send them on, as from a replica that went; of what they are nothing was computed yet.
+//! up, each once at most, and their ingresses send them on, as from a replica that went; of what they are nothing was computed yet.
 
 use std::time::Duration;
 
@@ -19,17 +19,20 @@ impl ModelState {
         let now = Instant::now();
         let is_early = self.handed_over.is_some_and(|before| now.saturating_duration_since(before) < HAND_OVER_EVERY);
         let Phase::Loaded { resident, batcher } = &mut self.phase else { return };
-        if is_early || batcher.n_without_place() == 0 {
+        let n_without_place = batcher.n_without_place(self.args.profile.running_max);
+        if is_early || n_without_place == 0 {
             return;
         }
         self.handed_over = Some(now);
         let me = ReplicaId { node: self.args.ingresses.me.clone(), device: self.args.device, model: self.args.profile.id.clone() };
-        let n_free = places_elsewhere(&self.args.view.read(), &me, resident.plan.context_length);
+        let n_free = places_elsewhere(&self.args.view.read(), &me, resident.plan.context_length) as usize;
         if n_free > 0 {
-            debug!(replica = %me, n_free, "another replica has places free: those that wait here go there");
+            debug!(replica = %me, n_free, n_without_place, "another replica has places free: those that wait here go there");
             let message = format!("the model '{}' has places free elsewhere", me.model);
-            batcher
-                .give_up(n_free as usize, || RequestError::Unavailable { message: message.clone(), retry_after: Duration::from_secs(1) });
+            batcher.give_up(n_free.min(n_without_place), || RequestError::Unavailable {
+                message: message.clone(),
+                retry_after: Duration::from_secs(1),
+            });
         }
     }
 }

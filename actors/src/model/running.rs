@@ -17,7 +17,7 @@ use super::sequence::{Progress, Sequence};
 use super::sink::{Ingresses, Sink};
 use super::{Arrival, SequenceKey};
 use crate::device::StepQueue;
-use crate::messages::StreamNotice;
+use crate::messages::{Attempt, StreamNotice};
 use crate::metrics;
 
 /// Most tokens of one step that are guessed from the sequences' own texts; the speeds measured allow fewer.
@@ -285,14 +285,15 @@ impl Batcher {
         displaced.map(|seat| seat.sink.fail(error())).is_some()
     }
 
-    /// Requests that have not had a place yet.
-    pub(super) fn n_without_place(&self) -> usize {
-        self.scheduler.owners().filter(|seat| seat.admitted.is_none()).count()
+    /// Requests that wait and for which there is no place here, of `running_max`.
+    pub(super) fn n_without_place(&self, running_max: u32) -> usize {
+        let n_free = (running_max as usize).saturating_sub(self.scheduler.n_running());
+        self.scheduler.n_waiting().saturating_sub(n_free)
     }
 
-    /// Gives up the first of those that have not had a place yet, at most so many: they go elsewhere.
+    /// Gives up the first of those that have not had a place yet, at most so many: they go elsewhere. None that was sent on already.
     pub(super) fn give_up(&mut self, n_max: usize, error: impl Fn() -> RequestError) {
-        let given_up = self.scheduler.take_first(n_max, |seat| seat.admitted.is_none());
+        let given_up = self.scheduler.take_first(n_max, |seat| seat.admitted.is_none() && seat.sink.key().1 == Attempt(1));
         given_up.into_iter().for_each(|seat| seat.sink.fail(error()));
     }
 
