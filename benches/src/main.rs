@@ -171,6 +171,8 @@ enum Bench {
     ColdLoad(serving::cold::Options),
     /// The same where another model must go first.
     Swap(serving::cold::Options),
+    /// How long a running stream stands still while another model is loaded on its device.
+    LoadGap(serving::load_gap::Options),
     /// How long it takes to say where a request goes, in a cluster of 100 nodes with 200 models.
     Routing {
         /// Requests.
@@ -269,6 +271,7 @@ fn main() -> anyhow::Result<()> {
             Bench::Lookup { setup } => serving::lookup::measure(&binaries, &setup)?,
             Bench::ColdLoad(options) => serving::cold::cold_load(&binaries, &options)?,
             Bench::Swap(options) => serving::cold::swap(&binaries, &options)?,
+            Bench::LoadGap(options) => serving::load_gap::measure(&binaries, &options)?,
             Bench::Embeddings { setup, words, mixed } => serving::embeddings::measure(&binaries, &setup, &words, mixed)?,
             Bench::All
             | Bench::Routing { .. }

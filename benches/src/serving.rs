@@ -4,6 +4,7 @@ pub(crate) mod cold;
 pub(crate) mod constrained;
 pub(crate) mod eight_streams;
 pub(crate) mod embeddings;
+pub(crate) mod load_gap;
 pub(crate) mod lookup;
 mod peer;
 pub(crate) mod prefill_gap;
@@ -20,6 +21,9 @@ use serde_json::{Value, json};
 
 use crate::node_process::{Binaries, Node, Place};
 use peer::LlamaServer;
+
+/// Path of the endpoint that takes tokens.
+const COMPLETIONS: &str = "/v1/completions";
 
 /// The model's id.
 const MODEL: &str = "model";

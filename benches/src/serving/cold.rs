@@ -11,14 +11,14 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::stream::{self, Answer};
-use super::{EMBEDDED, words};
+use super::{COMPLETIONS, EMBEDDED, words};
 use crate::bandwidth;
 use crate::figures::{Figure, median, ms};
 use crate::http::Connection;
 use crate::node_process::{Binaries, Node, Place, get};
 
 /// Tokens of context, for one sequence: so few that keys and values take next to nothing. With more, a second model would be given what room is left.
-const CONTEXT_LENGTH: usize = 512;
+pub(super) const CONTEXT_LENGTH: usize = 512;
 /// Words of a prompt.
 const N_WORDS: usize = 4;
 /// A small model is there at once, whatever its share of the bandwidth.
@@ -47,7 +47,7 @@ pub(crate) fn cold_load(binaries: &Binaries, options: &Options) -> anyhow::Resul
     let copy = bandwidth::copy_gb_per_s(options.threads, 5);
     let mut figures = vec![Figure::gb_per_s(format!("memory copied by {} threads", options.threads), "", &copy)];
     for model in &options.models {
-        let node = ColdNode::start(binaries, options, model, &["one"], "")?;
+        let node = ColdNode::start(binaries, options.threads, &[("one", model)], "")?;
         let (mut cold, mut warm) = (Vec::new(), Vec::new());
         for run in 0..=options.runs {
             node.unload("one")?;
@@ -82,12 +82,12 @@ pub(crate) fn swap(binaries: &Binaries, options: &Options) -> anyhow::Result<Vec
     let serving = taken_by_serving(binaries, options)?;
     for model in &options.models {
         let memory = {
-            let node = ColdNode::start(binaries, options, model, &["one"], "")?;
+            let node = ColdNode::start(binaries, options.threads, &[("one", model)], "")?;
             node.ask("one", 0)?;
             node.memory_promised()?
         };
         let room_for_one = format!("cpu_memory = \"{}\"", serving + memory + memory / 2);
-        let node = ColdNode::start(binaries, options, model, &["one", "two"], &room_for_one)?;
+        let node = ColdNode::start(binaries, options.threads, &[("one", model), ("two", model)], &room_for_one)?;
         let (mut alone, mut turns, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for run in 0..=options.runs {
             for id in ["one", "two"] {
@@ -112,31 +112,41 @@ pub(crate) fn swap(binaries: &Binaries, options: &Options) -> anyhow::Result<Vec
     Ok(figures)
 }
 
+/// A streamed answer of so many tokens, which a small model gives, too: the embedded one has no other words, and no token whose text is nothing.
+pub(super) fn question(id: &str, max_tokens: usize, seed: u64) -> Value {
+    let prompt: Vec<u64> = words(N_WORDS, seed).into_iter().map(|word| word % 1000 + super::FIRST_WORD).collect();
+    json!({
+        "model": id, "prompt": prompt, "max_tokens": max_tokens, "temperature": 1.0, "top_k": 40, "seed": seed, "ignore_eos": true,
+        "stream": true, "stream_options": {"include_usage": true},
+    })
+}
+
 /// Bytes of the memory that a node may take which it keeps for serving: what models do not get.
 fn taken_by_serving(binaries: &Binaries, options: &Options) -> anyhow::Result<u64> {
-    let node = ColdNode::start(binaries, options, EMBEDDED, &["one"], &format!("cpu_memory = \"{ASKED}\""))?;
+    let node = ColdNode::start(binaries, options.threads, &[("one", EMBEDDED)], &format!("cpu_memory = \"{ASKED}\""))?;
     let left = node.summary()?["devices"][0]["memory_total"].as_u64().context("no memory is told")?;
     ASKED.checked_sub(left).context("models have more memory than was asked for")
 }
 
-/// A node that lists one model under some names and has loaded none.
-struct ColdNode {
+/// A node that lists some models and has loaded none.
+pub(super) struct ColdNode {
     node: Node,
     _place: Place,
 }
 
 impl ColdNode {
-    fn start(binaries: &Binaries, options: &Options, model: &str, ids: &[&str], devices: &str) -> anyhow::Result<Self> {
+    /// `models`: ids and where they come from. `devices` are further lines of that section.
+    pub(super) fn start(binaries: &Binaries, threads: NonZeroUsize, models: &[(&str, &str)], devices: &str) -> anyhow::Result<Self> {
         let place = Place::new(binaries)?;
-        let source = if model == EMBEDDED {
-            model.to_owned()
-        } else {
-            let path = Path::new(model).canonicalize().with_context(|| format!("the model {model}"))?;
-            fs::read(&path)?; // into the page cache
-            path.to_str().context("the model's path is not UTF-8")?.to_owned()
-        };
-        let mut config = format!("[devices]\ncpu_threads = {}\n{devices}\n", options.threads);
-        for id in ids {
+        let mut config = format!("[devices]\ncpu_threads = {threads}\n{devices}\n");
+        for (id, model) in models {
+            let source = if *model == EMBEDDED {
+                (*model).to_owned()
+            } else {
+                let path = Path::new(model).canonicalize().with_context(|| format!("the model {model}"))?;
+                fs::read(&path)?; // into the page cache
+                path.to_str().context("the model's path is not UTF-8")?.to_owned()
+            };
             config += &format!(
                 "[[models]]\nid = {id:?}\nsource = {source:?}\ncontext_length = {CONTEXT_LENGTH}\nrunning_max = 1\npreload = false\n"
             );
@@ -146,8 +156,8 @@ impl ColdNode {
         let known = |at| {
             let (_, body) = get(at, "/v1/models")?;
             let report: Value = serde_json::from_slice(&body).ok()?;
-            let models = report["data"].as_array()?;
-            (models.len() == ids.len() && models.iter().all(|model| model["max_model_len"].as_u64() > Some(0))).then_some(())
+            let listed = report["data"].as_array()?;
+            (listed.len() == models.len() && listed.iter().all(|model| model["max_model_len"].as_u64() > Some(0))).then_some(())
         };
         node.wait_for("the models' files", known)?;
         let open = |at| {
@@ -159,31 +169,25 @@ impl ColdNode {
         Ok(Self { node, _place: place })
     }
 
-    fn at(&self) -> SocketAddr {
+    pub(super) fn at(&self) -> SocketAddr {
         self.node.http
     }
 
     /// Milliseconds from a request to its first token.
-    fn ask(&self, id: &str, seed: u64) -> anyhow::Result<f64> {
-        // The embedded model has no such words, and no token whose text is nothing.
-        let prompt: Vec<u64> = words(N_WORDS, seed).into_iter().map(|word| word % 1000 + super::FIRST_WORD).collect();
-        let body = json!({
-            "model": id, "prompt": prompt, "max_tokens": 8, "temperature": 1.0, "top_k": 40, "seed": seed, "ignore_eos": true,
-            "stream": true, "stream_options": {"include_usage": true},
-        });
-        let answer: Answer = stream::ask(self.at(), "/v1/completions", &body)?;
+    pub(super) fn ask(&self, id: &str, seed: u64) -> anyhow::Result<f64> {
+        let answer: Answer = stream::ask(self.at(), COMPLETIONS, &question(id, 8, seed))?;
         Ok(ms(answer.first_token()?))
     }
 
     /// Unloads a model, if it is loaded, and waits until its memory is free.
-    fn unload(&self, id: &str) -> anyhow::Result<()> {
+    pub(super) fn unload(&self, id: &str) -> anyhow::Result<()> {
         if !self.loaded()?.iter().any(|loaded| loaded == id) {
             return Ok(());
         }
-        let deadline = Instant::now() + PATIENCE;
+        let (deadline, promised) = (Instant::now() + PATIENCE, self.memory_promised()?);
         loop {
             let (status, body) = Connection::open(self.at())?.post("/v1/models/unload", &json!({"model": id}))?;
-            if self.memory_promised()? == 0 {
+            if self.memory_promised()? < promised {
                 return Ok(());
             }
             ensure!(Instant::now() < deadline, "{id} is not unloaded: {status} {}", String::from_utf8_lossy(&body));

@@ -1,6 +1,7 @@
 //! How long running streams stand still while a long prompt is read.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,10 +12,7 @@ use anyhow::{Context, ensure};
 use crate::figures::{Figure, median, ms, quantile};
 use crate::node_process::Binaries;
 use crate::serving::stream::{ask, ask_while};
-use crate::serving::{Setup, completion, words};
-
-/// Path of the endpoint that takes tokens.
-const COMPLETIONS: &str = "/v1/completions";
+use crate::serving::{COMPLETIONS, Setup, completion, words};
 
 /// How long the streams are watched by themselves, once all of them run.
 const ALONE: Duration = Duration::from_secs(5);
@@ -107,17 +105,25 @@ fn beside_prompt(to: SocketAddr, n_prompt: usize, seed: u64, arrivals: &[Arrival
     let read = *answer.arrivals.first().context("the long prompt was not answered with text")?;
     let (mut alone_ms, mut beside_ms) = (vec![], vec![]);
     for arrivals in arrivals {
-        let arrivals = arrivals.lock().expect("nobody panics");
-        // Between two answers is no gap of a stream that runs.
-        for pair in arrivals.iter().flat_map(|answer| answer.windows(2)).filter(|pair| pair[0] >= running) {
-            let gap = ms(pair[1] - pair[0]);
-            // A gap that reaches into the time of the prompt belongs to it.
-            if pair[1] < sent {
-                alone_ms.push(gap);
-            } else if pair[0] < read {
-                beside_ms.push(gap);
-            }
-        }
+        let (alone, beside) = gaps(&arrivals.lock().expect("nobody panics"), running, sent..read);
+        alone_ms.extend(alone);
+        beside_ms.extend(beside);
     }
     Ok(Gaps { alone_ms, beside_ms, first_token_ms: ms(read - sent) })
+}
+
+/// Milliseconds between the parts of each answer of a stream that has been running since then, before and during a time in which something else was
+/// done. Between two answers is no gap.
+pub(super) fn gaps(answers: &[Vec<Instant>], running: Instant, other: Range<Instant>) -> (Vec<f64>, Vec<f64>) {
+    let (mut alone_ms, mut beside_ms) = (vec![], vec![]);
+    for pair in answers.iter().flat_map(|answer| answer.windows(2)).filter(|pair| pair[0] >= running) {
+        let gap = ms(pair[1] - pair[0]);
+        // A gap that reaches into that time belongs to it.
+        if pair[1] < other.start {
+            alone_ms.push(gap);
+        } else if pair[0] < other.end {
+            beside_ms.push(gap);
+        }
+    }
+    (alone_ms, beside_ms)
 }
