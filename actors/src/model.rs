@@ -371,7 +371,7 @@ impl ModelState {
         let encoding = self.encoding.values().filter(|arrival| arrival.generate.journal.request.principal == principal).count();
         let own = (batcher.n_of(principal) + encoding) as u32;
         let asking = Asking { principal, own, present: (self.encoding.len() + batcher.n_present()) as u32 };
-        let admitted = admit(&self.args.profile, asking, place_wait, |full| batcher.displace(own, || full.clone()));
+        let admitted = admit(&self.args.profile, asking, place_wait, |full| batcher.displace(&mut self.encoding, own, || full.clone()));
         match admitted {
             Ok(false) => {}
             Ok(true) => rejected::count(&mut self.rejected, Reason::Full),

@@ -1,5 +1,6 @@
 //! The batch of a replica: a [`Scheduler`] whose sequences each have a client, which is told what a step brought.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -274,15 +275,31 @@ impl Batcher {
         (speed > 0.0).then(|| Duration::from_secs_f32((self.scheduler.expected_answer() / speed).min(1e6)))
     }
 
-    /// Refuses the youngest that has not had a place yet, so that one with a key, who has `own` requests here, can wait in its stead: one without a
+    /// Refuses the youngest that has not had a place yet, those that are being encoded first, so that one with a key, who has `own` requests here, can wait in its stead: one without a
     /// key or, if there is none, one of the key that has most, if it would still not have fewer than who asks. False if there is none.
-    pub(super) fn displace(&mut self, own: u32, error: impl FnOnce() -> RequestError) -> bool {
+    pub(super) fn displace(
+        &mut self,
+        encoding: &mut HashMap<SequenceKey, Arrival>,
+        own: u32,
+        error: impl FnOnce() -> RequestError,
+    ) -> bool {
         let waits = |seat: &Seat| seat.admitted.is_none();
-        let displaced = self.scheduler.take_youngest(None, waits).or_else(|| {
-            let (largest, n) = self.scheduler.largest(waits)?;
-            if n > own as usize + 1 { self.scheduler.take_youngest(largest, waits) } else { None }
-        });
-        displaced.map(|seat| seat.sink.fail(error())).is_some()
+        let of = |arrival: &Arrival| arrival.generate.journal.request.principal;
+        let mut shares = self.scheduler.shares(waits);
+        for arrival in encoding.values() {
+            let (n, one_waits) = shares.entry(of(arrival)).or_default();
+            (*n, *one_waits) = (*n + 1, true);
+        }
+        let anonymous = shares.get(&None).is_some_and(|(_, one_waits)| *one_waits).then_some(None);
+        let larger = shares.iter().filter(|(_, (n, one_waits))| *one_waits && *n > own as usize + 1);
+        let largest = larger.max_by_key(|(_, (n, _))| *n).map(|(principal, _)| *principal);
+        let Some(principal) = anonymous.or(largest) else { return false };
+        let youngest = encoding.iter().filter(|(_, arrival)| of(arrival) == principal).max_by_key(|(_, arrival)| arrival.at);
+        let sink = match youngest.map(|(key, _)| key.clone()) {
+            Some(key) => encoding.remove(&key).map(|arrival| arrival.sink),
+            None => self.scheduler.take_youngest(principal, waits).map(|seat| seat.sink),
+        };
+        sink.map(|sink| sink.fail(error())).is_some()
     }
 
     /// Requests that wait and for which there is no place here, of `running_max`.

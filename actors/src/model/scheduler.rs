@@ -190,8 +190,8 @@ impl<T> Scheduler<T> {
         late.into_iter().map(|entry| entry.owner).collect()
     }
 
-    /// The principal that has most sequences, and how many, of those of whom one waits that is such.
-    pub fn largest(&self, is_it: impl Fn(&T) -> bool) -> Option<(Principal, usize)> {
+    /// How many sequences each principal has, and whether one of them waits that is such.
+    pub fn shares(&self, is_it: impl Fn(&T) -> bool) -> BTreeMap<Principal, (usize, bool)> {
         let mut shares: BTreeMap<Principal, (usize, bool)> = BTreeMap::new();
         let running = self.running.iter().map(|entry| (entry, false));
         let present = running.chain(self.waiting.iter().map(|entry| (entry, is_it(&entry.owner))));
@@ -200,8 +200,7 @@ impl<T> Scheduler<T> {
             *n += 1;
             *has_such |= is_such;
         }
-        let largest = shares.into_iter().filter(|(_, (_, has_such))| *has_such).max_by_key(|(_, (n, _))| *n);
-        largest.map(|(principal, (n, _))| (principal, n))
+        shares
     }
 
     /// Takes the first of those that wait and are such out of the queue, at most so many.

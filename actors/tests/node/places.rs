@@ -71,10 +71,12 @@ async fn a_queue_that_one_key_has_filled_takes_those_of_others_in_stead_of_its_y
     assert!(matches!(refused, GenerateEvent::Failed(RequestError::Overloaded { .. })), "nor does who has no key: {refused:?}");
 
     let other = tokio::spawn(answer(ask_as(&node, Some(2), 3).await));
-    let (_, displaced) = of_one.pop().unwrap().await.unwrap();
+    let (displaced, _, of_one) = futures::future::select_all(of_one).await;
+    let (_, displaced) = displaced.unwrap();
     assert!(matches!(displaced, GenerateEvent::Failed(RequestError::Overloaded { .. })), "{displaced:?}");
     let second = tokio::spawn(answer(ask_as(&node, Some(2), 3).await));
-    let (_, displaced) = of_one.pop().unwrap().await.unwrap();
+    let (displaced, _, of_one) = futures::future::select_all(of_one).await;
+    let (_, displaced) = displaced.unwrap();
     assert!(matches!(displaced, GenerateEvent::Failed(RequestError::Overloaded { .. })), "{displaced:?}");
     let (_, refused) = answer(ask_as(&node, Some(2), 3).await).await;
     assert!(matches!(refused, GenerateEvent::Failed(RequestError::Overloaded { .. })), "both have two now: {refused:?}");
