@@ -313,17 +313,13 @@ impl CatalogueState {
         for replica in view.own().replicas.iter().filter(|replica| view.is_outdated(replica)) {
             self.args.evictor.tell(EvictorMsg::Outdated(replica.model.clone(), replica.device));
         }
-        let copies = self.entries.values().filter(|known| matches!(&known.entry.files, FilesState::Present(facts) if facts.is_copy));
-        let counts = |id: &ModelId| view.catalogue().models.get(id).and_then(|merged| merged.digest);
-        let copies: Vec<_> = copies
-            .filter_map(|known| match &known.entry.files {
-                FilesState::Present(facts) => {
-                    let counts = counts(&known.entry.profile.id).filter(|counts| facts.digest.is_some_and(|digest| digest != *counts))?;
-                    Some((known.entry.profile.source.clone(), counts))
-                }
-                _ => None,
-            })
-            .collect();
+        let outdated = self.entries.values().filter_map(|known| {
+            let FilesState::Present(facts) = &known.entry.files else { return None };
+            let merged = view.catalogue().models.get(&known.entry.profile.id)?;
+            let is_outdated = facts.is_copy && !merged.fits(facts.digest);
+            merged.digest.filter(|_| is_outdated).map(|counts| (known.entry.profile.source.clone(), counts))
+        });
+        let copies: Vec<_> = outdated.collect();
         if copies.is_empty() {
             return;
         }

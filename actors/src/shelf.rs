@@ -88,13 +88,6 @@ impl Shelf {
         fetch.done().await.map(drop)
     }
 
-    /// What a model's files hold, in short. Reads some of them.
-    ///
-    /// Errors: what the disk says.
-    pub fn digest(&self, source: &ModelSource) -> io::Result<Option<FilesDigest>> {
-        self.store.digest(source)
-    }
-
     /// Takes away the copy that came from other nodes, if there is one that holds something other than what `counts`. Reads some of it.
     ///
     /// Errors: what the disk says.

@@ -15,6 +15,7 @@ use super::prepare::Prepared;
 use super::rejected::Reason;
 use super::scheduler::{Counts, DRAFTS_MAX, Limits, PROMPT_TOKENS_MAX, Principal, Scheduler};
 use super::sequence::{Progress, Sequence};
+use super::share::makes_way;
 use super::sink::{Ingresses, Sink};
 use super::{Arrival, SequenceKey};
 use crate::device::StepQueue;
@@ -275,8 +276,8 @@ impl Batcher {
         (speed > 0.0).then(|| Duration::from_secs_f32((self.scheduler.expected_answer() / speed).min(1e6)))
     }
 
-    /// Refuses the youngest that has not had a place yet, those that are being encoded first, so that one with a key, who has `own` requests here, can wait in its stead: one without a
-    /// key or, if there is none, one of the key that has most, if it would still not have fewer than who asks. False if there is none.
+    /// Refuses the youngest of whoever [`makes_way`], those that are being encoded first, so that one with a key, who has `own` requests here, can wait in
+    /// its stead. False if there is none.
     pub(super) fn displace(
         &mut self,
         encoding: &mut HashMap<SequenceKey, Arrival>,
@@ -290,10 +291,7 @@ impl Batcher {
             let (n, one_waits) = shares.entry(of(arrival)).or_default();
             (*n, *one_waits) = (*n + 1, true);
         }
-        let anonymous = shares.get(&None).is_some_and(|(_, one_waits)| *one_waits).then_some(None);
-        let larger = shares.iter().filter(|(_, (n, one_waits))| *one_waits && *n > own as usize + 1);
-        let largest = larger.max_by_key(|(_, (n, _))| *n).map(|(principal, _)| *principal);
-        let Some(principal) = anonymous.or(largest) else { return false };
+        let Some(principal) = makes_way(&shares, own) else { return false };
         let youngest = encoding.iter().filter(|(_, arrival)| of(arrival) == principal).max_by_key(|(_, arrival)| arrival.at);
         let sink = match youngest.map(|(key, _)| key.clone()) {
             Some(key) => encoding.remove(&key).map(|arrival| arrival.sink),

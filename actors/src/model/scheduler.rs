@@ -191,8 +191,8 @@ impl<T> Scheduler<T> {
     }
 
     /// How many sequences each principal has, and whether one of them waits that is such.
-    pub fn shares(&self, is_it: impl Fn(&T) -> bool) -> BTreeMap<Principal, (usize, bool)> {
-        let mut shares: BTreeMap<Principal, (usize, bool)> = BTreeMap::new();
+    pub fn shares(&self, is_it: impl Fn(&T) -> bool) -> BTreeMap<Principal, (u32, bool)> {
+        let mut shares: BTreeMap<Principal, (u32, bool)> = BTreeMap::new();
         let running = self.running.iter().map(|entry| (entry, false));
         let present = running.chain(self.waiting.iter().map(|entry| (entry, is_it(&entry.owner))));
         for (entry, is_such) in present.filter(|(entry, _)| !entry.cancelled) {

@@ -4,6 +4,7 @@
 //! are one, and have what those with a key leave: [`super::scheduler`] gives places to them last, and at most `anonymous_max` run or wait. A queue that
 //! is full is no wall either: who has fewer requests here takes the place of one that waits of who has most.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use plexus_types::{ModelProfile, RequestError};
@@ -37,6 +38,18 @@ pub(super) fn admit(
     }
     let full = overloaded(profile, present, place_wait);
     if principal.is_some() && displace(&full) { Ok(true) } else { Err((Reason::Full, full)) }
+}
+
+/// How many requests each principal has, and whether one of them has not had a place yet.
+pub(super) type Shares = BTreeMap<Principal, (u32, bool)>;
+
+/// Whose youngest request makes way for one with a key, who has `own`: of those that have not had a place yet one without a key or, if there is none,
+/// one of the key that has most, if it would still not have fewer than who asks.
+pub(super) fn makes_way(shares: &Shares, own: u32) -> Option<Principal> {
+    let waits = |principal: &Principal| shares.get(principal).is_some_and(|(_, waits)| *waits);
+    let larger = shares.iter().filter(|(principal, (n, _))| waits(principal) && *n > own.saturating_add(1));
+    let largest = || larger.max_by_key(|(_, (n, _))| *n).map(|(principal, _)| *principal);
+    Some(None).filter(waits).or_else(largest)
 }
 
 /// May `principal`, of whom `own` requests run or wait, have one more? Says why not.

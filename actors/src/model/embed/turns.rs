@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use super::Number;
 use crate::model::scheduler::Principal;
+use crate::model::share::{Shares, makes_way};
 
 /// So many principals are known by when they had their last turn.
 const KNOWN_MAX: usize = 256;
@@ -68,16 +69,14 @@ impl Turns {
         called.await.ok()
     }
 
-    /// Sends away the youngest that has had no turn yet, so that one with a key, who has `own` requests, can wait in its stead: one without a key or, if
-    /// there is none, one of the key that has most, if it would still not have fewer than who asks. False if there is none.
+    /// Sends away the youngest of whoever [`makes_way`] of those that have had no turn yet, so that one with a key, who has `own` requests, can wait in its
+    /// stead. False if there is none.
     pub(super) fn displace(&self, own: u32, n_of: impl Fn(Principal) -> u32) -> bool {
         let mut line = self.line();
         let waits = |one: &&Waiter| one.is_first && !one.called.is_closed();
-        let of = |principal| line.waiting.iter().rposition(|one| one.who.principal == principal && waits(&one));
-        let youngest = of(None).or_else(|| {
-            let largest = line.waiting.iter().filter(waits).map(|one| one.who.principal).max_by_key(|principal| n_of(*principal))?;
-            if n_of(largest) > own.saturating_add(1) { of(largest) } else { None }
-        });
+        let shares: Shares = line.waiting.iter().filter(waits).map(|one| (one.who.principal, (n_of(one.who.principal), true))).collect();
+        let Some(principal) = makes_way(&shares, own) else { return false };
+        let youngest = line.waiting.iter().rposition(|one| one.who.principal == principal && waits(&one));
         youngest.map(|at| drop(line.waiting.remove(at))).is_some()
     }
 
