@@ -6,6 +6,9 @@
 //! tells the models to load again.
 
 mod busy;
+mod loads;
+mod progress;
+mod steps;
 mod thread;
 
 use std::fmt;
@@ -20,9 +23,10 @@ use ractor_cluster::RactorMessage;
 use tokio::time::Instant;
 use tracing::info;
 
+use self::loads::Load;
+pub use self::steps::{OnDevice, StepQueue};
 pub(crate) use self::thread::chain;
-use self::thread::{DeviceThread, Job, Load, Report};
-pub use self::thread::{OnDevice, StepQueue};
+use self::thread::{DeviceThread, Job, Report};
 use crate::address::Address;
 use crate::args::DeviceSpec;
 use crate::evictor::EvictorMsg;
