@@ -288,6 +288,8 @@ async fn load_on(
     while device.actor().is_none() && Instant::now() < deadline {
         tokio::time::sleep(DEVICE_POLL).await; // it is between two lives
     }
+    let life = || device.actor().map(|actor| actor.get_id());
+    let asked = life();
     let (reply, mut loaded) = oneshot::channel();
     let promise = Arc::clone(promise);
     let reply = Reply::new(move |result| {
@@ -301,6 +303,9 @@ async fn load_on(
         tokio::select! {
             ended = &mut loaded => break ended,
             () = tokio::time::sleep(READ_POLL) => {}
+        }
+        if life() != asked {
+            return Err(lost(CallError::Gone)); // a thread that hangs does not let go of the reply, nor of the memory that goes with it
         }
         let shares = std::iter::once(&files).chain(&draft).map(|files| files.share_read());
         gauge.on_share(shares.sum::<f32>() / (1 + usize::from(draft.is_some())) as f32);
