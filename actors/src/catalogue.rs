@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use plexus_engine::codec::Codec;
-use plexus_store::{Found, Progress, Unread};
+use plexus_store::{Found, Names, Progress, Unread};
 use plexus_types::{
     Bytes, Catalogue, CatalogueEntry, EmbedRequest, FilesState, GenerateRequest, ModelId, ModelKind, ModelProfile, ModelSource,
     RequestError,
@@ -99,6 +99,8 @@ pub struct CatalogueState {
     pulled: BTreeSet<ModelId>,
     /// Folders that could not be read, or not wholly, when they were looked at last.
     unread: Vec<Unread>,
+    /// By which names models were found in folders: those keep them.
+    names: Names,
     tell_waiting: bool,
     looks: Looks,
     life: ActorId,
@@ -115,7 +117,9 @@ impl Actor for CatalogueActor {
         args.address.tell_after(RESCAN, CatalogueMsg::RescanDue);
         args.address.tell_after(FETCHES, CatalogueMsg::FetchesDue);
         let (looks, life) = (Looks::default(), myself.get_id());
-        let mut state = CatalogueState { args, entries, pulled: BTreeSet::new(), unread: Vec::new(), tell_waiting: false, looks, life };
+        let names = args.listing.names.load();
+        let mut state =
+            CatalogueState { args, entries, pulled: BTreeSet::new(), unread: Vec::new(), names, tell_waiting: false, looks, life };
         state.look();
         state.tell();
         Ok(state)
@@ -183,7 +187,7 @@ impl CatalogueState {
             self.entries.values().map(|known| (known.entry.profile.clone(), known.unchanged_if(now))).collect();
         known.sort_by_key(|(profile, _)| !profile.preload);
         let (address, life, shelf) = (self.args.address.clone(), self.life, self.args.shelf.clone());
-        let folders = self.args.listing.folders.clone();
+        let (listing, given) = (self.args.listing.clone(), self.names.clone());
         let ends = LookEnds::new(address.clone(), life);
         tokio::task::spawn_blocking(move || {
             let _ends = ends;
@@ -195,33 +199,33 @@ impl CatalogueState {
                 };
                 address.tell_life(life, CatalogueMsg::Looked(profile.id, look));
             }
-            if !folders.is_empty() {
-                let all = folders.iter().map(|folder| plexus_store::found(folder));
-                let found = all.fold(Found::default(), |mut all, one| {
-                    all.models.extend(one.models);
-                    all.unread.extend(one.unread);
-                    all
-                });
+            if !listing.folders.is_empty() {
+                let listed = listing.models.into_iter().map(|profile| (profile.id, profile.source)).collect();
+                let found = plexus_store::found(&listing.folders, &listed, &given);
+                if found.given != given {
+                    listing.names.save(&found.given); // before anybody hears of them
+                }
                 address.tell_life(life, CatalogueMsg::Found(found));
             }
         });
     }
 
     /// Models that lie in the folders and are not listed; those that lie there no longer are forgotten.
-    fn on_found(&mut self, Found { models, unread }: Found) {
+    fn on_found(&mut self, Found { models, given, unread }: Found) {
         for unread in unread.iter().filter(|unread| !self.unread.contains(unread)) {
             warn!(folder = %unread.folder.display(), why = unread.why, "a model folder could not be read, or not wholly");
         }
         for before in self.unread.iter().filter(|before| !unread.iter().any(|unread| unread.folder == before.folder)) {
             info!(folder = %before.folder.display(), "a model folder is read again");
         }
-        self.unread = unread;
+        (self.unread, self.names) = (unread, given);
         let before = self.entries.len();
         self.entries.retain(|id, known| self.pulled.contains(id) || known.stays(&models, &self.unread));
         let mut changed = self.entries.len() != before;
         for (id, source) in models {
-            let listed = self.entries.values().any(|known| known.entry.profile.source == source);
-            if !listed && !self.entries.contains_key(&id) {
+            // It may have been pulled here under a name that others list it by.
+            let is_known = self.entries.values().any(|known| known.entry.profile.source == source);
+            if !is_known && !self.entries.contains_key(&id) {
                 info!(model = %id, %source, "a model was found");
                 self.entries.insert(id.clone(), Known::new(ModelProfile::new(id, source), true));
                 changed = true;
