@@ -2,38 +2,19 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use futures::future::BoxFuture;
+use alone::Alone;
 use mirror::{COMMIT, Faults, Mirror, git_sha1, sha256};
-use plexus_store::{Connect, FetchError, Io, KEPT_FOR, Located, Origin, Store, StoreConfig, Token};
-use plexus_types::{Bytes, ModelSource, NodeName};
+use plexus_store::{FetchError, KEPT_FOR, Located, Origin, Store, StoreConfig, Token};
+use plexus_types::{Bytes, ModelSource};
 use tempfile::TempDir;
 
+mod alone;
 mod mirror;
-
-/// There are no other nodes.
-struct Alone(NodeName);
-
-impl Default for Alone {
-    fn default() -> Self {
-        Self("alone".parse().unwrap())
-    }
-}
-
-impl Connect for Alone {
-    fn me(&self) -> &NodeName {
-        &self.0
-    }
-
-    fn connect<'a>(&'a self, _: &'a NodeName) -> BoxFuture<'a, io::Result<Box<dyn Io>>> {
-        Box::pin(async { Err(io::Error::other("no other nodes")) })
-    }
-}
 
 fn config(mirror: &Mirror, folder: &Path) -> StoreConfig {
     StoreConfig {
