@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use futures::future::BoxFuture;
@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use crate::cache::CachedRepo;
 use crate::config::StoreConfig;
 use crate::disk::blocking;
-use crate::error::FetchError;
+use crate::error::{FetchError, held_by_nobody};
 use crate::hub::{self, Reach, Size};
 use crate::local::{LocalModel, model_at, model_of};
 use crate::manifest::{HashCache, Manifest};
@@ -157,7 +157,7 @@ impl Store {
         match (here.await?, source) {
             (Some(bytes), _) => Ok(Size { bytes, parameters: None }),
             (None, ModelSource::Hub(source)) => hub::size(&self.inner.config, &self.inner.reach, source).await,
-            (None, ModelSource::Path(path)) => Err(FetchError::NoSuchPath { path: path.clone() }),
+            (None, ModelSource::Path(path)) => Err(self.inner.no_such_path(path, Vec::new())),
             (None, ModelSource::Embedded) => Err(FetchError::Embedded),
         }
     }
@@ -260,6 +260,10 @@ impl Inner {
         }
     }
 
+    fn no_such_path(&self, path: &Path, tried: Vec<(NodeName, String)>) -> FetchError {
+        FetchError::NoSuchPath { path: path.to_owned(), node: self.connect.me().clone(), tried }
+    }
+
     /// Would this node ask a hub for it, if no other node has it?
     pub(crate) fn may_go_outside(&self, source: &ModelSource) -> bool {
         matches!(source, ModelSource::Hub(_)) && !self.config.offline
@@ -297,8 +301,9 @@ impl Inner {
                 }
                 hub::fetch(&self.config, &self.reach, source, &Meter(flight)).await
             }
+            (ModelSource::Path(path), Some(FetchError::Peers { tried })) if held_by_nobody(&tried) => Err(self.no_such_path(path, tried)),
             (_, Some(unserved)) => Err(unserved),
-            (ModelSource::Path(path), None) => Err(FetchError::NoSuchPath { path: path.clone() }),
+            (ModelSource::Path(path), None) => Err(self.no_such_path(path, Vec::new())),
             (ModelSource::Embedded, None) => Err(FetchError::Embedded),
         }
     }

@@ -89,6 +89,10 @@ async fn a_draft_model_that_comes_later_completes_its_model_and_is_missed_when_i
     })
     .await;
     can_be_held(false).await;
+    let pulled = node.client().post("/v1/models/pull", &json!({"model_id": "guessed"})).await.unwrap();
+    assert_eq!(pulled.status, 503, "{}", pulled.text);
+    let missing = format!("{} is not on the node 'a', and no other node can be asked for it; put it there", draft.display());
+    assert!(pulled.text.contains(&missing), "{}", pulled.text);
 
     std::fs::copy(&pip, home.path().join("part")).unwrap();
     std::fs::rename(home.path().join("part"), &draft).unwrap();
