@@ -254,9 +254,9 @@ impl CatalogueState {
                 profile
             }
         };
-        let (shelf, address) = (self.args.shelf.clone(), self.args.address.clone());
+        let (shelf, view, address) = (self.args.shelf.clone(), self.args.view.clone(), self.args.address.clone());
         tokio::spawn(async move {
-            let _asker_left = reply.send(pull(&profile, &shelf, &address).await);
+            let _asker_left = reply.send(pull(&profile, &shelf, &view, &address).await);
         });
     }
 
@@ -406,10 +406,10 @@ impl CatalogueState {
 }
 
 /// Brings here what is missing of a model.
-async fn pull(profile: &ModelProfile, shelf: &Shelf, address: &Address<CatalogueMsg>) -> Result<(), RequestError> {
+async fn pull(profile: &ModelProfile, shelf: &Shelf, view: &SharedView, address: &Address<CatalogueMsg>) -> Result<(), RequestError> {
     let missing = shelf.find_missing(profile).await;
     for source in missing.map_err(|panicked| RequestError::Internal { message: format!("the model '{}': {panicked}", profile.id) })? {
-        let fetched = shelf.fetch(&source, |_| {}).await;
+        let fetched = shelf.fetch(&source, |node| view.read().may_give(&profile.id, &source, node), |_| {}).await;
         address.tell(CatalogueMsg::RescanNow);
         fetched.map_err(|error| RequestError::Unavailable {
             message: format!("{source} cannot be fetched: {}", chain(&*error)),
