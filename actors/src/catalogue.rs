@@ -4,6 +4,7 @@
 //! tells the others. Files that come, go or change later are looked at again, those of draft models too. There is one look at a time, however long
 //! it takes: a slow disk is not asked for the same by many. Supervised by [`crate::node`]; supervises nobody. A restart looks at everything anew.
 
+mod fetches;
 mod known;
 mod looks;
 
@@ -12,16 +13,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use plexus_engine::codec::Codec;
-use plexus_store::{Found, Names, Progress, Unread};
-use plexus_types::{
-    Bytes, Catalogue, CatalogueEntry, EmbedRequest, FilesState, GenerateRequest, ModelId, ModelKind, ModelProfile, ModelSource,
-    RequestError,
-};
+use plexus_store::{Found, Names, Unread};
+use plexus_types::{Catalogue, CatalogueEntry, EmbedRequest, FilesState, GenerateRequest, ModelId, ModelKind, ModelProfile, RequestError};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use self::fetches::{Paces, fetch_of, is_fetched};
 use self::known::{Known, Look, News};
 use self::looks::{LookEnds, Looks};
 use crate::address::Address;
@@ -101,6 +100,8 @@ pub struct CatalogueState {
     unread: Vec<Unread>,
     /// By which names models were found in folders: those keep them.
     names: Names,
+    /// How fast files come.
+    paces: Paces,
     tell_waiting: bool,
     looks: Looks,
     life: ActorId,
@@ -118,8 +119,17 @@ impl Actor for CatalogueActor {
         args.address.tell_after(FETCHES, CatalogueMsg::FetchesDue);
         let (looks, life) = (Looks::default(), myself.get_id());
         let names = args.listing.names.load();
-        let mut state =
-            CatalogueState { args, entries, pulled: BTreeSet::new(), unread: Vec::new(), names, tell_waiting: false, looks, life };
+        let mut state = CatalogueState {
+            args,
+            entries,
+            pulled: BTreeSet::new(),
+            unread: Vec::new(),
+            names,
+            paces: Paces::default(),
+            tell_waiting: false,
+            looks,
+            life,
+        };
         state.look();
         state.tell();
         Ok(state)
@@ -341,9 +351,10 @@ impl CatalogueState {
     fn on_fetches(&mut self) {
         self.args.address.tell_after(FETCHES, CatalogueMsg::FetchesDue);
         let mut changed = false;
-        let fetching = self.args.shelf.fetching();
+        let fetching = self.paces.on_fetches(self.args.shelf.fetching(), Instant::now());
         for entry in self.entries.values_mut().map(|known| &mut known.entry) {
-            if let Some(files) = fetched(&entry.profile, &fetching) {
+            if let Some(fetch) = fetch_of(&entry.profile, &fetching, self.args.shelf.hub()) {
+                let files = FilesState::Fetching(fetch);
                 changed |= entry.files != files;
                 entry.files = files;
             }
@@ -362,7 +373,7 @@ impl CatalogueState {
 
     fn on_looked(&mut self, model: &ModelId, look: Look) {
         let Some(known) = self.entries.get_mut(model) else { return };
-        let is_fetched = fetched(&known.entry.profile, &self.args.shelf.fetching()).is_some();
+        let is_fetched = is_fetched(&known.entry.profile, &self.args.shelf.fetching());
         let Some(news) = known.on_look(look, is_fetched, Instant::now()) else { return };
         let CatalogueEntry { profile, files, .. } = &known.entry;
         match (news, files) {
@@ -376,7 +387,7 @@ impl CatalogueState {
                 }
             }
             (News::Files, FilesState::Absent) => info!(%model, source = %profile.source, "the model's files are not here"),
-            (News::Files, FilesState::Unknown | FilesState::Fetching { .. }) => {}
+            (News::Files, FilesState::Unknown | FilesState::Fetching(_)) => {}
         }
         self.tell_soon();
     }
@@ -439,19 +450,11 @@ fn look_at(profile: &ModelProfile, shelf: &Shelf, print: Fingerprint) -> Look {
     }
 }
 
-/// How far a model's files are that are being fetched, its own and those of its draft model; absent if none are.
-fn fetched(profile: &ModelProfile, fetching: &[(ModelSource, Progress)]) -> Option<FilesState> {
-    let is_its = |source: &ModelSource| *source == profile.source || profile.draft.as_ref() == Some(source);
-    let its: Vec<&Progress> = fetching.iter().filter(|(source, _)| is_its(source)).map(|(_, progress)| progress).collect();
-    let sum = |of: fn(&Progress) -> Bytes| its.iter().map(|progress| of(progress)).sum();
-    (!its.is_empty()).then(|| FilesState::Fetching { done: sum(|progress| progress.done), total: sum(|progress| progress.total) })
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::Command;
 
-    use plexus_store::Origin;
+    use plexus_types::ModelSource;
     use tokio::runtime::Builder;
 
     use super::*;
@@ -489,17 +492,5 @@ mod tests {
             assert!(other_work.is_ok(), "no thread is left for anything else that blocks");
         });
         runtime.shutdown_background();
-    }
-
-    #[test]
-    fn a_model_is_being_fetched_while_its_files_are_or_those_of_its_draft_model() {
-        let source = |name: &str| ModelSource::Path(name.into());
-        let profile = ModelProfile { draft: Some(source("draft")), ..ModelProfile::new("m".parse().unwrap(), source("own")) };
-        let some = |name, done| (source(name), Progress { done: Bytes(done), total: Bytes(10), from: Origin::Unknown });
-        assert_eq!(fetched(&profile, &[some("other", 1)]), None);
-        let state = |done, total| Some(FilesState::Fetching { done: Bytes(done), total: Bytes(total) });
-        assert_eq!(fetched(&profile, &[some("own", 1), some("other", 1)]), state(1, 10));
-        assert_eq!(fetched(&profile, &[some("draft", 2)]), state(2, 10));
-        assert_eq!(fetched(&profile, &[some("own", 1), some("draft", 2)]), state(3, 20));
     }
 }

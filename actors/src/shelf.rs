@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::{fmt, io};
 
 use plexus_engine::model::ModelPath;
-use plexus_store::{FetchError, Located, Progress, Size, Store};
+use plexus_store::{FetchError, Located, Progress, Size, Store, UnderWay};
 use plexus_types::{FilesDigest, ModelProfile, ModelSource, NodeId, NodeName};
 use tracing::info;
 
@@ -107,8 +107,13 @@ impl Shelf {
     }
 
     /// What is being fetched, and how far it is.
-    pub fn fetching(&self) -> Vec<(ModelSource, Progress)> {
+    pub fn fetching(&self) -> Vec<UnderWay> {
         self.store.fetching()
+    }
+
+    /// The address of the hub that this node asks.
+    pub fn hub(&self) -> &str {
+        self.store.endpoint()
     }
 
     /// Lets other nodes have these.

@@ -216,6 +216,20 @@ impl FetchError {
         matches!(self, Self::Peers { tried } if held_by_nobody(tried))
     }
 
+    /// The same in few words, without what to do about it. `url`: what was asked for.
+    pub(crate) fn in_short(&self, url: &str) -> String {
+        match self {
+            Self::HubFails { url, problem } => format!("{url}: {problem}"),
+            Self::Unreachable { url, source } => {
+                let causes = std::iter::successors(Some(source as &dyn std::error::Error), |cause| cause.source());
+                format!("{url} {CANNOT_BE_REACHED}: {}", causes.last().map(ToString::to_string).unwrap_or_default())
+            }
+            Self::Silent { url, waited } => format!("{url} has not answered within {waited:?}"),
+            Self::Truncated { .. } => format!("{url} broke off"),
+            other => other.to_string(),
+        }
+    }
+
     /// For `map_err`: adds the path to an I/O error.
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();

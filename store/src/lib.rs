@@ -60,7 +60,7 @@ pub use error::FetchError;
 pub use found::{Found, Names, NamesFile, Unread, found};
 pub use hub::Size;
 pub use manifest::{CHUNK_LEN, ChunkHash, Manifest, ManifestFile};
-pub use progress::{Fetch, Origin, Progress};
+pub use progress::{Fetch, Origin, Progress, UnderWay};
 pub use stamp::Stamp;
 pub use store::{Connect, Io, Located, Store};
 pub use tidy::KEPT_FOR;

@@ -21,7 +21,7 @@ use crate::hub::{self, Reach, Size};
 use crate::local::{LocalModel, model_at, model_of};
 use crate::manifest::{HashCache, Manifest};
 use crate::peers;
-use crate::progress::{AbortOnDrop, Fetch, Flight, Meter, Progress};
+use crate::progress::{AbortOnDrop, Fetch, Flight, Meter, Origin, Progress, UnderWay};
 use crate::serve::Served;
 
 /// A connection to another node's store, encrypted and authenticated by whoever made it.
@@ -139,11 +139,26 @@ impl Store {
         Fetch { watch, _task: task }
     }
 
-    /// Fetches under way.
-    pub fn fetching(&self) -> Vec<(ModelSource, Progress)> {
+    /// Fetches under way, and what a hub is asked for in vain before one.
+    pub fn fetching(&self) -> Vec<UnderWay> {
+        let mut failures = self.inner.reach.tries.failures();
         let flights = self.inner.flights.lock().unwrap_or_else(PoisonError::into_inner);
         let living = flights.iter().filter(|(_, (_, task))| task.strong_count() > 0);
-        living.map(|(source, (watch, _))| (source.clone(), watch.borrow().progress.clone())).collect()
+        let fetches = living.map(|(source, (watch, _))| UnderWay {
+            source: source.clone(),
+            progress: watch.borrow().progress.clone(),
+            failure: failures.remove(source),
+        });
+        let mut all: Vec<UnderWay> = fetches.collect();
+        // A hub that does not even say how large a model is.
+        let asked = Progress { from: Origin::Hub, ..Progress::START };
+        all.extend(failures.into_iter().map(|(source, why)| UnderWay { source, progress: asked.clone(), failure: Some(why) }));
+        all
+    }
+
+    /// The address of the hub, or of its mirror.
+    pub fn endpoint(&self) -> &str {
+        &self.inner.config.endpoint
     }
 
     /// The size of a model, for a decision before it is fetched. Asks the hub if it is not here.

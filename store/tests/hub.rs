@@ -142,6 +142,33 @@ async fn a_cut_connection_is_resumed_where_it_was_cut() {
 }
 
 #[tokio::test]
+async fn what_goes_wrong_is_shown_while_it_is_tried_again_until_something_comes() {
+    let (mirror, folder) = (Mirror::start("org/name", [("m.gguf", content(1 << 20, 7))]).await, TempDir::new().unwrap());
+    mirror.fail(Faults { busy: usize::MAX, ..Faults::default() });
+    let patient =
+        Store::new(StoreConfig { patience: Duration::from_secs(3600), ..config(&mirror, folder.path()) }, Arc::<Alone>::default());
+    let failure = async |is_wanted: fn(&str) -> bool| {
+        while !patient.fetching().iter().any(|one| one.failure.as_deref().is_some_and(is_wanted)) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // Already while it is asked how large the model is.
+    let (sizing, asked_for) = (patient.clone(), source("hf:org/name"));
+    let size = tokio::spawn(async move { sizing.size(&asked_for).await });
+    failure(|why| why.contains("/api/models/org/name/revision/main") && why.ends_with("status 503 Service Unavailable")).await;
+    mirror.fail(Faults::default());
+    assert_eq!(size.await.unwrap().unwrap().bytes, Bytes::mib(1));
+    assert_eq!(patient.fetching(), []);
+
+    mirror.fail(Faults { cut: Some((1 << 10, usize::MAX)), ..Faults::default() });
+    let fetch = patient.fetch(&source("hf:org/name"), &[]);
+    failure(|why| why.contains("/resolve/")).await; // it broke off, perhaps before its first byte
+    mirror.fail(Faults::default());
+    fetch.done().await.unwrap();
+    assert_eq!(patient.fetching(), []);
+}
+
+#[tokio::test]
 async fn a_download_that_was_given_up_goes_on_where_it_stopped() {
     let large = content(40 << 20, 7);
     let (mirror, folder) = (Mirror::start("org/name", [("m.gguf", large.clone())]).await, TempDir::new().unwrap());

@@ -83,7 +83,7 @@ impl Known {
             Look::Unseen(why) => {
                 let is_news = self.again.replace(Again::next(self.again, now)).is_none();
                 match self.entry.files {
-                    FilesState::Present(_) | FilesState::Fetching { .. } => return is_news.then_some(News::Unseen(why)),
+                    FilesState::Present(_) | FilesState::Fetching(_) => return is_news.then_some(News::Unseen(why)),
                     FilesState::Unknown | FilesState::Absent | FilesState::Refused(_) => FilesState::Refused(why),
                 }
             }
@@ -106,14 +106,14 @@ impl Known {
 
 /// Files that are being fetched are not here yet: that says nothing new, while the fetch goes on.
 fn is_still_coming(before: &FilesState, now: &FilesState) -> bool {
-    matches!((before, now), (FilesState::Fetching { .. }, FilesState::Absent))
+    matches!((before, now), (FilesState::Fetching(_), FilesState::Absent))
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
 
-    use plexus_types::{Bytes, ModelId, ModelSource};
+    use plexus_types::{Bytes, FilesFetch, FilesFrom, ModelId, ModelSource};
 
     use super::*;
     use crate::evictor::core::tests::facts;
@@ -187,7 +187,8 @@ mod tests {
 
     #[test]
     fn while_files_are_being_fetched_that_they_are_not_here_is_no_news() {
-        let fetching = FilesState::Fetching { done: Bytes(1), total: Bytes(2) };
+        let fetch = FilesFetch { done: Bytes(1), total: Bytes(2), per_second: None, from: FilesFrom::Unknown, failure: None };
+        let fetching = FilesState::Fetching(fetch);
         let look = |before: &FilesState, now: FilesState, is_fetched| {
             let mut known = lying("m", "/m.gguf");
             known.entry.files = before.clone();

@@ -3,7 +3,9 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use plexus_types::{Catalogue, CatalogueEntry, FilesDigest, FilesState, ModelFacts, ModelId, ModelProfile, ModelSource, NodeId, NodeName};
+use plexus_types::{
+    Catalogue, CatalogueEntry, FilesDigest, FilesFetch, FilesState, ModelFacts, ModelId, ModelProfile, ModelSource, NodeId, NodeName,
+};
 
 /// What the cluster lists, as one node sees it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -55,8 +57,21 @@ impl MergedModel {
     pub fn may_give(&self, node: &NodeId, source: &ModelSource) -> bool {
         self.on.get(node).is_none_or(|entry| match &entry.files {
             FilesState::Present(facts) => entry.profile.source != *source || self.fits(facts.digest),
-            FilesState::Unknown | FilesState::Absent | FilesState::Fetching { .. } | FilesState::Refused(_) => true,
+            FilesState::Unknown | FilesState::Absent | FilesState::Fetching(_) | FilesState::Refused(_) => true,
         })
+    }
+
+    /// How far its files are on a node that fetches them.
+    pub fn fetch(&self, node: &NodeId) -> Option<&FilesFetch> {
+        match self.files(node) {
+            FilesState::Fetching(fetch) => Some(fetch),
+            _ => None,
+        }
+    }
+
+    /// The nodes that fetch its files, and how far those are.
+    pub fn fetches(&self) -> impl Iterator<Item = (&NodeId, &FilesFetch)> {
+        self.on.keys().filter_map(|node| Some((node, self.fetch(node)?)))
     }
 
     /// What its files on a node say, if they are there and count.
