@@ -10,7 +10,7 @@ use std::time::Duration;
 use plexus_api::ApiConfig;
 use plexus_engine::error::EngineError;
 use plexus_engine::executor::Executor;
-use plexus_store::StoreConfig;
+use plexus_store::{NamesFile, StoreConfig};
 use plexus_types::{DeviceId, ModelId, ModelProfile, NodeFacts};
 
 use crate::evictor::core::EvictionConfig;
@@ -66,6 +66,8 @@ pub struct Listing {
     pub aliases: BTreeMap<ModelId, ModelId>,
     /// Folders whose models are served without being listed.
     pub folders: Vec<PathBuf>,
+    /// Where it is kept by which names those were found.
+    pub names: NamesFile,
 }
 
 /// The sockets of a node.

@@ -4,6 +4,7 @@
 //! tells the others. Files that come, go or change later are looked at again, those of draft models too. There is one look at a time, however long
 //! it takes: a slow disk is not asked for the same by many. Supervised by [`crate::node`]; supervises nobody. A restart looks at everything anew.
 
+mod fetches;
 mod known;
 mod looks;
 
@@ -12,16 +13,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use plexus_engine::codec::Codec;
-use plexus_store::{Found, Progress, Unread};
-use plexus_types::{
-    Bytes, Catalogue, CatalogueEntry, EmbedRequest, FilesState, GenerateRequest, ModelId, ModelKind, ModelProfile, ModelSource,
-    RequestError,
-};
+use plexus_store::{Found, Names, Unread};
+use plexus_types::{Catalogue, CatalogueEntry, EmbedRequest, FilesState, GenerateRequest, ModelId, ModelKind, ModelProfile, RequestError};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use self::fetches::{Paces, fetch_of, is_fetched};
 use self::known::{Known, Look, News};
 use self::looks::{LookEnds, Looks};
 use crate::address::Address;
@@ -99,6 +98,10 @@ pub struct CatalogueState {
     pulled: BTreeSet<ModelId>,
     /// Folders that could not be read, or not wholly, when they were looked at last.
     unread: Vec<Unread>,
+    /// By which names models were found in folders: those keep them.
+    names: Names,
+    /// How fast files come.
+    paces: Paces,
     tell_waiting: bool,
     looks: Looks,
     life: ActorId,
@@ -115,7 +118,18 @@ impl Actor for CatalogueActor {
         args.address.tell_after(RESCAN, CatalogueMsg::RescanDue);
         args.address.tell_after(FETCHES, CatalogueMsg::FetchesDue);
         let (looks, life) = (Looks::default(), myself.get_id());
-        let mut state = CatalogueState { args, entries, pulled: BTreeSet::new(), unread: Vec::new(), tell_waiting: false, looks, life };
+        let names = args.listing.names.load();
+        let mut state = CatalogueState {
+            args,
+            entries,
+            pulled: BTreeSet::new(),
+            unread: Vec::new(),
+            names,
+            paces: Paces::default(),
+            tell_waiting: false,
+            looks,
+            life,
+        };
         state.look();
         state.tell();
         Ok(state)
@@ -183,7 +197,7 @@ impl CatalogueState {
             self.entries.values().map(|known| (known.entry.profile.clone(), known.unchanged_if(now))).collect();
         known.sort_by_key(|(profile, _)| !profile.preload);
         let (address, life, shelf) = (self.args.address.clone(), self.life, self.args.shelf.clone());
-        let folders = self.args.listing.folders.clone();
+        let (listing, given) = (self.args.listing.clone(), self.names.clone());
         let ends = LookEnds::new(address.clone(), life);
         tokio::task::spawn_blocking(move || {
             let _ends = ends;
@@ -195,33 +209,33 @@ impl CatalogueState {
                 };
                 address.tell_life(life, CatalogueMsg::Looked(profile.id, look));
             }
-            if !folders.is_empty() {
-                let all = folders.iter().map(|folder| plexus_store::found(folder));
-                let found = all.fold(Found::default(), |mut all, one| {
-                    all.models.extend(one.models);
-                    all.unread.extend(one.unread);
-                    all
-                });
+            if !listing.folders.is_empty() {
+                let listed = listing.models.into_iter().map(|profile| (profile.id, profile.source)).collect();
+                let found = plexus_store::found(&listing.folders, &listed, &given);
+                if found.given != given {
+                    listing.names.save(&found.given); // before anybody hears of them
+                }
                 address.tell_life(life, CatalogueMsg::Found(found));
             }
         });
     }
 
     /// Models that lie in the folders and are not listed; those that lie there no longer are forgotten.
-    fn on_found(&mut self, Found { models, unread }: Found) {
+    fn on_found(&mut self, Found { models, given, unread }: Found) {
         for unread in unread.iter().filter(|unread| !self.unread.contains(unread)) {
             warn!(folder = %unread.folder.display(), why = unread.why, "a model folder could not be read, or not wholly");
         }
         for before in self.unread.iter().filter(|before| !unread.iter().any(|unread| unread.folder == before.folder)) {
             info!(folder = %before.folder.display(), "a model folder is read again");
         }
-        self.unread = unread;
+        (self.unread, self.names) = (unread, given);
         let before = self.entries.len();
         self.entries.retain(|id, known| self.pulled.contains(id) || known.stays(&models, &self.unread));
         let mut changed = self.entries.len() != before;
         for (id, source) in models {
-            let listed = self.entries.values().any(|known| known.entry.profile.source == source);
-            if !listed && !self.entries.contains_key(&id) {
+            // It may have been pulled here under a name that others list it by.
+            let is_known = self.entries.values().any(|known| known.entry.profile.source == source);
+            if !is_known && !self.entries.contains_key(&id) {
                 info!(model = %id, %source, "a model was found");
                 self.entries.insert(id.clone(), Known::new(ModelProfile::new(id, source), true));
                 changed = true;
@@ -250,9 +264,9 @@ impl CatalogueState {
                 profile
             }
         };
-        let (shelf, address) = (self.args.shelf.clone(), self.args.address.clone());
+        let (shelf, view, address) = (self.args.shelf.clone(), self.args.view.clone(), self.args.address.clone());
         tokio::spawn(async move {
-            let _asker_left = reply.send(pull(&profile, &shelf, &address).await);
+            let _asker_left = reply.send(pull(&profile, &shelf, &view, &address).await);
         });
     }
 
@@ -337,9 +351,10 @@ impl CatalogueState {
     fn on_fetches(&mut self) {
         self.args.address.tell_after(FETCHES, CatalogueMsg::FetchesDue);
         let mut changed = false;
-        let fetching = self.args.shelf.fetching();
+        let fetching = self.paces.on_fetches(self.args.shelf.fetching(), Instant::now());
         for entry in self.entries.values_mut().map(|known| &mut known.entry) {
-            if let Some(files) = fetched(&entry.profile, &fetching) {
+            if let Some(fetch) = fetch_of(&entry.profile, &fetching, self.args.shelf.hub()) {
+                let files = FilesState::Fetching(fetch);
                 changed |= entry.files != files;
                 entry.files = files;
             }
@@ -358,7 +373,7 @@ impl CatalogueState {
 
     fn on_looked(&mut self, model: &ModelId, look: Look) {
         let Some(known) = self.entries.get_mut(model) else { return };
-        let is_fetched = fetched(&known.entry.profile, &self.args.shelf.fetching()).is_some();
+        let is_fetched = is_fetched(&known.entry.profile, &self.args.shelf.fetching());
         let Some(news) = known.on_look(look, is_fetched, Instant::now()) else { return };
         let CatalogueEntry { profile, files, .. } = &known.entry;
         match (news, files) {
@@ -372,7 +387,7 @@ impl CatalogueState {
                 }
             }
             (News::Files, FilesState::Absent) => info!(%model, source = %profile.source, "the model's files are not here"),
-            (News::Files, FilesState::Unknown | FilesState::Fetching { .. }) => {}
+            (News::Files, FilesState::Unknown | FilesState::Fetching(_)) => {}
         }
         self.tell_soon();
     }
@@ -402,10 +417,10 @@ impl CatalogueState {
 }
 
 /// Brings here what is missing of a model.
-async fn pull(profile: &ModelProfile, shelf: &Shelf, address: &Address<CatalogueMsg>) -> Result<(), RequestError> {
+async fn pull(profile: &ModelProfile, shelf: &Shelf, view: &SharedView, address: &Address<CatalogueMsg>) -> Result<(), RequestError> {
     let missing = shelf.find_missing(profile).await;
     for source in missing.map_err(|panicked| RequestError::Internal { message: format!("the model '{}': {panicked}", profile.id) })? {
-        let fetched = shelf.fetch(&source, |_| {}).await;
+        let fetched = shelf.fetch(&source, |node| view.read().may_give(&profile.id, &source, node), |_| {}).await;
         address.tell(CatalogueMsg::RescanNow);
         fetched.map_err(|error| RequestError::Unavailable {
             message: format!("{source} cannot be fetched: {}", chain(&*error)),
@@ -435,19 +450,11 @@ fn look_at(profile: &ModelProfile, shelf: &Shelf, print: Fingerprint) -> Look {
     }
 }
 
-/// How far a model's files are that are being fetched, its own and those of its draft model; absent if none are.
-fn fetched(profile: &ModelProfile, fetching: &[(ModelSource, Progress)]) -> Option<FilesState> {
-    let is_its = |source: &ModelSource| *source == profile.source || profile.draft.as_ref() == Some(source);
-    let its: Vec<&Progress> = fetching.iter().filter(|(source, _)| is_its(source)).map(|(_, progress)| progress).collect();
-    let sum = |of: fn(&Progress) -> Bytes| its.iter().map(|progress| of(progress)).sum();
-    (!its.is_empty()).then(|| FilesState::Fetching { done: sum(|progress| progress.done), total: sum(|progress| progress.total) })
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::Command;
 
-    use plexus_store::Origin;
+    use plexus_types::ModelSource;
     use tokio::runtime::Builder;
 
     use super::*;
@@ -485,17 +492,5 @@ mod tests {
             assert!(other_work.is_ok(), "no thread is left for anything else that blocks");
         });
         runtime.shutdown_background();
-    }
-
-    #[test]
-    fn a_model_is_being_fetched_while_its_files_are_or_those_of_its_draft_model() {
-        let source = |name: &str| ModelSource::Path(name.into());
-        let profile = ModelProfile { draft: Some(source("draft")), ..ModelProfile::new("m".parse().unwrap(), source("own")) };
-        let some = |name, done| (source(name), Progress { done: Bytes(done), total: Bytes(10), from: Origin::Unknown });
-        assert_eq!(fetched(&profile, &[some("other", 1)]), None);
-        let state = |done, total| Some(FilesState::Fetching { done: Bytes(done), total: Bytes(total) });
-        assert_eq!(fetched(&profile, &[some("own", 1), some("other", 1)]), state(1, 10));
-        assert_eq!(fetched(&profile, &[some("draft", 2)]), state(2, 10));
-        assert_eq!(fetched(&profile, &[some("own", 1), some("draft", 2)]), state(3, 20));
     }
 }

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::{fmt, io};
 
 use plexus_engine::model::ModelPath;
-use plexus_store::{FetchError, Located, Progress, Size, Store};
-use plexus_types::{FilesDigest, ModelProfile, ModelSource, NodeName};
+use plexus_store::{FetchError, Located, Progress, Size, Store, UnderWay};
+use plexus_types::{FilesDigest, ModelProfile, ModelSource, NodeId, NodeName};
 use tracing::info;
 
 pub use self::gathering::Gathering;
@@ -74,12 +74,18 @@ impl Shelf {
         self.store.on_told(why);
     }
 
-    /// Brings files here, from the other nodes if one has them, else from the hub. `watch` sees the progress.
-    pub async fn fetch(&self, source: &ModelSource, mut watch: impl FnMut(Progress)) -> Result<(), Arc<FetchError>> {
+    /// Brings files here, from the other nodes if one has them, else from the hub. Asked are those that `may_give` them; `watch` sees the progress.
+    pub async fn fetch(
+        &self,
+        source: &ModelSource,
+        may_give: impl Fn(&NodeId) -> bool,
+        mut watch: impl FnMut(Progress),
+    ) -> Result<(), Arc<FetchError>> {
         if let Some(gathering) = &self.gathering {
             gathering.gathered(&self.peers).await;
         }
-        let peers: Vec<NodeName> = self.peers.list().iter().map(|peer| peer.id().name.clone()).collect();
+        let peers = self.peers.list();
+        let peers: Vec<NodeName> = peers.iter().map(|peer| peer.id()).filter(|id| may_give(id)).map(|id| id.name.clone()).collect();
         let mut fetch = self.store.fetch(source, &peers);
         watch(fetch.progress());
         while fetch.changed().await {
@@ -101,8 +107,13 @@ impl Shelf {
     }
 
     /// What is being fetched, and how far it is.
-    pub fn fetching(&self) -> Vec<(ModelSource, Progress)> {
+    pub fn fetching(&self) -> Vec<UnderWay> {
         self.store.fetching()
+    }
+
+    /// The address of the hub that this node asks.
+    pub fn hub(&self) -> &str {
+        self.store.endpoint()
     }
 
     /// Lets other nodes have these.
@@ -121,7 +132,6 @@ pub(crate) mod tests {
     use std::path::Path;
 
     use plexus_store::StoreConfig;
-    use plexus_types::NodeId;
 
     use super::*;
     use crate::link::StoreLinks;

@@ -160,12 +160,13 @@ mod tests {
             quant: None,
             feasible_on: Vec::new(),
             locations: Vec::new(),
+            fetch: None,
         }
     }
 
     /// Node, device and URL that are told of a cluster of these nodes.
     fn told(nodes: Vec<NodeReport>) -> (String, Option<String>, String) {
-        let cluster = ClusterReport { cluster: "c".into(), nodes, conflicts: Vec::new() };
+        let cluster = ClusterReport { cluster: "c".into(), nodes, conflicts: Vec::new(), fetches: Vec::new() };
         let model = model();
         let endpoint = endpoint(&model, &cluster).unwrap();
         (endpoint.node.to_string(), endpoint.device.map(|device| device.to_string()), endpoint.url)
@@ -219,7 +220,7 @@ mod tests {
         let inward = |link| node("b", "127.0.0.1:9", link, NodeState::Up, loaded());
         let away = vec![me(NodeState::Up, vec![]), inward("10.0.0.2:2")];
         assert_eq!(told(away.clone()), at("me", None, "http://10.0.0.1:1"), "which passes requests on to it");
-        let cluster = ClusterReport { cluster: "c".into(), nodes: away, conflicts: Vec::new() };
+        let cluster = ClusterReport { cluster: "c".into(), nodes: away, conflicts: Vec::new(), fetches: Vec::new() };
         assert_eq!(endpoint(&model(), &cluster).unwrap().locations[0].url, None);
         let beside = vec![me(NodeState::Up, vec![]), inward("10.0.0.1:3")];
         assert_eq!(told(beside), at("me", None, "http://10.0.0.1:1"), "whoever asks may be on another machine");

@@ -12,6 +12,7 @@ mod store;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -21,6 +22,7 @@ use plexus_actors::evictor::pins::PinsFile;
 use plexus_actors::evictor::plan::{EvictionPolicy, EvictionStrategy};
 use plexus_actors::membership::NetTiming;
 use plexus_api::{ApiConfig, LookAtHost};
+use plexus_store::NamesFile;
 use plexus_types::{NodeFacts, NodeId, NodeName};
 
 use crate::config::{Config, ConfigError, ModelSection, StrategyName, ValidConfig};
@@ -163,7 +165,7 @@ impl Named {
             secret,
             sockets: Sockets { http: Arc::new(ports.http), link: Arc::new(ports.link), gossip: Arc::new(ports.gossip) },
             timing: timing(config),
-            catalogue: listing(valid),
+            catalogue: listing(valid, home.nodes().join(format!("{}.found", claim.name))),
             eviction: eviction(config),
             pins: PinsFile::at(home.nodes().join(format!("{}.pins", claim.name))),
             store: store::config(&config.store, home.file("store").join(claim.name.as_str()), |name| std::env::var(name).ok())?,
@@ -207,7 +209,7 @@ fn timing(config: &Config) -> NetTiming {
 }
 
 /// What the files list, with the time of the newer one: of two nodes that contradict each other, the one with the newer file counts.
-fn listing(valid: &ValidConfig) -> Listing {
+fn listing(valid: &ValidConfig, names: PathBuf) -> Listing {
     let config = valid.get();
     let modified = |path: &std::path::Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
     let newest = valid.files().filter_map(modified).max();
@@ -216,6 +218,7 @@ fn listing(valid: &ValidConfig) -> Listing {
         models: config.models.iter().map(ModelSection::profile).collect(),
         aliases: config.aliases.clone(),
         folders: config.store.folders.clone(),
+        names: NamesFile::at(names),
     }
 }
 

@@ -86,6 +86,16 @@ pub(crate) struct ModelEntry {
     pub(crate) capabilities: Vec<String>,
     pub(crate) feasible_on: Vec<String>,
     pub(crate) locations: Vec<ModelPlace>,
+    /// How far its files are, while a node fetches them.
+    pub(crate) fetch: Option<ModelFetch>,
+}
+
+/// Files on their way to a node.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct ModelFetch {
+    pub(crate) from: String,
+    /// What went wrong at the last try, if nothing has come since.
+    pub(crate) failure: Option<String>,
 }
 
 impl ModelEntry {

@@ -18,11 +18,18 @@ pub enum FetchError {
     /// The model inside the binary.
     #[error("the built-in model has no files to fetch")]
     Embedded,
-    /// A path that is not on this node, and no other node was named that has it.
-    #[error("{path} is not on this node; put it there, or let a node that has it join the cluster")]
+    /// A path that is not on this node, and no other node has it or gives it.
+    #[error(
+        "{path} is not on the node '{node}', and {}; put it there, correct the source of the model's entry, or let a node that has it join the cluster",
+        elsewhere(.tried)
+    )]
     NoSuchPath {
         /// The path.
         path: PathBuf,
+        /// The node that looked for it.
+        node: NodeName,
+        /// The other nodes that were asked for it, and why they did not give it.
+        tried: Vec<(NodeName, String)>,
     },
     /// The operator switched the hub off.
     #[error("{repo} is not on this node, and the hub must not be asked (offline); fetch it elsewhere, or switch offline off")]
@@ -206,7 +213,21 @@ impl FetchError {
 
     /// Did all nodes that were asked say that they do not have the model, and none that it gets it?
     pub(crate) fn is_held_by_nobody(&self) -> bool {
-        matches!(self, Self::Peers { tried } if tried.iter().all(|(_, why)| [NOT_HERE, NOT_SHARED, WAITS].contains(&why.as_str())))
+        matches!(self, Self::Peers { tried } if held_by_nobody(tried))
+    }
+
+    /// The same in few words, without what to do about it. `url`: what was asked for.
+    pub(crate) fn in_short(&self, url: &str) -> String {
+        match self {
+            Self::HubFails { url, problem } => format!("{url}: {problem}"),
+            Self::Unreachable { url, source } => {
+                let causes = std::iter::successors(Some(source as &dyn std::error::Error), |cause| cause.source());
+                format!("{url} {CANNOT_BE_REACHED}: {}", causes.last().map(ToString::to_string).unwrap_or_default())
+            }
+            Self::Silent { url, waited } => format!("{url} has not answered within {waited:?}"),
+            Self::Truncated { .. } => format!("{url} broke off"),
+            other => other.to_string(),
+        }
     }
 
     /// For `map_err`: adds the path to an I/O error.
@@ -216,8 +237,17 @@ impl FetchError {
     }
 }
 
+/// Did all of these say that they do not have the model?
+pub(crate) fn held_by_nobody(tried: &[(NodeName, String)]) -> bool {
+    tried.iter().all(|(_, why)| [NOT_HERE, NOT_SHARED, WAITS].contains(&why.as_str()))
+}
+
 fn list(names: &[String]) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+fn elsewhere(tried: &[(NodeName, String)]) -> String {
+    if tried.is_empty() { "no other node can be asked for it".to_owned() } else { format!("no other node gave it ({})", reasons(tried)) }
 }
 
 fn reasons(tried: &[(NodeName, String)]) -> String {

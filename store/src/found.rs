@@ -1,12 +1,16 @@
 //! Models that lie in a folder without being listed anywhere.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod naming;
+
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
-use plexus_types::{ModelId, ModelSource};
+use plexus_types::ModelSource;
 
+use self::naming::{Candidate, name_all};
+pub use self::naming::{Names, NamesFile};
 use crate::cache;
 use crate::error::FetchError;
 use crate::local::{self, model_at};
@@ -15,18 +19,13 @@ use crate::select::gguf_sets;
 /// Most folders and files that one search looks at.
 const ENTRIES_MAX: usize = 10_000;
 
-/// A model that was found.
-struct Candidate {
-    id: String,
-    tag: Option<String>,
-    source: ModelSource,
-}
-
-/// What a look through a folder has found.
+/// What a look through folders has found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Whole models, each once, by id.
-    pub models: Vec<(ModelId, ModelSource)>,
+    /// Whole models, each once.
+    pub models: Names,
+    /// The names that are to be kept: those of `models`, and of what lies where it could not be looked at.
+    pub given: Names,
     /// What could not be looked at: of what lies there it is not known whether it still does.
     pub unread: Vec<Unread>,
 }
@@ -49,15 +48,19 @@ impl Unread {
 
     /// May this model lie there all the same?
     pub fn hides(&self, source: &ModelSource) -> bool {
+        !self.is_certain && self.is_place_of(source)
+    }
+
+    /// Is it here that this model would lie?
+    fn is_place_of(&self, source: &ModelSource) -> bool {
         let is_repo = |name: &str| name.starts_with("models--");
         let mut folders = self.folder.iter().filter_map(|name| name.to_str());
-        !self.is_certain
-            && match source {
-                ModelSource::Embedded => false,
-                ModelSource::Path(path) => path.starts_with(&self.folder),
-                // Of a whole cache, or of its repository.
-                ModelSource::Hub(hub) => folders.find(|name| is_repo(name)).is_none_or(|name| name == cache::folder_name(&hub.repo)),
-            }
+        match source {
+            ModelSource::Embedded => false,
+            ModelSource::Path(path) => path.starts_with(&self.folder),
+            // Of a whole cache, or of its repository.
+            ModelSource::Hub(hub) => folders.find(|name| is_repo(name)).is_none_or(|name| name == cache::folder_name(&hub.repo)),
+        }
     }
 }
 
@@ -67,17 +70,33 @@ impl fmt::Display for Unread {
     }
 }
 
-/// What lies in a folder: whole models only, each once, by id.
+/// What lies in folders: whole models only, each once, by id.
 ///
-/// Looked at are, in `folder` itself, in the folders in it, and in the folders in those (`org/name`): `.gguf` files (of split ones the first part;
-/// not projectors for images), and folders with `config.json` and safetensors; and, if `folder` is a cache in the layout of the Hugging Face hub,
+/// Looked at are, in each of `folders` itself, in the folders in it, and in the folders in those (`org/name`): `.gguf` files (of split ones the first
+/// part; not projectors for images), and folders with `config.json` and safetensors; and, if it is a cache in the layout of the Hugging Face hub,
 /// its snapshots. Nothing deeper. A link to a file counts as that file, because someone put it there; a link to a folder is not followed, so that
-/// a search cannot lead out of the folder nor run in a circle. Hidden names are left out.
+/// a search cannot lead out of the folder nor run in a circle. Hidden names are left out, and so are the sources that are `listed`.
 ///
-/// Ids: the stem of a `.gguf` file, the name of a folder, `org/name`, with `-` for what an id cannot hold. Where two would be the same, each gets
-/// the tag of its quantization behind a colon, and a number if that does not tell them apart. Of what a cache holds, a GGUF file always has its
-/// tag. Reads the disk: not for an async thread.
-pub fn found(folder: &Path) -> Found {
+/// Ids: that under which a model was `given` before. Else the stem of a `.gguf` file, the name of a folder, `org/name`, with `-` for what an id cannot
+/// hold. Where others have that id, or would have it too, the tag of its quantization comes behind a colon, and a number if that does not tell them
+/// apart. Of what a cache holds, a GGUF file always has its tag. So a name means the same for as long as its files are there, or where they lie
+/// cannot be looked at, whatever else comes. Reads the disk: not for an async thread.
+pub fn found(folders: &[PathBuf], listed: &Names, given: &Names) -> Found {
+    let (mut candidates, mut unread) = (Vec::new(), Vec::new());
+    for folder in folders {
+        let search = search(folder);
+        candidates.extend(search.candidates);
+        unread.extend(search.unread);
+    }
+    let lying: BTreeSet<&ModelSource> = candidates.iter().map(|candidate| &candidate.source).collect();
+    let stays = |source: &ModelSource| lying.contains(source) || unread.iter().any(|unread| unread.is_place_of(source));
+    let mut given: Names = given.iter().filter(|(_, source)| stays(source)).map(|(id, source)| (id.clone(), source.clone())).collect();
+    let models = name_all(candidates, listed, &given);
+    given.extend(models.clone());
+    Found { models, given, unread }
+}
+
+fn search(folder: &Path) -> Search {
     let mut search = Search { left: ENTRIES_MAX, ..Search::default() };
     search.within(folder, &[]);
     in_cache(folder, &mut search.candidates, &mut search.unread);
@@ -85,7 +104,7 @@ pub fn found(folder: &Path) -> Found {
         let why = format!("only a part of it was searched: it holds more than {ENTRIES_MAX} entries");
         search.unread.push(Unread { folder: folder.to_owned(), why, is_certain: false });
     }
-    Found { models: name_all(search.candidates), unread: search.unread }
+    search
 }
 
 /// A search through a folder.
@@ -204,72 +223,6 @@ fn in_cache(cache: &Path, candidates: &mut Vec<Candidate>, unread: &mut Vec<Unre
                     _ => {} // nothing that it is called by would mean this file alone
                 }
             }
-        }
-    }
-}
-
-/// Gives each its id. Depends on the candidates only, not on their order.
-fn name_all(mut candidates: Vec<Candidate>) -> Vec<(ModelId, ModelSource)> {
-    candidates.sort_by(|a, b| (&a.id, &a.source).cmp(&(&b.id, &b.source)));
-    candidates.dedup_by(|a, b| a.source == b.source);
-    let mut wishes: BTreeMap<String, usize> = BTreeMap::new();
-    for candidate in &mut candidates {
-        candidate.id = valid(&candidate.id);
-        *wishes.entry(candidate.id.clone()).or_default() += 1;
-    }
-    let mut named = BTreeMap::new();
-    for Candidate { id, tag, source } in candidates {
-        let tagged = match tag {
-            Some(tag) if wishes[&id] > 1 && !id.contains(':') => valid(&format!("{id}:{tag}")),
-            _ => id,
-        };
-        let numbered = |n: usize| if n == 1 { tagged.clone() } else { format!("{tagged}-{n}") };
-        let free = (1..).map(numbered).find_map(|id| id.parse::<ModelId>().ok().filter(|id| !named.contains_key(id)));
-        if let Some(id) = free {
-            named.insert(id, source);
-        }
-    }
-    named.into_iter().collect()
-}
-
-/// The nearest text that is a model's id. Parts are cut so that a number has room behind them.
-fn valid(text: &str) -> String {
-    let (path, tag) = match text.split_once(':') {
-        Some((path, tag)) => (path, Some(tag)),
-        None => (text, None),
-    };
-    let path: Vec<String> = path.splitn(2, '/').map(valid_part).collect();
-    let path = path.join("/");
-    tag.map_or(path.clone(), |tag| format!("{path}:{}", valid_part(tag)))
-}
-
-fn valid_part(text: &str) -> String {
-    let fits = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' };
-    let part: String = text.chars().map(fits).skip_while(|c| !c.is_ascii_alphanumeric()).take(90).collect();
-    if part.is_empty() { "model".to_owned() } else { part }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn any_names_become_valid_ids_each_once(
-            names in prop::collection::vec(("[a-b/:. ü-]{0,6}", prop::option::of("[qQ:/-]{0,3}")), 0..12),
-        ) {
-            let candidate = |(at, (id, tag)): (usize, &(String, Option<String>))| Candidate {
-                id: id.clone(),
-                tag: tag.clone(),
-                source: ModelSource::Path(format!("/{at}").into()),
-            };
-            let candidates: Vec<Candidate> = names.iter().enumerate().map(candidate).collect();
-            let backwards: Vec<Candidate> = names.iter().enumerate().rev().map(candidate).collect();
-            let named = name_all(candidates);
-            prop_assert_eq!(named.len(), names.len());
-            prop_assert_eq!(named, name_all(backwards));
         }
     }
 }

@@ -4,6 +4,7 @@ mod api;
 mod blob;
 mod parts;
 mod reach;
+mod tries;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,7 @@ const REQUESTS_AT_ONCE: usize = 8;
 pub(crate) async fn fetch(config: &StoreConfig, reach: &Reach, source: &HubSource, meter: &Meter<'_>) -> Result<PathBuf, FetchError> {
     meter.begin(Bytes(0), Origin::Hub); // from here on the other nodes wait for this one
     let cache = config.hub_caches.first().expect("a store has a cache");
-    let api = Api::new(config, reach, &source.repo).await?;
+    let api = Api::new(config, reach, source).await?;
     let listing = api.listing(source.revision()).await?;
     let files = needed(&listing, source)?;
     let files = api.describe(&listing, files).await?;
@@ -76,7 +77,7 @@ pub struct Size {
 
 /// The size of the files that a model needs, whether they are here or not.
 pub(crate) async fn size(config: &StoreConfig, reach: &Reach, source: &HubSource) -> Result<Size, FetchError> {
-    let api = Api::new(config, reach, &source.repo).await?;
+    let api = Api::new(config, reach, source).await?;
     let listing = api.listing(source.revision()).await?;
     let files = needed(&listing, source)?;
     let files = api.describe(&listing, files).await?;

@@ -1,7 +1,7 @@
 //! A model's files: found on this node, downloaded from a hub, or taken from the other nodes of the cluster.
 //!
 //! [`Store::locate`] says whether a model is here, [`Store::fetch`] gets it here, [`Store::serve`] gives it to another node, and [`found()`] lists
-//! what lies in a folder. Nothing incomplete is ever seen as a model: bytes are written beside, checked against the hash that they were
+//! what lies in folders. Nothing incomplete is ever seen as a model: bytes are written beside, checked against the hash that they were
 //! announced with, made durable, and only then given their name.
 //!
 //! # From a hub
@@ -57,10 +57,10 @@ mod tidy;
 pub use config::{DEFAULT_ENDPOINT, StoreConfig, Token};
 pub use disk::write_whole;
 pub use error::FetchError;
-pub use found::{Found, Unread, found};
+pub use found::{Found, Names, NamesFile, Unread, found};
 pub use hub::Size;
 pub use manifest::{CHUNK_LEN, ChunkHash, Manifest, ManifestFile};
-pub use progress::{Fetch, Origin, Progress};
+pub use progress::{Fetch, Origin, Progress, UnderWay};
 pub use stamp::Stamp;
 pub use store::{Connect, Io, Located, Store};
 pub use tidy::KEPT_FOR;

@@ -92,7 +92,7 @@ async fn take(
     meter.begin(manifest.total(), Origin::Peers(able.len()));
     let incoming = Arc::new(blocking(move || Incoming::open(folder, manifest, lock)).await?);
     info!(model = %source, total = %incoming.manifest().total(), here = %incoming.here(), peers = able.len(), "a model comes from other nodes");
-    meter.add(incoming.here().0);
+    meter.is_here(incoming.here().0);
 
     let transfer = Transfer::new(Arc::clone(&incoming), Arc::clone(&inner.connect), flight.clone());
     let failed = transfer.run(able).await?;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use plexus_types::{Bytes, NodeName};
+use plexus_types::{Bytes, ModelSource, NodeName};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -19,6 +19,19 @@ pub struct Progress {
     pub total: Bytes,
     /// Where they come from.
     pub from: Origin,
+    /// Bytes that came from there, without those that were here before.
+    pub came: Bytes,
+}
+
+/// A fetch, or what goes before one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnderWay {
+    /// Which model.
+    pub source: ModelSource,
+    /// How far it is.
+    pub progress: Progress,
+    /// What went wrong at the hub, if that is tried again and nothing has come since.
+    pub failure: Option<String>,
 }
 
 /// Where bytes come from.
@@ -35,7 +48,7 @@ pub enum Origin {
 }
 
 impl Progress {
-    pub(crate) const START: Self = Self { done: Bytes(0), total: Bytes(0), from: Origin::Unknown };
+    pub(crate) const START: Self = Self { done: Bytes(0), total: Bytes(0), from: Origin::Unknown, came: Bytes(0) };
 }
 
 /// How certain it is that a fetch will end with the files, for those who would wait for it.
@@ -72,7 +85,7 @@ impl Flight {
 impl Meter<'_> {
     /// So much is to come, from there; nothing is here yet.
     pub(crate) fn begin(&self, total: Bytes, from: Origin) {
-        let progress = Progress { done: Bytes(0), total, from };
+        let progress = Progress { total, from, ..Progress::START };
         self.0.send_modify(|flight| (flight.progress, flight.stage) = (progress, Stage::Coming));
     }
 
@@ -84,10 +97,18 @@ impl Meter<'_> {
         self.0.send_modify(|flight| flight.progress = progress);
     }
 
-    pub(crate) fn add(&self, n_bytes: u64) {
+    /// So much was here before.
+    pub(crate) fn is_here(&self, n_bytes: u64) {
         if n_bytes > 0 {
             self.0.send_modify(|flight| flight.progress.done = flight.progress.done + Bytes(n_bytes));
         }
+    }
+
+    /// So much came.
+    pub(crate) fn add(&self, n_bytes: u64) {
+        self.0.send_modify(|Flight { progress, .. }| {
+            (progress.done, progress.came) = (progress.done + Bytes(n_bytes), progress.came + Bytes(n_bytes));
+        });
     }
 
     /// Bytes that were counted turned out not to be here.

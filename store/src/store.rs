@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use futures::future::BoxFuture;
@@ -16,12 +16,12 @@ use tracing::{debug, info, warn};
 use crate::cache::CachedRepo;
 use crate::config::StoreConfig;
 use crate::disk::blocking;
-use crate::error::FetchError;
+use crate::error::{FetchError, held_by_nobody};
 use crate::hub::{self, Reach, Size};
 use crate::local::{LocalModel, model_at, model_of};
 use crate::manifest::{HashCache, Manifest};
 use crate::peers;
-use crate::progress::{AbortOnDrop, Fetch, Flight, Meter, Progress};
+use crate::progress::{AbortOnDrop, Fetch, Flight, Meter, Origin, Progress, UnderWay};
 use crate::serve::Served;
 
 /// A connection to another node's store, encrypted and authenticated by whoever made it.
@@ -139,11 +139,26 @@ impl Store {
         Fetch { watch, _task: task }
     }
 
-    /// Fetches under way.
-    pub fn fetching(&self) -> Vec<(ModelSource, Progress)> {
+    /// Fetches under way, and what a hub is asked for in vain before one.
+    pub fn fetching(&self) -> Vec<UnderWay> {
+        let mut failures = self.inner.reach.tries.failures();
         let flights = self.inner.flights.lock().unwrap_or_else(PoisonError::into_inner);
         let living = flights.iter().filter(|(_, (_, task))| task.strong_count() > 0);
-        living.map(|(source, (watch, _))| (source.clone(), watch.borrow().progress.clone())).collect()
+        let fetches = living.map(|(source, (watch, _))| UnderWay {
+            source: source.clone(),
+            progress: watch.borrow().progress.clone(),
+            failure: failures.remove(source),
+        });
+        let mut all: Vec<UnderWay> = fetches.collect();
+        // A hub that does not even say how large a model is.
+        let asked = Progress { from: Origin::Hub, ..Progress::START };
+        all.extend(failures.into_iter().map(|(source, why)| UnderWay { source, progress: asked.clone(), failure: Some(why) }));
+        all
+    }
+
+    /// The address of the hub, or of its mirror.
+    pub fn endpoint(&self) -> &str {
+        &self.inner.config.endpoint
     }
 
     /// The size of a model, for a decision before it is fetched. Asks the hub if it is not here.
@@ -157,7 +172,7 @@ impl Store {
         match (here.await?, source) {
             (Some(bytes), _) => Ok(Size { bytes, parameters: None }),
             (None, ModelSource::Hub(source)) => hub::size(&self.inner.config, &self.inner.reach, source).await,
-            (None, ModelSource::Path(path)) => Err(FetchError::NoSuchPath { path: path.clone() }),
+            (None, ModelSource::Path(path)) => Err(self.inner.no_such_path(path, Vec::new())),
             (None, ModelSource::Embedded) => Err(FetchError::Embedded),
         }
     }
@@ -260,6 +275,10 @@ impl Inner {
         }
     }
 
+    fn no_such_path(&self, path: &Path, tried: Vec<(NodeName, String)>) -> FetchError {
+        FetchError::NoSuchPath { path: path.to_owned(), node: self.connect.me().clone(), tried }
+    }
+
     /// Would this node ask a hub for it, if no other node has it?
     pub(crate) fn may_go_outside(&self, source: &ModelSource) -> bool {
         matches!(source, ModelSource::Hub(_)) && !self.config.offline
@@ -297,8 +316,9 @@ impl Inner {
                 }
                 hub::fetch(&self.config, &self.reach, source, &Meter(flight)).await
             }
+            (ModelSource::Path(path), Some(FetchError::Peers { tried })) if held_by_nobody(&tried) => Err(self.no_such_path(path, tried)),
             (_, Some(unserved)) => Err(unserved),
-            (ModelSource::Path(path), None) => Err(FetchError::NoSuchPath { path: path.clone() }),
+            (ModelSource::Path(path), None) => Err(self.no_such_path(path, Vec::new())),
             (ModelSource::Embedded, None) => Err(FetchError::Embedded),
         }
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use plexus_store::{Found, found};
+use plexus_store::{Found, Names};
 use plexus_types::ModelSource;
 use tempfile::TempDir;
 
@@ -15,6 +15,11 @@ fn lay(folder: &Path, names: &[&str]) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, "{}").unwrap();
     }
+}
+
+/// What lies in a folder where nothing is listed and nothing was found before.
+fn found(folder: &Path) -> Found {
+    plexus_store::found(&[folder.to_owned()], &Names::new(), &Names::new())
 }
 
 /// Ids, and sources with the folder cut off.
@@ -71,6 +76,33 @@ fn names_that_collide_are_told_apart() {
     lay(folder.path(), &["x/m-Q8_0.gguf", "y/m-Q8_0.gguf", "ä b.gguf", "ö b.gguf"]);
     let wanted = [("b", "ä b.gguf"), ("b-2", "ö b.gguf"), ("m-Q8_0:Q8_0", "x/m-Q8_0.gguf"), ("m-Q8_0:Q8_0-2", "y/m-Q8_0.gguf")];
     assert_eq!(listed(folder.path()), pairs(&wanted));
+}
+
+#[test]
+fn a_name_is_kept_while_its_folder_cannot_be_read_or_is_not_there_and_is_free_once_its_files_are_gone() {
+    let root = TempDir::new().unwrap();
+    let [one, two] = ["one", "two"].map(|name| root.path().join(name));
+    let folders = [one.clone(), two.clone()];
+    let found = |given: &Names| plexus_store::found(&folders, &Names::new(), given);
+    let source = |found: &Names| found.get(&"m".parse().unwrap()).map(ToString::to_string);
+    lay(root.path(), &["two/m.gguf"]);
+    fs::create_dir(&one).unwrap();
+    let first = found(&Names::new());
+    let its = Some(format!("file:{}", two.join("m.gguf").display()));
+    assert_eq!(source(&first.models), its);
+
+    let away = root.path().join("away");
+    fs::rename(&two, &away).unwrap();
+    lay(root.path(), &["one/m.gguf"]);
+    let second = found(&first.given);
+    assert_eq!(second.models.keys().map(|id| id.as_str()).collect::<Vec<_>>(), ["m-2"], "its disk may not be mounted yet");
+    fs::rename(&away, &two).unwrap();
+    let third = found(&second.given);
+    assert_eq!((third.models.len(), source(&third.models)), (2, its));
+
+    fs::remove_file(two.join("m.gguf")).unwrap();
+    let fourth = found(&third.given);
+    assert_eq!(fourth.given.keys().map(|id| id.as_str()).collect::<Vec<_>>(), ["m-2"]);
 }
 
 #[test]
@@ -137,7 +169,7 @@ fn what_could_not_be_read_is_told_apart_from_what_is_not_there() {
     assert!(!missing.unread[0].hides(&ModelSource::Path(folder.path().join("missing/m.gguf"))), "nothing lies there");
     fs::remove_file(&circle).unwrap();
     lay(&circle, &["m.gguf"]);
-    assert!(matches!(found(&circle), Found { models, unread } if models.len() == 1 && unread.is_empty()));
+    assert!(matches!(found(&circle), Found { models, unread, .. } if models.len() == 1 && unread.is_empty()));
 }
 
 #[test]
@@ -147,8 +179,8 @@ fn one_folder_that_cannot_be_read_hides_its_own_models_only() {
     let long = "x".repeat(250);
     assert!(std::process::Command::new("mkdir").current_dir(&root).arg(&long).status().unwrap().success());
     lay(&root, &["near.gguf", "sub/far.gguf"]);
-    let Found { models, unread } = found(&root);
-    let ids: Vec<&str> = models.iter().map(|(id, _)| id.as_str()).collect();
+    let Found { models, unread, .. } = found(&root);
+    let ids: Vec<&str> = models.keys().map(|id| id.as_str()).collect();
     assert_eq!(ids, ["far", "near"]);
     let [unread] = &unread[..] else { panic!("{unread:?}") };
     let source = |path: &str| ModelSource::Path(root.join(path));

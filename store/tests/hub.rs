@@ -2,38 +2,19 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use futures::future::BoxFuture;
+use alone::Alone;
 use mirror::{COMMIT, Faults, Mirror, git_sha1, sha256};
-use plexus_store::{Connect, FetchError, Io, KEPT_FOR, Located, Origin, Store, StoreConfig, Token};
-use plexus_types::{Bytes, ModelSource, NodeName};
+use plexus_store::{FetchError, KEPT_FOR, Located, Origin, Store, StoreConfig, Token};
+use plexus_types::{Bytes, ModelSource};
 use tempfile::TempDir;
 
+mod alone;
 mod mirror;
-
-/// There are no other nodes.
-struct Alone(NodeName);
-
-impl Default for Alone {
-    fn default() -> Self {
-        Self("alone".parse().unwrap())
-    }
-}
-
-impl Connect for Alone {
-    fn me(&self) -> &NodeName {
-        &self.0
-    }
-
-    fn connect<'a>(&'a self, _: &'a NodeName) -> BoxFuture<'a, io::Result<Box<dyn Io>>> {
-        Box::pin(async { Err(io::Error::other("no other nodes")) })
-    }
-}
 
 fn config(mirror: &Mirror, folder: &Path) -> StoreConfig {
     StoreConfig {
@@ -158,6 +139,33 @@ async fn a_cut_connection_is_resumed_where_it_was_cut() {
     assert_eq!(mirror.seen.file_requests.load(Ordering::SeqCst), 5);
     // What was in flight when a connection was cut may have to come again, and no more.
     assert!(mirror.bytes_sent() < large.len() as u64 + 4 * (1 << 20), "{} bytes", mirror.bytes_sent());
+}
+
+#[tokio::test]
+async fn what_goes_wrong_is_shown_while_it_is_tried_again_until_something_comes() {
+    let (mirror, folder) = (Mirror::start("org/name", [("m.gguf", content(1 << 20, 7))]).await, TempDir::new().unwrap());
+    mirror.fail(Faults { busy: usize::MAX, ..Faults::default() });
+    let patient =
+        Store::new(StoreConfig { patience: Duration::from_secs(3600), ..config(&mirror, folder.path()) }, Arc::<Alone>::default());
+    let failure = async |is_wanted: fn(&str) -> bool| {
+        while !patient.fetching().iter().any(|one| one.failure.as_deref().is_some_and(is_wanted)) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // Already while it is asked how large the model is.
+    let (sizing, asked_for) = (patient.clone(), source("hf:org/name"));
+    let size = tokio::spawn(async move { sizing.size(&asked_for).await });
+    failure(|why| why.contains("/api/models/org/name/revision/main") && why.ends_with("status 503 Service Unavailable")).await;
+    mirror.fail(Faults::default());
+    assert_eq!(size.await.unwrap().unwrap().bytes, Bytes::mib(1));
+    assert_eq!(patient.fetching(), []);
+
+    mirror.fail(Faults { cut: Some((1 << 10, usize::MAX)), ..Faults::default() });
+    let fetch = patient.fetch(&source("hf:org/name"), &[]);
+    failure(|why| why.contains("/resolve/")).await; // it broke off, perhaps before its first byte
+    mirror.fail(Faults::default());
+    fetch.done().await.unwrap();
+    assert_eq!(patient.fetching(), []);
 }
 
 #[tokio::test]

@@ -178,9 +178,11 @@ async fn all_parts_of_a_split_file_come_and_no_other() {
     assert_eq!(fs::read(path.with_file_name("m-Q8_0-00002-of-00002.gguf")).unwrap(), b"");
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 2);
     let error = fetch(&b, &source("file:/nowhere/m.gguf"), &[&a]).await.unwrap_err();
-    assert_eq!(error.to_string(), "no other node gave the model: a: it is not shared");
+    let remedy = "put it there, correct the source of the model's entry, or let a node that has it join the cluster";
+    let wanted = |others: &str| format!("/nowhere/m.gguf is not on the node 'b', and {others}; {remedy}");
+    assert_eq!(error.to_string(), wanted("no other node gave it (a: it is not shared)"));
     let error = fetch(&b, &source("file:/nowhere/m.gguf"), &[]).await.unwrap_err();
-    assert_eq!(error.to_string(), "/nowhere/m.gguf is not on this node; put it there, or let a node that has it join the cluster");
+    assert_eq!(error.to_string(), wanted("no other node can be asked for it"));
 }
 
 /// Three nodes of which two have a model of five chunks in the cache of the hub.

@@ -7,26 +7,16 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
-use plexus_store::{Connect, Io, Stamp, Store, StoreConfig};
-use plexus_types::{FilesDigest, ModelSource, NodeName};
+use alone::Alone;
+use plexus_store::{Stamp, Store, StoreConfig};
+use plexus_types::{FilesDigest, ModelSource};
 use tempfile::TempDir;
 
-struct Alone(NodeName);
-
-impl Connect for Alone {
-    fn me(&self) -> &NodeName {
-        &self.0
-    }
-
-    fn connect<'a>(&'a self, _peer: &'a NodeName) -> BoxFuture<'a, io::Result<Box<dyn Io>>> {
-        Box::pin(async { Err(io::ErrorKind::NotConnected.into()) })
-    }
-}
+mod alone;
 
 /// A store that speaks to nobody.
 fn alone(folder: &Path) -> Store {
-    Store::new(StoreConfig::new(folder.to_owned()), Arc::new(Alone("a".parse().unwrap())))
+    Store::new(StoreConfig::new(folder.to_owned()), Arc::<Alone>::default())
 }
 
 fn stamp(path: &Path) -> io::Result<Option<Stamp>> {

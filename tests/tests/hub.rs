@@ -148,6 +148,47 @@ async fn not_loaded(node: &Node, body: &Value) -> String {
 }
 
 #[tokio::test]
+async fn a_hub_that_does_not_give_the_files_is_told_of_while_it_is_tried() {
+    // CX-48
+    let mirror = Mirror::start("org/pip", [("pip-Q8_0.gguf", pip())]).await;
+    mirror.fail(Faults { busy: usize::MAX, ..Faults::default() });
+    let home = Home::new();
+    let entries = "[[models]]\nid = \"capitals\"\nsource = \"hf:org/pip:Q8_0\"\n[streams]\nload_timeout = \"3s\"\n";
+    let n1 = node_listing(&home, "n1", &mirror, entries).await;
+    n1.offers_on_demand("capitals").await;
+    let reply = ask(&n1).await;
+    assert_eq!(reply.status, 503, "{}", reply.text);
+    let fetched = format!("its files are being fetched from {}; the last try failed: {0}/api/models/org/pip", mirror.endpoint());
+    assert!(reply.text.contains(&fetched) && reply.text.contains("status 503"), "{}", reply.text);
+    assert_eq!(reply.header("retry-after"), Some("60"), "nobody knows how much there is to come");
+    let log = n1.log();
+    let warned = log.lines().find(|line| line.contains("a hub does not give a model's files")).expect("it is told in the log");
+    assert!(warned.contains("WARN") && warned.contains("/api/models/org/pip") && warned.contains("next_try_in"), "{warned}");
+
+    let loading = n1.client().post("/v1/models/load", &json!({"model_id": "capitals", "wait": false})).await.unwrap();
+    assert_eq!(loading.status, 200, "{}", loading.text);
+    eventually("it is shown beside how far it is", async || {
+        let entry = entry(&n1).await;
+        let is_told = entry["fetch"]["failure"].as_str().is_some_and(|why| why.contains("status 503"));
+        if entry["status"] == "loading" && is_told { Ok(()) } else { Err(entry.to_string()) }
+    })
+    .await;
+    let listed = run_plexus(&home, &["models", "--node", n1.client().base()], "").await;
+    let explained = run_plexus(&home, &["cluster", "explain", "capitals", "--node", n1.client().base()], "").await;
+    let status = run_plexus(&home, &["cluster", "status", "--node", n1.client().base()], "").await;
+    for shown in [listed.stdout, explained.stdout, status.stdout] {
+        assert!(shown.contains(&fetched), "{shown}");
+    }
+    mirror.fail(Faults::default());
+    eventually("it is loaded once the hub gives it", async || {
+        let reply = ask(&n1).await;
+        if reply.status == 200 { Ok(()) } else { Err(reply.text) }
+    })
+    .await;
+    assert_eq!(entry(&n1).await.get("fetch"), None);
+}
+
+#[tokio::test]
 async fn a_load_by_hand_tells_its_own_failure_and_a_pull_that_succeeds_ends_it() {
     let mirror = Mirror::start("org/pip", [("pip-Q8_0.gguf", pip())]).await;
     mirror.fail(Faults { corrupt: true, ..Faults::default() });

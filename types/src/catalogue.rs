@@ -1,6 +1,7 @@
 //! Which models there are, and how each is to be served.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -211,16 +212,63 @@ pub enum FilesState {
     /// They are not on this node.
     Absent,
     /// They are coming.
-    Fetching {
-        /// Bytes that are here.
-        done: Bytes,
-        /// Bytes in all; 0 while unknown.
-        total: Bytes,
-    },
+    Fetching(FilesFetch),
     /// They are here, and say this.
     Present(ModelFacts),
     /// They are here, or were to be fetched, and cannot be served; this is why.
     Refused(String),
+}
+
+/// How far files are that are being fetched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesFetch {
+    /// Bytes that are here.
+    pub done: Bytes,
+    /// Bytes in all; 0 while unknown.
+    pub total: Bytes,
+    /// Bytes that came in a second of late; absent if none did.
+    pub per_second: Option<Bytes>,
+    /// Where they come from.
+    pub from: FilesFrom,
+    /// What went wrong at the last try, if nothing has come since.
+    pub failure: Option<String>,
+}
+
+/// Where files come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FilesFrom {
+    /// Not decided yet.
+    Unknown,
+    /// The hub, or its mirror, at this address.
+    Hub(String),
+    /// So many other nodes.
+    Nodes(u32),
+    /// This node, once it has them itself.
+    Awaited(NodeName),
+}
+
+impl fmt::Display for FilesFrom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => f.write_str("somewhere that is still looked for"),
+            Self::Hub(address) => f.write_str(address),
+            Self::Nodes(1) => f.write_str("another node"),
+            Self::Nodes(n) => write!(f, "{n} other nodes"),
+            Self::Awaited(node) => write!(f, "the node '{node}', once it has them itself"),
+        }
+    }
+}
+
+/// A sentence about the files, such as `its files are being fetched from http://hub: 40 % of 1.50 GiB`.
+impl fmt::Display for FilesFetch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "its files are being fetched from {}", self.from)?;
+        if self.total > Bytes(0) {
+            write!(f, ": {:.0} % of {}", 100.0 * self.done.0 as f64 / self.total.0 as f64, self.total)?;
+        }
+        self.failure.as_ref().map_or(Ok(()), |why| write!(f, "; the last try failed: {why}"))
+    }
 }
 
 /// What a model's files say that others want to know.
@@ -265,4 +313,20 @@ pub struct Footprint {
     pub kv_per_token: Bytes,
     /// What steps work in, and the vocabulary.
     pub working: Bytes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fetch_says_from_whom_how_far_and_what_failed() {
+        let unknown = FilesFetch { done: Bytes(0), total: Bytes(0), per_second: None, from: FilesFrom::Unknown, failure: None };
+        assert_eq!(unknown.to_string(), "its files are being fetched from somewhere that is still looked for");
+        let hub = FilesFetch { done: Bytes(30), total: Bytes(100), from: FilesFrom::Hub("http://hub".into()), ..unknown.clone() };
+        assert_eq!(hub.to_string(), "its files are being fetched from http://hub: 30 % of 100 B");
+        let awaited = FilesFetch { from: FilesFrom::Awaited("b".parse().unwrap()), failure: Some("x".into()), ..unknown };
+        let wanted = "its files are being fetched from the node 'b', once it has them itself; the last try failed: x";
+        assert_eq!(awaited.to_string(), wanted);
+    }
 }

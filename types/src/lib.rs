@@ -12,7 +12,7 @@ mod request;
 mod source;
 mod units;
 
-pub use catalogue::{Catalogue, CatalogueEntry, Cost, FilesState, Footprint, Limits, ModelFacts, ModelProfile};
+pub use catalogue::{Catalogue, CatalogueEntry, Cost, FilesFetch, FilesFrom, FilesState, Footprint, Limits, ModelFacts, ModelProfile};
 pub use digest::{FilesDigest, InvalidDigest};
 pub use embed::{EmbedInput, EmbedRequest, Embeddings, ModelKind};
 pub use error::{RequestError, Retry};
@@ -20,8 +20,8 @@ pub use event::{Delta, FinishReason, GenerateEvent, Journal, StreamEvent, Timing
 pub use ids::{DeviceId, DeviceKind, Generation, InvalidId, ModelId, NodeId, NodeName, ReplicaId, RequestId};
 pub use quantization::{InvalidQuantization, Quantization};
 pub use report::{
-    ActorReport, ClusterReport, ConsideredPlace, DeviceReport, Explanation, ModelLocation, ModelReport, ModelState, NodeFacts, NodeReport,
-    NodeState, NodeSummary, ReplicaLoad, ReplicaReport, ReplicaState,
+    ActorReport, ClusterReport, ConsideredPlace, DeviceReport, Explanation, ModelFetch, ModelLocation, ModelReport, ModelState, NodeFacts,
+    NodeReport, NodeState, NodeSummary, ReplicaLoad, ReplicaReport, ReplicaState,
 };
 pub use request::{Chat, Constraint, GenerateRequest, Message, Prompt, Role, Sampling, Tool, ToolCall, ToolChoice, TraceContext};
 pub use source::{HubSource, InvalidModelSource, ModelSource};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::units::seconds;
-use crate::{Bytes, Cost, DeviceId, FilesDigest, Limits, ModelId, ModelKind, NodeId, Quantization};
+use crate::{Bytes, Cost, DeviceId, FilesDigest, FilesFetch, Limits, ModelId, ModelKind, NodeId, NodeName, Quantization};
 
 /// What a node tells everybody by gossip: small, slow to change, and only a hint until its certificate confirms who it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,6 +173,21 @@ pub struct ClusterReport {
     pub nodes: Vec<NodeReport>,
     /// Where the catalogues of nodes contradict each other, and which counts.
     pub conflicts: Vec<String>,
+    /// Models whose files nodes are fetching.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fetches: Vec<ModelFetch>,
+}
+
+/// A model whose files a node is fetching.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelFetch {
+    /// The model.
+    pub model: ModelId,
+    /// The node.
+    pub node: NodeName,
+    /// How far they are.
+    #[serde(flatten)]
+    pub fetch: FilesFetch,
 }
 
 /// One actor of a node, asked in person.
@@ -243,6 +258,8 @@ pub struct ModelReport {
     pub feasible_on: Vec<String>,
     /// Its replicas.
     pub locations: Vec<ModelLocation>,
+    /// How far its files are, while a node fetches them.
+    pub fetch: Option<FilesFetch>,
 }
 
 /// What a model of the merged catalogue is doing (CX-22).

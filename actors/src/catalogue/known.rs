@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use plexus_store::Unread;
-use plexus_types::{CatalogueEntry, FilesState, ModelId, ModelProfile, ModelSource};
+use plexus_store::{Names, Unread};
+use plexus_types::{CatalogueEntry, FilesState, ModelProfile};
 use tokio::time::Instant;
 
 use crate::shelf::Fingerprint;
@@ -83,7 +83,7 @@ impl Known {
             Look::Unseen(why) => {
                 let is_news = self.again.replace(Again::next(self.again, now)).is_none();
                 match self.entry.files {
-                    FilesState::Present(_) | FilesState::Fetching { .. } => return is_news.then_some(News::Unseen(why)),
+                    FilesState::Present(_) | FilesState::Fetching(_) => return is_news.then_some(News::Unseen(why)),
                     FilesState::Unknown | FilesState::Absent | FilesState::Refused(_) => FilesState::Refused(why),
                 }
             }
@@ -97,26 +97,23 @@ impl Known {
 
     /// Is it to be kept, where these models were found, and these folders could not be read?
     ///
-    /// What is listed is. What lies in a folder that could not be read is, and what goes by another name for want of those that were not seen.
-    pub(super) fn stays(&self, found: &[(ModelId, ModelSource)], unread: &[Unread]) -> bool {
+    /// What is listed is, and so is what lies in a folder that could not be read.
+    pub(super) fn stays(&self, found: &Names, unread: &[Unread]) -> bool {
         let CatalogueEntry { profile: ModelProfile { id, source, .. }, found: is_found, .. } = &self.entry;
-        let is_partial = unread.iter().any(|unread| !unread.is_certain);
-        !is_found
-            || found.iter().any(|(found, lies)| found == id || (is_partial && lies == source))
-            || unread.iter().any(|unread| unread.hides(source))
+        !is_found || found.get(id) == Some(source) || unread.iter().any(|unread| unread.hides(source))
     }
 }
 
 /// Files that are being fetched are not here yet: that says nothing new, while the fetch goes on.
 fn is_still_coming(before: &FilesState, now: &FilesState) -> bool {
-    matches!((before, now), (FilesState::Fetching { .. }, FilesState::Absent))
+    matches!((before, now), (FilesState::Fetching(_), FilesState::Absent))
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
 
-    use plexus_types::Bytes;
+    use plexus_types::{Bytes, FilesFetch, FilesFrom, ModelId, ModelSource};
 
     use super::*;
     use crate::evictor::core::tests::facts;
@@ -143,21 +140,15 @@ mod tests {
 
     #[test]
     fn what_lies_in_a_folder_that_cannot_be_read_for_a_moment_stays_and_what_was_taken_away_goes() {
-        let known = lying("m", "/models/sub/m.gguf");
-        assert!(!known.stays(&[], &[]), "it was taken away");
-        assert!(known.stays(&[], &[unread("/models", false)]));
-        assert!(known.stays(&[], &[unread("/models/sub", false)]));
-        assert!(!known.stays(&[], &[unread("/models/other", false)]), "the folder that it lay in was read");
-        assert!(!known.stays(&[], &[unread("/models", true)]), "the folder itself was taken away");
-        assert!(Known { entry: CatalogueEntry { found: false, ..known.entry }, ..known }.stays(&[], &[]), "it is listed");
-    }
-
-    #[test]
-    fn a_model_keeps_its_name_while_those_that_gave_it_cannot_be_seen() {
-        let known = lying("m:Q8_0", "/models/x/m.gguf");
-        let renamed = [(id("m"), at("/models/x/m.gguf"))];
-        assert!(known.stays(&renamed, &[unread("/models/y", false)]));
-        assert!(!known.stays(&renamed, &[]), "nothing else is called so any more");
+        let (known, none) = (lying("m", "/models/sub/m.gguf"), Names::new());
+        assert!(!known.stays(&none, &[]), "it was taken away");
+        assert!(known.stays(&Names::from([(id("m"), at("/models/sub/m.gguf"))]), &[]));
+        assert!(!known.stays(&Names::from([(id("m"), at("/models/m.gguf"))]), &[]), "another is called so by now");
+        assert!(known.stays(&none, &[unread("/models", false)]));
+        assert!(known.stays(&none, &[unread("/models/sub", false)]));
+        assert!(!known.stays(&none, &[unread("/models/other", false)]), "the folder that it lay in was read");
+        assert!(!known.stays(&none, &[unread("/models", true)]), "the folder itself was taken away");
+        assert!(Known { entry: CatalogueEntry { found: false, ..known.entry }, ..known }.stays(&none, &[]), "it is listed");
     }
 
     #[test]
@@ -196,7 +187,8 @@ mod tests {
 
     #[test]
     fn while_files_are_being_fetched_that_they_are_not_here_is_no_news() {
-        let fetching = FilesState::Fetching { done: Bytes(1), total: Bytes(2) };
+        let fetch = FilesFetch { done: Bytes(1), total: Bytes(2), per_second: None, from: FilesFrom::Unknown, failure: None };
+        let fetching = FilesState::Fetching(fetch);
         let look = |before: &FilesState, now: FilesState, is_fetched| {
             let mut known = lying("m", "/m.gguf");
             known.entry.files = before.clone();

@@ -256,7 +256,7 @@ async fn fetch(args: &ModelArgs, gauge: &mut Gauge<'_>) -> Result<(), LoadError>
         }
         gauge.begin(FETCH_SHARE * (i + 1) as f32 / n_missing);
         let watch = |progress: Progress| gauge.on_share(progress.done.0 as f32 / progress.total.0.max(1) as f32);
-        let fetched = shelf.fetch(&source, watch).await;
+        let fetched = shelf.fetch(&source, |node| args.view.read().may_give(&profile.id, &source, node), watch).await;
         args.catalogue.tell(CatalogueMsg::RescanNow); // also of files that do not come after all
         fetched.map_err(|error| refused(&error))?;
     }

@@ -3,7 +3,9 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use plexus_types::{Catalogue, CatalogueEntry, FilesDigest, FilesState, ModelFacts, ModelId, ModelProfile, NodeId, NodeName};
+use plexus_types::{
+    Catalogue, CatalogueEntry, FilesDigest, FilesFetch, FilesState, ModelFacts, ModelId, ModelProfile, ModelSource, NodeId, NodeName,
+};
 
 /// What the cluster lists, as one node sees it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -49,6 +51,27 @@ impl MergedModel {
     /// Are files with this digest those that count, as far as it is known?
     pub fn fits(&self, digest: Option<FilesDigest>) -> bool {
         digest.zip(self.digest).is_none_or(|(digest, counts)| digest == counts)
+    }
+
+    /// May a node be asked for these files of it? Not for its own, if it has others than count: what came would have to be thrown away.
+    pub fn may_give(&self, node: &NodeId, source: &ModelSource) -> bool {
+        self.on.get(node).is_none_or(|entry| match &entry.files {
+            FilesState::Present(facts) => entry.profile.source != *source || self.fits(facts.digest),
+            FilesState::Unknown | FilesState::Absent | FilesState::Fetching(_) | FilesState::Refused(_) => true,
+        })
+    }
+
+    /// How far its files are on a node that fetches them.
+    pub fn fetch(&self, node: &NodeId) -> Option<&FilesFetch> {
+        match self.files(node) {
+            FilesState::Fetching(fetch) => Some(fetch),
+            _ => None,
+        }
+    }
+
+    /// The nodes that fetch its files, and how far those are.
+    pub fn fetches(&self) -> impl Iterator<Item = (&NodeId, &FilesFetch)> {
+        self.on.keys().filter_map(|node| Some((node, self.fetch(node)?)))
     }
 
     /// What its files on a node say, if they are there and count.
@@ -276,5 +299,15 @@ mod tests {
         assert!(same.conflicts.is_empty(), "{:?}", same.conflicts);
         let model = &same.models[&"x".parse().unwrap()];
         assert!(model.fits(None) && model.fits(model.digest) && !model.fits(Some(FilesDigest::new([2; 16]))));
+    }
+
+    #[test]
+    fn who_has_other_files_than_count_is_not_asked_for_them() {
+        let (counting, other, copy) = (holding(3, 1, false), holding(2, 2, false), holding(1, 2, true));
+        let merged = merged(&[("a", counting), ("b", other), ("c", copy), ("d", listing(1, "x", 1, false))]);
+        let model = &merged.models[&"x".parse().unwrap()];
+        let asked = |source: &ModelSource| ["a", "b", "c", "d"].map(|name| model.may_give(&node(name), source));
+        assert_eq!(asked(&model.profile.source), [true, false, false, true], "whoever has none may get them");
+        assert_eq!(asked(&"hf:org/other".parse().unwrap()), [true; 4], "of others nothing is known");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use plexus_types::{DeviceKind, ModelId, ModelProfile, NodeState, ReplicaState};
+use plexus_types::{Bytes, DeviceKind, FilesFetch, ModelId, ModelProfile, NodeState, ReplicaState};
 
 use super::place::Site;
 use super::view::{Candidate, ClusterView};
@@ -20,6 +20,10 @@ const ASSUMED_LOAD: f64 = 200e6;
 /// Nobody is told to ask again sooner, nor later.
 const ASK_AGAIN_MIN: Duration = Duration::from_secs(1);
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(300);
+/// Files may take longer to come: it is known how many bytes are left, and how fast they come.
+const FETCHED_MAX: Duration = Duration::from_secs(3600);
+/// Until files are here of which nothing comes, or nobody knows how many bytes they have: when it is worth to ask whether that has changed.
+const ASSUMED_FETCH_S: f64 = 60.0;
 
 /// The speed of reading prompts that a replica is taken to have which was not measured yet: the fastest's, or it would never be asked and measured.
 pub(super) fn prefill_of_unmeasured(view: &ClusterView, model: &ModelId) -> f64 {
@@ -45,9 +49,19 @@ pub(super) fn first_token(candidate: &Candidate<'_>, n_unread: u32, assumed: f64
 }
 
 /// Until a model is loaded that is being loaded, or would be now: the time that it took last; if it was never seen, its weights at the speed of others.
+/// Where its files are still being fetched, that comes first.
 pub(super) fn load(view: &ClusterView, model: &ModelId) -> Duration {
     let loading = view.candidates(model).filter(|one| one.node == NodeState::Up && one.report.state == ReplicaState::Loading);
-    let done = loading.map(|one| f64::from(one.report.progress)).fold(0.0, f64::max);
+    let (fetching, reading): (Vec<_>, Vec<_>) = loading.partition(|one| view.fetch_of(one).is_some());
+    let done = reading.iter().map(|one| f64::from(one.report.progress)).fold(0.0, f64::max);
+    let merged = view.catalogue().models.get(model);
+    let awaited: Vec<&FilesFetch> = match merged {
+        Some(_) if !reading.is_empty() => Vec::new(),
+        Some(_) if !fetching.is_empty() => fetching.iter().filter_map(|one| view.fetch_of(one)).collect(),
+        Some(merged) if !merged.holders().any(|node| view.is_up(node)) => merged.fetches().map(|(_, fetch)| fetch).collect(),
+        Some(_) | None => Vec::new(),
+    };
+    let first = awaited.into_iter().min_by(|a, b| fetch_s(a).total_cmp(&fetch_s(b)));
     let bytes = |model: &ModelId| {
         let facts = view.catalogue().models.get(model)?.facts.as_ref()?;
         Some(facts.footprint(DeviceKind::Cpu).weights.0 as f64)
@@ -55,9 +69,22 @@ pub(super) fn load(view: &ClusterView, model: &ModelId) -> Duration {
     let whole = view.load_times().get(model).map(Duration::as_secs_f64).or_else(|| {
         let known = view.load_times().iter().filter_map(|(other, time)| Some((bytes(other)?, time.as_secs_f64())));
         let (all_bytes, all_s) = known.fold((0.0, 0.0), |(bytes, s), (more_bytes, more_s)| (bytes + more_bytes, s + more_s));
-        Some(bytes(model)? / if all_s > 0.0 { all_bytes / all_s } else { ASSUMED_LOAD })
+        let its = bytes(model).or_else(|| first.map(|fetch| fetch.total.0 as f64))?;
+        Some(its / if all_s > 0.0 { all_bytes / all_s } else { ASSUMED_LOAD })
     });
-    ask_again(whole.unwrap_or_default() * (1.0 - done.clamp(0.0, 1.0)))
+    let load_s = whole.unwrap_or_default() * (1.0 - done.clamp(0.0, 1.0));
+    match first {
+        Some(fetch) => seconds(fetch_s(fetch) + load_s).clamp(ASK_AGAIN_MIN, FETCHED_MAX),
+        None => ask_again(load_s),
+    }
+}
+
+/// Until files are here that are being fetched, at the speed at which they come.
+fn fetch_s(fetch: &FilesFetch) -> f64 {
+    match fetch.per_second {
+        Some(Bytes(speed @ 1..)) if fetch.total > Bytes(0) => fetch.total.saturating_sub(fetch.done).0 as f64 / speed as f64,
+        _ => ASSUMED_FETCH_S,
+    }
 }
 
 /// Until one of the replicas in these places has answered all that it has, and is no longer kept warm, and the model is loaded in its stead. Only

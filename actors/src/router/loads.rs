@@ -12,7 +12,7 @@ use tracing::{debug, info};
 
 use super::expected;
 use super::home::{self, home_of};
-use super::place::{Placement, Unplaced, Want, may_pass, place};
+use super::place::{Placement, Unplaced, Want, being_loaded, may_pass, place};
 use super::view::Candidate;
 use super::{Ensured, ORDER_DEADLINE, Routed, RouterMsg, RouterState};
 use crate::messages::{Ensure, LoadOrder, Question};
@@ -138,9 +138,17 @@ impl RouterState {
             }
         };
         let answers = |one: &Candidate<'_>| place.holds(&one.id) && !matches!(one.report.state, ReplicaState::Failed(_));
-        let there = self.args.view.read().candidates(model).find(answers).map(|one| one.id);
-        if let Some(there) = there {
-            let decision = format!("it is on {}/{} already", there.node.name, there.device);
+        let there = {
+            let view = self.args.view.read();
+            view.candidates(model).find(answers).map(|one| {
+                let is_loaded = one.report.state != ReplicaState::Loading;
+                let loads = view.catalogue().models.get(model).filter(|_| !is_loaded).map(|merged| being_loaded(merged, &one.id.node));
+                (one.id, loads)
+            })
+        };
+        if let Some((there, loads)) = there {
+            let place = format!("{}/{}", there.node.name, there.device);
+            let decision = loads.map_or_else(|| format!("it is on {place} already"), |loads| format!("{place}: {loads}"));
             return drop(reply.send(Ok(Explanation { model: model.clone(), decision, considered: Vec::new(), age: Duration::ZERO })));
         }
         let (order, node, explanation) = match placed {

@@ -115,7 +115,7 @@ pub fn place(view: &ClusterView, want: &Want<'_>, policy: &EvictionPolicy) -> Re
     fits.sort();
     let busy: Vec<Site> = refused.iter().filter(|(_, why)| why.may_pass).map(|(site, _)| site.clone()).collect();
     let mut considered: Vec<ConsideredPlace> =
-        fits.iter().enumerate().map(|(i, (rank, victims))| describe(rank, victims, i == 0)).collect();
+        fits.iter().enumerate().map(|(i, (rank, victims))| describe(model, rank, victims, i == 0)).collect();
     considered.extend(refused.into_iter().map(|(site, why)| ConsideredPlace { place: place_name(&site), verdict: why.why, chosen: false }));
     let Some((Rank { site, .. }, victims)) = fits.into_iter().next() else {
         return Err(Box::new(unplaced(view, want.model, considered, &busy, policy)));
@@ -168,7 +168,8 @@ fn consider(
         }
         return Err(match &replica.state {
             ReplicaState::Failed(why) => NotHere::never(format!("it could not be loaded: {why}")),
-            ReplicaState::Loading | ReplicaState::Loaded | ReplicaState::Recovering => NotHere::never("it is there already"),
+            ReplicaState::Loading => NotHere::never(being_loaded(model, node.id)),
+            ReplicaState::Loaded | ReplicaState::Recovering => NotHere::never("it is there already"),
         });
     }
     let total = device.memory_total;
@@ -237,12 +238,17 @@ fn feasible(view: &ClusterView, model: &MergedModel, node: &NodeInView<'_>, devi
             return Err("its files are not those that count: replace them, or list them under another id".into());
         }
         FilesState::Absent => no_files(view, model).map_or(Ok(()), Err)?,
-        FilesState::Unknown | FilesState::Fetching { .. } | FilesState::Present(_) => {}
+        FilesState::Unknown | FilesState::Fetching(_) | FilesState::Present(_) => {}
     }
     if let Some(needs) = needs(model, node.id, device.id).filter(|needs| needs.least() > device.memory_total) {
         return Err(format!("{} needed, and it has {} in all", needs.least(), device.memory_total));
     }
     Ok(())
+}
+
+/// What a replica is doing that is being loaded on a node.
+pub(super) fn being_loaded(model: &MergedModel, node: &NodeId) -> String {
+    model.fetch(node).map_or_else(|| "it is being loaded there".to_owned(), ToString::to_string)
 }
 
 /// Says so if a model's files are to be at a path, and no node that can be reached has them there.
@@ -349,14 +355,14 @@ fn loading(view: &ClusterView, id: &ModelId, node: &NodeId, device: &DeviceRepor
     Occupant { model: id.clone(), bytes, class, pinned: model.is_some_and(|model| model.profile.pinned), idle: None }
 }
 
-fn describe(rank: &Rank, victims: &[Victim], chosen: bool) -> ConsideredPlace {
+fn describe(model: &MergedModel, rank: &Rank, victims: &[Victim], chosen: bool) -> ConsideredPlace {
     let named: Vec<String> = victims.iter().map(|(model, idle)| format!("'{model}', last used {} s ago,", idle.as_secs())).collect();
     let mut verdict = match &named[..] {
         [] => format!("fits, {} free", rank.free.0),
         named => format!("fits once {} goes", named.join(" and ")),
     };
     if rank.fetches {
-        verdict += ", fetches the files first";
+        verdict += &model.fetch(&rank.site.0).map_or_else(|| ", fetches the files first".to_owned(), |fetch| format!(", {fetch}"));
     }
     ConsideredPlace { place: place_name(&rank.site), verdict, chosen }
 }

@@ -15,6 +15,7 @@ use crate::prefix::PromptDigests;
 const RETRY_SOON: Duration = Duration::from_secs(2);
 const NOT_LOADED: &str = "it could not be loaded";
 const LOADING: &str = "it is being loaded";
+const FETCHING: &str = "its files are being fetched";
 const RECOVERING: &str = "it is being brought back after a failure";
 const OUTDATED: &str = "it was loaded from other files than count";
 const TRIED: &str = "it has failed this request";
@@ -71,7 +72,10 @@ pub fn route(
         .map(|candidate| {
             let n_cached = prompt.n_cached(candidate.prefixes());
             let n_unread = prompt.n_tokens().saturating_sub(n_cached).max(1);
-            Considered { verdict: verdict(&candidate, n_unread, assumed, tried), replica: candidate.id, n_cached }
+            let is_fetched = view.fetch_of(&candidate).is_some();
+            let verdict =
+                verdict(&candidate, n_unread, assumed, tried).map_err(|why| if why == LOADING && is_fetched { FETCHING } else { why });
+            Considered { verdict, replica: candidate.id, n_cached }
         })
         .collect();
     let able: Vec<(&Considered, Duration)> = considered.iter().filter_map(|one| Some((one, one.verdict.ok()?))).collect();
@@ -146,17 +150,23 @@ fn without_replica(view: &ClusterView, model: &ModelId, considered: &[Considered
     }
     let reasons: Vec<String> = considered
         .iter()
-        .filter_map(|one| one.verdict.as_ref().err().map(|why| format!("{} on {}: {why}", one.replica.device, one.replica.node.name)))
+        .filter_map(|one| {
+            let why = *one.verdict.as_ref().err()?;
+            let fetch = view.catalogue().models.get(model).and_then(|merged| merged.fetch(&one.replica.node)).filter(|_| why == FETCHING);
+            let why = fetch.map_or_else(|| why.to_owned(), ToString::to_string);
+            Some(format!("{} on {}: {why}", one.replica.device, one.replica.node.name))
+        })
         .collect();
     let is = |why| considered.iter().any(|one| one.verdict == Err(why));
+    let is_loading = is(LOADING) || is(FETCHING);
     let message = format!("the model '{model}' cannot be served now ({})", reasons.join("; "));
     let error = if considered.iter().all(|one| one.verdict == Err(NOT_LOADED)) {
         RequestError::Unservable { message }
     } else {
-        let loads = is(LOADING) || is(RECOVERING);
+        let loads = is_loading || is(RECOVERING);
         RequestError::Unavailable { message, retry_after: if loads { expected::load(view, model) } else { RETRY_SOON } }
     };
-    if is(LOADING) {
+    if is_loading {
         NoReplica::Loading(error)
     } else if listed && !is(RECOVERING) && !is(TRIED) {
         NoReplica::Cold

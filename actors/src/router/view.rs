@@ -9,8 +9,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
 
 use plexus_types::{
-    Catalogue, DeviceId, DeviceReport, FilesDigest, ModelId, NodeFacts, NodeId, NodeState, NodeSummary, ReplicaId, ReplicaReport,
-    ReplicaState,
+    Catalogue, DeviceId, DeviceReport, FilesDigest, FilesFetch, ModelId, ModelSource, NodeFacts, NodeId, NodeState, NodeSummary, ReplicaId,
+    ReplicaReport, ReplicaState,
 };
 use tokio::sync::broadcast;
 use tokio::time::Instant;
@@ -197,6 +197,16 @@ impl ClusterView {
     fn merge(&mut self) {
         let others = self.others.iter().map(|(id, other)| (id, &other.catalogue));
         self.catalogue = merge(std::iter::once((&self.me.id, &self.own_catalogue)).chain(others));
+    }
+
+    /// May a node be asked for these files of a model, as far as it is known?
+    pub fn may_give(&self, model: &ModelId, source: &ModelSource, node: &NodeId) -> bool {
+        self.catalogue.models.get(model).is_none_or(|merged| merged.may_give(node, source))
+    }
+
+    /// How far the files of a replica's model are, if its node still fetches them.
+    pub fn fetch_of(&self, one: &Candidate<'_>) -> Option<&FilesFetch> {
+        self.catalogue.models.get(&one.report.model)?.fetch(&one.id.node)
     }
 
     /// Every node that is not gone, this one first.

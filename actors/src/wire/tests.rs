@@ -43,7 +43,7 @@ fn request() -> GenerateRequest {
 fn a_frame_has_a_fixed_envelope() {
     let envelope = Envelope { pass: 1, position: 2, clock_ms: 0x0304 };
     let bytes = frame(envelope, b"abc");
-    assert_eq!(hex(&bytes), "07010000000000000002000000000000000403000000000000616263");
+    assert_eq!(hex(&bytes), "08010000000000000002000000000000000403000000000000616263");
     assert_eq!(bytes.len() as u64, frame_len(3));
     assert_eq!(open_frame(&bytes), Ok((envelope, &b"abc"[..])));
     assert_eq!(open_frame(&bytes[..20]), Err(WireError::Short(20)));

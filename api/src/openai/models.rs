@@ -27,6 +27,9 @@ pub(crate) struct Model<'a> {
     /// How far its load is, from 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     progress: Option<f32>,
+    /// How far its files are, while a node fetches them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fetch: Option<Fetch<'a>>,
     #[serde(flatten)]
     does: Does<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -96,6 +99,21 @@ struct Cost {
     cache_write: Option<f64>,
 }
 
+/// Files on their way to a node.
+#[derive(Debug, Serialize)]
+struct Fetch<'a> {
+    /// In words: an address, or so many nodes.
+    from: String,
+    done_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_per_second: Option<u64>,
+    /// What went wrong at the last try, if nothing has come since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<&'a str>,
+}
+
 #[derive(Debug, Serialize)]
 struct Location<'a> {
     node: &'a str,
@@ -132,6 +150,13 @@ pub(crate) fn one(model: &ModelReport) -> Model<'_> {
         status: model.state.word(),
         reason: if let ModelState::Failed(why) = &model.state { Some(why) } else { None },
         progress: if let ModelState::Loading(progress) = &model.state { Some(*progress) } else { None },
+        fetch: model.fetch.as_ref().map(|fetch| Fetch {
+            from: fetch.from.to_string(),
+            done_bytes: fetch.done.0,
+            total_bytes: Some(fetch.total.0).filter(|total| *total > 0),
+            bytes_per_second: fetch.per_second.map(|speed| speed.0),
+            failure: fetch.failure.as_deref(),
+        }),
         does: Does::of(model),
         quant: model.quant,
         feasible_on: &model.feasible_on,

@@ -18,10 +18,10 @@ use plexus_api::service::{
 };
 use plexus_api::{ApiConfig, Cpu, Gpu, Host, LookAtHost, VersionInfo, router};
 use plexus_types::{
-    ActorReport, Bytes, Chat, ClusterReport, ConsideredPlace, Cost, Delta, DeviceReport, EmbedRequest, Embeddings, Explanation,
-    FinishReason, GenerateEvent, GenerateRequest, Limits, ModelId, ModelKind, ModelLocation, ModelReport, ModelState, NodeFacts, NodeName,
-    NodeReport, NodeState, NodeSummary, Prompt, Quantization, ReplicaLoad, ReplicaReport, ReplicaState, RequestError, RequestId, Timing,
-    TokenLogprob, TokenLogprobs, Usage,
+    ActorReport, Bytes, Chat, ClusterReport, ConsideredPlace, Cost, Delta, DeviceReport, EmbedRequest, Embeddings, Explanation, FilesFetch,
+    FilesFrom, FinishReason, GenerateEvent, GenerateRequest, Limits, ModelId, ModelKind, ModelLocation, ModelReport, ModelState, NodeFacts,
+    NodeName, NodeReport, NodeState, NodeSummary, Prompt, Quantization, ReplicaLoad, ReplicaReport, ReplicaState, RequestError, RequestId,
+    Timing, TokenLogprob, TokenLogprobs, Usage,
 };
 use tower::ServiceExt;
 
@@ -244,6 +244,7 @@ impl Inference for Scripted {
             quant: None,
             feasible_on: vec!["n1".to_owned(), "n2".to_owned()],
             locations,
+            fetch: None,
         };
         let qwen = ModelReport {
             capabilities: vec!["vision".to_owned(), "tools".to_owned()],
@@ -261,7 +262,17 @@ impl Inference for Scripted {
             qwen,
             model("pip", vec![location("n1", "cpu-0", ReplicaState::Failed("a reason".to_owned()))]),
             model("shelf", vec![]),
-            ModelReport { context_length: 0, ..model("slow", vec![location("n1", "cpu-0", ReplicaState::Loading)]) },
+            ModelReport {
+                context_length: 0,
+                fetch: Some(FilesFetch {
+                    done: Bytes(80),
+                    total: Bytes(100),
+                    per_second: None,
+                    from: FilesFrom::Hub("http://hub".to_owned()),
+                    failure: Some("http://hub/x: status 503".to_owned()),
+                }),
+                ..model("slow", vec![location("n1", "cpu-0", ReplicaState::Loading)])
+            },
         ];
         models.extend(called_so.into_iter().filter(|_| self.names_of_paths));
         models
@@ -282,7 +293,7 @@ impl Inference for Scripted {
         let summary = NodeSummary { replicas: vec![replica("cuda-0", 2)], ..NodeSummary::default() };
         let (age, round_trip) = (Duration::from_millis(250), Some(Duration::from_millis(1)));
         let other = NodeReport { facts, state: NodeState::Up, this_node: false, age, round_trip, summary };
-        ClusterReport { cluster: "home".to_owned(), nodes: vec![node, other], conflicts: Vec::new() }
+        ClusterReport { cluster: "home".to_owned(), nodes: vec![node, other], conflicts: Vec::new(), fetches: Vec::new() }
     }
 
     async fn actors(&self) -> Vec<NodeActors> {

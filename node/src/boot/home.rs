@@ -8,6 +8,7 @@
 //! nodes/<name>.lock       held by the node of this name for as long as it lives
 //! nodes/<name>.generation its last generation
 //! nodes/<name>.pins       models that were pinned and unpinned by hand
+//! nodes/<name>.found      names of models that were found in folders
 //! nodes/<name>.json       where it answers, see [`super::neighbours`]
 //! ```
 

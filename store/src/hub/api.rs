@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use http::{HeaderMap, StatusCode, header};
+use plexus_types::HubSource;
 use reqwest::{Client, RequestBuilder, Response, Url, redirect};
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::reach::Reach;
+use super::tries::{QUIET, Tries};
 use crate::cache::is_commit;
 use crate::config::{StoreConfig, Token};
 use crate::digest::Etag;
@@ -41,6 +43,7 @@ pub(super) struct Api<'a> {
     token: Option<Token>,
     pub(super) patience: Duration,
     reach: &'a Reach,
+    pub(super) tries: Tries<'a>,
 }
 
 /// What a revision holds.
@@ -117,9 +120,10 @@ impl Failed {
 
 impl<'a> Api<'a> {
     /// Errors: the endpoint is no address, or this machine has no certificates to check it by.
-    pub(super) async fn new(config: &StoreConfig, reach: &'a Reach, repo: &str) -> Result<Self, FetchError> {
+    pub(super) async fn new(config: &StoreConfig, reach: &'a Reach, source: &HubSource) -> Result<Self, FetchError> {
+        let repo = &source.repo;
         if config.offline {
-            return Err(FetchError::Offline { repo: repo.to_owned() });
+            return Err(FetchError::Offline { repo: repo.clone() });
         }
         let endpoint = config.endpoint.clone();
         let no_address = |problem: String| FetchError::Answer { url: endpoint.clone(), problem };
@@ -157,9 +161,10 @@ impl<'a> Api<'a> {
             http: client(redirect::Policy::limited(10))?,
             no_redirect: client(within)?,
             token,
-            repo: repo.to_owned(),
+            repo: repo.clone(),
             patience: config.patience,
             reach,
+            tries: reach.tries.of(source),
             endpoint: config.endpoint.clone(),
         })
     }
@@ -216,7 +221,8 @@ impl<'a> Api<'a> {
     pub(super) async fn range(&self, commit: &str, name: &str, from: u64, to: u64) -> Result<Response, Failed> {
         let url = self.address(commit, name);
         let request = self.with_token(self.http.get(&url)).header(header::ACCEPT_ENCODING, "identity");
-        self.send(&url, request.header(header::RANGE, format!("bytes={from}-{to}")), None).await
+        let sent = self.send(&url, request.header(header::RANGE, format!("bytes={from}-{to}")), None);
+        self.patiently(&url, sent).await
     }
 
     pub(super) fn address(&self, commit: &str, name: &str) -> String {
@@ -233,19 +239,25 @@ impl<'a> Api<'a> {
     /// Makes a request until it is answered for good.
     async fn persist(&self, url: &str, request: impl Fn() -> RequestBuilder, revision: Option<&str>) -> Result<Response, FetchError> {
         if self.reach.is_hurried(Instant::now()) {
-            let sent = tokio::time::timeout(HURRY, self.send(url, request(), revision)).await;
+            let sent = tokio::time::timeout(HURRY, self.patiently(url, self.send(url, request(), revision))).await;
             let silent = || Failed::Now(FetchError::Silent { url: url.to_owned(), waited: HURRY });
             match sent.unwrap_or_else(|_elapsed| Err(silent())) {
                 // It can be reached after all, and is only busy.
-                Err(Failed::Now(error)) if !is_unreached(&error) => self.reach.on_reached(Instant::now()),
+                Err(Failed::Now(error)) if !is_unreached(&error) => {
+                    self.reach.on_reached(Instant::now());
+                    self.tries.on_failure(url, &error, Duration::ZERO, Instant::now());
+                }
                 sent => return self.noted(sent),
             }
         }
         let end = Instant::now() + self.patience.min(ANSWER_PATIENCE);
         let mut wait = Wait::new();
         loop {
-            match self.send(url, request(), revision).await {
-                Err(Failed::Now(_)) if Instant::now() < end => wait.wait().await,
+            match self.patiently(url, self.send(url, request(), revision)).await {
+                Err(Failed::Now(error)) if Instant::now() < end => {
+                    self.tries.on_failure(url, &error, wait.next(), Instant::now());
+                    wait.wait().await;
+                }
                 sent => return self.noted(sent),
             }
         }
@@ -258,7 +270,21 @@ impl<'a> Api<'a> {
             Err(error) if is_unreached(error) => self.reach.on_unreached(Instant::now()),
             Ok(_) | Err(_) => self.reach.on_reached(Instant::now()),
         }
+        if sent.is_ok() {
+            self.tries.on_answer();
+        }
         sent
+    }
+
+    /// Waits for something of the hub, and tells of it if that takes long.
+    pub(super) async fn patiently<T>(&self, url: &str, answer: impl Future<Output = T>) -> T {
+        let mut answer = std::pin::pin!(answer);
+        tokio::select! {
+            biased;
+            answer = &mut answer => return answer,
+            () = tokio::time::sleep(QUIET) => self.tries.on_silence(url, Instant::now()),
+        }
+        answer.await
     }
 
     async fn send(&self, url: &str, request: RequestBuilder, revision: Option<&str>) -> Result<Response, Failed> {
@@ -294,6 +320,11 @@ pub(super) struct Wait(Duration);
 impl Wait {
     pub(super) fn new() -> Self {
         Self(WAIT.0)
+    }
+
+    /// How long the next one is.
+    pub(super) fn next(&self) -> Duration {
+        self.0
     }
 
     pub(super) async fn wait(&mut self) {

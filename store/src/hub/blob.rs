@@ -51,14 +51,14 @@ impl BlobFetch<'_> {
         let blob = self.repo.blob(etag);
         let lock = Arc::new(disk::lock(&self.repo.lock(etag)).await?);
         if is_here(&blob, size) {
-            self.meter.add(size);
+            self.meter.is_here(size);
             return Ok(());
         }
         loop {
             let (path, open_size, lock) = (blob.clone(), size, Arc::clone(&lock));
             let (parts_file, parts) = blocking(move || PartFile::open(&path, open_size, lock)).await?;
             let resumed: u64 = parts.iter().sum();
-            self.meter.add(resumed);
+            self.meter.is_here(resumed);
             self.all_parts(&parts_file, parts).await?;
             let (checked, etag) = (parts_file.clone(), self.file.etag.clone());
             match blocking(move || etag.check(checked.file(), open_size)).await? {
@@ -107,6 +107,7 @@ impl BlobFetch<'_> {
                         return Err(error);
                     }
                     debug!(file = %self.file.name, part, done, %error, "a download was interrupted");
+                    self.api.tries.on_failure(&self.api.address(self.commit, &self.file.name), &error, wait.next(), Instant::now());
                 }
             }
             drop(permit);
@@ -125,10 +126,11 @@ impl BlobFetch<'_> {
             *done = 0;
         }
         let ended = |done| Failed::Now(FetchError::Truncated { file: self.file.name.clone(), got: start + done, size });
+        let url = self.api.address(self.commit, &self.file.name);
         let mut stream = response.bytes_stream();
         let (mut gathered, mut n_gathered) = (Vec::<Bytes>::new(), 0);
         loop {
-            let next = stream.next().await;
+            let next = self.api.patiently(&url, stream.next()).await;
             let over = !matches!(next, Some(Ok(_)));
             if let Some(Ok(bytes)) = next {
                 let left = (len - *done) as usize - n_gathered;
@@ -140,6 +142,7 @@ impl BlobFetch<'_> {
                 let (parts_file, gathered, from) = (parts_file.clone(), std::mem::take(&mut gathered), *done);
                 *done = blocking(move || parts_file.write(part, from, &gathered)).await.map_err(Failed::Forever)?;
                 self.meter.add(n_gathered as u64);
+                self.api.tries.on_answer();
                 n_gathered = 0;
             }
             if whole {

@@ -5,12 +5,18 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::tries::AllTries;
+
 /// A hub that could not be reached is asked in a hurry for so long.
 const HURRIED_FOR: Duration = Duration::from_secs(60);
 
 /// What is known of the way to the hub.
 #[derive(Debug, Default)]
-pub(crate) struct Reach(Mutex<Known>);
+pub(crate) struct Reach {
+    known: Mutex<Known>,
+    /// What went wrong of late, of what is still tried.
+    pub(crate) tries: AllTries,
+}
 
 #[derive(Debug, Default)]
 struct Known {
@@ -45,7 +51,7 @@ impl Reach {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

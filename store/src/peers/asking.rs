@@ -138,7 +138,7 @@ impl Asking<'_> {
 
     /// Shows how far a node is that is waited for.
     fn show(self, peer: &NodeName, soon: Soon) {
-        self.meter.set(Progress { done: soon.done, total: soon.total, from: Origin::Awaited(peer.clone()) });
+        self.meter.set(Progress { done: soon.done, total: soon.total, from: Origin::Awaited(peer.clone()), came: soon.done });
     }
 
     async fn ask(self, peer: &NodeName) -> Result<Answer, String> {

@@ -1,9 +1,10 @@
 //! Models that are listed beside the configuration, and those that lie in a folder without being listed.
 
-use plexus_tests::{Client, Home, binary, eventually};
+use plexus_tests::{Client, Home, Node, binary, eventually};
+use plexus_types::FilesDigest;
 use serde_json::json;
 
-use crate::{alone, answer, entry, ready};
+use crate::{alone, answer, entry, ready, replicas};
 
 #[tokio::test]
 async fn a_list_beside_the_configuration_counts_and_what_is_put_into_a_folder_while_a_node_runs_is_served() {
@@ -88,6 +89,10 @@ async fn a_draft_model_that_comes_later_completes_its_model_and_is_missed_when_i
     })
     .await;
     can_be_held(false).await;
+    let pulled = node.client().post("/v1/models/pull", &json!({"model_id": "guessed"})).await.unwrap();
+    assert_eq!(pulled.status, 503, "{}", pulled.text);
+    let missing = format!("{} is not on the node 'a', and no other node can be asked for it; put it there", draft.display());
+    assert!(pulled.text.contains(&missing), "{}", pulled.text);
 
     std::fs::copy(&pip, home.path().join("part")).unwrap();
     std::fs::rename(home.path().join("part"), &draft).unwrap();
@@ -98,4 +103,45 @@ async fn a_draft_model_that_comes_later_completes_its_model_and_is_missed_when_i
     assert_eq!(unloaded.status, 200, "{}", unloaded.text);
     std::fs::remove_file(&draft).unwrap();
     can_be_held(false).await;
+}
+
+#[tokio::test]
+async fn a_name_stays_with_the_files_that_had_it_first_also_over_a_restart() {
+    let _alone = alone().await;
+    let home = Home::new();
+    let folder = home.path().join("models");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(binary::pip_folder().join("pip-q8_0.gguf"), folder.join("dup.gguf")).unwrap();
+    let config = home.path().join("cluster.toml");
+    std::fs::write(&config, format!("models = []\n[store]\nfolders = [\"{}\"]\n", folder.display())).unwrap();
+    let mut node = home.node("a").arg("--config", config.to_str().unwrap()).start().await;
+    ready(&[&node], 1).await;
+    let digest = loaded_digest(&node, "dup").await;
+
+    std::fs::create_dir(folder.join(".dup")).unwrap();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        std::fs::copy(binary::pip_folder().join(name), folder.join(".dup").join(name)).unwrap();
+    }
+    std::fs::rename(folder.join(".dup"), folder.join("dup")).unwrap();
+    eventually("what came later is found under another name", async || entry(node.client(), "dup-2").await.ok_or("not listed".to_owned()))
+        .await;
+    let other = loaded_digest(&node, "dup-2").await;
+    assert!(digest.is_some() && other.is_some() && digest != other, "{digest:?} {other:?}");
+
+    node.kill().await;
+    node.start_again().await;
+    ready(&[&node], 2).await;
+    assert_eq!([loaded_digest(&node, "dup").await, loaded_digest(&node, "dup-2").await], [digest, other]);
+
+    node.kill().await;
+    std::fs::write(home.path().join(".local/share/plexus/nodes/a.found"), "{ damaged").unwrap();
+    node.start_again().await;
+    ready(&[&node], 2).await;
+    assert!(node.log().contains("cannot be read: they are named anew"), "a damaged file is told");
+}
+
+/// What the files hold that a model was loaded from.
+async fn loaded_digest(node: &Node, model: &str) -> Option<FilesDigest> {
+    answer(node.client(), model).await;
+    replicas(node).await.into_iter().find(|replica| replica.model.as_str() == model).expect("it has answered").digest
 }

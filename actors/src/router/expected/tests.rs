@@ -1,6 +1,6 @@
 use std::time::SystemTime;
 
-use plexus_types::{Bytes, Catalogue, CatalogueEntry, FilesState, ModelProfile, ModelSource, ReplicaReport};
+use plexus_types::{Bytes, Catalogue, CatalogueEntry, FilesFetch, FilesFrom, FilesState, ModelProfile, ModelSource, ReplicaReport};
 
 use super::super::view::tests::{facts, replica};
 use super::*;
@@ -56,6 +56,38 @@ fn a_model_that_was_never_loaded_is_expected_to_load_as_fast_as_others() {
     absurd.load_time = Some(Duration::MAX);
     view.on_own_replica(absurd, SystemTime::now());
     assert_eq!(load(&view, &id("m")), ASK_AGAIN_MAX);
+}
+
+/// `m` is listed, and `a` fetches its files.
+fn fetching(done: u64, total: u64, per_second: Option<u64>) -> ClusterView {
+    let mut view = ClusterView::new("test".into(), facts("a"));
+    let from = FilesFrom::Hub("http://hub".into());
+    let fetch = FilesFetch { done: Bytes(done), total: Bytes(total), per_second: per_second.map(Bytes), from, failure: None };
+    let profile = ModelProfile::new(id("m"), "hf:org/m".parse().unwrap());
+    let entry = CatalogueEntry { profile, found: false, files: FilesState::Fetching(fetch) };
+    view.on_own_catalogue(Catalogue { entries: vec![entry], ..Catalogue::default() }, SystemTime::now());
+    view
+}
+
+#[test]
+fn a_load_whose_files_still_come_takes_until_they_are_there_and_then_as_long_as_a_load_does() {
+    let gb = 1_000_000_000;
+    let whole_s = 10.0 * gb as f64 / ASSUMED_LOAD;
+    let after = |mut view: ClusterView, replica: Option<ReplicaReport>| {
+        if let Some(replica) = replica {
+            view.on_own_replica(replica, SystemTime::now());
+        }
+        load(&view, &id("m")).as_secs_f64()
+    };
+    let loading = || Some(ReplicaReport { progress: 0.2, ..replica("m", ReplicaState::Loading) });
+    let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-3, "{a} {b}");
+    near(after(fetching(4 * gb, 10 * gb, Some(gb / 100)), loading()), 600.0 + whole_s);
+    near(after(fetching(4 * gb, 10 * gb, Some(gb / 100)), None), 600.0 + whole_s);
+    near(after(fetching(4 * gb, 10 * gb, None), loading()), ASSUMED_FETCH_S + whole_s);
+    near(after(fetching(0, 0, None), loading()), ASSUMED_FETCH_S);
+    near(after(fetching(0, 10 * gb, Some(1)), loading()), FETCHED_MAX.as_secs_f64());
+    near(after(fetching(10 * gb, 10 * gb, Some(gb)), loading()), whole_s);
+    near(after(fetching(1, 2, Some(1000)), loading()), 1.0);
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! What the view says to people: the models of the cluster, and the cluster itself.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use plexus_api::service::{Activation, NotActivated};
 use plexus_types::{
-    ClusterReport, Cost, FilesState, Limits, ModelId, ModelKind, ModelLocation, ModelReport, ModelState, NodeReport, NodeSummary,
-    ReplicaReport, ReplicaState,
+    ClusterReport, Cost, FilesFetch, FilesState, Limits, ModelFetch, ModelId, ModelKind, ModelLocation, ModelReport, ModelState,
+    NodeReport, NodeSummary, ReplicaReport, ReplicaState,
 };
 use tokio::time::Instant;
 
@@ -100,6 +101,7 @@ impl ClusterView {
             quant: None,
             feasible_on: Vec::new(),
             locations: Vec::new(),
+            fetch: None,
         }
     }
 
@@ -111,15 +113,16 @@ impl ClusterView {
             _ => None,
         });
         let feasible_on = feasible_on(self, merged);
-        let fetching = merged.on.values().find_map(|entry| match &entry.files {
-            FilesState::Fetching { done, total } => Some(done.0 as f32 / total.0.max(1) as f32),
-            _ => None,
-        });
+        // Of several the one that is furthest, but what goes wrong is told before what goes well.
+        let share = |fetch: &FilesFetch| fetch.done.0 as f32 / fetch.total.0.max(1) as f32;
+        let fetches = merged.fetches().map(|(_, fetch)| fetch);
+        let fetch =
+            fetches.max_by(|a, b| (a.failure.is_some(), share(a)).partial_cmp(&(b.failure.is_some(), share(b))).unwrap_or(Ordering::Equal));
         let looked_for = merged.on.values().all(|entry| entry.files == FilesState::Absent);
         let missing = if looked_for { no_files(self, merged) } else { None };
-        let state = match (refused.or(missing), fetching) {
+        let state = match (refused.or(missing), fetch) {
             (Some(why), _) if feasible_on.is_empty() => ModelState::Failed(why),
-            (_, Some(share)) => ModelState::Loading(share),
+            (_, Some(fetch)) => ModelState::Loading(share(fetch)),
             (_, None) => ModelState::Unloaded,
         };
         ModelReport {
@@ -132,6 +135,7 @@ impl ClusterView {
             cost: merged.profile.cost,
             quant: merged.profile.quant,
             feasible_on,
+            fetch: fetch.cloned(),
             ..self.unlisted(id, kind)
         }
     }
@@ -190,7 +194,11 @@ impl ClusterView {
         conflicts.extend(dangling.map(|(alias, target)| {
             format!("the alias '{alias}' stands for '{target}', which no node lists: correct it in [aliases], or add a [[models]] entry")
         }));
-        ClusterReport { cluster: self.cluster.clone(), nodes, conflicts }
+        let fetches = self.catalogue.models.iter().flat_map(|(model, merged)| {
+            let here = merged.fetches().filter(|(node, _)| self.is_up(node));
+            here.map(|(node, fetch)| ModelFetch { model: model.clone(), node: node.name.clone(), fetch: fetch.clone() })
+        });
+        ClusterReport { cluster: self.cluster.clone(), nodes, conflicts, fetches: fetches.collect() }
     }
 }
 

@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use crate::client::{Client, ClientError, ModelEntry};
+use crate::commands::terminal::harmless;
 
 /// How often the node is asked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -49,7 +50,9 @@ fn bar(entry: &ModelEntry) -> Option<String> {
     let progress = entry.progress?.clamp(0.0, 1.0);
     let full = (progress * PLACES as f32).round() as usize;
     let (full, empty) = ("#".repeat(full), ".".repeat(PLACES - full));
-    Some(format!("{} {full}{empty} {:.0} %", entry.id, progress * 100.0))
+    let failure = entry.fetch.as_ref().and_then(|fetch| fetch.failure.as_ref());
+    let failure = failure.map_or_else(String::new, |why| harmless(&format!("; the last try failed: {why}")));
+    Some(format!("{} {full}{empty} {:.0} %{failure}", entry.id, progress * 100.0))
 }
 
 /// A bar that cannot be shown is no reason to stop.
@@ -72,5 +75,8 @@ mod tests {
         assert_eq!(bar(&entry(Some(0.4))).unwrap(), format!("big {}{} 40 %", "#".repeat(12), ".".repeat(18)));
         assert_eq!(bar(&entry(Some(7.0))).unwrap(), format!("big {} 100 %", "#".repeat(30)));
         assert_eq!(bar(&entry(None)), None);
+        let fetch = crate::client::ModelFetch { from: "http://hub".to_owned(), failure: Some("status 503".to_owned()) };
+        let failing = ModelEntry { fetch: Some(fetch), ..entry(Some(0.0)) };
+        assert_eq!(bar(&failing).unwrap(), format!("big {} 0 %; the last try failed: status 503", ".".repeat(30)));
     }
 }

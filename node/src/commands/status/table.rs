@@ -88,6 +88,10 @@ pub(crate) fn status_page(cluster: &ClusterReport, actors: &[NodeActors], now_ms
             parts.push(failures.join("\n"));
         }
     }
+    if !cluster.fetches.is_empty() {
+        let told = cluster.fetches.iter().map(|one| harmless(&format!("{} on {}: {}", one.model, one.node, one.fetch)));
+        parts.push(told.collect::<Vec<_>>().join("\n"));
+    }
     parts.extend(actors.iter().map(|node| actors_table(node, look)));
     parts.join("\n\n")
 }

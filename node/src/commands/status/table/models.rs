@@ -42,10 +42,14 @@ pub(crate) fn models_page(models: &[ModelEntry], look: Look) -> String {
     [table.trim_fmt()].into_iter().chain(reasons).collect::<Vec<_>>().join("\n\n")
 }
 
-/// Why a model failed; and where it did, if it is to be had elsewhere.
+/// Why a model failed; from whom its files come; and where it failed, if it is to be had elsewhere.
 fn reasons(model: &ModelEntry) -> Vec<String> {
     if let Some(why) = &model.reason {
         return vec![format!("{} failed: {}", model.id, harmless(why))];
+    }
+    if let Some(fetch) = &model.fetch {
+        let failure = fetch.failure.as_ref().map_or_else(String::new, |why| format!("; the last try failed: {why}"));
+        return vec![harmless(&format!("{}: its files are being fetched from {}{failure}", model.id, fetch.from))];
     }
     let failed = model.locations.iter().filter_map(|at| Some((at, at.reason.as_ref()?)));
     failed.map(|(at, why)| format!("{} failed on {}/{}: {}", model.id, at.node, at.device, harmless(why))).collect()
