@@ -4,7 +4,7 @@ pub(crate) mod by_hand;
 pub(crate) mod chat;
 mod sse;
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use plexus_types::{ActorReport, ClusterReport};
@@ -115,8 +115,8 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// The node at `url`; without one, the usual address, else any node that left its card in `nodes`.
-    pub(crate) async fn connect(url: Option<&str>, nodes: &Path) -> Result<Self, ClientError> {
+    /// The node at `url`; without one, the usual address, else any node that left its card in one of the directories `nodes`.
+    pub(crate) async fn connect(url: Option<&str>, nodes: &[PathBuf]) -> Result<Self, ClientError> {
         // A proxy for the web has no business between a command and its node.
         let http = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT).build();
         let http = http.map_err(|error| ClientError::Broken { url: url.unwrap_or(DEFAULT_NODE).to_owned(), problem: chain(&error) })?;
@@ -126,7 +126,7 @@ impl Client {
             Err(refused) => refused,
         };
         if url.is_none() {
-            for card in neighbours::cards(nodes) {
+            for card in nodes.iter().flat_map(|nodes| neighbours::cards(nodes)) {
                 let found = Self { base: format!("http://{}", card.http), http: asked.http.clone() };
                 if found.look().await.is_ok() {
                     return Ok(found);
