@@ -12,6 +12,7 @@ mod expected;
 mod explain;
 pub mod home;
 mod loads;
+mod named;
 mod others;
 pub mod place;
 pub mod policy;

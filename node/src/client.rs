@@ -25,7 +25,7 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
     /// Nobody is there.
-    #[error("no node answers at {url}: start one with `plexus start`, or name one with --node URL")]
+    #[error("no node answers at {url}: start one with `plexus start`, or name one with --ask URL")]
     NoNode {
         /// Where one was looked for.
         url: String,
@@ -37,7 +37,7 @@ pub(crate) enum ClientError {
         url: String,
     },
     /// Somebody else is there.
-    #[error("what answers at {url} is not a Plexus node ({status}): name one with --node URL")]
+    #[error("what answers at {url} is not a Plexus node ({status}): name one with --ask URL")]
     Stranger {
         /// Where.
         url: String,

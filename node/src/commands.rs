@@ -44,5 +44,5 @@ pub(crate) fn version(args: &VersionArgs) -> anyhow::Result<()> {
 async fn connect(option: &NodeOption) -> Result<Client, ClientError> {
     let data = std::env::var_os("PLEXUS_NODE__DATA_DIR").map(PathBuf::from);
     let nodes: Vec<PathBuf> = data.into_iter().chain([Home::usual()]).map(|home| home.join("nodes")).collect();
-    Client::connect(option.node.as_deref(), &nodes).await
+    Client::connect(option.url.as_deref(), &nodes).await
 }

@@ -77,7 +77,7 @@ async fn serve(booted: Booted) -> anyhow::Result<ExitCode> {
         let body = format!("{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}]}}");
         say(format_args!("  try      curl http://{http}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"));
     }
-    say(format_args!("  or       plexus chat --node http://{http}"));
+    say(format_args!("  or       plexus chat --ask http://{http}"));
 
     let remembering = async {
         loop {
