@@ -207,12 +207,12 @@ impl Inference for ClusterInference {
         self.at_each(&model, place, |model, device| Question::Unload(model, Some(device))).await
     }
 
-    async fn pin_model(&self, model: &ModelId, pinned: bool) -> Result<Vec<String>, RequestError> {
-        let model = self.resolve(model);
+    async fn pin_model(&self, model: &ModelId, node: Option<&NodeName>, pinned: bool) -> Result<Vec<String>, RequestError> {
+        let (model, place) = (self.resolve(model), Place { node: node.cloned(), device: None });
         if pinned {
-            return self.at_each(&model, &Place::default(), |model, _| Question::Pin(model, true)).await;
+            return self.at_each(&model, &place, |model, _| Question::Pin(model, true)).await;
         }
-        self.unpin_by_hand(&model).await
+        self.unpin_by_hand(&model, &place).await
     }
 
     async fn explain(&self, subject: &str) -> Option<Explanation> {

@@ -413,6 +413,23 @@ impl ClusterView {
         self.candidates(&replica.model).find(|one| one.id == *replica)?.report.digest
     }
 
+    /// The replicas of a model that were loaded from other files than these, as far as it is known.
+    pub fn with_other_files(&self, model: &ModelId, files: Option<FilesDigest>) -> Vec<ReplicaId> {
+        let differs = |one: &Candidate<'_>| one.report.digest.zip(files).is_some_and(|(one, files)| one != files);
+        self.candidates(model).filter(differs).map(|one| one.id).collect()
+    }
+
+    /// Have other files taken the place of these, by which no replica of the model answers any more?
+    pub fn is_replaced(&self, model: &ModelId, files: FilesDigest) -> bool {
+        let loaded = |same: bool| {
+            let answers = |one: &Candidate<'_>| one.report.state == ReplicaState::Loaded && one.node != NodeState::Unreachable;
+            let mut loaded = self.candidates(model).filter(answers);
+            loaded.any(|one| one.report.digest.is_some_and(|digest| (digest == files) == same))
+        };
+        let others_count = self.catalogue.models.get(model).is_some_and(|model| !model.fits(Some(files)));
+        (others_count || loaded(false)) && !loaded(true)
+    }
+
     /// Nodes that requests may be sent to, this one included.
     pub fn n_up(&self) -> usize {
         1 + self.others.values().filter(|other| other.state() == NodeState::Up).count()

@@ -338,13 +338,14 @@ impl Inference for Scripted {
 
     async fn unload_model(&self, model: &ModelId, place: &Place) -> Result<Vec<String>, RequestError> {
         match (model.as_str(), &place.node) {
-            ("shelf", None) => Ok(vec!["n1/cpu-0".to_owned()]),
+            ("shelf", node) if node.as_ref().is_none_or(|node| node.as_str() == "n1") => Ok(vec!["n1/cpu-0".to_owned()]),
             _ => Err(RequestError::invalid("model", format!("the model '{model}' is not loaded there"))),
         }
     }
 
-    async fn pin_model(&self, model: &ModelId, pinned: bool) -> Result<Vec<String>, RequestError> {
-        if pinned { self.unload_model(model, &Place::default()).await } else { Ok(Vec::new()) }
+    async fn pin_model(&self, model: &ModelId, node: Option<&NodeName>, pinned: bool) -> Result<Vec<String>, RequestError> {
+        let place = Place { node: node.cloned(), device: None };
+        if pinned { self.unload_model(model, &place).await } else { Ok(Vec::new()) }
     }
 
     async fn explain(&self, subject: &str) -> Option<Explanation> {
