@@ -217,7 +217,8 @@ impl CatalogueState {
         }
         self.unread = unread;
         let before = self.entries.len();
-        self.entries.retain(|id, known| self.pulled.contains(id) || known.stays(&models, &self.unread));
+        let served = self.args.view.read().served_here();
+        self.entries.retain(|id, known| self.pulled.contains(id) || known.stays(&models, &self.unread, served.contains(id)));
         let mut changed = self.entries.len() != before;
         for (id, source) in models {
             let listed = self.entries.values().any(|known| known.entry.profile.source == source);

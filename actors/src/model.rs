@@ -364,7 +364,7 @@ impl ModelState {
             rejected::count(&mut self.rejected, Reason::NotLoaded);
             return sink.fail(self.not_loaded());
         };
-        if let Err(error) = check_kind(&self.args.profile.id, resident.kind, ModelKind::Generate) {
+        if let Err(error) = check_kind(&self.args.profile.id, resident.facts.kind, ModelKind::Generate) {
             return sink.fail(error);
         }
         let principal = generate.journal.request.principal;
@@ -473,7 +473,7 @@ impl ModelState {
         let Phase::Loaded { resident, .. } = &self.phase else {
             return drop(reply.send(Err(self.not_loaded())));
         };
-        if let Err(error) = check_kind(&self.args.profile.id, resident.kind, ModelKind::Generate) {
+        if let Err(error) = check_kind(&self.args.profile.id, resident.facts.kind, ModelKind::Generate) {
             return drop(reply.send(Err(error)));
         }
         let codec = resident.codec.clone();

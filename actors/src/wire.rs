@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Version of the frame. A frame of another version is counted and dropped.
-pub const VERSION: u8 = 7;
+pub const VERSION: u8 = 8;
 /// Most bytes of a frame: what is behind it on the link, pings among it, waits no longer than this takes.
 pub const FRAME_MAX: usize = 64 << 10;
 /// Most bytes of a message that travels in one frame, and of each part of a longer one; the rest of the frame is room for its head.

@@ -128,6 +128,8 @@ mod tests {
             progress: 1.0,
             prefixes: None,
             digest: None,
+            tools: false,
+            reasoning: false,
         }
     }
 
@@ -160,6 +162,7 @@ mod tests {
             quant: None,
             feasible_on: Vec::new(),
             locations: Vec::new(),
+            warning: None,
         }
     }
 

@@ -97,11 +97,12 @@ impl Known {
 
     /// Is it to be kept, where these models were found, and these folders could not be read?
     ///
-    /// What is listed is. What lies in a folder that could not be read is, and what goes by another name for want of those that were not seen.
-    pub(super) fn stays(&self, found: &[(ModelId, ModelSource)], unread: &[Unread]) -> bool {
+    /// What is listed is, and what is `served` from here, which goes on whether its files are there or not. What lies in a folder that could not be read is, and what goes by another name for want of those that were not seen.
+    pub(super) fn stays(&self, found: &[(ModelId, ModelSource)], unread: &[Unread], served: bool) -> bool {
         let CatalogueEntry { profile: ModelProfile { id, source, .. }, found: is_found, .. } = &self.entry;
         let is_partial = unread.iter().any(|unread| !unread.is_certain);
         !is_found
+            || served
             || found.iter().any(|(found, lies)| found == id || (is_partial && lies == source))
             || unread.iter().any(|unread| unread.hides(source))
     }
@@ -144,20 +145,21 @@ mod tests {
     #[test]
     fn what_lies_in_a_folder_that_cannot_be_read_for_a_moment_stays_and_what_was_taken_away_goes() {
         let known = lying("m", "/models/sub/m.gguf");
-        assert!(!known.stays(&[], &[]), "it was taken away");
-        assert!(known.stays(&[], &[unread("/models", false)]));
-        assert!(known.stays(&[], &[unread("/models/sub", false)]));
-        assert!(!known.stays(&[], &[unread("/models/other", false)]), "the folder that it lay in was read");
-        assert!(!known.stays(&[], &[unread("/models", true)]), "the folder itself was taken away");
-        assert!(Known { entry: CatalogueEntry { found: false, ..known.entry }, ..known }.stays(&[], &[]), "it is listed");
+        assert!(!known.stays(&[], &[], false), "it was taken away");
+        assert!(known.stays(&[], &[], true), "it is loaded");
+        assert!(known.stays(&[], &[unread("/models", false)], false));
+        assert!(known.stays(&[], &[unread("/models/sub", false)], false));
+        assert!(!known.stays(&[], &[unread("/models/other", false)], false), "the folder that it lay in was read");
+        assert!(!known.stays(&[], &[unread("/models", true)], false), "the folder itself was taken away");
+        assert!(Known { entry: CatalogueEntry { found: false, ..known.entry }, ..known }.stays(&[], &[], false), "it is listed");
     }
 
     #[test]
     fn a_model_keeps_its_name_while_those_that_gave_it_cannot_be_seen() {
         let known = lying("m:Q8_0", "/models/x/m.gguf");
         let renamed = [(id("m"), at("/models/x/m.gguf"))];
-        assert!(known.stays(&renamed, &[unread("/models/y", false)]));
-        assert!(!known.stays(&renamed, &[]), "nothing else is called so any more");
+        assert!(known.stays(&renamed, &[unread("/models/y", false)], false));
+        assert!(!known.stays(&renamed, &[], false), "nothing else is called so any more");
     }
 
     #[test]

@@ -43,7 +43,7 @@ fn request() -> GenerateRequest {
 fn a_frame_has_a_fixed_envelope() {
     let envelope = Envelope { pass: 1, position: 2, clock_ms: 0x0304 };
     let bytes = frame(envelope, b"abc");
-    assert_eq!(hex(&bytes), "07010000000000000002000000000000000403000000000000616263");
+    assert_eq!(hex(&bytes), "08010000000000000002000000000000000403000000000000616263");
     assert_eq!(bytes.len() as u64, frame_len(3));
     assert_eq!(open_frame(&bytes), Ok((envelope, &b"abc"[..])));
     assert_eq!(open_frame(&bytes[..20]), Err(WireError::Short(20)));
@@ -110,12 +110,14 @@ fn every_notice_has_its_bytes() {
             progress: 0.5,
             prefixes: Some([7, 300, 70_000].into()),
             digest: Some(FilesDigest::new([0xab; 16])),
+            tools: true,
+            reasoning: false,
         }],
     };
     assert_eq!(device.kind, DeviceKind::Cpu);
     golden(
         &Notice::Summary(summary),
-        "0001000105 6370752d30 0163 04 02 01 016d 05 6370752d30 01 08 02 00 04 00 00 00000000 00000000 00000000 00 64 01 010000000000000040 00 0000003f 01 03 07 fb2c01 fc70110100 01 20 6162616261626162616261626162616261626162616261626162616261626162".replace(' ', "").as_str(),
+        "0001000105 6370752d30 0163 04 02 01 016d 05 6370752d30 01 08 02 00 04 00 00 00000000 00000000 00000000 00 64 01 010000000000000040 00 0000003f 01 03 07 fb2c01 fc70110100 01 20 6162616261626162616261626162616261626162616261626162616261626162 01 00".replace(' ', "").as_str(),
     );
     let journal = Journal { request: Arc::new(request()), seed: 7, prompt_ids: vec![1, 300], sampled_ids: vec![] };
     let generate = Generate {
