@@ -86,6 +86,8 @@ pub(crate) struct ModelEntry {
     pub(crate) capabilities: Vec<String>,
     pub(crate) feasible_on: Vec<String>,
     pub(crate) locations: Vec<ModelPlace>,
+    /// Why no node could load it again once it is unloaded.
+    pub(crate) warning: Option<String>,
     /// How far its files are, while a node fetches them.
     pub(crate) fetch: Option<ModelFetch>,
 }

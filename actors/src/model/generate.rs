@@ -35,7 +35,7 @@ impl ModelState {
             rejected::count(&mut self.rejected, Reason::NotLoaded);
             return sink.fail(self.not_loaded());
         };
-        if let Err(error) = check_kind(&self.args.profile.id, resident.kind, ModelKind::Generate) {
+        if let Err(error) = check_kind(&self.args.profile.id, resident.facts.kind, ModelKind::Generate) {
             return sink.fail(error);
         }
         let principal = generate.journal.request.principal;
@@ -144,7 +144,7 @@ impl ModelState {
         let Phase::Loaded { resident, .. } = &self.phase else {
             return drop(reply.send(Err(self.not_loaded())));
         };
-        if let Err(error) = check_kind(&self.args.profile.id, resident.kind, ModelKind::Generate) {
+        if let Err(error) = check_kind(&self.args.profile.id, resident.facts.kind, ModelKind::Generate) {
             return drop(reply.send(Err(error)));
         }
         let codec = resident.codec.clone();

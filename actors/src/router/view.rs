@@ -376,6 +376,17 @@ impl ClusterView {
         found.map(|(node, report)| self.candidate(node, report))
     }
 
+    /// Models that this node serves, or is about to.
+    pub fn served_here(&self) -> BTreeSet<ModelId> {
+        let served = self.own.replicas.iter().filter(|replica| failure(&replica.state).is_none());
+        served.map(|replica| replica.model.clone()).collect()
+    }
+
+    /// Has every node that can be reached said what it lists?
+    pub fn knows_catalogues(&self) -> bool {
+        self.own_catalogue.revision > 0 && self.others.values().filter(|other| other.linked).all(|other| other.catalogue.revision > 0)
+    }
+
     /// Did a node hold `model` that is not gone, but cannot be reached or has not said since what it holds?
     pub fn is_out_of_reach(&self, model: &ModelId) -> bool {
         self.others.values().any(|other| other.lost.contains(model))

@@ -110,12 +110,14 @@ fn every_notice_has_its_bytes() {
             progress: 0.5,
             prefixes: Some([7, 300, 70_000].into()),
             digest: Some(FilesDigest::new([0xab; 16])),
+            tools: true,
+            reasoning: false,
         }],
     };
     assert_eq!(device.kind, DeviceKind::Cpu);
     golden(
         &Notice::Summary(summary),
-        "0001000105 6370752d30 0163 04 02 01 016d 05 6370752d30 01 08 02 00 04 00 00 00000000 00000000 00000000 00 64 01 010000000000000040 00 0000003f 01 03 07 fb2c01 fc70110100 01 20 6162616261626162616261626162616261626162616261626162616261626162".replace(' ', "").as_str(),
+        "0001000105 6370752d30 0163 04 02 01 016d 05 6370752d30 01 08 02 00 04 00 00 00000000 00000000 00000000 00 64 01 010000000000000040 00 0000003f 01 03 07 fb2c01 fc70110100 01 20 6162616261626162616261626162616261626162616261626162616261626162 01 00".replace(' ', "").as_str(),
     );
     let journal = Journal { request: Arc::new(request()), seed: 7, prompt_ids: vec![1, 300], sampled_ids: vec![] };
     let generate = Generate {

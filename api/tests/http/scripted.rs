@@ -245,6 +245,7 @@ impl Inference for Scripted {
             feasible_on: vec!["n1".to_owned(), "n2".to_owned()],
             locations,
             fetch: None,
+            warning: None,
         };
         let qwen = ModelReport {
             capabilities: vec!["vision".to_owned(), "tools".to_owned()],
@@ -419,6 +420,8 @@ fn replica(device: &str, running: u32) -> ReplicaReport {
         progress: if loaded { 1.0 } else { 0.4 },
         prefixes: None,
         digest: None,
+        tools: false,
+        reasoning: false,
     }
 }
 
