@@ -18,7 +18,7 @@ use plexus_types::{Bytes, DeviceId, ModelId, ModelProfile, NodeName, RequestErro
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{debug, info};
 
 use self::core::{Ask, Asker, Effect, Event, EvictionConfig, EvictorCore, Grant, Place, Standing, Verdict};
 use self::ledger::Lease;
@@ -251,6 +251,12 @@ impl EvictorState {
             Effect::Pinned(place, pinned) => {
                 if let Some(model) = self.args.models.get(&place.0, place.1) {
                     model.tell(ModelMsg::Pinned(pinned));
+                }
+            }
+            Effect::GiveWay(place, gives_way) => {
+                debug!(model = %place.0, device = %place.1, gives_way, "others wait for its room");
+                if let Some(model) = self.args.models.get(&place.0, place.1) {
+                    model.tell(ModelMsg::GiveWay(gives_way));
                 }
             }
             Effect::KeepPins(pins) => self.args.pins.save(&pins), // small, seldom, and before whoever asked is answered

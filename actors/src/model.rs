@@ -124,6 +124,8 @@ pub enum ModelMsg {
     Embedded(embed::Number, Option<Reason>),
     /// You are pinned, or no longer.
     Pinned(bool),
+    /// Take nothing new, as another model waits for your room, and end what you have begun; or take requests again.
+    GiveWay(bool),
     /// Go, if you have no requests: take nothing new from now on. Answered with whether you do.
     Retire(RpcReplyPort<bool>),
     /// An ingress is gone, or the link to it: nobody takes what it asked for, and nobody would cancel it or give it credit.
@@ -169,7 +171,9 @@ pub struct ModelState {
     late_is_due: bool,
     /// When it was last looked whether others have places free for those that wait here; absent until then.
     handed_over: Option<Instant>,
-    /// Since when it has had no requests; absent while it has.
+    /// It takes nothing new, as another model waits for its room.
+    gives_way: bool,
+    /// Since when it has had no requests, or none that it has begun while it gives way; absent while it has.
     idle_since: Option<Instant>,
     life: ActorId,
     /// Dropped when the model is to go, and with this life of it: a load that is under way is given up.
@@ -215,6 +219,7 @@ impl Actor for ModelActor {
             said: Said::default(),
             late_is_due: false,
             handed_over: None,
+            gives_way: false,
             idle_since: None,
             life,
             wanted: Some(wanted),
@@ -250,13 +255,17 @@ impl Actor for ModelActor {
                 state.reported = None;
                 state.report();
             }
+            ModelMsg::GiveWay(gives_way) => state.on_give_way(gives_way),
             ModelMsg::Retire(reply) => drop(reply.send(state.on_retire())),
             ModelMsg::IngressLost(ingress) => state.on_ingress_lost(&ingress),
             ModelMsg::LateDue => state.on_late_due(),
             ModelMsg::ContextDue => state.on_context_due(),
             ModelMsg::PrefixesDue => state.on_prefixes_due(),
             ModelMsg::AtWork(own, reply) => drop(reply.send(state.n_at_work(&own))),
-            ModelMsg::Announce => state.announce(),
+            ModelMsg::Announce => {
+                state.on_give_way(false); // whoever wants it says so again
+                state.announce();
+            }
             ModelMsg::Vitals(reply) => drop(reply.send(state.vitals())),
             ModelMsg::Inspect(reply) => drop(reply.send(state.inspect())),
         }
@@ -311,11 +320,13 @@ impl ModelState {
         }
     }
 
-    /// A load that is under way is given up; what it was promised is returned with it.
+    /// A load that is under way is given up; what it was promised is returned with it. Those that wait at one that gives way look for it elsewhere, or
+    /// wait until it is loaded again.
     fn on_retire(&mut self) -> bool {
-        if self.n_present() > 0 {
+        if self.n_at_hand() > 0 {
             return false;
         }
+        self.send_away();
         self.phase = Phase::Retired;
         self.wanted = None;
         true
@@ -332,6 +343,14 @@ impl ModelState {
             Phase::Loading { .. } | Phase::Failed(_) | Phase::Retired => 0,
         };
         batched + self.encoding.len() + self.embeds.n_requests() as usize
+    }
+
+    /// Requests for which it stays.
+    fn n_at_hand(&self) -> usize {
+        match &self.phase {
+            Phase::Loaded { batcher, .. } if self.gives_way => batcher.n_begun() + self.embeds.n_requests() as usize,
+            Phase::Loaded { .. } | Phase::Loading { .. } | Phase::Failed(_) | Phase::Retired => self.n_present(),
+        }
     }
 
     /// Those of clients of other nodes, as far as they are not among `own`.

@@ -112,6 +112,12 @@ enum Within {
         ask: Ask,
         verdict: Verdict,
     },
+    /// A replica hears whether it gives way to another.
+    GivesWay {
+        place: Place,
+        lease: u64,
+        gives_way: bool,
+    },
 }
 
 /// A request of the trace.
@@ -295,6 +301,7 @@ impl Placement {
                 self.on_order_late(node, &model, number);
                 Ok(())
             }
+            Within::GivesWay { place, lease, gives_way } => self.on_give_way(node, &place, lease, gives_way),
             Within::Asked { place, lease, ask } => self.on_asked(node, place, lease, ask),
             Within::Retired { place, ask, verdict } => self.on_verdict(node, place, ask, verdict),
         }

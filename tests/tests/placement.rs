@@ -21,7 +21,7 @@ fn run(workload: Workload, seed: u64) -> Outcome {
     assert_eq!(outcome.answered + outcome.refused, n_requests, "seed {seed}");
     eprintln!(
         "seed {seed}: {} answered, {} refused, mean wait {:?}; {} loads, {} beside one of the other side of a cut, {} beside one that nobody \
-         knew of; {} gone from beside a pinned one, {} late to say whether they go",
+         knew of; {} gone from beside a pinned one, {} late to say whether they go, {} times one gave way",
         outcome.answered,
         outcome.refused,
         outcome.mean_wait,
@@ -30,6 +30,7 @@ fn run(workload: Workload, seed: u64) -> Outcome {
         outcome.twins,
         outcome.gone_beside_pinned,
         outcome.late_answers,
+        outcome.gave_way,
     );
     outcome
 }

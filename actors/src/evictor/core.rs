@@ -5,11 +5,13 @@
 //!   ├──victims──> Retire ───goes───> Released ┘        (one load at a time makes room on a device; the others queue)
 //!   │                └──in use, or silent──> planned anew
 //!   └──all in use──> waits ──idle──> planned anew ──too long──> Refused, and placed anew by whoever wants it
+//!                      └──for a while──> those that have had their turn give way: they take nothing new, and are idle once they have ended
 //! ```
 
 mod event;
 mod going;
 mod here;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -19,6 +21,7 @@ use tokio::time::Instant;
 
 pub use self::event::{Ask, Effect, Event, Standing, Verdict};
 use self::going::Asked;
+use self::turns::turn;
 use super::ledger::{Lease, Ledger, Resident};
 use super::pins::Pins;
 use super::plan::{EvictionPolicy, Needs, NoRoom, Plan, Room, plan, plan_eviction};
@@ -93,6 +96,11 @@ struct Hosted {
     since: Ask,
     /// It was asked to go, and has not answered.
     asked: Option<Asked>,
+    /// When it was granted its memory, and until when it has its turn; absent until it is loaded.
+    granted_at: Option<Instant>,
+    turn_until: Option<Instant>,
+    /// It was told to take nothing new, so that another can be loaded.
+    gives_way: bool,
 }
 
 /// Models that come to a device and go.
@@ -106,7 +114,7 @@ struct Cycles {
 
 impl Hosted {
     fn new(profile: Box<ModelProfile>, pinned: bool, since: Ask) -> Self {
-        Self { profile, pinned, failed_at: None, leaving: false, since, asked: None }
+        Self { profile, pinned, failed_at: None, leaving: false, since, asked: None, granted_at: None, turn_until: None, gives_way: false }
     }
 }
 
@@ -170,7 +178,14 @@ impl EvictorCore {
                 self.queues.entry(device).or_default().push_back(Waiting { place, lease, needs, asker, since: now, victims: Vec::new() });
                 self.advance(device, now, &mut out);
             }
-            Event::Loaded(place) => self.note(&place, |resident| resident.idle_since = Some(now + FIRST_USE)),
+            Event::Loaded(place) => {
+                self.note(&place, |resident| resident.idle_since = Some(now + FIRST_USE));
+                if let Some(hosted) = self.hosted.get_mut(&place) {
+                    let took = hosted.granted_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+                    hosted.turn_until = Some(now + turn(took, self.config.policy.keep_warm));
+                    hosted.gives_way = false; // it is another life of it
+                }
+            }
             Event::GaveUp(place) => self.dismiss(place, &mut out),
             Event::FilesCame(model) => self.dismiss_failed(|place, _| place.0 == model, &mut out),
             Event::Failed(place) => {
@@ -251,6 +266,7 @@ impl EvictorCore {
         let Some(total) = self.ledger.total(device) else { return };
         let Some(mut queue) = self.queues.remove(&device) else { return };
         let mut i = 0;
+        let mut give_way = BTreeSet::new();
         while i < queue.len() && queue.iter().all(|waiting| waiting.victims.is_empty()) {
             let waiting = &mut queue[i];
             let grant = match self.grant(waiting, device, total, now) {
@@ -260,16 +276,23 @@ impl EvictorCore {
                     victims.into_iter().for_each(|victim| self.ask_to_go(victim, true, out));
                     break;
                 }
-                Err(no_room) if no_room.may_pass() && now.saturating_duration_since(waiting.since) < PATIENCE => {
-                    i += 1;
-                    continue;
+                Err(no_room) => {
+                    let over = self.turns_over(waiting, total, now);
+                    if now.saturating_duration_since(waiting.since) < Self::patience(&no_room, &over) {
+                        give_way.extend(over);
+                        i += 1;
+                        continue;
+                    }
+                    Err(no_room)
                 }
-                Err(no_room) => Err(no_room),
             };
             self.n_refused += u64::from(grant.is_err());
             let asker = queue.remove(i).expect("it was looked at").asker;
             out.push(Effect::Granted { asker, grant });
             self.publish(out);
+        }
+        if queue.iter().all(|waiting| waiting.victims.is_empty()) {
+            self.give_way(device, &give_way, out); // else it is seen when those have gone
         }
         self.queues.insert(device, queue);
     }
@@ -297,7 +320,7 @@ impl EvictorCore {
         let Waiting { place: (model, _), lease, needs, .. } = waiting;
         let class = self.class_of(&waiting.place);
         let pinned = self.hosted.get(&waiting.place).is_some_and(|hosted| hosted.pinned);
-        let occupants = self.ledger.occupants_beside(device, model, *lease, now);
+        let occupants = self.occupants_for(waiting, now);
         let Room { victims, free } = plan_eviction(total, &occupants, needs, class, &self.config.policy)?;
         if !victims.is_empty() {
             return Ok(Err(victims.into_iter().map(|model| (model, device)).collect()));
@@ -308,6 +331,9 @@ impl EvictorCore {
         let resident = Resident { lease: *lease, bytes, class, pinned, idle_since: None };
         self.ledger.promise(device, model, resident).map_err(|exceeds| no_room(exceeds.needed, exceeds.available))?;
         self.cycles.entry(device).or_default().here.insert(*lease);
+        if let Some(hosted) = self.hosted.get_mut(&waiting.place) {
+            (hosted.granted_at, hosted.turn_until) = (Some(now), None);
+        }
         Ok(Ok(Grant { plan, bytes }))
     }
 

@@ -145,6 +145,9 @@ impl ModelState {
             }
         }
         let is_first = self.embeds.count(|one| one.request == id) == 0;
+        if self.gives_way && is_first {
+            return drop(reply.send(Err(self.gives_way_error())));
+        }
         let (number, since) = (self.embeds.next_number(), Instant::now());
         let mut seat = Seat { model: self.args.address.clone(), life: self.life, number, refused: None };
         let work = Work {

@@ -1,4 +1,4 @@
-//! Requests that wait for a place here while another replica of the model has some free: it was loaded for them, or has become idle. They are given
+//! Requests that are sent on: those that wait at a replica that gives way to another model, once it goes; and those that wait for a place here while another replica of the model has some free: it was loaded for them, or has become idle. They are given
 //! up, each once at most, and their ingresses send them on, as from a replica that went; of what they are nothing was computed yet.
 
 use std::time::Duration;
@@ -14,6 +14,30 @@ use crate::router::view::{Candidate, ClusterView};
 const HAND_OVER_EVERY: Duration = Duration::from_millis(500);
 
 impl ModelState {
+    /// Another model waits for the room of this one, or does no longer.
+    pub(super) fn on_give_way(&mut self, gives_way: bool) {
+        self.gives_way = gives_way;
+        if let Phase::Loaded { batcher, .. } = &mut self.phase {
+            batcher.set_closed(gives_way);
+            self.go_on();
+        }
+    }
+
+    /// Gives up all that it has not begun.
+    pub(super) fn send_away(&mut self) {
+        let error = self.gives_way_error();
+        std::mem::take(&mut self.encoding).into_values().for_each(|arrival| arrival.sink.fail(error.clone()));
+        if let Phase::Loaded { batcher, .. } = &mut self.phase {
+            batcher.give_up_all(|| error.clone());
+        }
+    }
+
+    /// What those hear that come while it gives way.
+    pub(super) fn gives_way_error(&self) -> RequestError {
+        let message = format!("the model '{}' makes room for another on '{}'", self.args.profile.id, self.args.ingresses.me.name);
+        RequestError::Unavailable { message, retry_after: Duration::from_secs(1) }
+    }
+
     /// Gives up as many of those that wait as others have places for.
     pub(super) fn hand_over(&mut self) {
         let now = Instant::now();

@@ -101,7 +101,7 @@ impl ModelState {
 
     /// Tells the evictor when the first request comes and when the last has ended.
     pub(super) fn note_use(&mut self) {
-        let busy = self.n_present() > 0;
+        let busy = self.n_at_hand() > 0;
         if busy == self.idle_since.is_none() || !matches!(self.phase, Phase::Loaded { .. }) {
             return;
         }

@@ -199,6 +199,21 @@ impl Batcher {
         self.scheduler.n_waiting() + self.scheduler.n_running()
     }
 
+    /// Requests of which something was done already.
+    pub(super) fn n_begun(&self) -> usize {
+        self.scheduler.n_begun()
+    }
+
+    /// Begins no more requests, or begins them again.
+    pub(super) fn set_closed(&mut self, closed: bool) {
+        self.scheduler.set_closed(closed);
+    }
+
+    /// Gives up all that wait: they go elsewhere.
+    pub(super) fn give_up_all(&mut self, error: impl Fn() -> RequestError) {
+        self.scheduler.take_first(usize::MAX, |_| true).into_iter().for_each(|seat| seat.sink.fail(error()));
+    }
+
     /// How busy and how fast it is; the limits are the caller's.
     pub(super) fn load(&self) -> ReplicaLoad {
         let speeds = self.scheduler.speeds();

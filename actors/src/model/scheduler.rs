@@ -107,6 +107,8 @@ pub struct Scheduler<T> {
     answers: Answers,
     counts: Counts,
     n_arrived: u64,
+    /// Nobody gets a place who has not had one.
+    closed: bool,
 }
 
 #[derive(Debug)]
@@ -125,6 +127,8 @@ struct Entry<T> {
     /// How often a draft model was right, and tokens that it has to read before it can guess.
     right: Record,
     n_unread: u32,
+    /// It has a place, or had one and lost it.
+    had_place: bool,
 }
 
 /// The step on the device.
@@ -158,6 +162,7 @@ impl<T> Scheduler<T> {
             answers: Answers::default(),
             counts: Counts::default(),
             n_arrived: 0,
+            closed: false,
         }
     }
 
@@ -175,6 +180,7 @@ impl<T> Scheduler<T> {
             kept: 0,
             right: Record::default(),
             n_unread: 0,
+            had_place: false,
         });
     }
 
@@ -225,6 +231,16 @@ impl<T> Scheduler<T> {
     /// Sequences that wait.
     pub fn n_waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Closes the batch to those that have not had a place yet, or opens it again.
+    pub fn set_closed(&mut self, closed: bool) {
+        self.closed = closed;
+    }
+
+    /// Sequences that have a place, or had one and wait for the next.
+    pub fn n_begun(&self) -> usize {
+        self.running.len() + self.waiting.iter().filter(|entry| entry.had_place).count()
     }
 
     /// Sequences that have a place in the batch.

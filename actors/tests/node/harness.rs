@@ -131,9 +131,17 @@ pub(crate) async fn ask(node: &RunningNode, max_tokens: u32) -> Generation {
 }
 
 pub(crate) async fn ask_as(node: &RunningNode, principal: Option<u64>, max_tokens: u32) -> Generation {
+    generate(node, principal, "pip", max_tokens).await
+}
+
+pub(crate) async fn ask_for(node: &RunningNode, model: &str, max_tokens: u32) -> Generation {
+    generate(node, None, model, max_tokens).await
+}
+
+async fn generate(node: &RunningNode, principal: Option<u64>, model: &str, max_tokens: u32) -> Generation {
     let request = GenerateRequest {
         principal,
-        model: "pip".parse().unwrap(),
+        model: model.parse().unwrap(),
         prompt: Prompt::Tokens(vec![65, 66, 67]),
         sampling: Sampling::default(),
         max_tokens: Some(max_tokens),

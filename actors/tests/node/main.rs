@@ -15,7 +15,7 @@ use plexus_engine::error::EngineError;
 use plexus_engine::scripted::{Fault, FaultKind, Gate, Script};
 use plexus_types::{Bytes, FinishReason, GenerateEvent, ReplicaState, RequestError};
 
-use crate::harness::{DEADLINE, answer, ask, ask_as, counter, cpu, loaded, node, replica_state, until, until_counter};
+use crate::harness::{DEADLINE, answer, ask, ask_as, ask_for, counter, cpu, loaded, node, replica_state, until, until_counter};
 
 fn fault(kind: FaultKind) -> Script {
     Script { faults: vec![Fault { at_step: 2, kind }], ..Script::default() }

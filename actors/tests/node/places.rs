@@ -3,7 +3,7 @@
 use plexus_actors::args::DeviceSpec;
 use plexus_api::service::{LoadModel, Place};
 use plexus_engine::scripted::ScriptedExecutor;
-use plexus_types::DeviceId;
+use plexus_types::{DeviceId, ModelProfile, ModelSource};
 
 use super::*;
 
@@ -118,4 +118,47 @@ async fn those_that_wait_go_to_another_replica_that_has_places_free() {
         texts.push(text);
     }
     assert!(!texts[0].is_empty() && texts.iter().all(|text| *text == texts[0]));
+}
+
+#[tokio::test]
+async fn a_model_that_is_asked_for_gets_its_turn_where_another_is_used_without_a_pause() {
+    let small = |id: &str| ModelProfile {
+        context_length: Some(256),
+        running_max: 1,
+        waiting_max: 8,
+        ..ModelProfile::new(id.parse().unwrap(), ModelSource::Embedded)
+    };
+    let preloaded = ModelProfile { preload: true, ..small("pip") };
+    let lone = node(Script::default(), |args| args.catalogue.models = vec![preloaded.clone()]).await;
+    until(&lone, "the model is loaded", |node| replica_state(node) == Some(ReplicaState::Loaded)).await;
+    let memory = lone.view().read().own().replicas[0].memory;
+
+    let one_at_a_time = Script { memory_total: Bytes(memory.0 * 3 / 2), step_time: Duration::from_millis(1), ..Script::default() };
+    let node = node(one_at_a_time, |args| args.catalogue.models = vec![preloaded, small("other")]).await;
+    until(&node, "the first is loaded", |node| replica_state(node) == Some(ReplicaState::Loaded)).await;
+    let stop = std::cell::Cell::new(false);
+    let hot = async {
+        let mut n = 0;
+        while !stop.get() {
+            let (_, end) = answer(ask(&node, 50).await).await;
+            assert!(matches!(end, GenerateEvent::Done { .. }), "{end:?}");
+            n += 1;
+        }
+        n
+    };
+    let also_hot = async {
+        while !stop.get() {
+            let (_, end) = answer(ask(&node, 50).await).await;
+            assert!(matches!(end, GenerateEvent::Done { .. }), "{end:?}");
+        }
+    };
+    let other = async {
+        until_counter(&node, "node/model/pip@cpu-0", "waiting", 1).await;
+        let (text, end) = answer(ask_for(&node, "other", 5).await).await;
+        stop.set(true);
+        (text, end)
+    };
+    let (n, (), (text, end)) = tokio::join!(hot, also_hot, other);
+    assert!(matches!(end, GenerateEvent::Done { .. }) && !text.is_empty(), "{end:?}");
+    assert!(n > 1, "the others are served, before and after");
 }

@@ -37,6 +37,8 @@ pub(super) struct Replica {
     idle_since: Duration,
     /// The evictor was told that it has requests.
     said_busy: bool,
+    /// It takes nothing new, as another waits for its room.
+    gives_way: bool,
     running: Vec<Seat>,
     waiting: VecDeque<Seat>,
     n_steps: u64,
@@ -54,7 +56,7 @@ struct Seat {
 
 impl Replica {
     pub(super) fn is_used(&self) -> bool {
-        !self.running.is_empty() || !self.waiting.is_empty()
+        !self.running.is_empty() || (!self.waiting.is_empty() && !self.gives_way)
     }
 
     pub(super) fn is_loading(&self) -> bool {
@@ -84,6 +86,7 @@ impl Placement {
 
     fn serve(&mut self, node: usize, place: &Place) -> Result<(), String> {
         while let Some(replica) = self.nodes[node].replicas.get_mut(place)
+            && !replica.gives_way
             && (replica.running.len() as u32) < RUNNING_MAX
             && let Some(seat) = replica.waiting.pop_front()
         {
@@ -148,6 +151,14 @@ impl Placement {
         Ok(())
     }
 
+    /// Another model waits for the room of this one, or does no longer.
+    pub(super) fn on_give_way(&mut self, node: usize, place: &Place, lease: u64, gives_way: bool) -> Result<(), String> {
+        if let Some(replica) = self.nodes[node].replicas.get_mut(place).filter(|replica| replica.lease == lease) {
+            replica.gives_way = gives_way;
+        }
+        self.serve(node, place)
+    }
+
     /// A replica comes to the question whether it goes. If it does, it gives up what it holds at once, and is only to be dismissed.
     pub(super) fn on_asked(&mut self, node: usize, place: Place, lease: u64, ask: Ask) -> Result<(), String> {
         let replica = self.nodes[node].replicas.get_mut(&place).filter(|replica| replica.lease == lease);
@@ -156,8 +167,12 @@ impl Placement {
             Some(replica) if replica.is_used() => Verdict::Stays,
             Some(replica) => {
                 replica.agreed_at.get_or_insert(self.now);
+                let waiting = std::mem::take(&mut replica.waiting);
                 if replica.taken.take().is_some() {
                     self.evicted(node, Event::Released { place: place.clone(), lease: Lease(lease) })?;
+                }
+                for seat in waiting {
+                    self.waits_again(seat.request, ASKS_ANEW);
                 }
                 Verdict::Goes
             }
@@ -207,6 +222,14 @@ impl Placement {
                 self.publish(node);
                 Ok(())
             }
+            Effect::GiveWay(place, gives_way) => {
+                if let Some(lease) = self.nodes[node].replicas.get(&place).map(|replica| replica.lease) {
+                    self.outcome.gave_way += usize::from(gives_way);
+                    let delay = Duration::from_micros(self.rng.random_range(0..1000)); // from task to task
+                    self.within(node, delay, Within::GivesWay { place, lease, gives_way });
+                }
+                Ok(())
+            }
             Effect::Forget(_) | Effect::RestartDevice(_) | Effect::Pinned(..) | Effect::KeepPins(_) => Ok(()),
         }
     }
@@ -227,6 +250,7 @@ impl Placement {
             agreed_at: None,
             idle_since: self.now,
             said_busy: false,
+            gives_way: false,
             running: Vec::new(),
             waiting: VecDeque::new(),
             n_steps: 0,

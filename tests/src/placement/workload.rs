@@ -194,6 +194,8 @@ pub struct Outcome {
     pub twins: usize,
     /// Replicas that answered late whether they go.
     pub late_answers: usize,
+    /// How often a replica that was used without a pause gave way to another model.
+    pub gave_way: usize,
     /// The most replicas that each model had at a time.
     pub most_replicas: Vec<usize>,
     /// The replicas that each model had in the end.

@@ -186,6 +186,8 @@ pub enum Effect {
         /// Why not.
         result: Result<(), RequestError>,
     },
+    /// Tell a replica to take nothing new, so that it is idle once it has ended what it has begun; or to take requests again.
+    GiveWay(Place, bool),
     /// Tell a replica whether it is pinned.
     Pinned(Place, bool),
     /// Keep what was pinned and unpinned by hand.

@@ -69,7 +69,11 @@ impl EvictorCore {
         }
         match standing {
             Standing::Loading(Some((lease, bytes))) => self.hold(&place, lease, bytes, None, out),
-            Standing::Loaded { lease, bytes, busy } => self.hold(&place, lease, bytes, (!busy).then_some(now), out),
+            Standing::Loaded { lease, bytes, busy } => {
+                hosted.turn_until.get_or_insert(now);
+                hosted.gives_way = false; // it takes requests again when it says this
+                self.hold(&place, lease, bytes, (!busy).then_some(now), out);
+            }
             Standing::Going => self.dismiss(place.clone(), out),
             Standing::Loading(None) | Standing::Failed => {}
         }

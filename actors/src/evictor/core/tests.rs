@@ -5,6 +5,7 @@ use super::*;
 
 mod going;
 mod here;
+mod turns;
 
 const MIB: u64 = 1 << 20;
 
@@ -394,7 +395,7 @@ fn a_load_that_waited_too_long_for_others_is_given_up_to_be_placed_anew_and_not_
     bench.order(profile("new"), 60);
     bench.tell(Event::Used { place: place("busy"), busy: true });
     assert_eq!(grants(&bench.room("new", 60).1), []);
-    bench.now += PATIENCE;
+    bench.now += super::turns::ENDS_WITHIN;
     let effects = bench.tell(Event::Tick);
     let no_room = effects.iter().find_map(|effect| if let Effect::Granted { grant: Err(why), .. } = effect { Some(why) } else { None });
     assert!(no_room.is_some_and(NoRoom::may_pass), "{effects:?}");

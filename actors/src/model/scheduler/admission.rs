@@ -14,8 +14,13 @@ impl<T> Scheduler<T> {
             if is_full && !self.running.iter().any(Entry::is_stalled) {
                 return;
             }
-            let Entry { number, sequence, .. } = &self.waiting[i];
-            if sequence.pending() == 0 || self.is_behind_others(i) || self.is_being_read(*number, &sequence.known()) {
+            let Entry { number, sequence, had_place, .. } = &self.waiting[i];
+            if self.closed && !had_place {
+                i += 1;
+            } else if sequence.pending() == 0
+                || (!self.closed && self.is_behind_others(i))
+                || self.is_being_read(*number, &sequence.known())
+            {
                 i += 1;
             } else if is_full {
                 self.preempt_stalled(&mut i);
@@ -51,6 +56,7 @@ impl<T> Scheduler<T> {
         };
         let Some(mut entry) = self.waiting.remove(i) else { return false };
         (entry.promised, entry.kept) = (promised, promised);
+        entry.had_place = true;
         if entry.sequence.give_place(table, n_cached) {
             self.counts.cached_tokens += u64::from(entry.sequence.n_cached());
         }
