@@ -91,7 +91,17 @@ pub struct DeviceSpec {
     pub id: DeviceId,
     /// How to open it.
     pub open: OpenDevice,
+    /// A step that takes longer hangs, and so does a part of a load that takes [`PARTS_LONGER`] times as long: the device is opened anew.
+    pub hang_after: Duration,
 }
+
+impl DeviceSpec {
+    /// A usual `hang_after`: the largest chunk of a prompt takes seconds even on a slow processor.
+    pub const HANG_AFTER: Duration = Duration::from_secs(120);
+}
+
+/// A part of a load, which reads up to a layer from whatever disk there is, may take so many times as long as a step.
+pub const PARTS_LONGER: u32 = 5;
 
 impl fmt::Debug for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

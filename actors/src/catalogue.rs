@@ -230,7 +230,8 @@ impl CatalogueState {
         }
         (self.unread, self.names) = (unread, given);
         let before = self.entries.len();
-        self.entries.retain(|id, known| self.pulled.contains(id) || known.stays(&models, &self.unread));
+        let served = self.args.view.read().served_here();
+        self.entries.retain(|id, known| self.pulled.contains(id) || known.stays(&models, &self.unread, served.contains(id)));
         let mut changed = self.entries.len() != before;
         for (id, source) in models {
             // It may have been pulled here under a name that others list it by.

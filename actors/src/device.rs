@@ -1,11 +1,14 @@
 //! One device, one actor, one OS thread.
 //!
 //! The thread runs jobs in the order in which they come, and loads between them; each resident model has at most one step out at a time, so few wait.
-//! The actor loads, and watches how long a step takes; a model frees itself, on the thread that holds it. Supervised by [`crate::node`]; supervises nobody. A
+//! The actor loads, and watches how long a step or a part of a load takes; a model frees itself, on the thread that holds it. Supervised by [`crate::node`]; supervises nobody. A
 //! restart loses the weights on the device and the jobs held: each of their replies is answered with [`DeviceError::Lost`], and the supervisor
 //! tells the models to load again.
 
 mod busy;
+mod loads;
+mod progress;
+mod steps;
 mod thread;
 
 use std::fmt;
@@ -20,17 +23,16 @@ use ractor_cluster::RactorMessage;
 use tokio::time::Instant;
 use tracing::info;
 
+use self::loads::Load;
+pub use self::steps::{OnDevice, StepQueue};
 pub(crate) use self::thread::chain;
-use self::thread::{DeviceThread, Job, Load, Report};
-pub use self::thread::{OnDevice, StepQueue};
+use self::thread::{DeviceThread, Job, Report};
 use crate::address::Address;
-use crate::args::DeviceSpec;
+use crate::args::{DeviceSpec, PARTS_LONGER};
 use crate::evictor::EvictorMsg;
 use crate::inspect::Inspection;
 
-/// A step that takes longer hangs: the largest chunk of a prompt takes seconds even on a slow processor.
-const STEP_TIMEOUT: Duration = Duration::from_secs(120);
-/// How often the running step is looked at.
+/// How often the job at hand is looked at.
 const WATCH_PERIOD: Duration = Duration::from_secs(1);
 
 /// Why a job gave no result.
@@ -201,8 +203,10 @@ impl DeviceState {
 
     fn on_watch(&self) -> Result<(), ActorProcessingErr> {
         self.args.address.tell_after(WATCH_PERIOD, DeviceMsg::WatchDue);
+        let hang_after = self.args.spec.hang_after;
         match self.thread.progress().running() {
-            Some((true, time)) if time > STEP_TIMEOUT => Err(format!("a step hangs since {time:?}").into()),
+            Some((true, time)) if time > hang_after => Err(format!("a step hangs since {time:?}").into()),
+            Some((false, time)) if time > hang_after * PARTS_LONGER => Err(format!("the load of a model hangs since {time:?}").into()),
             Some(_) | None => Ok(()),
         }
     }

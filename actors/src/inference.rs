@@ -1,13 +1,13 @@
 //! The cluster behind the HTTP dialects: asks the actors.
 
 mod by_hand;
+mod clients;
 mod count;
 mod embed;
 mod explain;
 mod health;
 mod seek;
 mod stopping;
-mod under_way;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -39,9 +39,9 @@ use crate::router::RouterMsg;
 use crate::router::view::{ClusterView, SharedView};
 use crate::streams::StreamsMsg;
 
+use self::clients::{Clients, Counted};
 pub(crate) use self::count::is_of_the_node;
 pub(crate) use self::embed::EMBED_DEADLINE;
-use self::under_way::UnderWay;
 
 /// Answers from memory.
 pub(crate) const ACTOR_DEADLINE: Duration = Duration::from_secs(2);
@@ -67,8 +67,8 @@ pub struct ClusterInference {
     pub view: SharedView,
     /// All nodes, this one among them.
     pub nodes: Nodes,
-    /// Requests to embed texts whose clients are here.
-    pub embedding: Arc<UnderWay>,
+    /// The requests whose clients are here.
+    pub clients: Arc<Clients>,
     /// The devices of this node.
     pub devices: Devices,
     /// The models of this node.
@@ -93,11 +93,18 @@ impl ClusterInference {
         kind.map_or(Ok(()), |kind| check_kind(model, kind, asked_for))
     }
 
-    /// Refuses, before anything is done for it, a request that cannot be answered.
-    async fn check(&self, request: &GenerateRequest) -> Result<(), RequestError> {
+    /// Takes a request, unless it cannot be answered: that is said before anything is done for it.
+    async fn take(&self, id: RequestId, request: &GenerateRequest) -> Result<Counted, RequestError> {
+        let counted = self.enter(id)?;
         self.check_kind(&request.model, ModelKind::Generate)?;
         self.check_stopping(&request.model)?;
-        self.check_length(request).await
+        self.check_length(request).await?;
+        Ok(counted)
+    }
+
+    /// Counts a request of a client, unless this node takes no more.
+    fn enter(&self, id: RequestId) -> Result<Counted, RequestError> {
+        self.clients.enter(id, &self.nodes.me().name)
     }
 
     async fn actors_of(&self, node: &NodeId) -> NodeActors {
@@ -123,13 +130,13 @@ impl Inference for ClusterInference {
         let meter = RequestMeter::new(request.model.clone(), is_known);
         let seed = request.sampling.seed.unwrap_or_else(rand::random);
         let (events, inbox) = mpsc::channel((self.config.window_tokens + CHANNEL_SLACK) as usize);
-        let lost = match self.check(&request).await {
-            Ok(()) => {
+        let (lost, counted) = match self.take(id, &request).await {
+            Ok(counted) => {
                 let prompt = PromptDigests::of(&request.prompt);
                 let journal = Box::new(Journal { request: Arc::new(request), seed, prompt_ids: Vec::new(), sampled_ids: Vec::new() });
-                self.streams.cast(StreamsMsg::Open { id, journal, prompt, events, span: Span::current() }).is_err()
+                (self.streams.cast(StreamsMsg::Open { id, journal, prompt, events, span: Span::current() }).is_err(), Some(counted))
             }
-            Err(error) => events.try_send(GenerateEvent::Failed(error)).is_err(), // the channel is empty
+            Err(error) => (events.try_send(GenerateEvent::Failed(error)).is_err(), None), // the channel is empty
         };
         let client = ClientStream {
             id,
@@ -140,6 +147,7 @@ impl Inference for ClusterInference {
             ended: false,
             lost,
             meter,
+            _counted: counted,
         };
         Generation::new(id, client)
     }
@@ -152,13 +160,14 @@ impl Inference for ClusterInference {
 
     async fn embed(&self, id: RequestId, mut request: EmbedRequest) -> Result<Embedded, RequestError> {
         request.model = self.resolve(&request.model);
+        let _counted = self.enter(id)?;
         self.check_kind(&request.model, ModelKind::Embed)?;
         self.check_stopping(&request.model)?;
         let checked = async {
             self.check_texts(&request).await?;
             self.embed_all(id, request).await
         };
-        self.embedding.run(id, checked).await
+        self.clients.run(checked).await
     }
 
     async fn models(&self) -> Vec<ModelReport> {
@@ -198,12 +207,12 @@ impl Inference for ClusterInference {
         self.at_each(&model, place, |model, device| Question::Unload(model, Some(device))).await
     }
 
-    async fn pin_model(&self, model: &ModelId, pinned: bool) -> Result<Vec<String>, RequestError> {
-        let model = self.resolve(model);
+    async fn pin_model(&self, model: &ModelId, node: Option<&NodeName>, pinned: bool) -> Result<Vec<String>, RequestError> {
+        let (model, place) = (self.resolve(model), Place { node: node.cloned(), device: None });
         if pinned {
-            return self.at_each(&model, &Place::default(), |model, _| Question::Pin(model, true)).await;
+            return self.at_each(&model, &place, |model, _| Question::Pin(model, true)).await;
         }
-        self.unpin_by_hand(&model).await
+        self.unpin_by_hand(&model, &place).await
     }
 
     async fn explain(&self, subject: &str) -> Option<Explanation> {
@@ -256,6 +265,8 @@ struct ClientStream {
     /// The streams' actor was not there to take the request.
     lost: bool,
     meter: RequestMeter,
+    /// Until the client has all of it.
+    _counted: Option<Counted>,
 }
 
 impl Stream for ClientStream {

@@ -8,6 +8,7 @@
 //! on elsewhere. The weights are freed and loaded again; a load under way is given up, and what it was promised is returned with it.
 
 mod embed;
+mod generate;
 pub mod guess;
 mod hand_over;
 mod kind;
@@ -30,30 +31,28 @@ use std::time::Duration;
 
 use plexus_api::service::{Rejected, ReplicaVitals};
 use plexus_engine::batch::BatchOutput;
-use plexus_types::{
-    DeviceId, EmbedRequest, Embeddings, GenerateRequest, ModelKind, ModelProfile, NodeId, RequestError, RequestId, StreamEvent,
-};
+use plexus_types::{DeviceId, EmbedRequest, Embeddings, GenerateRequest, ModelProfile, NodeId, RequestError, RequestId};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tracing::{Span, info, info_span, warn};
+use tracing::{info, warn};
 
 use self::embed::Embeds;
 pub(crate) use self::embed::encode_texts;
+use self::generate::Arrival;
 pub(crate) use self::kind::check_kind;
 use self::load::{LoadError, PromiseCell, Resident};
 pub(crate) use self::local::has_gone;
 pub use self::local::{Devices, LocalModels};
-use self::prepare::{Prepared, Preparing, prepare};
+use self::prepare::Prepared;
 use self::rejected::Reason;
 use self::report::Said;
 use self::running::Batcher;
-use self::share::{Asking, admit};
-use self::sink::{Ingresses, Sink};
+use self::sink::Ingresses;
 use crate::address::Address;
 use crate::catalogue::CatalogueMsg;
-use crate::device::{DeviceError, Reply};
+use crate::device::DeviceError;
 use crate::evictor::EvictorMsg;
 use crate::evictor::core::{Ask, Place};
 use crate::inspect::Inspection;
@@ -61,7 +60,6 @@ use crate::messages::{Attempt, Generate};
 use crate::router::RouterMsg;
 use crate::router::view::SharedView;
 use crate::shelf::Shelf;
-use crate::trace;
 
 /// What the actor is started with.
 #[derive(Debug, Clone)]
@@ -193,17 +191,6 @@ enum Phase {
     Failed(String),
     /// It goes: nothing new is taken.
     Retired,
-}
-
-/// A request before its prompt is known.
-#[derive(Debug)]
-pub(crate) struct Arrival {
-    sink: Sink,
-    generate: Box<Generate>,
-    at: Instant,
-    serve_span: Span,
-    queue_span: Span,
-    _preparing: Preparing,
 }
 
 impl Actor for ModelActor {
@@ -355,130 +342,6 @@ impl ModelState {
             Phase::Loading { .. } | Phase::Failed(_) | Phase::Retired => 0,
         };
         batched + self.encoding.keys().filter(|(ingress, ..)| ingress != me).count() + self.embeds.n_of_others(own) as usize
-    }
-
-    fn on_generate(&mut self, from: NodeId, generate: Box<Generate>) {
-        let sink = Sink::new(self.args.ingresses.clone(), from, generate.request, generate.attempt);
-        let place_wait = self.place_wait();
-        let Phase::Loaded { resident, batcher, .. } = &mut self.phase else {
-            rejected::count(&mut self.rejected, Reason::NotLoaded);
-            return sink.fail(self.not_loaded());
-        };
-        if let Err(error) = check_kind(&self.args.profile.id, resident.kind, ModelKind::Generate) {
-            return sink.fail(error);
-        }
-        let principal = generate.journal.request.principal;
-        let encoding = self.encoding.values().filter(|arrival| arrival.generate.journal.request.principal == principal).count();
-        let own = (batcher.n_of(principal) + encoding) as u32;
-        let asking = Asking { principal, own, present: (self.encoding.len() + batcher.n_present()) as u32 };
-        let admitted = admit(&self.args.profile, asking, place_wait, |full| batcher.displace(&mut self.encoding, own, || full.clone()));
-        match admitted {
-            Ok(false) => {}
-            Ok(true) => rejected::count(&mut self.rejected, Reason::Full),
-            Err((reason, error)) => {
-                rejected::count(&mut self.rejected, reason);
-                return sink.fail(error);
-            }
-        }
-        let serve_span = info_span!("serve", otel.kind = "server", request = %generate.request, model = %self.args.profile.id,
-            attempt = generate.attempt.0, node = %self.args.ingresses.me.name, prompt_tokens = tracing::field::Empty,
-            completion_tokens = tracing::field::Empty);
-        trace::set_parent(&serve_span, &generate.trace);
-        let queue_span = info_span!(parent: &serve_span, "queue", otel.kind = "internal");
-        let key = (sink.ingress().clone(), generate.request, generate.attempt);
-        let (codec, request, context) = (resident.codec.clone(), generate.journal.request.clone(), resident.plan.context_length);
-        let (known, n_bytes) = (generate.journal.prompt_ids.clone(), request.prompt.text_len());
-        let work = move || prepare(&codec, context, &request, known);
-        let preparing = prepare::start(self.args.address.clone(), key.clone(), n_bytes, work);
-        let arrival = Arrival { sink, at: Instant::now(), serve_span, queue_span, generate, _preparing: preparing };
-        self.encoding.insert(key, arrival);
-        self.note_use();
-    }
-
-    /// Whoever waits for the request to be accepted hears that it is here.
-    fn on_is_long(&mut self, key: &SequenceKey) {
-        if let Some(arrival) = self.encoding.get_mut(key) {
-            arrival.sink.send(StreamEvent::Accepted { prompt_ids: Vec::new() });
-        }
-    }
-
-    fn on_encoded(&mut self, key: &SequenceKey, prepared: Result<Prepared, RequestError>) {
-        let Some(arrival) = self.encoding.remove(key) else { return }; // cancelled meanwhile
-        let Phase::Loaded { resident, batcher, .. } = &mut self.phase else { return };
-        if let Some(reason) = batcher.push(arrival, prepared, resident) {
-            rejected::count(&mut self.rejected, reason);
-        }
-        self.go_on();
-    }
-
-    fn on_stepped(&mut self, output: Result<BatchOutput, DeviceError>) -> Result<(), ActorProcessingErr> {
-        let Phase::Loaded { batcher, .. } = &mut self.phase else { return Ok(()) };
-        match output {
-            Ok(output) => batcher.on_step(&output, Instant::now(), &self.args.ingresses),
-            Err(DeviceError::Lost) => return Err("the device was lost".into()),
-            Err(error @ DeviceError::Engine(_)) => {
-                warn!(model = %self.args.profile.id, %error, "a step failed");
-                batcher.on_step_failed(&RequestError::Internal { message: format!("the model failed: {error}") });
-            }
-        }
-        self.go_on();
-        Ok(())
-    }
-
-    /// Starts the next step, if there is one and none is under way, and tells the router of the load.
-    fn go_on(&mut self) {
-        self.refuse_late();
-        self.hand_over();
-        let Phase::Loaded { resident, batcher, .. } = &mut self.phase else { return };
-        batcher.reassure(Instant::now());
-        if let Some(batch) = batcher.next_step(resident.steps(), Instant::now()) {
-            let address = self.args.address.clone();
-            let life = self.life;
-            let reply = Reply::new(move |output| address.tell_life(life, ModelMsg::Stepped(output)));
-            resident.steps().step(batch, reply);
-        }
-        batcher.count(&self.args.profile.id);
-        self.report();
-    }
-
-    fn on_cancel(&mut self, key: &SequenceKey) {
-        if let Some(arrival) = self.encoding.remove(key) {
-            arrival.sink.finish();
-            self.report();
-        } else if let Phase::Loaded { batcher, .. } = &mut self.phase
-            && batcher.cancel(key)
-        {
-            self.go_on(); // its place is free
-        }
-    }
-
-    fn on_ingress_lost(&mut self, ingress: &NodeId) {
-        let mut lost: Vec<SequenceKey> = self.encoding.keys().filter(|(from, ..)| from == ingress).cloned().collect();
-        if let Phase::Loaded { batcher, .. } = &self.phase {
-            lost.extend(batcher.keys_of(ingress));
-        }
-        lost.iter().for_each(|key| self.on_cancel(key));
-    }
-
-    fn on_credit(&mut self, key: &SequenceKey, until: u32) {
-        if let Some(arrival) = self.encoding.get_mut(key) {
-            arrival.generate.credit_until = arrival.generate.credit_until.max(until);
-        } else if let Phase::Loaded { batcher, .. } = &mut self.phase {
-            batcher.credit(key, until);
-            self.go_on();
-        }
-    }
-
-    fn on_count_tokens(&self, request: GenerateRequest, reply: RpcReplyPort<Result<u32, RequestError>>) {
-        let Phase::Loaded { resident, .. } = &self.phase else {
-            return drop(reply.send(Err(self.not_loaded())));
-        };
-        if let Err(error) = check_kind(&self.args.profile.id, resident.kind, ModelKind::Generate) {
-            return drop(reply.send(Err(error)));
-        }
-        let codec = resident.codec.clone();
-        let count = prepare::in_turn(request.prompt.text_len(), move || codec.token_count(&request.prompt));
-        tokio::spawn(async move { drop(reply.send(count.await)) });
     }
 
     fn not_loaded(&self) -> RequestError {

@@ -12,6 +12,7 @@ mod expected;
 mod explain;
 pub mod home;
 mod loads;
+mod named;
 mod others;
 pub mod place;
 pub mod policy;
@@ -326,12 +327,14 @@ impl Actor for RouterActor {
 
 impl RouterState {
     fn pick(&mut self, request: &RouteRequest) -> Result<Decision, Routed> {
-        if let Some(error) = replaced(&self.args.view.read(), request) {
-            return Err(Routed::Refused(error));
-        }
+        let rest = |view: &view::ClusterView| goes_on(view, &request.model, &request.tried, &request.begun, request.files);
         let (decision, wanted) = {
             let view = self.args.view.read();
-            let decision = route(&view, &request.model, &request.prompt, &request.tried, &mut self.rng);
+            if let Some(error) = replaced(&view, request) {
+                return rest(&view).ok_or(Routed::Refused(error));
+            }
+            let tried = [request.tried.clone(), view.with_other_files(&request.model, request.files)].concat();
+            let decision = route(&view, &request.model, &request.prompt, &tried, &mut self.rng);
             let wanted = decision.is_ok().then(|| replicas_wanted(&view, &request.model)).flatten();
             (decision, wanted)
         };
@@ -344,7 +347,7 @@ impl RouterState {
             Err(NoReplica::Refused(error)) => Routed::Refused(error),
             Err(NoReplica::Cold) => self.on_cold(&request.model), // also for what goes on where it is until another is loaded
         };
-        goes_on(&self.args.view.read(), &request.model, &request.tried, &request.begun).ok_or(otherwise)
+        rest(&self.args.view.read()).ok_or(otherwise)
     }
 
     /// Where a request goes, and why, in a line for its client.

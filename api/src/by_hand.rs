@@ -228,7 +228,7 @@ struct Pinned<'a> {
     on: &'a [String],
 }
 
-/// `POST /v1/models/pin`: wherever the model is loaded, it stays until it is unpinned.
+/// `POST /v1/models/pin`: wherever the model is loaded, or on one node, it stays until it is unpinned.
 pub(crate) async fn pin(State(api): State<Shared>, Extension(exchange): Extension<Exchange>, request: Request) -> Response {
     set_pinned(&api, exchange, request, true).await
 }
@@ -242,12 +242,13 @@ async fn set_pinned(api: &Api, exchange: Exchange, request: Request, pinned: boo
     let pin = async {
         let hand = read(api, request).await?;
         let model = hand.model()?;
-        if hand.place()? != Place::default() {
-            let message = "a model is pinned wherever it is loaded; leave node and device out (pinned_on in its entry names its nodes)";
-            return Err(RequestError::invalid(if hand.node.is_some() { "node" } else { "device" }, message).into());
+        let place = hand.place()?;
+        if place.device.is_some() {
+            let message = "a model is pinned on a node, whichever of its devices hold it; leave device out";
+            return Err(RequestError::invalid("device", message).into());
         }
         known(api, &model).await?;
-        let on = api.inference.pin_model(&model, pinned).await?;
+        let on = api.inference.pin_model(&model, place.node.as_ref(), pinned).await?;
         Ok::<_, Failure>((model, on))
     };
     match pin.await {

@@ -128,6 +128,8 @@ mod tests {
             progress: 1.0,
             prefixes: None,
             digest: None,
+            tools: false,
+            reasoning: false,
         }
     }
 
@@ -161,6 +163,7 @@ mod tests {
             feasible_on: Vec::new(),
             locations: Vec::new(),
             fetch: None,
+            warning: None,
         }
     }
 

@@ -53,8 +53,8 @@ pub trait Inference: Send + Sync + 'static {
     /// Errors: it is nowhere, it is pinned, or it has requests.
     async fn unload_model(&self, model: &ModelId, place: &Place) -> Result<Vec<String>, RequestError>;
 
-    /// Pins a model where it is loaded, or lets it go again. Says where.
-    async fn pin_model(&self, model: &ModelId, pinned: bool) -> Result<Vec<String>, RequestError>;
+    /// Pins a model where it is loaded, on one node or on all, or lets it go again. Says where.
+    async fn pin_model(&self, model: &ModelId, node: Option<&NodeName>, pinned: bool) -> Result<Vec<String>, RequestError>;
 
     /// Why a model is where it is, or not there; or where a request went, and why. `None`: it is unknown, or too long ago.
     async fn explain(&self, subject: &str) -> Option<Explanation>;

@@ -190,5 +190,7 @@ fn replica(i: usize, k: usize) -> ReplicaReport {
         progress: 1.0,
         prefixes: Some((0..N_PREFIXES).map(|i| i * 4_000_037).collect()),
         digest: None,
+        tools: false,
+        reasoning: false,
     }
 }

@@ -22,6 +22,8 @@ pub struct Script {
     pub memory_total: Bytes,
     /// How long each part of a load takes.
     pub load_time: Duration,
+    /// A load hangs until this is opened.
+    pub load_gate: Option<Gate>,
     /// Parts that a load has; at least one.
     pub load_parts: u64,
     /// How long a step takes.
@@ -67,7 +69,7 @@ pub enum FaultKind {
     Hang(Gate),
 }
 
-/// What a hanging step waits for. Clones are the same gate.
+/// What a hanging step or load waits for. Clones are the same gate.
 #[derive(Debug, Clone, Default)]
 pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
@@ -90,6 +92,7 @@ impl Default for Script {
         Self {
             memory_total: Bytes::mib(1024),
             load_time: Duration::ZERO,
+            load_gate: None,
             load_parts: 1,
             step_time: Duration::ZERO,
             tokens_per_step: 1,
@@ -148,6 +151,7 @@ impl Executor for ScriptedExecutor {
 
     fn load_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
         pause(self.script.load_time);
+        self.script.load_gate.iter().for_each(Gate::wait);
         let (bytes, left) = self.loads.get_mut(&slot).ok_or_else(|| EngineError::shape("nothing is being loaded into the slot"))?;
         *left = left.saturating_sub(1);
         let (bytes, is_there) = (*bytes, *left == 0);

@@ -6,13 +6,14 @@ mod advertise;
 pub(crate) mod home;
 mod name;
 pub(crate) mod neighbours;
+mod places;
 mod ports;
 mod secret;
 mod store;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -21,6 +22,7 @@ use plexus_actors::evictor::core::EvictionConfig;
 use plexus_actors::evictor::pins::PinsFile;
 use plexus_actors::evictor::plan::{EvictionPolicy, EvictionStrategy};
 use plexus_actors::membership::NetTiming;
+use plexus_actors::secret::ClusterSecret;
 use plexus_api::{ApiConfig, LookAtHost};
 use plexus_store::NamesFile;
 use plexus_types::{NodeFacts, NodeId, NodeName};
@@ -30,6 +32,7 @@ use crate::{devices, host, telemetry, version};
 use home::Home;
 use name::{NameClaim, NameError};
 use neighbours::{Card, CardInPlace};
+use places::Places;
 
 /// Why a node cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -47,10 +50,13 @@ pub(crate) enum BootError {
     },
 }
 
-/// A node that has its name and nothing else yet.
+/// A node that has its secret and its name and nothing else yet.
 #[derive(Debug)]
 pub(crate) struct Named {
-    home: Home,
+    places: Places,
+    secret: ClusterSecret,
+    /// Why it does not share its secret with other nodes of its user, for the log.
+    why_apart: Option<String>,
     claim: NameClaim,
     host: String,
 }
@@ -94,15 +100,27 @@ impl Named {
         &self.claim.name
     }
 
-    /// Opens the node's directory and claims its name.
-    pub(crate) fn claim(valid: &ValidConfig) -> Result<Self, BootError> {
+    /// Opens the node's directory, finds its secret and claims its name. `user` is where this user's nodes meet if no secret is configured.
+    pub(crate) fn claim(valid: &ValidConfig, user: Option<&Path>) -> Result<Self, BootError> {
         let path = valid.get().node.data_dir.clone().unwrap_or_else(Home::usual);
         let failed = |source| BootError::Home { path: path.display().to_string(), source };
-        let home = Home::open(&path).map_err(failed)?;
-        let _alone = home.boot_lock().map_err(failed)?;
+        let data = Home::open(&path).map_err(failed)?;
+        let configured = secret::configured(valid)?;
+        let (mut places, no_user) = match configured {
+            Some(_) => (Places::alone(data), None),
+            None => Places::with_user(data, user),
+        };
+        let _alone = places.boot_lock().map_err(failed)?;
+        let (secret, why_apart) = match configured {
+            Some(secret) => (secret, None),
+            None => secret::local(valid, &mut places)?,
+        };
+        let no_user =
+            no_user.map(|why| format!("{why}, so only nodes with the data_dir {} join without a configured secret", path.display()));
+        let nodes = places.nodes();
         let host = sysinfo::System::host_name().unwrap_or_default();
         let claim = match &valid.get().node.name {
-            Some(name) => NameClaim::exactly(&home.nodes(), name).map_err(|error| match error {
+            Some(name) => NameClaim::exactly(&nodes, name).map_err(|error| match error {
                 NameError::Taken => valid
                     .refuse(
                         "node.name",
@@ -113,26 +131,30 @@ impl Named {
                     .into(),
                 NameError::Io(source) => failed(source),
             }),
-            None => NameClaim::like_host(&home.nodes(), &host).map_err(|error| match error {
+            None => NameClaim::like_host(&nodes, &host).map_err(|error| match error {
                 NameError::Taken => valid
                     .refuse("node.name", "\"\"", "this machine runs too many nodes to number them", "name this node with --name")
                     .into(),
                 NameError::Io(source) => failed(source),
             }),
         };
-        Ok(Self { claim: claim?, home, host })
+        Ok(Self { claim: claim?, places, secret, why_apart: why_apart.or(no_user), host })
     }
 
-    /// Binds every socket, finds secret, neighbours and devices, and leaves the node's card.
+    /// Binds every socket, finds neighbours and devices, and leaves the node's card.
     pub(crate) fn boot(self, valid: &ValidConfig) -> Result<Booted, BootError> {
-        let Self { home, claim, host } = self;
+        let Self { places, secret, why_apart, claim, host } = self;
+        let (home, nodes) = (places.data().clone(), places.nodes());
+        secret::warn_if_exposed(valid);
+        if let Some(why) = why_apart {
+            tracing::warn!("{why}");
+        }
         let failed = |source| BootError::Home { path: home.nodes().display().to_string(), source };
         let config = valid.get();
         let gpus = devices::cuda_count();
         let devices = devices::find(valid, &gpus)?;
 
-        let alone = home.boot_lock().map_err(failed)?;
-        let secret = secret::find(valid, &home)?;
+        let alone = places.boot_lock().map_err(failed)?;
         let ports = ports::bind(valid)?;
         let local = |bound: io::Result<SocketAddr>| bound.map_err(failed);
         let (http, link, gossip) = (local(ports.http.local_addr())?, local(ports.link.local_addr())?, local(ports.gossip.local_addr())?);
@@ -143,8 +165,8 @@ impl Named {
             http: neighbours::from_here(http),
             gossip: neighbours::from_here(gossip),
         };
-        let card = card.leave(&home.nodes()).map_err(failed)?;
-        let others = neighbours::living(&home.nodes(), &claim.name, &config.cluster.name);
+        let card = card.leave(&nodes).map_err(failed)?;
+        let others = neighbours::living(&nodes, &claim.name, &config.cluster.name);
         drop(alone);
 
         let mut seeds = config.cluster.seeds.clone();

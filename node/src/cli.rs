@@ -45,9 +45,9 @@ pub(crate) enum ClusterCommand {
 /// Which node is asked.
 #[derive(Debug, Args)]
 pub(crate) struct NodeOption {
-    /// The node to ask, such as http://127.0.0.1:31313 (the default; else a node of yours on this machine).
-    #[arg(long, value_name = "URL", env = "PLEXUS_NODE")]
-    pub(crate) node: Option<String>,
+    /// The node to ask, by its address, such as http://127.0.0.1:31313 (the default; else a node of yours on this machine).
+    #[arg(long = "ask", visible_alias = "node", value_name = "URL", env = "PLEXUS_NODE")]
+    pub(crate) url: Option<String>,
 }
 
 #[derive(Debug, Default, Args)]
@@ -151,33 +151,38 @@ pub(crate) enum ModelsCommand {
     Pull(PullArgs),
     /// Unload a model from one place, or from everywhere; requests load it again.
     Unload(UnloadArgs),
-    /// Pin a model where it is loaded: it then stays until it is unpinned.
+    /// Pin a model on one node, or wherever it is loaded: it then stays until it is unpinned.
     Pin(PinArgs),
-    /// Let a model go again when others need its room.
+    /// Let a model go again when others need its room, on one node, or everywhere.
     Unpin(PinArgs),
 }
 
-/// A place in the cluster, and which node is asked. Both are nodes: one is told from the other by how it is written.
+/// The node that is meant, by its name, and the node that is asked, by its address: any node has any other do it.
 #[derive(Debug, Args)]
-pub(crate) struct PlaceOptions {
-    /// The node that is to hold it, by its name. An address such as http://127.0.0.1:31313 is the node to ask, as with all commands; both
-    /// may be given.
-    #[arg(long = "node", value_name = "NAME | URL")]
-    pub(crate) nodes: Vec<String>,
-    /// The device that is to hold it, such as cpu-0 or cuda-1.
-    #[arg(long)]
-    pub(crate) device: Option<DeviceId>,
+pub(crate) struct OnNode {
+    /// Only on this node, by its name, as `plexus cluster status` lists it.
+    // An address here is the node to ask, as with the other commands.
+    #[arg(long = "node", value_name = "NAME")]
+    nodes: Vec<String>,
+    /// The node to ask, by its address, such as http://127.0.0.1:31313 (the default; else a node of yours on this machine). It passes on
+    /// what is for the node that --node names.
+    #[arg(long, value_name = "URL", env = "PLEXUS_NODE")]
+    ask: Option<String>,
     /// Print the node's own JSON.
     #[arg(long)]
     pub(crate) json: bool,
-    #[arg(long = "ask", hide = true, value_name = "URL", env = "PLEXUS_NODE")]
-    ask: Option<String>,
 }
 
-impl PlaceOptions {
-    /// The node that is to hold it, if one is named.
-    pub(crate) fn node(&self) -> anyhow::Result<Option<NodeName>> {
-        let names: Vec<NodeName> = self.nodes.iter().filter_map(|text| text.parse().ok()).collect();
+impl OnNode {
+    /// The node that is meant, if one is named.
+    pub(crate) fn name(&self) -> anyhow::Result<Option<NodeName>> {
+        let mut names = Vec::new();
+        for text in self.nodes.iter().filter(|text| !is_address(text)) {
+            let name: NodeName = text
+                .parse()
+                .map_err(|error| anyhow::anyhow!("--node: {error}; a node's address, such as http://host:31313, goes with --ask"))?;
+            names.push(name);
+        }
         match &names[..] {
             [] => Ok(None),
             [name] => Ok(Some(name.clone())),
@@ -187,9 +192,14 @@ impl PlaceOptions {
 
     /// The node to ask.
     pub(crate) fn asked(&self) -> NodeOption {
-        let address = self.nodes.iter().find(|text| text.parse::<NodeName>().is_err());
-        NodeOption { node: address.or(self.ask.as_ref()).cloned() }
+        let address = self.nodes.iter().find(|text| is_address(text));
+        NodeOption { url: address.or(self.ask.as_ref()).cloned() }
     }
+}
+
+/// Is this an address, which no name can be?
+fn is_address(node: &str) -> bool {
+    node.contains([':', '.', '/'])
 }
 
 #[derive(Debug, Args)]
@@ -197,7 +207,10 @@ pub(crate) struct LoadArgs {
     /// The model, as `plexus models` lists it.
     pub(crate) model: String,
     #[command(flatten)]
-    pub(crate) place: PlaceOptions,
+    pub(crate) on: OnNode,
+    /// Only on this device, such as cpu-0 or cuda-1.
+    #[arg(long)]
+    pub(crate) device: Option<DeviceId>,
     /// Return when the load has begun, rather than when the model answers.
     #[arg(long)]
     pub(crate) no_wait: bool,
@@ -208,7 +221,7 @@ pub(crate) struct PullArgs {
     /// The model, as `plexus models` lists it.
     pub(crate) model: String,
     #[command(flatten)]
-    pub(crate) place: PlaceOptions,
+    pub(crate) on: OnNode,
 }
 
 #[derive(Debug, Args)]
@@ -216,18 +229,18 @@ pub(crate) struct UnloadArgs {
     /// The model.
     pub(crate) model: String,
     #[command(flatten)]
-    pub(crate) place: PlaceOptions,
+    pub(crate) on: OnNode,
+    /// Only from this device, such as cpu-0 or cuda-1.
+    #[arg(long)]
+    pub(crate) device: Option<DeviceId>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct PinArgs {
     /// The model.
     pub(crate) model: String,
-    /// Print the node's own JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) node: NodeOption,
+    pub(crate) on: OnNode,
 }
 
 #[derive(Debug, Args)]
@@ -299,22 +312,48 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_the_place_of_a_model_and_an_address_the_node_to_ask() {
+    fn every_command_by_hand_takes_the_name_of_a_node_and_the_address_of_the_one_to_ask() {
         let read = |line: &str| match Cli::parse_from(line.split_whitespace()).command {
-            Command::Models(ModelsArgs { command: Some(ModelsCommand::Load(args)), .. }) => args.place,
+            Command::Models(ModelsArgs { command: Some(command), .. }) => match command {
+                ModelsCommand::Load(args) => args.on,
+                ModelsCommand::Unload(args) => args.on,
+                ModelsCommand::Pull(args) => args.on,
+                ModelsCommand::Pin(args) | ModelsCommand::Unpin(args) => args.on,
+                ModelsCommand::List(args) => panic!("{args:?}"),
+            },
             other => panic!("{other:?}"),
         };
-        for (line, node, asked) in [
-            ("plexus models load m --node gpu-1", Some("gpu-1"), None),
-            ("plexus models load m --node http://h:1", None, Some("http://h:1")),
-            ("plexus models load m --node 127.0.0.1:4000 --node gpu-1 --device cpu-0", Some("gpu-1"), Some("127.0.0.1:4000")),
-        ] {
-            let place = read(line);
-            assert_eq!((place.node().unwrap().as_ref().map(NodeName::as_str), place.asked().node.as_deref()), (node, asked), "{line}");
+        for command in ["load", "unload", "pull", "pin", "unpin"] {
+            for (options, node, asked) in [
+                ("", None, None),
+                ("--node gpu-1", Some("gpu-1"), None),
+                ("--ask http://h:1", None, Some("http://h:1")),
+                ("--node gpu-1 --ask h:1", Some("gpu-1"), Some("h:1")),
+                ("--node http://h:1", None, Some("http://h:1")),
+                ("--node 127.0.0.1:4000 --node gpu-1", Some("gpu-1"), Some("127.0.0.1:4000")),
+            ] {
+                let line = format!("plexus models {command} m {options}");
+                let on = read(&line);
+                assert_eq!((on.name().unwrap().as_ref().map(NodeName::as_str), on.asked().url.as_deref()), (node, asked), "{line}");
+            }
+            assert!(read(&format!("plexus models {command} m --node a --node b")).name().is_err());
+            let refused = read(&format!("plexus models {command} m --node GPU_1")).name().unwrap_err().to_string();
+            assert!(["GPU_1", "a-z", "--ask"].iter().all(|word| refused.contains(word)), "{refused}");
+            let device = Cli::try_parse_from(["plexus", "models", command, "m", "--device", "cpu-0"]);
+            assert_eq!(device.is_ok(), ["load", "unload"].contains(&command), "what is not for a device takes none: {command}");
         }
-        assert!(read("plexus models load m --node a --node b").node().is_err());
         assert!(Cli::try_parse_from("plexus models load m --device gpu".split_whitespace()).is_err());
         assert!(Cli::try_parse_from("plexus models --json load m".split_whitespace()).is_err());
+    }
+
+    #[test]
+    fn every_command_that_asks_a_node_takes_its_address_in_the_same_way() {
+        for command in ["cluster status", "cluster explain m", "models", "models list", "chat", "run hello"] {
+            for option in ["--ask", "--node"] {
+                let line = format!("plexus {command} {option} http://h:1");
+                assert!(format!("{:?}", Cli::parse_from(line.split_whitespace())).contains("http://h:1"), "{line}");
+            }
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ pub(crate) mod by_hand;
 pub(crate) mod chat;
 mod sse;
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use plexus_types::{ActorReport, ClusterReport};
@@ -25,7 +25,7 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
     /// Nobody is there.
-    #[error("no node answers at {url}: start one with `plexus start`, or name one with --node URL")]
+    #[error("no node answers at {url}: start one with `plexus start`, or name one with --ask URL")]
     NoNode {
         /// Where one was looked for.
         url: String,
@@ -37,7 +37,7 @@ pub(crate) enum ClientError {
         url: String,
     },
     /// Somebody else is there.
-    #[error("what answers at {url} is not a Plexus node ({status}): name one with --node URL")]
+    #[error("what answers at {url} is not a Plexus node ({status}): name one with --ask URL")]
     Stranger {
         /// Where.
         url: String,
@@ -86,6 +86,8 @@ pub(crate) struct ModelEntry {
     pub(crate) capabilities: Vec<String>,
     pub(crate) feasible_on: Vec<String>,
     pub(crate) locations: Vec<ModelPlace>,
+    /// Why no node could load it again once it is unloaded.
+    pub(crate) warning: Option<String>,
     /// How far its files are, while a node fetches them.
     pub(crate) fetch: Option<ModelFetch>,
 }
@@ -125,8 +127,8 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// The node at `url`; without one, the usual address, else any node that left its card in `nodes`.
-    pub(crate) async fn connect(url: Option<&str>, nodes: &Path) -> Result<Self, ClientError> {
+    /// The node at `url`; without one, the usual address, else any node that left its card in one of the directories `nodes`.
+    pub(crate) async fn connect(url: Option<&str>, nodes: &[PathBuf]) -> Result<Self, ClientError> {
         // A proxy for the web has no business between a command and its node.
         let http = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT).build();
         let http = http.map_err(|error| ClientError::Broken { url: url.unwrap_or(DEFAULT_NODE).to_owned(), problem: chain(&error) })?;
@@ -136,7 +138,7 @@ impl Client {
             Err(refused) => refused,
         };
         if url.is_none() {
-            for card in neighbours::cards(nodes) {
+            for card in nodes.iter().flat_map(|nodes| neighbours::cards(nodes)) {
                 let found = Self { base: format!("http://{}", card.http), http: asked.http.clone() };
                 if found.look().await.is_ok() {
                     return Ok(found);

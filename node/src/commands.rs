@@ -42,6 +42,7 @@ pub(crate) fn version(args: &VersionArgs) -> anyhow::Result<()> {
 
 /// The node that a command asks.
 async fn connect(option: &NodeOption) -> Result<Client, ClientError> {
-    let home = std::env::var_os("PLEXUS_NODE__DATA_DIR").map_or_else(Home::usual, PathBuf::from);
-    Client::connect(option.node.as_deref(), &home.join("nodes")).await
+    let data = std::env::var_os("PLEXUS_NODE__DATA_DIR").map(PathBuf::from);
+    let nodes: Vec<PathBuf> = data.into_iter().chain([Home::usual()]).map(|home| home.join("nodes")).collect();
+    Client::connect(option.url.as_deref(), &nodes).await
 }

@@ -98,7 +98,7 @@ fn every_command_says_what_to_do_when_no_node_answers() {
     {
         let output = output(home.path(), &[command, &["--node", &url]].concat());
         assert_eq!(output.status.code(), Some(1));
-        refused(&output, &[&format!("no node answers at {url}: start one with `plexus start`, or name one with --node URL")]);
+        refused(&output, &[&format!("no node answers at {url}: start one with `plexus start`, or name one with --ask URL")]);
     }
     let output = plexus(home.path(), &["models"]).env("PLEXUS_NODE", &url).output().unwrap();
     refused(&output, &[&url, "plexus start"]);
@@ -142,7 +142,7 @@ fn by_hand(path: &str, order: &serde_json::Value) -> serde_json::Value {
     answer["model_id"] = order["model_id"].clone();
     answer["decision"] = format!("{path} {order}").into();
     answer["from"] = serde_json::json!(["n1/cpu-0", order["node"].as_str().unwrap_or("anywhere")]);
-    answer["on"] = serde_json::json!([path]);
+    answer["on"] = serde_json::json!([format!("{path} on {}", order["node"].as_str().unwrap_or("all"))]);
     answer
 }
 
@@ -254,8 +254,8 @@ fn models_are_loaded_unloaded_and_pinned_by_hand_each_told_in_a_sentence() {
         ),
         ("load m --no-wait", r#"m is being loaded: /v1/models/load {"model_id":"m","wait":false} (fits, 2.00 GiB free); `plexus models`"#),
         ("unload m --node n2", "m is unloaded from n1/cpu-0, n2"),
-        ("pin m", "m is pinned on /v1/models/pin: it stays until it is unpinned"),
-        ("unpin m", "m is no longer pinned on /v1/models/unpin: it goes when others need the room"),
+        ("pin m --node n2", "m is pinned on /v1/models/pin on n2: it stays until it is unpinned"),
+        ("unpin m", "m is no longer pinned on /v1/models/unpin on all: it goes when others need the room"),
     ] {
         let arguments: Vec<&str> = ["models"].into_iter().chain(arguments.split(' ')).chain(["--node", url.as_str()]).collect();
         let output = output(home.path(), &arguments);
@@ -263,7 +263,7 @@ fn models_are_loaded_unloaded_and_pinned_by_hand_each_told_in_a_sentence() {
         assert!(output.stderr.is_empty(), "a bar for nobody: {output:?}");
     }
     for (arguments, status) in [("load m --no-wait --json", "loading"), ("unload m --json", "loaded"), ("pin m --json", "loaded")] {
-        let arguments: Vec<&str> = ["models"].into_iter().chain(arguments.split(' ')).chain(["--node", url.as_str()]).collect();
+        let arguments: Vec<&str> = ["models"].into_iter().chain(arguments.split(' ')).chain(["--ask", url.as_str()]).collect();
         let json: serde_json::Value = serde_json::from_str(&succeeded(&output(home.path(), &arguments))).expect("it is JSON");
         assert_eq!((&json["status"], &json["model_id"]), (&status.into(), &"m".into()), "{json}");
     }

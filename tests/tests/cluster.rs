@@ -88,16 +88,49 @@ async fn nodes_started_without_any_option_take_free_ports_and_join() {
     let first = home.plain_node("first").start().await;
     let second = home.plain_node("second").start().await;
     assert_ne!(first.client().base(), second.client().base());
+    both_up([&first, &second]).await;
     for node in [&first, &second] {
+        node.is_healthy().await;
+        assert!(node.client().ask("pip", FRANCE).await.unwrap().chat_text().contains("Paris"));
+    }
+}
+
+/// `first` and `second` see each other, and nobody else.
+async fn both_up(nodes: [&Node; 2]) {
+    for node in nodes {
         eventually("both nodes are seen up", async || {
             let view = node.view().await?;
             let up = view.nodes.iter().filter(|node| node.state == NodeState::Up).count();
             if up == 2 && view.nodes.len() == 2 { Ok(()) } else { Err(format!("{up} of {} up", view.nodes.len())) }
         })
         .await;
-        node.is_healthy().await;
-        assert!(node.client().ask("pip", FRANCE).await.unwrap().chat_text().contains("Paris"));
     }
+}
+
+#[tokio::test]
+async fn nodes_of_one_user_that_start_at_once_with_data_in_different_folders_join_without_configuration() {
+    let _alone = alone().await;
+    let home = Home::new();
+    let node = |folder: &str| home.plain_node(folder).arg("--data-dir", home.path().join(folder).to_str().expect("text")).start();
+    let (first, second) = tokio::join!(node("first"), node("second"));
+    both_up([&first, &second]).await;
+    let listed = run_plexus(&home, &["cluster", "status"], "").await;
+    assert!(listed.success, "a command finds them though their data is elsewhere: {listed:?}");
+    let keys = ["first", "second", ".local/share/plexus"].map(|folder| home.path().join(folder).join("local.key"));
+    assert_eq!(keys.map(|key| key.exists()), [false, false, true], "one secret, in one place");
+}
+
+#[tokio::test]
+async fn a_user_without_a_home_has_its_secret_with_its_data_and_is_told() {
+    let _alone = alone().await;
+    let home = Home::new();
+    let data = home.path().join("data");
+    let homeless = |label: &str| home.plain_node(label).arg("--data-dir", data.to_str().expect("text")).env("HOME", "/dev/null");
+    let first = homeless("first").start().await;
+    let second = homeless("second").start().await;
+    both_up([&first, &second]).await;
+    assert!(data.join("local.key").exists());
+    assert!(first.log().contains("/dev/null/.local/share/plexus cannot be used"), "{}", first.log());
 }
 
 #[tokio::test]

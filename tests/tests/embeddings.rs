@@ -303,3 +303,50 @@ async fn a_long_request_is_answered_whole_though_the_node_that_holds_the_model_s
         assert!(status.success(), "{status}");
     }
 }
+
+/// Copies a folder with all that is in it.
+fn copied(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in from.read_dir().unwrap().flatten() {
+        let (path, to) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copied(&path, &to);
+        } else {
+            std::fs::copy(path, to).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn all_vectors_of_a_request_are_by_the_same_files_though_these_are_replaced_and_gone_in_the_middle() {
+    let home = Home::new();
+    let folder = home.path().join("m");
+    copied(&binary::repository().join("engine/tests/golden/qwen3_embedding"), &folder);
+    let config = home.path().join("cluster.toml");
+    std::fs::write(&config, format!("[[models]]\nid = \"m\"\nsource = \"{}\"\npreload = true\n", folder.display())).unwrap();
+    let node = home.node("n1").test_hooks().arg("--config", config.to_str().unwrap()).start().await;
+    node.offers("m").await;
+    let one = json!({"model": "m", "input": "a word"});
+    let by_old = node.client().post("/v1/embeddings", &one).await.unwrap().json["data"][0]["embedding"].clone();
+
+    // The weights of the last norm stand last, in bf16: the sign of each other one is changed.
+    let mut weights = std::fs::read(folder.join("model.safetensors")).unwrap();
+    let norm = weights.len() - 2 * 64;
+    weights[norm..].iter_mut().skip(1).step_by(4).for_each(|high| *high ^= 0x80);
+    std::fs::write(home.path().join("new"), weights).unwrap();
+
+    let input = [vec!["a word".to_owned()], vec!["word ".repeat(60); 2000]].concat(); // sixteen groups; that of the first text is the last
+    let (client, body) = (node.client().clone(), json!({"model": "m", "input": input}));
+    let asked = tokio::spawn(async move { client.post("/v1/embeddings", &body).await.expect("it is answered") });
+    is_embedding(&node).await;
+    std::fs::rename(home.path().join("new"), folder.join("model.safetensors")).unwrap();
+    let killed = node.client().post("/v1/cluster/actors/kill", &json!({"path": "node/model/m@cpu-0"})).await.unwrap();
+    assert_eq!(killed.status, 200, "{}", killed.text);
+    let reply = asked.await.unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.text.get(..500).unwrap_or(&reply.text));
+    let vectors: Vec<&Value> = reply.json["data"].as_array().unwrap().iter().map(|one| &one["embedding"]).collect();
+    assert_eq!(vectors.len(), 2001);
+    assert!(vectors[0].is_array() && *vectors[0] != by_old, "it was ended by the new files");
+    assert!(vectors[1..].iter().all(|vector| *vector == vectors[1]), "and none is by the old ones");
+    assert!(node.log().contains("it begins anew"), "{}", node.log());
+}

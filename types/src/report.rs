@@ -110,6 +110,12 @@ pub struct ReplicaReport {
     pub prefixes: Option<Arc<[u32]>>,
     /// What the files hold that it was loaded from, in short; absent while it is not loaded, or where nothing was compared.
     pub digest: Option<FilesDigest>,
+    /// Does it call tools? False while it is not loaded.
+    #[serde(default)]
+    pub tools: bool,
+    /// Does it think before it answers? False while it is not loaded.
+    #[serde(default)]
+    pub reasoning: bool,
 }
 
 /// How busy and how fast a replica is.
@@ -254,12 +260,14 @@ pub struct ModelReport {
     pub alias_of: Option<ModelId>,
     /// The fewer bits in which its weights are held, if its entry says so.
     pub quant: Option<Quantization>,
-    /// The nodes that can hold it.
+    /// The nodes that can hold it, or do.
     pub feasible_on: Vec<String>,
     /// Its replicas.
     pub locations: Vec<ModelLocation>,
     /// How far its files are, while a node fetches them.
     pub fetch: Option<FilesFetch>,
+    /// Why no node could load it again once it is unloaded, if that is so.
+    pub warning: Option<String>,
 }
 
 /// What a model of the merged catalogue is doing (CX-22).

@@ -97,10 +97,11 @@ impl Known {
 
     /// Is it to be kept, where these models were found, and these folders could not be read?
     ///
-    /// What is listed is, and so is what lies in a folder that could not be read.
-    pub(super) fn stays(&self, found: &Names, unread: &[Unread]) -> bool {
+    /// What is listed is, and what is `served` from here, which goes on whether its files are there or not. So is what lies in a folder that could
+    /// not be read.
+    pub(super) fn stays(&self, found: &Names, unread: &[Unread], served: bool) -> bool {
         let CatalogueEntry { profile: ModelProfile { id, source, .. }, found: is_found, .. } = &self.entry;
-        !is_found || found.get(id) == Some(source) || unread.iter().any(|unread| unread.hides(source))
+        !is_found || served || found.get(id) == Some(source) || unread.iter().any(|unread| unread.hides(source))
     }
 }
 
@@ -141,14 +142,15 @@ mod tests {
     #[test]
     fn what_lies_in_a_folder_that_cannot_be_read_for_a_moment_stays_and_what_was_taken_away_goes() {
         let (known, none) = (lying("m", "/models/sub/m.gguf"), Names::new());
-        assert!(!known.stays(&none, &[]), "it was taken away");
-        assert!(known.stays(&Names::from([(id("m"), at("/models/sub/m.gguf"))]), &[]));
-        assert!(!known.stays(&Names::from([(id("m"), at("/models/m.gguf"))]), &[]), "another is called so by now");
-        assert!(known.stays(&none, &[unread("/models", false)]));
-        assert!(known.stays(&none, &[unread("/models/sub", false)]));
-        assert!(!known.stays(&none, &[unread("/models/other", false)]), "the folder that it lay in was read");
-        assert!(!known.stays(&none, &[unread("/models", true)]), "the folder itself was taken away");
-        assert!(Known { entry: CatalogueEntry { found: false, ..known.entry }, ..known }.stays(&none, &[]), "it is listed");
+        assert!(!known.stays(&none, &[], false), "it was taken away");
+        assert!(known.stays(&none, &[], true), "it is loaded");
+        assert!(known.stays(&Names::from([(id("m"), at("/models/sub/m.gguf"))]), &[], false));
+        assert!(!known.stays(&Names::from([(id("m"), at("/models/m.gguf"))]), &[], false), "another is called so by now");
+        assert!(known.stays(&none, &[unread("/models", false)], false));
+        assert!(known.stays(&none, &[unread("/models/sub", false)], false));
+        assert!(!known.stays(&none, &[unread("/models/other", false)], false), "the folder that it lay in was read");
+        assert!(!known.stays(&none, &[unread("/models", true)], false), "the folder itself was taken away");
+        assert!(Known { entry: CatalogueEntry { found: false, ..known.entry }, ..known }.stays(&none, &[], false), "it is listed");
     }
 
     #[test]

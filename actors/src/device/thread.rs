@@ -6,10 +6,8 @@
 //! Jobs are done in their order, but for loads: a model is read part by part, and what else there is to do comes between two parts, so that the
 //! models that are there go on however long it takes to read another. While one of them generates, a load has half of the time.
 
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -17,12 +15,13 @@ use plexus_engine::DraftingExecutor;
 use plexus_engine::batch::{Batch, BatchOutput};
 use plexus_engine::embed::EmbedWork;
 use plexus_engine::error::EngineError;
-use plexus_engine::executor::{DeviceDescription, Held, KvPlan, Slot};
-use plexus_engine::model::ModelFiles;
-use plexus_types::{Bytes, DeviceId};
+use plexus_engine::executor::{DeviceDescription, Slot};
+use plexus_types::DeviceId;
 use tokio::time::Instant;
 
-use super::busy::Busy;
+use super::loads::{Load, Loads};
+use super::progress::Progress;
+use super::steps::{Generating, StepQueue};
 use super::{DeviceError, Reply};
 use crate::args::OpenDevice;
 
@@ -43,17 +42,6 @@ pub(super) enum Job {
     End,
 }
 
-/// A model to be brought onto the device.
-pub(super) struct Load {
-    pub(super) slot: Slot,
-    pub(super) files: Arc<ModelFiles>,
-    pub(super) draft: Option<Arc<ModelFiles>>,
-    pub(super) kv: KvPlan,
-    /// Given up once nobody holds this any more.
-    pub(super) wanted: Weak<()>,
-    pub(super) reply: Reply<Slot>,
-}
-
 /// What the thread tells its actor.
 #[derive(Debug)]
 pub(super) enum Report {
@@ -63,166 +51,12 @@ pub(super) enum Report {
     Broken(String),
 }
 
-/// What the thread is doing, written by it and read by the actor.
-#[derive(Debug)]
-pub(super) struct Progress {
-    steps: AtomicU64,
-    loads: AtomicU64,
-    /// What the device holds, of so many models.
-    held: Mutex<(usize, Held)>,
-    work: Mutex<Work>,
-}
-
-#[derive(Debug)]
-struct Work {
-    /// The job at hand: whether it is a step, and since when.
-    running: Option<(bool, Instant)>,
-    /// Those before it.
-    busy: Busy,
-}
-
-impl Progress {
-    /// That of a thread that begins now.
-    fn new(now: Instant) -> Self {
-        Self {
-            steps: AtomicU64::new(0),
-            loads: AtomicU64::new(0),
-            held: Mutex::default(),
-            work: Mutex::new(Work { running: None, busy: Busy::new(now) }),
-        }
-    }
-
-    fn work(&self) -> MutexGuard<'_, Work> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Steps and loads begun so far.
-    pub(super) fn counts(&self) -> (u64, u64) {
-        (self.steps.load(Ordering::Relaxed), self.loads.load(Ordering::Relaxed))
-    }
-
-    /// Whether the job at hand is a step, and how long it takes already.
-    pub(super) fn running(&self) -> Option<(bool, Duration)> {
-        let running = self.work().running;
-        running.map(|(is_step, since)| (is_step, since.elapsed()))
-    }
-
-    /// The share of the last seconds in which the thread was at work, from 0 to 1.
-    pub(super) fn utilization(&self, now: Instant) -> f32 {
-        let work = self.work();
-        work.busy.share(work.running.map(|(_, since)| since), now)
-    }
-
-    /// How many models the device holds, and how many bytes for them all.
-    pub(super) fn held(&self) -> (usize, Held) {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn note_held(&self, held: &[(Slot, Held)]) {
-        let sum = |bytes: fn(&Held) -> Bytes| held.iter().map(|(_, held)| bytes(held)).sum();
-        let all = Held { weights: sum(|held| held.weights), kv: sum(|held| held.kv) };
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = (held.len(), all);
-    }
-
-    fn begin(&self, is_step: bool) {
-        self.steps.fetch_add(u64::from(is_step), Ordering::Relaxed);
-        self.work().running = Some((is_step, Instant::now()));
-    }
-
-    fn end(&self) {
-        let mut work = self.work();
-        if let Some((_, since)) = work.running.take() {
-            work.busy.on_work(since, Instant::now());
-        }
-    }
-}
-
 /// The actor's side of the thread. Dropping it ends the thread after the job at hand; what the device holds is freed there.
 #[derive(Debug)]
 pub(super) struct DeviceThread {
     jobs: mpsc::Sender<Job>,
     generating: Generating,
     progress: Arc<Progress>,
-}
-
-/// A model's way to the thread: its steps, one at a time. It outlives neither the thread nor the device's actor: steps are then lost.
-#[derive(Debug, Clone)]
-pub struct StepQueue {
-    jobs: mpsc::Sender<Job>,
-    slot: Slot,
-    generating: Generating,
-}
-
-/// The models that generate on a device now, each with the time that its steps take.
-#[derive(Debug, Clone, Default)]
-struct Generating(Arc<Mutex<Vec<(Slot, Duration)>>>);
-
-impl Generating {
-    fn set(&self, slot: Slot, step: Option<Duration>) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|(other, _)| *other != slot);
-        all.extend(step.map(|step| (slot, step)));
-    }
-
-    fn any(&self) -> bool {
-        !self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
-    }
-
-    fn beside(&self, slot: Slot) -> Option<Duration> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().filter(|(other, _)| *other != slot).map(|(_, step)| *step).min()
-    }
-}
-
-impl StepQueue {
-    /// How long the steps of another model take that generates on the device, of several the shortest; absent if none does. What goes between two
-    /// of them delays its streams.
-    pub fn beside(&self) -> Option<Duration> {
-        self.generating.beside(self.slot)
-    }
-
-    /// This model generates, in steps that take so long, or it does not: the others heed it.
-    pub fn set_generating(&self, step: Option<Duration>) {
-        self.generating.set(self.slot, step);
-    }
-
-    /// Runs one step of the model. If the thread has ended, the reply says so.
-    pub fn step(&self, batch: Batch, reply: Reply<BatchOutput>) {
-        let _lost = self.jobs.send(Job::Step { slot: self.slot, batch, given: Instant::now(), reply }); // dropped with its reply, which speaks for itself
-    }
-
-    /// Frees what the model holds, unless the thread has ended and freed it. A later life of the device, which numbers its slots anew, hears
-    /// nothing of it.
-    fn unload(&self) {
-        self.generating.set(self.slot, None);
-        let _freed_with_the_thread = self.jobs.send(Job::Unload { slot: self.slot });
-    }
-
-    /// Goes on with texts to embed by a piece, between two steps of whatever else is on the device. If the thread has ended, the reply says so.
-    pub fn embed(&self, work: EmbedWork, reply: Reply<EmbedWork>) {
-        let _lost = self.jobs.send(Job::Embed { slot: self.slot, work, reply }); // dropped with its reply
-    }
-}
-
-/// A model on the device: dropping it frees the device's memory.
-#[derive(Debug)]
-pub struct OnDevice(StepQueue);
-
-impl OnDevice {
-    pub(super) fn new(steps: StepQueue) -> Self {
-        Self(steps)
-    }
-
-    /// Takes its steps.
-    pub fn steps(&self) -> &StepQueue {
-        &self.0
-    }
-}
-
-impl Drop for OnDevice {
-    fn drop(&mut self) {
-        self.0.unload();
-    }
 }
 
 impl DeviceThread {
@@ -235,7 +69,7 @@ impl DeviceThread {
             plexus_types::DeviceKind::Cuda => "cuda",
         };
         let (shared, generating) = (Arc::clone(&progress), Generating::default());
-        let loads = Loads { queue: VecDeque::new(), generating: generating.clone(), others_until: Instant::now() };
+        let loads = Loads::new(generating.clone());
         thread::Builder::new().name(format!("{kind}-dev-{}", id.ordinal)).spawn(move || run(id, &open, &inbox, loads, &shared, &report))?;
         Ok(Self { jobs, generating, progress })
     }
@@ -247,7 +81,7 @@ impl DeviceThread {
 
     /// The way to the thread for the model in `slot`.
     pub(super) fn steps_of(&self, slot: Slot) -> StepQueue {
-        StepQueue { jobs: self.jobs.clone(), slot, generating: self.generating.clone() }
+        StepQueue::new(self.jobs.clone(), slot, self.generating.clone())
     }
 
     /// What the thread is doing.
@@ -272,20 +106,20 @@ fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, mut loads: 
     // Until then memory is kept for a model that is loaded next: of those that went, of a load that failed, of a thread before this one.
     let mut kept_until = Some(Instant::now() + KEPT);
     loop {
-        if loads.queue.is_empty() && kept_until.take_if(|until| Instant::now() >= *until).is_some() {
+        if loads.is_empty() && kept_until.take_if(|until| Instant::now() >= *until).is_some() {
             executor.rest();
         }
         let job = match next_job(inbox, &loads, kept_until) {
             Ok(Job::End) | Err(NoJob::Ended) => break,
             Ok(Job::Load(load)) => {
-                progress.loads.fetch_add(1, Ordering::Relaxed);
-                loads.queue.push_back((load, false));
+                progress.begin_load();
+                loads.add(load);
                 None
             }
             Ok(job) => Some(job),
             Err(NoJob::Idle) => None,
         };
-        if !loads.queue.is_empty() || matches!(job, Some(Job::Unload { .. })) {
+        if !loads.is_empty() || matches!(job, Some(Job::Unload { .. })) {
             kept_until = Some(Instant::now() + KEPT);
         }
         // The executor is not used again after a panic: the thread ends and the device is opened anew.
@@ -306,51 +140,6 @@ fn run(id: DeviceId, open: &OpenDevice, inbox: &mpsc::Receiver<Job>, mut loads: 
             Ok(Ok(())) => {}
             Ok(Err(why)) => return report(Report::Broken(why)),
             Err(_) => return report(Report::Broken(format!("a job on {id} panicked"))),
-        }
-    }
-}
-
-/// What is yet to be loaded.
-struct Loads {
-    /// The first is being read, if that has begun.
-    queue: VecDeque<(Load, bool)>,
-    generating: Generating,
-    /// Until then models that generate have the device to themselves, for as long as the last part took.
-    others_until: Instant,
-}
-
-impl Loads {
-    /// Until when others go first; absent if a part is next, or nothing is to be loaded.
-    fn wait(&self, now: Instant) -> Option<Instant> {
-        (!self.queue.is_empty() && now < self.others_until && self.generating.any()).then_some(self.others_until)
-    }
-
-    fn is_next(&self, now: Instant) -> bool {
-        !self.queue.is_empty() && self.wait(now).is_none()
-    }
-
-    /// Goes on with the first by a part. `Err`: as for [`perform`].
-    fn go_on(&mut self, executor: &mut DraftingExecutor, progress: &Progress) -> Result<(), String> {
-        let Some((load, begun)) = self.queue.front_mut() else { return Ok(()) };
-        if load.wanted.strong_count() == 0 {
-            executor.unload(load.slot); // what was read of it
-            self.queue.pop_front();
-            return Ok(());
-        }
-        let since = Instant::now();
-        let is_there = match std::mem::replace(begun, true) {
-            false => executor.begin_load(load.slot, &load.files, load.draft.as_deref(), load.kv).map(|()| false),
-            true => executor.load_part(load.slot),
-        };
-        let now = Instant::now();
-        self.others_until = now + (now - since);
-        if matches!(is_there, Ok(false)) {
-            return Ok(());
-        }
-        progress.note_held(&executor.holds()); // before the reply: whoever hears that a model is there finds it here
-        match self.queue.pop_front() {
-            Some((load, _)) => settle(load.reply, is_there.map(|_| load.slot)),
-            None => Ok(()),
         }
     }
 }
@@ -405,7 +194,8 @@ fn perform(executor: &mut DraftingExecutor, job: Job, progress: &Progress) -> Re
     }
 }
 
-fn settle<T>(reply: Reply<T>, result: Result<T, EngineError>) -> Result<(), String> {
+/// Answers. `Err`: as for [`perform`].
+pub(super) fn settle<T>(reply: Reply<T>, result: Result<T, EngineError>) -> Result<(), String> {
     match result {
         Ok(value) => reply.send(Ok(value)),
         Err(error @ EngineError::Device { .. }) => return Err(chain(&error)), // the reply is dropped: lost
@@ -427,10 +217,12 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use plexus_engine::model::ModelPath;
+    use plexus_engine::executor::KvPlan;
+    use plexus_engine::model::{ModelFiles, ModelPath};
     use plexus_engine::scripted::{Script, ScriptedExecutor};
     use plexus_types::DeviceKind;
 
+    use super::super::OnDevice;
     use super::*;
 
     const CPU: DeviceId = DeviceId { kind: DeviceKind::Cpu, ordinal: 0 };

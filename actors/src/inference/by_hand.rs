@@ -86,13 +86,12 @@ impl ClusterInference {
     /// The node of this name, if it can be asked.
     fn reached(&self, name: &NodeName) -> Result<NodeId, RequestError> {
         let mut nodes = self.nodes.all().into_iter();
-        let is_known = || self.view.read().nodes().any(|known| known.id.name == *name);
-        nodes.find(|node| node.name == *name).ok_or_else(|| match is_known() {
-            true => RequestError::Unavailable {
+        nodes.find(|node| node.name == *name).ok_or_else(|| match self.view.read().node_named(name) {
+            Ok(_) => RequestError::Unavailable {
                 message: format!("the node '{name}' cannot be reached; `plexus cluster status` shows when it can"),
                 retry_after: Duration::from_secs(10),
             },
-            false => RequestError::invalid("node", format!("there is no node '{name}'; GET /v1/cluster lists them")),
+            Err(unknown) => unknown,
         })
     }
 
@@ -103,11 +102,15 @@ impl ClusterInference {
         there.map(|one| (name_of(&one.id), one.report.state.clone())).collect()
     }
 
-    /// Lets go a model where it is, and where it was pinned and is not loaded now. Says where it was done.
-    pub(super) async fn unpin_by_hand(&self, model: &ModelId) -> Result<Vec<String>, RequestError> {
+    /// Lets go a model where it is, and where it was pinned and is not loaded now, as far as the place is named. Says where it was done.
+    pub(super) async fn unpin_by_hand(&self, model: &ModelId, place: &Place) -> Result<Vec<String>, RequestError> {
         let unpin = |model, _| Question::Pin(model, false);
-        let holders: Vec<NodeId> = self.view.read().candidates(model).map(|one| one.id.node).collect();
-        let others = self.nodes.all().into_iter().filter(|node| !holders.contains(node));
+        if let Some(name) = &place.node {
+            self.reached(name)?;
+        }
+        let is_meant = |node: &NodeId| place.node.as_ref().is_none_or(|name| node.name == *name);
+        let holders: Vec<NodeId> = self.view.read().candidates(model).map(|one| one.id.node).filter(is_meant).collect();
+        let others = self.nodes.all().into_iter().filter(|node| is_meant(node) && !holders.contains(node));
         let asked = others.map(|node| async move {
             let unpinned = self.nodes.order(&node, Question::Pin(model.clone(), false), ORDER_DEADLINE).await;
             unpinned.is_ok().then(|| node.name.to_string()) // else it is not pinned there
@@ -116,7 +119,7 @@ impl ClusterInference {
         if holders.is_empty() && !kept.is_empty() {
             return Ok(kept);
         }
-        Ok([self.at_each(model, &Place::default(), unpin).await?, kept].concat())
+        Ok([self.at_each(model, place, unpin).await?, kept].concat())
     }
 
     /// Asks every node that holds a model, as far as the place is named. Says where it was done.
@@ -126,7 +129,11 @@ impl ClusterInference {
         place: &Place,
         question: impl Fn(ModelId, DeviceId) -> Question,
     ) -> Result<Vec<String>, RequestError> {
-        let here: Vec<ReplicaId> = self.view.read().candidates(model).map(|one| one.id).filter(|id| place.holds(id)).collect();
+        let here: Vec<ReplicaId> = {
+            let view = self.view.read();
+            place.node.as_ref().map(|name| view.node_named(name)).transpose()?;
+            view.candidates(model).map(|one| one.id).filter(|id| place.holds(id)).collect()
+        };
         if here.is_empty() {
             let message = format!("the model '{model}' is not loaded {}; GET /v1/models says what is loaded where", in_words(place));
             return Err(RequestError::invalid("model_id", message));

@@ -4,15 +4,15 @@ use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use plexus_api::service::{Embedded, Place};
-use plexus_types::{EmbedInput, EmbedRequest, Embeddings, ModelId, ReplicaId, ReplicaState, RequestError, RequestId, Retry};
+use plexus_types::{EmbedInput, EmbedRequest, Embeddings, FilesDigest, ModelId, ReplicaId, ReplicaState, RequestError, RequestId, Retry};
 use tokio::time::Instant;
-use tracing::Span;
+use tracing::{Span, info};
 
 use super::seek::Picked;
 use super::{ACTOR_DEADLINE, ClusterInference};
@@ -36,6 +36,8 @@ const SET_AROUND: usize = 2;
 const GROUPS_PER_REPLICA: usize = 2;
 /// How long a request goes on asking for a place, or for a replica to come back, once some of its texts are embedded.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How often a request is begun anew because the model's files were replaced under it.
+const BEGUN_ANEW_MAX: u32 = 3;
 /// How often it asks.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -112,34 +114,69 @@ impl Watch {
 /// What was done so far of a request.
 #[derive(Debug, Default)]
 struct Begun {
-    sent_to: Mutex<BTreeSet<ReplicaId>>,
+    sent: Mutex<Sent>,
     /// The vectors of some texts are here.
     some_done: AtomicBool,
 }
 
+#[derive(Debug, Default)]
+struct Sent {
+    to: BTreeSet<ReplicaId>,
+    /// What the first of them was loaded from of which that is known: vectors by other files cannot be compared with its vectors.
+    files: Option<FilesDigest>,
+}
+
 impl Begun {
-    fn on_sent(&self, replica: &ReplicaId) {
-        self.sent_to.lock().unwrap_or_else(PoisonError::into_inner).insert(replica.clone());
+    /// A part of the request is to be sent to a replica that was loaded from `files`. False if others were sent to one of other files: then it must
+    /// not be.
+    fn on_sent(&self, replica: &ReplicaId, files: Option<FilesDigest>) -> bool {
+        let mut sent = self.sent();
+        let agrees = sent.files.zip(files).is_none_or(|(known, files)| known == files);
+        if agrees {
+            sent.files = sent.files.or(files);
+            sent.to.insert(replica.clone());
+        }
+        agrees
     }
 
-    fn sent_to(&self) -> Vec<ReplicaId> {
-        self.sent_to.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    fn sent(&self) -> MutexGuard<'_, Sent> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl ClusterInference {
-    /// The vectors of all texts of a request.
+    /// The vectors of all texts of a request, all by the same files: where these are replaced and gone before the end, it is begun anew by the others.
     pub(super) async fn embed_all(&self, id: RequestId, request: EmbedRequest) -> Result<Embedded, RequestError> {
+        let mut begun_anew = 0;
+        loop {
+            let begun = Begun::default();
+            match self.embed_once(id, &request, &begun).await {
+                Err(error) if begun_anew < BEGUN_ANEW_MAX && self.is_replaced(&request.model, &begun) => {
+                    info!(model = %request.model, %error, "the model's files were replaced while it embedded: it begins anew");
+                    begun_anew += 1;
+                }
+                embedded => return embedded,
+            }
+        }
+    }
+
+    /// Are the files gone by which a request was begun, and others there?
+    fn is_replaced(&self, model: &ModelId, begun: &Begun) -> bool {
+        let files = begun.sent().files;
+        files.is_some_and(|files| self.view.read().is_replaced(model, files))
+    }
+
+    /// The vectors of all texts of a request, by the files of the first replica that is asked.
+    async fn embed_once(&self, id: RequestId, request: &EmbedRequest, begun: &Begun) -> Result<Embedded, RequestError> {
         let mut left = groups(&request.inputs);
         let mut vectors = vec![Vec::new(); request.inputs.len()];
         let (mut prompt_tokens, mut cold_start, mut first) = (0, false, None);
-        let begun = Begun::default();
         let mut under_way = FuturesUnordered::new();
         loop {
             while under_way.len() < self.groups_at_once(&request.model)
                 && let Some(group) = left.pop_front()
             {
-                let (part, begun) = (part(&request, &group), &begun);
+                let part = part(request, &group);
                 under_way.push(async move { (group, self.embed_group(id, part, begun).await) });
             }
             let Some((group, embedded)) = under_way.next().await else { break };
@@ -171,7 +208,11 @@ impl ClusterInference {
         let mut since = None;
         loop {
             match self.embed_anywhere(id, &part, begun).await {
-                Err(error) if error.retry() != Retry::Never && begun.some_done.load(Ordering::Relaxed) => {
+                Err(error)
+                    if error.retry() != Retry::Never
+                        && begun.some_done.load(Ordering::Relaxed)
+                        && !self.is_replaced(&part.model, begun) =>
+                {
                     if since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
                         return Err(error);
                     }
@@ -186,10 +227,20 @@ impl ClusterInference {
     async fn embed_anywhere(&self, id: RequestId, part: &EmbedRequest, begun: &Begun) -> Result<(Embeddings, Picked), RequestError> {
         let mut seeking = self.seeking(Some(id), RouteRequest::embed(part));
         loop {
-            seeking.has_begun(begun.sent_to());
+            let (sent_to, files) = {
+                let sent = begun.sent();
+                (sent.to.iter().cloned().collect(), sent.files)
+            };
+            seeking.has_begun(sent_to, files);
             let picked = self.pick(&mut seeking).await?;
-            begun.on_sent(&picked.replica);
+            if !begun.on_sent(&picked.replica, picked.files) {
+                continue; // another part was quicker, and had it sent to other files: now those are known
+            }
             match self.embed_at(&picked.replica, id, part).await {
+                Ok(_) if self.view.read().with_other_files(&part.model, picked.files).contains(&picked.replica) => {
+                    let message = format!("the files of the model '{}' were replaced while it embedded", part.model);
+                    seeking.on_failed(picked.replica, RequestError::Lost { message })?;
+                }
                 Ok(embeddings) => return Ok((embeddings, picked)),
                 Err(error) => seeking.on_failed(picked.replica, error)?,
             }
@@ -267,6 +318,21 @@ mod tests {
         assert_eq!((one.inputs, one.indices, one.principal), (vec![text(3), text(1)], vec![2, 0], Some(4)));
         let alone = EmbedRequest { inputs: vec![text(1)], ..request };
         assert_eq!(part(&alone, &[0]), alone, "there is nothing to tell it from");
+    }
+
+    #[test]
+    fn the_parts_of_a_request_agree_on_the_files_that_are_known_first() {
+        let replica = |node: &str| ReplicaId {
+            node: format!("{node}#1").parse().unwrap(),
+            device: "cpu-0".parse().unwrap(),
+            model: "m".parse().unwrap(),
+        };
+        let digest = |n: u8| Some(FilesDigest::new([n; 16]));
+        let begun = Begun::default();
+        assert!(begun.on_sent(&replica("a"), None), "nothing is known to differ");
+        assert!(begun.on_sent(&replica("b"), digest(1)) && begun.on_sent(&replica("c"), digest(1)));
+        assert!(!begun.on_sent(&replica("d"), digest(2)));
+        assert_eq!((begun.sent().to.len(), begun.sent().files), (3, digest(1)), "and it is not sent there");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A replica for a request that is no stream: to embed texts, or to count tokens. It waits as streams do, and keeps to [`Search`] like them.
 
-use plexus_types::{ModelId, ReplicaId, RequestError, RequestId};
+use plexus_types::{FilesDigest, ModelId, ReplicaId, RequestError, RequestId};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 
@@ -27,12 +27,14 @@ pub(super) struct Picked {
     pub(super) route: String,
     /// Had the model to be loaded first?
     pub(super) cold_start: bool,
+    /// What it was loaded from, if that is known.
+    pub(super) files: Option<FilesDigest>,
 }
 
 impl Seeking {
-    /// Other parts of it were sent to these replicas.
-    pub(super) fn has_begun(&mut self, begun: Vec<ReplicaId>) {
-        self.question.begun = begun;
+    /// Other parts of it were sent to these replicas, which were loaded from these files.
+    pub(super) fn has_begun(&mut self, begun: Vec<ReplicaId>, files: Option<FilesDigest>) {
+        (self.question.begun, self.question.files) = (begun, files);
     }
 
     /// The replica that was picked has failed the request: another is to be picked, or the client hears of it.
@@ -62,7 +64,10 @@ impl ClusterInference {
             let picked = self.router.call(|reply| RouterMsg::Pick(seeking.id, question, reply), ACTOR_DEADLINE).await;
             let now = Instant::now();
             let waits = match picked {
-                Ok((Routed::To(replica), route)) => return Ok(Picked { replica, route, cold_start: seeking.search.is_cold_start() }),
+                Ok((Routed::To(replica), route)) => {
+                    let files = self.view.read().digest_of(&replica);
+                    return Ok(Picked { replica, route, cold_start: seeking.search.is_cold_start(), files });
+                }
                 Ok((Routed::Wait(error), _)) => seeking.search.on_wait(error, self.config.load_timeout, now),
                 Ok((Routed::Refused(error), _)) => seeking.search.on_refused(error, now),
                 // It is between two lives.

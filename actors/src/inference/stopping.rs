@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use plexus_types::{ModelId, NodeState, ReplicaState, RequestError};
+use plexus_types::{ModelId, NodeName, NodeState, ReplicaState, RequestError};
 
 use super::is_known;
 use crate::router::place::feasible_on;
@@ -25,6 +25,12 @@ pub(super) fn refusal(view: &ClusterView, model: &ModelId) -> Option<RequestErro
     }
     let message = format!("the node '{}' is stopping, and no other node can serve the model '{model}'", view.me().name);
     Some(RequestError::Unavailable { message, retry_after: RETRY_AFTER })
+}
+
+/// Why nothing more is taken: this node is about to end.
+pub(super) fn closed(me: &NodeName) -> RequestError {
+    let message = format!("the node '{me}' is stopping and takes nothing more; ask another node");
+    RequestError::Unavailable { message, retry_after: RETRY_AFTER }
 }
 
 #[cfg(test)]

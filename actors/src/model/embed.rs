@@ -127,7 +127,7 @@ impl ModelState {
             rejected::count(&mut self.rejected, Reason::NotLoaded);
             return drop(reply.send(Err(self.not_loaded())));
         };
-        if let Err(error) = check_kind(&profile.id, resident.kind, ModelKind::Embed) {
+        if let Err(error) = check_kind(&profile.id, resident.facts.kind, ModelKind::Embed) {
             return drop(reply.send(Err(error)));
         }
         let (principal, place_wait) = (request.principal, self.place_wait());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use plexus_engine::codec::Codec;
 use plexus_engine::model::ModelFiles;
 use plexus_store::{FetchError, Progress, Size};
-use plexus_types::{Bytes, DeviceId, FilesDigest, ModelKind, ModelSource, Quantization, Sampling};
+use plexus_types::{Bytes, DeviceId, FilesDigest, ModelFacts, ModelSource, Quantization, Sampling};
 use ractor::ActorId;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -44,8 +44,6 @@ const ROOM_DEADLINE: Duration = Duration::from_secs(120);
 pub struct Resident {
     /// From requests to token ids and back.
     pub codec: Arc<Codec>,
-    /// What the model is for.
-    pub kind: ModelKind,
     /// How the model's makers advise to sample.
     pub defaults: Sampling,
     /// Where it is.
@@ -60,8 +58,8 @@ pub struct Resident {
     pub lease: Lease,
     /// From its files to its place on the device.
     pub took: Duration,
-    /// What those files hold, in short.
-    pub digest: Option<FilesDigest>,
+    /// What those files say.
+    pub facts: ModelFacts,
     weights: OnDevice,
     _promise: Arc<Promised>,
 }
@@ -208,7 +206,7 @@ async fn load(args: &ModelArgs, gauge: &mut Gauge<'_>, promised: &PromiseCell) -
     evictor.tell(EvictorMsg::Holds { place, lease, bytes });
     let had_room = began.elapsed();
     let device_address = devices.get(device).ok_or_else(|| LoadError::Refused(format!("this node has no {device}")))?;
-    let (codec, defaults, kind) = (files.codec.clone(), files.defaults.clone(), files.kind());
+    let (codec, defaults) = (files.codec.clone(), files.defaults.clone());
     let files = files.placed_on(device.kind);
     let draft = draft.map(|draft| draft.placed_on(device.kind));
     gauge.begin(1.0);
@@ -216,20 +214,7 @@ async fn load(args: &ModelArgs, gauge: &mut Gauge<'_>, promised: &PromiseCell) -
     let took = began.elapsed();
     let (room, packed) = (had_room - opened, took - had_room);
     debug!(model = %profile.id, ?opened, ?room, ?packed, "what the load took");
-    Ok(Resident {
-        codec,
-        kind,
-        defaults,
-        device,
-        plan,
-        kv_per_block,
-        memory: bytes,
-        lease,
-        took,
-        digest: facts.digest,
-        weights,
-        _promise: promise,
-    })
+    Ok(Resident { codec, defaults, device, plan, kv_per_block, memory: bytes, lease, took, facts, weights, _promise: promise })
 }
 
 /// Brings the model's files here if they are not, unless their weights alone could never get room on the device.
@@ -288,6 +273,8 @@ async fn load_on(
     while device.actor().is_none() && Instant::now() < deadline {
         tokio::time::sleep(DEVICE_POLL).await; // it is between two lives
     }
+    let life = || device.actor().map(|actor| actor.get_id());
+    let asked = life();
     let (reply, mut loaded) = oneshot::channel();
     let promise = Arc::clone(promise);
     let reply = Reply::new(move |result| {
@@ -301,6 +288,9 @@ async fn load_on(
         tokio::select! {
             ended = &mut loaded => break ended,
             () = tokio::time::sleep(READ_POLL) => {}
+        }
+        if life() != asked {
+            return Err(lost(CallError::Gone)); // a thread that hangs does not let go of the reply, nor of the memory that goes with it
         }
         let shares = std::iter::once(&files).chain(&draft).map(|files| files.share_read());
         gauge.on_share(shares.sum::<f32>() / (1 + usize::from(draft.is_some())) as f32);

@@ -141,16 +141,16 @@ impl ModelState {
             return;
         }
         self.reported = Some((counts, now));
-        let (state, context_length, memory, load_time, kind) = match &self.phase {
-            Phase::Loading { .. } => (ReplicaState::Loading, 0, Bytes(0), None, ModelKind::Generate),
+        let (state, context_length, memory, load_time, facts) = match &self.phase {
+            Phase::Loading { .. } => (ReplicaState::Loading, 0, Bytes(0), None, None),
             Phase::Loaded { resident, batcher } => {
                 let context_length = batcher.prompt_max(now).unwrap_or(u32::MAX).clamp(1, resident.plan.context_length);
                 if context_length < resident.plan.context_length && !std::mem::replace(&mut self.context_is_due, true) {
                     self.args.address.tell_after(SPEED_BELIEVED, ModelMsg::ContextDue); // if nothing else is reported until then
                 }
-                (ReplicaState::Loaded, context_length, resident.memory, Some(resident.took), resident.kind)
+                (ReplicaState::Loaded, context_length, resident.memory, Some(resident.took), Some(&resident.facts))
             }
-            Phase::Failed(reason) => (ReplicaState::Failed(reason.clone()), 0, Bytes(0), None, ModelKind::Generate),
+            Phase::Failed(reason) => (ReplicaState::Failed(reason.clone()), 0, Bytes(0), None, None),
             Phase::Retired => return, // it is as good as gone
         };
         let profile = &self.args.profile;
@@ -161,7 +161,7 @@ impl ModelState {
             context_length,
             memory,
             load,
-            kind,
+            kind: facts.map_or(ModelKind::Generate, |facts| facts.kind),
             residency_priority: profile.residency_priority,
             pinned: profile.pinned,
             idle: self.idle_since.map(|since| now.saturating_duration_since(since)),
@@ -172,10 +172,9 @@ impl ModelState {
                 Phase::Failed(_) | Phase::Retired => 0.0,
             },
             prefixes,
-            digest: match &self.phase {
-                Phase::Loaded { resident, .. } => resident.digest,
-                Phase::Loading { .. } | Phase::Failed(_) | Phase::Retired => None,
-            },
+            digest: facts.and_then(|facts| facts.digest),
+            tools: facts.is_some_and(|facts| facts.tools),
+            reasoning: facts.is_some_and(|facts| facts.reasoning),
         }));
     }
 

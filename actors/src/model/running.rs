@@ -10,6 +10,8 @@ use plexus_types::{Journal, ModelId, ModelProfile, NodeId, ReplicaLoad, RequestE
 use tokio::time::Instant;
 use tracing::{Span, info_span};
 
+use super::SequenceKey;
+use super::generate::Arrival;
 use super::load::Resident;
 use super::prepare::Prepared;
 use super::rejected::Reason;
@@ -17,7 +19,6 @@ use super::scheduler::{Counts, DRAFTS_MAX, Limits, PROMPT_TOKENS_MAX, Principal,
 use super::sequence::{Progress, Sequence};
 use super::share::makes_way;
 use super::sink::{Ingresses, Sink};
-use super::{Arrival, SequenceKey};
 use crate::device::StepQueue;
 use crate::messages::{Attempt, StreamNotice};
 use crate::metrics;

@@ -16,7 +16,6 @@ use crate::model::ModelMsg;
 use crate::peers::Peers;
 use crate::router::RouterMsg;
 use crate::router::view::SharedView;
-use crate::streams::StreamsMsg;
 
 /// How often a node that stops looks whether its streams have ended.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -61,26 +60,22 @@ impl RunningNode {
         why.unwrap_or_else(|| if panicked { "the root of the actors panicked".into() } else { "the root of the actors stopped".into() })
     }
 
-    /// Stops gracefully (CX-51): loads and serves nothing new, passes requests that still come to other nodes, lets running streams end within the
-    /// drain timeout, tells the others, ends.
+    /// Stops gracefully (CX-51): loads and serves nothing new, and lets what its clients asked for end within the drain timeout; requests that
+    /// still come are passed to other nodes while it waits so, within the first half of that time, and refused from then on. Then tells the others
+    /// and ends.
     ///
     /// Returns the number of requests that were still at work and were broken off with an error.
     pub async fn drain(self) -> usize {
         info!(timeout = ?self.drain_timeout, "stopping: nothing new is served here, running streams may end");
         self.addresses.router.tell(RouterMsg::Drain);
         self.addresses.http.tell(HttpFrontMsg::Drain);
-        let deadline = Instant::now() + self.drain_timeout;
-        let mut n_left = self.n_at_work().await;
-        while n_left > 0 && Instant::now() < deadline {
-            tokio::time::sleep(DRAIN_POLL).await;
-            if !self.view.read().own().draining {
-                self.addresses.router.tell(RouterMsg::Drain); // it was lost with a life of the router
-            }
-            n_left = self.n_at_work().await;
-        }
+        let began = Instant::now();
+        self.wait_for_work(began + self.drain_timeout / 2).await;
+        self.inference.clients.close(); // else those who come until the end would be broken off
+        let n_left = self.wait_for_work(began + self.drain_timeout).await;
         if n_left > 0 {
             warn!(requests = n_left, "requests broken off");
-            self.inference.embedding.break_off();
+            self.inference.clients.break_off();
             // Its channels close with it, and each client is told.
             if let Some(streams) = self.addresses.streams.actor() {
                 streams.stop(Some("the node stops".into()));
@@ -96,14 +91,26 @@ impl RunningNode {
         n_left
     }
 
-    /// Streams of this node's clients, and their requests to embed texts, wherever they are served; and those of other nodes' clients that this
-    /// node serves.
+    /// Waits until nothing is at work, or until then. Returns how many requests are left.
+    async fn wait_for_work(&self, deadline: Instant) -> usize {
+        loop {
+            let n_left = self.n_at_work().await;
+            if n_left == 0 || Instant::now() >= deadline {
+                return n_left;
+            }
+            tokio::time::sleep(DRAIN_POLL).await;
+            if !self.view.read().own().draining {
+                self.addresses.router.tell(RouterMsg::Drain); // it was lost with a life of the router
+            }
+        }
+    }
+
+    /// Requests of this node's clients, wherever they are served, and those of other nodes' clients that this node serves.
     async fn n_at_work(&self) -> usize {
-        let mut n = self.addresses.streams.call(StreamsMsg::Count, INSPECT_DEADLINE).await.unwrap_or(0);
-        let embedding = self.inference.embedding.requests();
-        n += embedding.len();
+        let own = self.inference.clients.requests();
+        let mut n = own.len();
         for model in self.addresses.models.list() {
-            n += model.call(|reply| ModelMsg::AtWork(embedding.clone(), reply), INSPECT_DEADLINE).await.unwrap_or(0);
+            n += model.call(|reply| ModelMsg::AtWork(own.clone(), reply), INSPECT_DEADLINE).await.unwrap_or(0);
         }
         n
     }

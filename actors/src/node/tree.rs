@@ -206,7 +206,7 @@ pub async fn start(args: NodeArgs) -> Result<RunningNode, StartError> {
         router: router.clone(),
         view: view.clone(),
         nodes,
-        embedding: Arc::default(),
+        clients: Arc::default(),
         devices: devices.clone(),
         models: models.clone(),
         config: args.streams,

@@ -125,14 +125,10 @@ impl RouterState {
     pub(super) fn on_load_at(&self, model: &ModelId, place: &Place, reply: RpcReplyPort<Result<Explanation, RequestError>>) {
         let placed = {
             let view = self.args.view.read();
-            let node = place.node.as_ref().and_then(|name| view.nodes().map(|node| node.id.clone()).find(|node| node.name == *name));
-            match (&place.node, node) {
-                (Some(name), None) => {
-                    let message = format!("there is no node '{name}'; GET /v1/cluster lists them");
-                    return drop(reply.send(Err(RequestError::invalid("node", message))));
-                }
-                (_, node) => {
-                    let want = Want { only_on: node.as_ref(), device: place.device, by_hand: true, ..Want::new(model) };
+            match place.node.as_ref().map(|name| view.node_named(name)).transpose() {
+                Err(unknown) => return drop(reply.send(Err(unknown))),
+                Ok(node) => {
+                    let want = Want { only_on: node, device: place.device, by_hand: true, ..Want::new(model) };
                     super::place::place(&view, &want, &self.args.policy)
                 }
             }

@@ -1,5 +1,7 @@
 //! Where a model is loaded: a pure function of the view.
 
+mod nowhere;
+
 use std::cmp::Reverse;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use super::view::{Candidate, ClusterView, NodeInView};
 use crate::evictor::core::{needs_of, needs_with};
 use crate::evictor::plan::{EvictionPolicy, Needs, Occupant, plan_eviction};
 use crate::messages::LoadOrder;
+pub use nowhere::{no_files, no_return, nowhere};
 
 /// A device of a node.
 pub type Site = (NodeId, DeviceId);
@@ -251,16 +254,6 @@ pub(super) fn being_loaded(model: &MergedModel, node: &NodeId) -> String {
     model.fetch(node).map_or_else(|| "it is being loaded there".to_owned(), ToString::to_string)
 }
 
-/// Says so if a model's files are to be at a path, and no node that can be reached has them there.
-pub fn no_files(view: &ClusterView, model: &MergedModel) -> Option<String> {
-    let ModelProfile { source: ModelSource::Path(path), draft, .. } = &model.profile else { return None };
-    if model.holders().any(|holder| view.is_up(holder)) {
-        return None;
-    }
-    let draft = draft.as_ref().map_or(String::new(), |draft| format!(" with its draft {draft}"));
-    Some(format!("no node that can be reached has {}{draft}: check the path", path.display()))
-}
-
 /// The places that can hold a model.
 pub fn feasible_sites<'a>(view: &'a ClusterView, model: &'a MergedModel) -> impl Iterator<Item = Site> + 'a {
     view.nodes().filter(|node| node.state == NodeState::Up).flat_map(move |node| {
@@ -274,22 +267,6 @@ pub fn feasible_on(view: &ClusterView, model: &MergedModel) -> Vec<String> {
     let mut names: Vec<String> = feasible_sites(view, model).map(|(node, _)| node.name.to_string()).collect();
     names.dedup(); // the devices of a node follow each other
     names
-}
-
-/// Why a model that is listed can be held by no node, in a sentence; nothing if it can, or if that is not known yet.
-pub fn nowhere(view: &ClusterView, model: &MergedModel) -> Option<String> {
-    if model.on.values().any(|entry| entry.files == FilesState::Unknown) || view.own().devices.is_empty() {
-        return None;
-    }
-    let mut reasons = Vec::new();
-    for node in view.nodes().filter(|node| node.state == NodeState::Up) {
-        for device in &node.summary.devices {
-            let why = feasible(view, model, &node, device).err()?;
-            reasons.push((place_name(&(node.id.clone(), device.id)), why));
-        }
-    }
-    let reasons = by_reason(reasons.iter().map(|(place, why)| (place.as_str(), why.as_str())));
-    (!reasons.is_empty()).then(|| format!("the model '{}' is listed, and no node can hold it ({reasons})", model.profile.id))
 }
 
 /// Places with what is said of each, those together of which the same is said: `a/cpu-0, b/cpu-0: in use; c/cpu-0: fits`.

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use plexus_types::{ModelId, NodeState, ReplicaId, ReplicaState, RequestError};
+use plexus_types::{FilesDigest, ModelId, NodeState, ReplicaId, ReplicaState, RequestError};
 use rand::Rng;
 use rand::seq::index;
 
@@ -90,13 +90,25 @@ pub fn route(
 }
 
 /// Where the rest of a request goes that no replica can be sent to otherwise: to one that has `begun` it, which ends what it has although its node
-/// stops. So it goes on there until another is loaded, or its node is gone.
-pub fn goes_on(view: &ClusterView, model: &ModelId, tried: &[ReplicaId], begun: &[ReplicaId]) -> Option<Decision> {
+/// stops, or although other files count than those, `files`, by which it was loaded and the request begun. So it goes on there until another is
+/// loaded, or that one is gone.
+pub fn goes_on(
+    view: &ClusterView,
+    model: &ModelId,
+    tried: &[ReplicaId],
+    begun: &[ReplicaId],
+    files: Option<FilesDigest>,
+) -> Option<Decision> {
     let able = |one: &Candidate<'_>| {
-        one.node == NodeState::Draining && one.report.state == ReplicaState::Loaded && begun.contains(&one.id) && !tried.contains(&one.id)
+        let has_begun = begun.contains(&one.id) && !tried.contains(&one.id) && one.report.state == ReplicaState::Loaded;
+        let is_by_its_files = one.report.digest.is_some() && one.report.digest == files;
+        has_begun && one.node != NodeState::Unreachable && if one.outdated { is_by_its_files } else { one.node == NodeState::Draining }
     };
-    let Candidate { id: replica, .. } = view.candidates(model).find(able)?;
-    let verdict = Err("its node is stopping, and no other replica is loaded: it goes on where it has begun");
+    let Candidate { id: replica, outdated, .. } = view.candidates(model).find(able)?;
+    let verdict = Err(match outdated {
+        true => "its files were replaced: it goes on by those by which it has begun",
+        false => "its node is stopping, and no other replica is loaded: it goes on where it has begun",
+    });
     Some(Decision { considered: vec![Considered { replica: replica.clone(), verdict, n_cached: 0 }], replica })
 }
 

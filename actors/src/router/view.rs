@@ -376,6 +376,17 @@ impl ClusterView {
         found.map(|(node, report)| self.candidate(node, report))
     }
 
+    /// Models that this node serves, or is about to.
+    pub fn served_here(&self) -> BTreeSet<ModelId> {
+        let served = self.own.replicas.iter().filter(|replica| failure(&replica.state).is_none());
+        served.map(|replica| replica.model.clone()).collect()
+    }
+
+    /// Has every node that can be reached said what it lists?
+    pub fn knows_catalogues(&self) -> bool {
+        self.own_catalogue.revision > 0 && self.others.values().filter(|other| other.linked).all(|other| other.catalogue.revision > 0)
+    }
+
     /// Did a node hold `model` that is not gone, but cannot be reached or has not said since what it holds?
     pub fn is_out_of_reach(&self, model: &ModelId) -> bool {
         self.others.values().any(|other| other.lost.contains(model))
@@ -411,6 +422,23 @@ impl ClusterView {
     /// What a replica was loaded from.
     pub fn digest_of(&self, replica: &ReplicaId) -> Option<FilesDigest> {
         self.candidates(&replica.model).find(|one| one.id == *replica)?.report.digest
+    }
+
+    /// The replicas of a model that were loaded from other files than these, as far as it is known.
+    pub fn with_other_files(&self, model: &ModelId, files: Option<FilesDigest>) -> Vec<ReplicaId> {
+        let differs = |one: &Candidate<'_>| one.report.digest.zip(files).is_some_and(|(one, files)| one != files);
+        self.candidates(model).filter(differs).map(|one| one.id).collect()
+    }
+
+    /// Have other files taken the place of these, by which no replica of the model answers any more?
+    pub fn is_replaced(&self, model: &ModelId, files: FilesDigest) -> bool {
+        let loaded = |same: bool| {
+            let answers = |one: &Candidate<'_>| one.report.state == ReplicaState::Loaded && one.node != NodeState::Unreachable;
+            let mut loaded = self.candidates(model).filter(answers);
+            loaded.any(|one| one.report.digest.is_some_and(|digest| (digest == files) == same))
+        };
+        let others_count = self.catalogue.models.get(model).is_some_and(|model| !model.fits(Some(files)));
+        (others_count || loaded(false)) && !loaded(true)
     }
 
     /// Nodes that requests may be sent to, this one included.

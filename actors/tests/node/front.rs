@@ -79,6 +79,32 @@ async fn who_comes_while_a_node_stops_hears_so_at_once() {
 }
 
 #[tokio::test]
+async fn who_comes_late_to_a_node_that_stops_is_refused_and_what_runs_ends() {
+    // CX-51
+    let gate = Gate::default();
+    let node = node(fault(FaultKind::Hang(gate.clone())), |args| args.drain_timeout = Duration::from_secs(6)).await;
+    until(&node, "the model is loaded", |node| replica_state(node) == Some(ReplicaState::Loaded)).await;
+    let address = address(&node).await;
+    let running = tokio::spawn(answer(ask(&node, 20).await));
+    until_counter(&node, "node/model/pip@cpu-0", "running", 1).await;
+    let stopping = tokio::spawn(node.drain());
+    let late = "the node 'alone' is stopping and takes nothing more; ask another node";
+    let refused = loop {
+        let refused = asked(address, "POST /v1/completions", r#"{"model": "pip", "prompt": "a"}"#).await;
+        assert!(refused.starts_with("http/1.1 503") && refused.contains("retry-after: 5"), "{refused}");
+        if !refused.contains("no other node can serve") {
+            break refused;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(refused.contains(late), "{refused}");
+    assert!(!running.is_finished(), "it is waited for");
+    gate.open();
+    assert!(matches!(running.await.unwrap().1, GenerateEvent::Done { .. }));
+    assert_eq!(stopping.await.unwrap(), 0);
+}
+
+#[tokio::test]
 async fn connections_of_the_listeners_former_life_count_against_the_limit() {
     let node = node(Script::default(), |args| args.http.connections_max = 1).await;
     let address = address(&node).await;

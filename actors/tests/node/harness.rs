@@ -40,6 +40,7 @@ pub(crate) async fn node(script: Script, adjust: impl FnOnce(&mut NodeArgs)) -> 
         let mut script = script.clone();
         if opened.fetch_add(1, Ordering::Relaxed) > 0 {
             script.faults.clear();
+            script.load_gate = None;
         }
         Ok(Box::new(ScriptedExecutor::new(cpu(), script)) as Box<dyn Executor>)
     };
@@ -60,7 +61,7 @@ pub(crate) async fn node(script: Script, adjust: impl FnOnce(&mut NodeArgs)) -> 
         sockets: Sockets { http: Arc::new(http), link: Arc::new(link), gossip: Arc::new(gossip) },
         seeds: vec![],
         timing: NetTiming::default(),
-        devices: vec![DeviceSpec { id: cpu(), open: Arc::new(open) }],
+        devices: vec![DeviceSpec { id: cpu(), open: Arc::new(open), hang_after: DeviceSpec::HANG_AFTER }],
         catalogue: Listing {
             models: vec![ModelProfile {
                 waiting_max: 8,

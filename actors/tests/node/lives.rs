@@ -112,8 +112,8 @@ async fn an_evictor_that_is_restarted_during_a_load_knows_what_it_holds_and_lets
     assert_eq!(state(&node, MODEL).await, "loading", "what it was promised counts before it is loaded");
     until(&node, "the model is loaded", |node| replica_state(node) == Some(ReplicaState::Loaded)).await;
     assert!(counter(&node, EVICTOR, "bytes_promised").await > 0);
-    assert_eq!(node.inference().pin_model(&pip(), true).await.unwrap().len(), 1);
-    assert_eq!(node.inference().pin_model(&pip(), false).await.unwrap().len(), 1);
+    assert_eq!(node.inference().pin_model(&pip(), None, true).await.unwrap().len(), 1);
+    assert_eq!(node.inference().pin_model(&pip(), None, false).await.unwrap().len(), 1);
     assert_eq!(node.inference().unload_model(&pip(), &Place::default()).await.unwrap().len(), 1);
     until_counter(&node, EVICTOR, "residents", 0).await;
     until_counter(&node, "node/device/cpu-0", "held_models", 0).await;

@@ -45,6 +45,22 @@ async fn a_device_whose_thread_panics_is_opened_again_and_the_stream_goes_on_whe
 }
 
 #[tokio::test]
+async fn a_device_that_hangs_in_a_step_or_in_a_load_is_opened_again_and_the_stream_goes_on_where_it_was() {
+    // CX-62
+    let whole = answer(ask(&loaded(Script::default()).await, 20).await).await.0;
+    let never = Gate::default();
+    let hangs_in_a_load = Script { load_gate: Some(never.clone()), ..Script::default() };
+    for script in [fault(FaultKind::Hang(never.clone())), hangs_in_a_load] {
+        let node = node(script, |args| args.devices[0].hang_after = Duration::from_millis(100)).await;
+        let (text, end) = answer(ask(&node, 20).await).await;
+        assert!(matches!(end, GenerateEvent::Done { .. }), "{end:?}");
+        assert_eq!(text, whole, "no token is lost and none repeated");
+        assert_eq!(counter(&node, "node/device/cpu-0", "restarts").await, 1);
+    }
+    never.open(); // its threads end
+}
+
+#[tokio::test]
 async fn a_batch_that_fails_ends_its_requests_and_nothing_else() {
     let node = loaded(fault(FaultKind::Batch)).await;
     let (_, end) = answer(ask(&node, 20).await).await;

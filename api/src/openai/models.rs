@@ -36,6 +36,9 @@ pub(crate) struct Model<'a> {
     quant: Option<Quantization>,
     feasible_on: &'a [String],
     locations: Vec<Location<'a>>,
+    /// Why no node could load it again once it is unloaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<&'a str>,
 }
 
 /// What a model can do, as in its entry, and what goes in and comes out (CX-44).
@@ -161,6 +164,7 @@ pub(crate) fn one(model: &ModelReport) -> Model<'_> {
         quant: model.quant,
         feasible_on: &model.feasible_on,
         locations: locations.collect(),
+        warning: model.warning.as_deref(),
     }
 }
 

@@ -22,6 +22,8 @@ async fn models_are_loaded_unloaded_and_pinned_by_hand() {
         ("/v1/models/unload", r#"{"model_id":"none"}"#),
         ("/v1/models/pin", r#"{"model_id":"shelf"}"#),
         ("/v1/models/pin", r#"{"model_id":"shelf","node":"n1"}"#),
+        ("/v1/models/pin", r#"{"model_id":"shelf","node":"n2"}"#),
+        ("/v1/models/unpin", r#"{"model_id":"shelf","node":"n1","device":"cpu-0"}"#),
         ("/v1/models/unpin", r#"{"model_id":"shelf"}"#),
     ] {
         shown += &format!("=== {path} {json}\n{}\n\n", ask(&cluster, post(path, json)).await.shown());

@@ -245,6 +245,7 @@ impl Inference for Scripted {
             feasible_on: vec!["n1".to_owned(), "n2".to_owned()],
             locations,
             fetch: None,
+            warning: None,
         };
         let qwen = ModelReport {
             capabilities: vec!["vision".to_owned(), "tools".to_owned()],
@@ -338,13 +339,14 @@ impl Inference for Scripted {
 
     async fn unload_model(&self, model: &ModelId, place: &Place) -> Result<Vec<String>, RequestError> {
         match (model.as_str(), &place.node) {
-            ("shelf", None) => Ok(vec!["n1/cpu-0".to_owned()]),
+            ("shelf", node) if node.as_ref().is_none_or(|node| node.as_str() == "n1") => Ok(vec!["n1/cpu-0".to_owned()]),
             _ => Err(RequestError::invalid("model", format!("the model '{model}' is not loaded there"))),
         }
     }
 
-    async fn pin_model(&self, model: &ModelId, pinned: bool) -> Result<Vec<String>, RequestError> {
-        if pinned { self.unload_model(model, &Place::default()).await } else { Ok(Vec::new()) }
+    async fn pin_model(&self, model: &ModelId, node: Option<&NodeName>, pinned: bool) -> Result<Vec<String>, RequestError> {
+        let place = Place { node: node.cloned(), device: None };
+        if pinned { self.unload_model(model, &place).await } else { Ok(Vec::new()) }
     }
 
     async fn explain(&self, subject: &str) -> Option<Explanation> {
@@ -418,6 +420,8 @@ fn replica(device: &str, running: u32) -> ReplicaReport {
         progress: if loaded { 1.0 } else { 0.4 },
         prefixes: None,
         digest: None,
+        tools: false,
+        reasoning: false,
     }
 }
 

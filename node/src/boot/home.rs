@@ -1,7 +1,7 @@
 //! The directory where the nodes of one user on one machine keep what outlives them and find each other.
 //!
 //! ```text
-//! local.key               the cluster secret where none is configured
+//! local.key               the cluster secret where none is configured: in the user's usual directory, see [`super::places`]
 //! peers-<cluster>.json    gossip addresses met on other machines
 //! store/<name>            files of models that came from other nodes, and hashes of files
 //! nodes/.boot.lock        held while a node claims its name, its ports and its place
@@ -21,11 +21,16 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Home(PathBuf);
 
 impl Home {
-    /// Where it is when nobody says otherwise: `$XDG_DATA_HOME/plexus`, else `~/.local/share/plexus`.
+    /// Where it is when nobody says otherwise: that of the user, else one for what is temporary.
     pub(crate) fn usual() -> PathBuf {
+        Self::of_user().unwrap_or_else(|| std::env::temp_dir().join("plexus"))
+    }
+
+    /// That of the user: `$XDG_DATA_HOME/plexus`, else `~/.local/share/plexus`. None for a user without a home.
+    pub(crate) fn of_user() -> Option<PathBuf> {
         let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
         let base = base.or_else(|| Some(std::env::home_dir().filter(|home| home.is_absolute())?.join(".local").join("share")));
-        base.unwrap_or_else(std::env::temp_dir).join("plexus")
+        Some(base?.join("plexus"))
     }
 
     /// Makes the directory if it is not there.
@@ -49,7 +54,20 @@ impl Home {
         self.0.join("nodes")
     }
 
-    /// Waits until no other node of this user boots, and keeps others waiting until the result is dropped.
+    /// What it is the same directory by, however its path is written.
+    #[cfg(unix)]
+    pub(crate) fn identity(&self) -> io::Result<impl Ord + use<>> {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(self.nodes()).map(|metadata| (metadata.dev(), metadata.ino()))
+    }
+
+    /// What it is the same directory by, however its path is written.
+    #[cfg(not(unix))]
+    pub(crate) fn identity(&self) -> io::Result<impl Ord + use<>> {
+        fs::canonicalize(self.nodes())
+    }
+
+    /// Waits until no other node of this user boots here, and keeps others waiting until the result is dropped.
     pub(crate) fn boot_lock(&self) -> io::Result<File> {
         let lock = private_file(&self.nodes().join(".boot.lock"))?;
         lock.lock()?;

@@ -2,7 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use plexus_types::{Generation, NodeName};
 
@@ -16,7 +16,7 @@ const NAMESAKES_MAX: u32 = 1000;
 pub(crate) struct NameClaim {
     /// The name.
     pub(crate) name: NodeName,
-    _lock: File,
+    _locks: Vec<File>,
 }
 
 /// Why a name cannot be had.
@@ -31,22 +31,29 @@ pub(crate) enum NameError {
 }
 
 impl NameClaim {
-    /// Claims exactly `name`.
-    pub(crate) fn exactly(nodes: &Path, name: &NodeName) -> Result<Self, NameError> {
-        let lock = private_file(&lock_path(nodes, name))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { name: name.clone(), _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(NameError::Taken),
-            Err(TryLockError::Error(error)) => Err(error.into()),
-        }
+    /// Claims exactly `name`, in all of these directories.
+    pub(crate) fn exactly(nodes: &[PathBuf], name: &NodeName) -> Result<Self, NameError> {
+        let lock = |nodes: &PathBuf| {
+            let lock = private_file(&lock_path(nodes, name))?;
+            match lock.try_lock() {
+                Ok(()) => Ok(lock),
+                Err(TryLockError::WouldBlock) => Err(NameError::Taken),
+                Err(TryLockError::Error(error)) => Err(error.into()),
+            }
+        };
+        Ok(Self { name: name.clone(), _locks: nodes.iter().map(lock).collect::<Result<_, NameError>>()? })
     }
 
-    /// Claims the host's name, or the first of `-2`, `-3`, ... that is free.
-    pub(crate) fn like_host(nodes: &Path, host: &str) -> Result<Self, NameError> {
+    /// Claims the host's name, or with `-2`, `-3`, ... behind it: the first that is free, of those which nodes of the first directory had
+    /// before, else of all.
+    pub(crate) fn like_host(nodes: &[PathBuf], host: &str) -> Result<Self, NameError> {
         let base = from_host(host);
-        for n in 1..=NAMESAKES_MAX {
-            let name = if n == 1 { base.clone() } else { format!("{base}-{n}") };
-            match Self::exactly(nodes, &name.parse().expect("a host's name was made a node's")) {
+        let names = (1..=NAMESAKES_MAX).map(|n| if n == 1 { base.clone() } else { format!("{base}-{n}") });
+        let names = names.map(|name| name.parse().expect("a host's name was made a node's"));
+        let had_before = |name: &NodeName| nodes.first().is_some_and(|nodes| generation_path(nodes, name).exists());
+        let (known, new): (Vec<NodeName>, Vec<NodeName>) = names.partition(had_before);
+        for name in known.iter().chain(&new) {
+            match Self::exactly(nodes, name) {
                 Err(NameError::Taken) => {}
                 claimed_or_failed => return claimed_or_failed,
             }
@@ -60,8 +67,12 @@ pub(crate) fn is_alive(nodes: &Path, name: &NodeName) -> bool {
     File::open(lock_path(nodes, name)).is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
-fn lock_path(nodes: &Path, name: &NodeName) -> std::path::PathBuf {
+fn lock_path(nodes: &Path, name: &NodeName) -> PathBuf {
     nodes.join(format!("{name}.lock"))
+}
+
+fn generation_path(nodes: &Path, name: &NodeName) -> PathBuf {
+    nodes.join(format!("{name}.generation"))
 }
 
 /// The host's name as a node's: its first label, lower case, with '-' for what a name may not have.
@@ -76,7 +87,7 @@ fn from_host(host: &str) -> String {
 
 /// The generation of this start: later than every one before, even when the clock went back.
 pub(crate) fn next_generation(nodes: &Path, claim: &NameClaim, now_ms: u64) -> io::Result<Generation> {
-    let path = nodes.join(format!("{}.generation", claim.name));
+    let path = generation_path(nodes, &claim.name);
     let last: u64 = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
     let generation = now_ms.max(last.saturating_add(1));
     replace(&path, &format!("{generation}\n"))?;
@@ -100,30 +111,49 @@ mod tests {
     #[test]
     fn further_nodes_of_a_host_are_numbered_and_a_freed_name_is_taken_again() {
         let dir = tempfile::tempdir().unwrap();
+        let nodes = [dir.path().to_owned()];
         let names = |claims: &[&NameClaim]| claims.iter().map(|claim| claim.name.to_string()).collect::<Vec<_>>();
-        let one = NameClaim::like_host(dir.path(), "host").unwrap();
-        let two = NameClaim::like_host(dir.path(), "host").unwrap();
-        let three = NameClaim::like_host(dir.path(), "host").unwrap();
+        let one = NameClaim::like_host(&nodes, "host").unwrap();
+        let two = NameClaim::like_host(&nodes, "host").unwrap();
+        let three = NameClaim::like_host(&nodes, "host").unwrap();
         assert_eq!(names(&[&one, &two, &three]), ["host", "host-2", "host-3"]);
         assert!(is_alive(dir.path(), &two.name));
         let freed = two.name.clone();
         drop(two);
         assert!(!is_alive(dir.path(), &freed));
-        assert_eq!(NameClaim::like_host(dir.path(), "host").unwrap().name, freed);
+        assert_eq!(NameClaim::like_host(&nodes, "host").unwrap().name, freed);
     }
 
     #[test]
     fn a_name_that_was_asked_for_is_not_replaced_by_another() {
         let dir = tempfile::tempdir().unwrap();
+        let nodes = [dir.path().to_owned()];
         let name = "n1".parse().unwrap();
-        let _held = NameClaim::exactly(dir.path(), &name).unwrap();
-        assert!(matches!(NameClaim::exactly(dir.path(), &name), Err(NameError::Taken)));
+        let _held = NameClaim::exactly(&nodes, &name).unwrap();
+        assert!(matches!(NameClaim::exactly(&nodes, &name), Err(NameError::Taken)));
+    }
+
+    #[test]
+    fn a_name_is_claimed_in_every_directory_and_one_that_was_had_before_is_taken_again() {
+        let (shared, one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let host = |own: &tempfile::TempDir| {
+            let nodes = [own.path().to_owned(), shared.path().to_owned()];
+            let claim = NameClaim::like_host(&nodes, "host").unwrap();
+            next_generation(own.path(), &claim, 1).unwrap();
+            claim
+        };
+        let (first, second) = (host(&one), host(&other));
+        assert_eq!((first.name.as_str(), second.name.as_str()), ("host", "host-2"));
+        assert!(is_alive(shared.path(), &second.name) && is_alive(other.path(), &second.name) && !is_alive(one.path(), &second.name));
+        drop((first, second));
+        assert_eq!(host(&other).name.as_str(), "host-2", "whoever comes first: its files are kept under this name");
     }
 
     #[test]
     fn generations_grow_even_when_the_clock_goes_back() {
         let dir = tempfile::tempdir().unwrap();
-        let claim = NameClaim::like_host(dir.path(), "host").unwrap();
+        let nodes = [dir.path().to_owned()];
+        let claim = NameClaim::like_host(&nodes, "host").unwrap();
         let generations: Vec<u64> = [1000, 2000, 500, 500].map(|now| next_generation(dir.path(), &claim, now).unwrap().0).into();
         assert_eq!(generations, [1000, 2000, 2001, 2002]);
     }

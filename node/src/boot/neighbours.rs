@@ -29,20 +29,26 @@ pub(crate) struct Card {
 
 /// A card in its place. Removed when dropped.
 #[derive(Debug)]
-pub(crate) struct CardInPlace(PathBuf);
+pub(crate) struct CardInPlace(Vec<PathBuf>);
 
 impl Card {
-    /// Leaves the card.
-    pub(crate) fn leave(&self, nodes: &Path) -> io::Result<CardInPlace> {
-        let path = nodes.join(format!("{}.json", self.name));
-        replace(&path, &serde_json::to_string(self).expect("a card is JSON"))?;
-        Ok(CardInPlace(path))
+    /// Leaves the card in each of these directories.
+    pub(crate) fn leave(&self, nodes: &[PathBuf]) -> io::Result<CardInPlace> {
+        let mut card = CardInPlace(Vec::new());
+        for nodes in nodes {
+            let path = nodes.join(format!("{}.json", self.name));
+            replace(&path, &serde_json::to_string(self).expect("a card is JSON"))?;
+            card.0.push(path);
+        }
+        Ok(card)
     }
 }
 
 impl Drop for CardInPlace {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0); // a card that stays is found stale by the next node
+        for path in &self.0 {
+            let _ = fs::remove_file(path); // a card that stays is found stale by the next node
+        }
     }
 }
 
@@ -55,8 +61,15 @@ pub(crate) fn cards(nodes: &Path) -> Vec<Card> {
     cards
 }
 
-/// The other living nodes of `cluster` on this machine. Cards of dead ones are removed. Only under the boot lock.
-pub(crate) fn living(nodes: &Path, own: &NodeName, cluster: &str) -> Vec<Card> {
+/// The other living nodes of `cluster` that show themselves in one of these directories. Cards of dead ones are removed. Only under the boot locks.
+pub(crate) fn living(nodes: &[PathBuf], own: &NodeName, cluster: &str) -> Vec<Card> {
+    let mut all: Vec<Card> = nodes.iter().flat_map(|nodes| living_in(nodes, own, cluster)).collect();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all.dedup_by(|a, b| a.name == b.name);
+    all
+}
+
+fn living_in(nodes: &Path, own: &NodeName, cluster: &str) -> Vec<Card> {
     let mut others = cards(nodes);
     others.retain(|card| {
         let alive = card.name == *own || is_alive(nodes, &card.name);
@@ -113,21 +126,23 @@ mod tests {
     #[test]
     fn a_node_sees_the_living_nodes_of_its_cluster_and_sweeps_up_after_the_dead() {
         let dir = tempfile::tempdir().unwrap();
-        let claim = |name: &str| NameClaim::exactly(dir.path(), &name.parse().unwrap()).unwrap();
+        let nodes = [dir.path().to_owned()];
+        let claim = |name: &str| NameClaim::exactly(&nodes, &name.parse().unwrap()).unwrap();
         let (own, living_node, stranger, dead) = (claim("own"), claim("living"), claim("stranger"), claim("dead"));
-        let _cards = [&own, &living_node].map(|claim| card(&claim.name, "plexus", 1).leave(dir.path()).unwrap());
-        let _stranger_card = card(&stranger.name, "other", 2).leave(dir.path()).unwrap();
-        let dead_card = card(&dead.name, "plexus", 3).leave(dir.path()).unwrap();
+        let _cards = [&own, &living_node].map(|claim| card(&claim.name, "plexus", 1).leave(&nodes).unwrap());
+        let _stranger_card = card(&stranger.name, "other", 2).leave(&nodes).unwrap();
+        let dead_card = card(&dead.name, "plexus", 3).leave(&nodes).unwrap();
         drop(dead);
         assert_eq!(cards(dir.path()).len(), 4);
-        assert_eq!(living(dir.path(), &own.name, "plexus"), [card(&living_node.name, "plexus", 1)]);
-        assert!(!dead_card.0.exists());
+        assert_eq!(living(&nodes, &own.name, "plexus"), [card(&living_node.name, "plexus", 1)]);
+        assert!(!dead_card.0[0].exists());
     }
 
     #[test]
     fn a_card_is_gone_when_its_node_stopped() {
         let dir = tempfile::tempdir().unwrap();
-        drop(card(&"n1".parse().unwrap(), "plexus", 1).leave(dir.path()).unwrap());
+        let nodes = [dir.path().to_owned()];
+        drop(card(&"n1".parse().unwrap(), "plexus", 1).leave(&nodes).unwrap());
         assert!(cards(dir.path()).is_empty());
     }
 

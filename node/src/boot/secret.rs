@@ -6,43 +6,82 @@ use std::path::Path;
 
 use plexus_actors::secret::ClusterSecret;
 
-use super::home::{Home, write_beside};
+use super::home::write_beside;
+use super::places::Places;
 use crate::config::{ConfigError, ValidConfig};
 
 const REMEDY: &str = "make one with `plexus secret > cluster.key` and give every node the same";
+/// Where the secret lies that nodes make themselves.
+const LOCAL: &str = "local.key";
 
-/// The cluster's secret.
-pub(crate) fn find(valid: &ValidConfig, home: &Home) -> Result<ClusterSecret, ConfigError> {
+/// The secret that the configuration names, if it names one.
+pub(crate) fn configured(valid: &ValidConfig) -> Result<Option<ClusterSecret>, ConfigError> {
     let cluster = &valid.get().cluster;
     if let Some(secret) = &cluster.secret {
-        return ClusterSecret::parse(secret.reveal())
-            .map_err(|error| valid.refuse("cluster.secret", "(hidden)", error.to_string(), REMEDY));
+        let secret = ClusterSecret::parse(secret.reveal());
+        return secret.map(Some).map_err(|error| valid.refuse("cluster.secret", "(hidden)", error.to_string(), REMEDY));
     }
-    if let Some(path) = &cluster.secret_file {
-        let refuse = |problem: String| valid.refuse("cluster.secret_file", format!("{path:?}"), problem, REMEDY);
-        let text = fs::read_to_string(path).map_err(|error| refuse(format!("it cannot be read: {error}")))?;
-        if others_may_read(path) {
-            tracing::warn!(path = %path.display(), "other users of this machine may read the cluster's secret; chmod 600 it");
-        }
-        return ClusterSecret::parse(&text).map_err(|error| refuse(error.to_string()));
-    }
-    let path = home.file("local.key");
-    let refuse = |problem: String| {
-        let remedy = "remove the file while no node runs, or set cluster.secret_file";
-        valid.refuse("node.data_dir", format!("{:?}", path.parent().unwrap_or(&path)), format!("local.key: {problem}"), remedy)
-    };
-    let text = local(&path).map_err(|error| refuse(error.to_string()))?;
-    ClusterSecret::parse(&text).map_err(|error| refuse(error.to_string()))
+    let Some(path) = &cluster.secret_file else { return Ok(None) };
+    let refuse = |problem: String| valid.refuse("cluster.secret_file", format!("{path:?}"), problem, REMEDY);
+    let text = fs::read_to_string(path).map_err(|error| refuse(format!("it cannot be read: {error}")))?;
+    ClusterSecret::parse(&text).map(Some).map_err(|error| refuse(error.to_string()))
 }
 
-/// The content of `path`, made by whoever comes first. Complete as soon as it is there.
-fn local(path: &Path) -> io::Result<String> {
+/// Warns if others may read the secret file of the configuration.
+pub(crate) fn warn_if_exposed(valid: &ValidConfig) {
+    if let Some(path) = valid.get().cluster.secret_file.as_deref().filter(|path| others_may_read(path)) {
+        tracing::warn!(path = %path.display(), "other users of this machine may read the cluster's secret; chmod 600 it");
+    }
+}
+
+/// The secret of this user on this machine, made by whoever comes first; only under the boot lock. A directory of data may have one of its own, of
+/// when each had: it becomes the user's, if the user has none. If the user has another one it counts for this directory as it did before, so that
+/// the node keeps to it, and why is returned in words.
+pub(crate) fn local(valid: &ValidConfig, places: &mut Places) -> Result<(ClusterSecret, Option<String>), ConfigError> {
+    let own = places.data().file(LOCAL);
+    let of_user = places.of_secret().file(LOCAL);
+    let kept = if of_user == own { None } else { kept(valid, &own)? };
+    let text = made(&of_user, kept.as_ref()).map_err(|error| refused(valid, &of_user, &error.to_string()))?;
+    let secret = ClusterSecret::parse(&text).map_err(|error| refused(valid, &of_user, &error.to_string()))?;
+    match kept.filter(|kept| *kept != secret) {
+        None => Ok((secret, None)),
+        Some(kept) => {
+            places.leave_user();
+            let why = format!(
+                "the secret in {} is another one than that in {}, so this node joins only nodes that have the former; to have it join the \
+                 others, remove the former while no node uses it",
+                own.display(),
+                of_user.display()
+            );
+            Ok((kept, Some(why)))
+        }
+    }
+}
+
+/// The secret at `path`, if there is one.
+fn kept(valid: &ValidConfig, path: &Path) -> Result<Option<ClusterSecret>, ConfigError> {
+    let secret = match fs::read_to_string(path) {
+        Ok(text) => ClusterSecret::parse(&text).map_err(|error| error.to_string()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => Err(error.to_string()),
+    };
+    secret.map(Some).map_err(|problem| refused(valid, path, &problem))
+}
+
+fn refused(valid: &ValidConfig, path: &Path, problem: &str) -> ConfigError {
+    let remedy = "remove the file while no node runs, or name a secret of your own";
+    valid.refuse("cluster.secret_file", "\"\"", format!("{}, which counts then, cannot be used: {problem}", path.display()), remedy)
+}
+
+/// The content of `path`; if there is none, that of `kept`, or a new secret. Made by whoever comes first, and complete as soon as it is there.
+fn made(path: &Path, kept: Option<&ClusterSecret>) -> io::Result<String> {
     loop {
         match fs::read_to_string(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             read_or_failed => return read_or_failed,
         }
-        let beside = write_beside(path, &format!("{}\n", ClusterSecret::generate().expose()))?;
+        let secret = kept.map_or_else(|| ClusterSecret::generate().expose(), ClusterSecret::expose);
+        let beside = write_beside(path, &format!("{secret}\n"))?;
         let linked = fs::hard_link(&beside, path); // unlike a rename, never replaces what another node has made meanwhile
         fs::remove_file(&beside)?;
         match linked {
@@ -70,9 +109,9 @@ mod tests {
     #[test]
     fn nodes_that_start_at_once_agree_on_the_local_secret() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("local.key");
+        let path = dir.path().join(LOCAL);
         let secrets: Vec<String> = std::thread::scope(|scope| {
-            let nodes: Vec<_> = (0..16).map(|_| scope.spawn(|| local(&path).unwrap())).collect();
+            let nodes: Vec<_> = (0..16).map(|_| scope.spawn(|| made(&path, None).unwrap())).collect();
             nodes.into_iter().map(|node| node.join().unwrap()).collect()
         });
         assert!(secrets.iter().all(|secret| *secret == secrets[0]));

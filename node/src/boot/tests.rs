@@ -18,8 +18,13 @@ fn configured(dir: &Path, more: &[(&str, &str)]) -> ValidConfig {
 }
 
 fn booted(dir: &Path, more: &[(&str, &str)]) -> Result<Booted, BootError> {
+    booted_of(dir, dir, more)
+}
+
+/// A node with its data in `dir`, of a user whose usual directory is `user`.
+fn booted_of(user: &Path, dir: &Path, more: &[(&str, &str)]) -> Result<Booted, BootError> {
     let valid = configured(dir, more);
-    Named::claim(&valid)?.boot(&valid)
+    Named::claim(&valid, Some(user))?.boot(&valid)
 }
 
 #[test]
@@ -42,6 +47,75 @@ fn nodes_of_one_machine_find_each_other_without_being_told() {
     drop(one);
     let three = booted(dir.path(), &[]).unwrap();
     assert_eq!(three.neighbours, std::slice::from_ref(&two.args.facts.id.name));
+}
+
+#[test]
+fn nodes_of_one_user_join_wherever_each_keeps_its_data_also_if_they_start_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let user = dir.path().join("user");
+    let nodes: Vec<Booted> = std::thread::scope(|scope| {
+        let node = |n: usize| booted_of(&user, &dir.path().join(n.to_string()), &[]).unwrap();
+        let nodes: Vec<_> = (0..8).map(|n| scope.spawn(move || node(n))).collect();
+        nodes.into_iter().map(|node| node.join().unwrap()).collect()
+    });
+    let mut seen: Vec<usize> = nodes.iter().map(|node| node.neighbours.len()).collect();
+    seen.sort_unstable();
+    assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6, 7]);
+    let made = std::fs::read_to_string(user.join("local.key")).unwrap();
+    assert!(nodes.iter().all(|node| node.args.secret.expose() == made.trim()));
+    assert!((0..8).all(|n| !dir.path().join(n.to_string()).join("local.key").exists()), "it lies in one place");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(std::fs::metadata(user.join("local.key")).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    drop(nodes);
+    assert!(neighbours::cards(&user.join("nodes")).is_empty());
+}
+
+#[test]
+fn a_secret_that_a_directory_had_before_becomes_the_users_or_else_counts_there_and_that_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let [user, first, second, third] = ["user", "first", "second", "third"].map(|name| dir.path().join(name));
+    for (data, secret) in [(&first, "ab"), (&second, "cd")] {
+        std::fs::create_dir(data).unwrap();
+        std::fs::write(data.join("local.key"), secret.repeat(32)).unwrap();
+    }
+    let first = booted_of(&user, &first, &[]).unwrap();
+    let third = booted_of(&user, &third, &[]).unwrap();
+    assert_eq!([&first, &third].map(|node| node.args.secret.expose()), ["ab", "ab"].map(|text| text.repeat(32)));
+    assert_eq!(third.neighbours, [first.args.facts.id.name]);
+
+    let valid = configured(&second, &[]);
+    let named = Named::claim(&valid, Some(&user)).unwrap();
+    let told = named.why_apart.clone().unwrap();
+    assert!(["second/local.key", "user/local.key", "remove"].iter().all(|word| told.contains(word)), "{told}");
+    let node = named.boot(&valid).unwrap();
+    assert_eq!((node.args.secret.expose(), node.neighbours), ("cd".repeat(32), vec![]));
+    assert_eq!(neighbours::cards(&user.join("nodes")).len(), 2, "it does not show itself to nodes that do not hear it");
+}
+
+#[test]
+fn a_secret_that_cannot_be_used_is_refused_with_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let [user, data] = ["user", "data"].map(|name| dir.path().join(name));
+    for bad in [&user, &data] {
+        std::fs::create_dir_all(bad).unwrap();
+        std::fs::write(bad.join("local.key"), "hunter2").unwrap();
+        let error = booted_of(&user, &data, &[]).unwrap_err().to_string();
+        let told = [bad.to_str().unwrap(), "cluster.secret_file", "32 bytes", "remove the file"].iter().all(|word| error.contains(word));
+        assert!(told && !error.contains("hunter2"), "{error}");
+        std::fs::remove_file(bad.join("local.key")).unwrap();
+    }
+}
+
+#[test]
+fn a_node_with_a_configured_secret_leaves_the_users_directory_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let user = dir.path().join("user");
+    let secret = ("PLEXUS_CLUSTER__SECRET", "ab".repeat(32));
+    let _node = booted_of(&user, &dir.path().join("data"), &[(secret.0, &secret.1)]).unwrap();
+    assert!(!user.exists());
 }
 
 #[test]

@@ -20,13 +20,6 @@ pub(crate) struct Order<'a> {
     pub(crate) wait: bool,
 }
 
-impl<'a> Order<'a> {
-    /// A model, wherever it is.
-    pub(crate) fn anywhere(model_id: &'a str) -> Self {
-        Self { model_id, node: None, device: None, wait: true }
-    }
-}
-
 /// What became of a load.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(crate) struct Loaded {
@@ -109,6 +102,9 @@ mod tests {
 
     #[test]
     fn a_place_that_is_not_named_is_not_sent() {
-        assert_eq!(serde_json::to_string(&Order::anywhere("m")).unwrap(), r#"{"model_id":"m","wait":true}"#);
+        assert_eq!(
+            serde_json::to_string(&Order { model_id: "m", node: None, device: None, wait: true }).unwrap(),
+            r#"{"model_id":"m","wait":true}"#
+        );
     }
 }

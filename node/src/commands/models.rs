@@ -46,11 +46,11 @@ fn json(answer: &Value) -> anyhow::Result<()> {
 
 /// Loads a model; whoever watches sees how far it is.
 async fn load(args: &LoadArgs) -> anyhow::Result<()> {
-    let order = Order { model_id: &args.model, node: args.place.node()?, device: args.place.device, wait: !args.no_wait };
-    let client = connect(&args.place.asked()).await?;
+    let order = Order { model_id: &args.model, node: args.on.name()?, device: args.device, wait: !args.no_wait };
+    let client = connect(&args.on.asked()).await?;
     let loaded: Value =
         if order.wait { bar::watched(&client, &args.model, client.load(&order)).await? } else { client.load(&order).await? };
-    if args.place.json {
+    if args.on.json {
         return json(&loaded);
     }
     Ok(line(harmless(&said(&serde_json::from_value(loaded)?)))?)
@@ -58,10 +58,10 @@ async fn load(args: &LoadArgs) -> anyhow::Result<()> {
 
 /// Brings a model's files to a node; whoever watches sees how far they are.
 async fn pull(args: &PullArgs) -> anyhow::Result<()> {
-    let order = Order { model_id: &args.model, node: args.place.node()?, device: args.place.device, wait: true };
-    let client = connect(&args.place.asked()).await?;
+    let order = Order { model_id: &args.model, node: args.on.name()?, device: None, wait: true };
+    let client = connect(&args.on.asked()).await?;
     let pulled = bar::watched(&client, &args.model, client.pull(&order)).await?;
-    if args.place.json {
+    if args.on.json {
         return json(&pulled);
     }
     let node = order.node.as_ref().map_or_else(|| "the node".to_owned(), ToString::to_string);
@@ -79,9 +79,9 @@ fn said(loaded: &Loaded) -> String {
 }
 
 async fn unload(args: &UnloadArgs) -> anyhow::Result<()> {
-    let order = Order { model_id: &args.model, node: args.place.node()?, device: args.place.device, wait: true };
-    let client = connect(&args.place.asked()).await?;
-    if args.place.json {
+    let order = Order { model_id: &args.model, node: args.on.name()?, device: args.device, wait: true };
+    let client = connect(&args.on.asked()).await?;
+    if args.on.json {
         return json(&client.unload(&order).await?);
     }
     let Unloaded { from } = client.unload(&order).await?;
@@ -89,8 +89,9 @@ async fn unload(args: &UnloadArgs) -> anyhow::Result<()> {
 }
 
 async fn pin(args: &PinArgs, pinned: bool) -> anyhow::Result<()> {
-    let (client, order) = (connect(&args.node).await?, Order::anywhere(&args.model));
-    if args.json {
+    let order = Order { model_id: &args.model, node: args.on.name()?, device: None, wait: true };
+    let client = connect(&args.on.asked()).await?;
+    if args.on.json {
         return json(&client.pin(&order, pinned).await?);
     }
     let Pinned { on } = client.pin(&order, pinned).await?;

@@ -8,6 +8,7 @@ use plexus_actors::node::RunningNode;
 use plexus_types::{ClusterReport, NodeName};
 
 use super::terminal::line;
+use crate::boot::home::Home;
 use crate::boot::{Booted, Named};
 use crate::cli::StartArgs;
 use crate::client::Client;
@@ -34,7 +35,7 @@ pub(crate) fn run(args: &StartArgs) -> anyhow::Result<ExitCode> {
         models: args.models.clone(),
     };
     let valid = config::load(sources)?;
-    let named = Named::claim(&valid)?;
+    let named = Named::claim(&valid, Home::of_user().as_deref())?;
     let telemetry = Telemetry::start(&valid.get().telemetry, named.name(), std::env::var("RUST_LOG").ok())?;
     if let Some(file) = valid.file() {
         tracing::info!(file = %file.display(), "configuration read");
@@ -76,7 +77,7 @@ async fn serve(booted: Booted) -> anyhow::Result<ExitCode> {
         let body = format!("{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}]}}");
         say(format_args!("  try      curl http://{http}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"));
     }
-    say(format_args!("  or       plexus chat --node http://{http}"));
+    say(format_args!("  or       plexus chat --ask http://{http}"));
 
     let remembering = async {
         loop {

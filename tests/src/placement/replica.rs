@@ -317,6 +317,8 @@ impl Placement {
             progress: 0.0,
             prefixes: None,
             digest: None,
+            tools: false,
+            reasoning: false,
         };
         if self.nodes[node].view.on_own_replica(report, SystemTime::UNIX_EPOCH) {
             self.publish(node);

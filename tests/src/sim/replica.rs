@@ -219,6 +219,8 @@ impl Replica {
             progress: 0.0,
             prefixes: None,
             digest: None,
+            tools: false,
+            reasoning: false,
         })
     }
 

@@ -145,3 +145,64 @@ async fn loaded_digest(node: &Node, model: &str) -> Option<FilesDigest> {
     answer(node.client(), model).await;
     replicas(node).await.into_iter().find(|replica| replica.model.as_str() == model).expect("it has answered").digest
 }
+
+#[tokio::test]
+async fn loaded_models_whose_files_are_taken_away_are_told_with_all_they_can_do_until_they_are_unloaded() {
+    // CX-20, CX-22, CX-28
+    let _alone = alone().await;
+    let home = Home::new();
+    let (listed, folder) = (home.path().join("listed.gguf"), home.path().join("models"));
+    let lying = folder.join("lying.gguf");
+    std::fs::create_dir(&folder).unwrap();
+    let files = [&listed, &lying];
+    for file in files {
+        std::fs::copy(binary::pip_folder().join("pip-q8_0.gguf"), file).unwrap();
+    }
+    let config = home.path().join("cluster.toml");
+    let text = format!("[[models]]\nid = \"listed\"\nsource = \"{}\"\n[store]\nfolders = [\"{}\"]\n", listed.display(), folder.display());
+    std::fs::write(&config, text).unwrap();
+    let node = home.node("a").arg("--config", config.to_str().unwrap()).start().await;
+    ready(&[&node], 2).await;
+    let ids = ["listed", "lying"];
+    let mut before = Vec::new();
+    for id in ids {
+        answer(node.client(), id).await;
+        before.push(entry(node.client(), id).await.expect("it is listed"));
+    }
+    assert_eq!((&before[0]["tool_call"], &before[0]["feasible_on"], &before[0]["loaded"]), (&json!(true), &json!(["a"]), &json!(true)));
+
+    files.iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    for node_asked in [&node, &home.node("b").model_from_folder("beside").start().await] {
+        let client = node_asked.client();
+        for ((id, file), before) in ids.iter().zip(files).zip(&before) {
+            let mut gone = eventually(&format!("{} tells that the files of {id} are gone", node_asked.name()), async || {
+                entry(client, id).await.filter(|entry| entry.get("warning").is_some()).ok_or("no warning".to_owned())
+            })
+            .await;
+            let warning = gone.as_object_mut().and_then(|gone| gone.remove("warning")).expect("there is one");
+            let warning = warning.as_str().expect("a text").to_owned();
+            assert!(warning.contains("gone from a") && warning.contains(file.to_str().unwrap()), "{warning}");
+            gone["created"] = before["created"].clone(); // each node says when it saw it first
+            assert_eq!(gone, *before, "on {}", node_asked.name());
+            let conflicts = client.get("/v1/cluster").await.unwrap().json["conflicts"].clone();
+            assert!(conflicts.as_array().is_some_and(|told| told.contains(&json!(warning))), "{conflicts}");
+            assert!(!conflicts.to_string().contains("no node can hold it"), "{conflicts}");
+            answer(client, id).await;
+        }
+    }
+
+    for id in ids {
+        let unloaded = node.client().post("/v1/models/unload", &json!({"model_id": id})).await.unwrap();
+        assert_eq!(unloaded.status, 200, "{}", unloaded.text);
+    }
+    let failed = eventually("the listed one cannot be served", async || {
+        entry(node.client(), "listed").await.filter(|entry| entry["status"] == "failed").ok_or("not yet".to_owned())
+    })
+    .await;
+    assert!(failed["reason"].as_str().is_some_and(|why| why.contains(listed.to_str().unwrap())), "{failed}");
+    eventually("the one that nobody lists is no longer known", async || match entry(node.client(), "lying").await {
+        None => Ok(()),
+        Some(entry) => Err(entry.to_string()),
+    })
+    .await;
+}

@@ -107,12 +107,13 @@ fn what_a_node_has_begun_goes_on_there_while_it_stops_and_nothing_else_does() {
     let mut view = view(Some(replica("pip", ReplicaState::Loaded)), &[("b", replica("pip", ReplicaState::Loading))]);
     let here = ReplicaId { node: facts("a").id, device: "cpu-0".parse().unwrap(), model: model() };
     let begun = std::slice::from_ref(&here);
-    assert_eq!(goes_on(&view, &model(), &[], begun), None, "it does not stop: it is chosen like any other");
+    let goes_on = |view: &ClusterView, tried: &[ReplicaId], begun: &[ReplicaId]| super::goes_on(view, &model(), tried, begun, None);
+    assert_eq!(goes_on(&view, &[], begun), None, "it does not stop: it is chosen like any other");
     view.on_draining();
     assert!(matches!(go(&view, &[]), Err(NoReplica::Loading(_))), "what is new waits for the other");
-    assert_eq!(goes_on(&view, &model(), &[], begun).map(|decision| decision.replica), Some(here.clone()));
-    assert_eq!(goes_on(&view, &model(), &[], &[]), None);
-    assert_eq!(goes_on(&view, &model(), begun, begun), None, "it has failed this part");
+    assert_eq!(goes_on(&view, &[], begun).map(|decision| decision.replica), Some(here.clone()));
+    assert_eq!(goes_on(&view, &[], &[]), None);
+    assert_eq!(goes_on(&view, begun, begun), None, "it has failed this part");
 }
 
 #[test]
@@ -283,6 +284,34 @@ fn nothing_is_sent_to_a_replica_that_was_loaded_from_other_files_than_count() {
     assert_eq!(go(&listed(view(Some(of(1)), &[])), &[]), Err(NoReplica::Cold), "it is loaded anew");
     let unknown = listed(view(Some(replica("pip", ReplicaState::Loaded)), &[]));
     assert!(go(&unknown, &[]).is_ok(), "where nothing is known to differ, nothing does");
+}
+
+#[test]
+fn what_was_begun_goes_on_by_its_files_alone_and_is_replaced_once_nobody_answers_by_them() {
+    let digest = |n: u8| FilesDigest::new([n; 16]);
+    let of = |n, state| ReplicaReport { digest: Some(digest(n)), ..replica("pip", state) };
+    let listed = |mut view: ClusterView, counts: u8| {
+        let facts = ModelFacts { digest: Some(digest(counts)), ..crate::evictor::core::tests::facts(40) };
+        let profile = ModelProfile::new(model(), ModelSource::Path("/m.gguf".into()));
+        let entries = vec![CatalogueEntry { profile, found: false, files: FilesState::Present(facts) }];
+        view.on_own_catalogue(Catalogue { entries, ..Catalogue::default() }, SystemTime::now());
+        view
+    };
+    let [here, there] = ["a", "b"].map(|name| ReplicaId { node: facts(name).id, device: "cpu-0".parse().unwrap(), model: model() });
+    let replaced = listed(view(Some(of(1, ReplicaState::Loaded)), &[("b", of(2, ReplicaState::Loaded))]), 2);
+    let rest = |begun: &[ReplicaId], files| goes_on(&replaced, &model(), &[], begun, files).map(|decision| decision.replica);
+    assert_eq!(rest(std::slice::from_ref(&here), Some(digest(1))), Some(here.clone()), "it ends what it has");
+    assert_eq!(rest(std::slice::from_ref(&here), Some(digest(2))), None);
+    assert_eq!(rest(std::slice::from_ref(&here), None), None);
+    assert_eq!(rest(&[], Some(digest(1))), None, "what is new is by those that count");
+    assert!(!replaced.is_replaced(&model(), digest(1)), "it can go on");
+    let gone = listed(view(Some(of(1, ReplicaState::Loading)), &[("b", of(2, ReplicaState::Loaded))]), 2);
+    assert!(gone.is_replaced(&model(), digest(1)) && !gone.is_replaced(&model(), digest(2)));
+    let not_listed = view(Some(of(1, ReplicaState::Loaded)), &[("b", of(2, ReplicaState::Loaded))]);
+    assert_eq!(not_listed.with_other_files(&model(), Some(digest(1))), [there], "though nobody knows which count");
+    assert_eq!(not_listed.with_other_files(&model(), None), []);
+    let lost = listed(view(Some(of(1, ReplicaState::Loading)), &[]), 1);
+    assert!(!lost.is_replaced(&model(), digest(1)), "it comes back with them");
 }
 
 proptest! {

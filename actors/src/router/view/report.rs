@@ -1,19 +1,19 @@
 //! What the view says to people: the models of the cluster, and the cluster itself.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use plexus_api::service::{Activation, NotActivated};
 use plexus_types::{
     ClusterReport, Cost, FilesFetch, FilesState, Limits, ModelFetch, ModelId, ModelKind, ModelLocation, ModelReport, ModelState,
-    NodeReport, NodeSummary, ReplicaReport, ReplicaState,
+    NodeReport, NodeState, NodeSummary, ReplicaReport, ReplicaState,
 };
 use tokio::time::Instant;
 
 use super::ClusterView;
 use crate::router::catalogue::MergedModel;
-use crate::router::place::{Site, feasible_on, feasible_sites, no_files, nowhere};
+use crate::router::place::{Site, feasible_on, feasible_sites, no_files, no_return, nowhere};
 
 impl ClusterView {
     /// Every model that some node holds or can hold, by id (CX-20), and those that have a failure to tell. What no node can hold is hidden (CX-21).
@@ -48,7 +48,15 @@ impl ClusterView {
                 model.context_length = *tightest;
             }
             if report.state == ReplicaState::Loaded {
-                (model.loaded, model.kind) = (true, report.kind);
+                model.loaded = true;
+                // What it was loaded from counts also where those files are gone.
+                if !candidate.outdated {
+                    (model.kind, model.tools, model.reasoning) = (report.kind, report.tools, report.reasoning);
+                }
+                let name = candidate.id.node.name.to_string();
+                if candidate.node == NodeState::Up && !model.feasible_on.contains(&name) {
+                    model.feasible_on.push(name);
+                }
             }
             let mut state = state_of(report);
             if matches!(state, ModelState::Failed(_)) && self.is_placeable(&report.model) {
@@ -66,6 +74,9 @@ impl ClusterView {
                 memory: report.memory,
                 pinned: report.pinned,
             });
+        }
+        for (id, model) in models.iter_mut().filter(|(_, model)| model.loaded) {
+            model.warning = no_return(self, id);
         }
         for (alias, target) in &self.catalogue.aliases {
             if let Some(model) = models.get(target).cloned().filter(|_| !models.contains_key(alias)) {
@@ -102,6 +113,7 @@ impl ClusterView {
             feasible_on: Vec::new(),
             locations: Vec::new(),
             fetch: None,
+            warning: None,
         }
     }
 
@@ -190,6 +202,8 @@ impl ClusterView {
         let nodes = std::iter::once(me).chain(others).collect();
         let mut conflicts = self.catalogue.conflicts.clone();
         conflicts.extend(self.catalogue.models.values().filter_map(|model| nowhere(self, model)));
+        let loaded: BTreeSet<&ModelId> = self.replicas().map(|one| &one.report.model).collect();
+        conflicts.extend(loaded.into_iter().filter_map(|model| no_return(self, model)));
         let dangling = self.catalogue.aliases.iter().filter(|(_, target)| !self.catalogue.models.contains_key(*target));
         conflicts.extend(dangling.map(|(alias, target)| {
             format!("the alias '{alias}' stands for '{target}', which no node lists: correct it in [aliases], or add a [[models]] entry")

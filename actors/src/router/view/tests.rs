@@ -25,6 +25,8 @@ pub(crate) fn replica(model: &str, state: ReplicaState) -> ReplicaReport {
         progress: 0.0,
         prefixes: None,
         digest: None,
+        tools: false,
+        reasoning: false,
     }
 }
 

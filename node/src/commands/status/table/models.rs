@@ -38,8 +38,10 @@ pub(crate) fn models_page(models: &[ModelEntry], look: Look) -> String {
             table.add_row(vec![Cell::new(""), Cell::new(""), at, Cell::new(""), memory]);
         }
     }
-    let reasons = models.iter().filter(|model| model.alias_of.is_none()).flat_map(reasons);
-    [table.trim_fmt()].into_iter().chain(reasons).collect::<Vec<_>>().join("\n\n")
+    let own = || models.iter().filter(|model| model.alias_of.is_none());
+    let warnings = own().filter_map(|model| model.warning.as_ref()).map(|warning| format!("warning: {}", harmless(warning)));
+    let below = warnings.chain(own().flat_map(reasons));
+    [table.trim_fmt()].into_iter().chain(below).collect::<Vec<_>>().join("\n\n")
 }
 
 /// Why a model failed; from whom its files come; and where it failed, if it is to be had elsewhere.
