@@ -283,7 +283,7 @@ impl CatalogueState {
         let present = self.entries.get(model).map(|known| &known.entry).filter(|entry| matches!(entry.files, FilesState::Present(_)));
         let Some(CatalogueEntry { profile, .. }) = present else {
             let message = format!("the files of the model '{model}' are not on this node");
-            return drop(reply.send(Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(1) })));
+            return drop(reply.send(Err(RequestError::soon(message))));
         };
         let (profile, shelf) = (profile.clone(), self.args.shelf.clone());
         let reply = Arc::new(reply);

@@ -249,7 +249,7 @@ fn is_known(view: &ClusterView, model: &ModelId) -> bool {
 /// An actor of this node, which need not be the client's, is between two lives, or hangs and will be restarted.
 pub(crate) fn restarting(actor: &str, error: CallError) -> RequestError {
     let message = format!("the {actor} of the node did not answer: {error}");
-    RequestError::Unavailable { message, retry_after: Duration::from_secs(1) }
+    RequestError::soon(message)
 }
 
 /// The events of a request on their way to its client. Tells the streams what was taken, and that the client left when it is dropped.
@@ -280,10 +280,9 @@ impl Stream for ClientStream {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Some(event)) => event,
             // The channel closed before the end: the streams' actor was restarted.
-            Poll::Ready(None) if self.lost => GenerateEvent::Failed(RequestError::Unavailable {
-                message: "this node is restarting a part of itself; ask again".into(),
-                retry_after: Duration::from_secs(1),
-            }),
+            Poll::Ready(None) if self.lost => {
+                GenerateEvent::Failed(RequestError::soon("this node is restarting a part of itself; ask again"))
+            }
             Poll::Ready(None) => GenerateEvent::Failed(RequestError::Lost { message: "this node lost the stream; ask again".into() }),
         };
         self.meter.on_event(&event);

@@ -365,6 +365,6 @@ impl ModelState {
 
     fn not_loaded(&self) -> RequestError {
         let message = format!("the model '{}' is not loaded on '{}'", self.args.profile.id, self.args.ingresses.me.name);
-        RequestError::Unavailable { message, retry_after: Duration::from_secs(1) }
+        RequestError::soon(message)
     }
 }

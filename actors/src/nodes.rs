@@ -10,9 +10,6 @@ use crate::inbound::Inbound;
 use crate::messages::{Answer, Ensure, Question};
 use crate::peers::{PeerError, Peers};
 
-/// When to ask again a node that gave no answer.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
 /// This node and its peers. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Nodes {
@@ -64,16 +61,12 @@ impl Nodes {
     /// Asks the home of a model that it be loaded.
     pub async fn ensure(&self, home: &NodeId, ensure: Ensure, deadline: Duration) -> Result<Explanation, RequestError> {
         let ensured = self.ask(home, Question::Ensure(ensure), deadline).await;
-        let lost = |error| unavailable(format!("the node '{}', which places the model, did not answer: {error}", home.name));
+        let lost = |error| RequestError::soon(format!("the node '{}', which places the model, did not answer: {error}", home.name));
         ensured.map_err(lost).flatten()
     }
 }
 
 /// A node did not answer; it may the next time.
 pub(crate) fn no_answer(node: &NodeId, error: PeerError) -> RequestError {
-    unavailable(format!("the node '{}' did not answer: {error}", node.name))
-}
-
-fn unavailable(message: String) -> RequestError {
-    RequestError::Unavailable { message, retry_after: RETRY_AFTER }
+    RequestError::soon(format!("the node '{}' did not answer: {error}", node.name))
 }

@@ -303,7 +303,7 @@ impl StreamsState {
                 tokio::time::sleep(CLOCK_PERIOD).await;
                 if router.cast(RouterMsg::Route { id, request, reply_to: reply_to.clone() }).is_err() {
                     let message = "the router of this node is not running".to_owned();
-                    let error = RequestError::Unavailable { message, retry_after: std::time::Duration::from_secs(1) };
+                    let error = RequestError::soon(message);
                     reply_to.tell(StreamsMsg::Routed { id, result: Routed::Refused(error), route: String::new(), files: None });
                 }
             });

@@ -118,6 +118,11 @@ impl RequestError {
         Self::ModelNotFound { model: model.to_string() }
     }
 
+    /// Nothing can serve it just now, and a second later something may.
+    pub fn soon(message: impl Into<String>) -> Self {
+        Self::Unavailable { message: message.into(), retry_after: Duration::from_secs(1) }
+    }
+
     /// May the request be sent elsewhere, as long as no token has reached the client?
     pub fn retry(&self) -> Retry {
         match self {

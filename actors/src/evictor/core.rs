@@ -228,7 +228,7 @@ impl EvictorCore {
         match self.hosted.get(&place) {
             Some(hosted) if hosted.leaving => {
                 let message = format!("the model '{}' is just going from {}", place.0, self.named(device));
-                return Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(1) });
+                return Err(RequestError::soon(message));
             }
             Some(hosted) if hosted.failed_at.is_none() => return Ok(()),
             Some(_) | None => {}
@@ -420,7 +420,7 @@ pub fn needs_with(profile: &ModelProfile, footprint: Footprint, made_for: u32) -
 pub fn no_room_error(model: &ModelId, device: DeviceId, no_room: &NoRoom) -> RequestError {
     let message = |remedy| format!("the model '{model}' does not fit {device}: {no_room}; {remedy}");
     if no_room.may_pass() {
-        RequestError::Unavailable { message: message("it is loaded once they are idle"), retry_after: Duration::from_secs(1) }
+        RequestError::soon(message("it is loaded once they are idle"))
     } else {
         let remedy = "free memory, give the device a larger share, or choose a smaller model or context_length";
         RequestError::Unservable { message: message(remedy) }

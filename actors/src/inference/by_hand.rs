@@ -53,7 +53,7 @@ impl ClusterInference {
             } else if gone_since.get_or_insert_with(Instant::now).elapsed() > GIVEN_UP {
                 let message =
                     format!("the load of the model '{model}' was given up: it was unloaded, or its node stopped, before it was there");
-                return Err(RequestError::Unavailable { message, retry_after: Duration::from_secs(1) });
+                return Err(RequestError::soon(message));
             }
             let is = |wanted: &ReplicaState| states.iter().any(|(_, state)| state == wanted);
             // What is shown at first may be a former failure.

@@ -53,10 +53,7 @@ impl ModelState {
         if n_free > 0 {
             debug!(replica = %me, n_free, n_without_place, "another replica has places free: those that wait here go there");
             let message = format!("the model '{}' has places free elsewhere", me.model);
-            batcher.give_up(n_free.min(n_without_place), || RequestError::Unavailable {
-                message: message.clone(),
-                retry_after: Duration::from_secs(1),
-            });
+            batcher.give_up(n_free.min(n_without_place), || RequestError::soon(message.clone()));
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use plexus_types::{DeviceId, ModelId, NodeId, RequestError};
 
@@ -116,5 +115,5 @@ impl LocalModels {
 
 /// What whoever asks a replica hears that is no longer on this node: others may be, or it is loaded anew.
 pub(crate) fn has_gone(model: &ModelId) -> RequestError {
-    RequestError::Unavailable { message: format!("the model '{model}' has just gone from this node"), retry_after: Duration::from_secs(1) }
+    RequestError::soon(format!("the model '{model}' has just gone from this node"))
 }

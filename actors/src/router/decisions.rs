@@ -233,7 +233,7 @@ mod tests {
     }
 
     fn error(message: &str) -> RequestError {
-        RequestError::Unavailable { message: message.into(), retry_after: Duration::from_secs(1) }
+        RequestError::soon(message)
     }
 
     fn place(chosen: bool) -> ConsideredPlace {

@@ -22,9 +22,6 @@ use crate::args::StreamsConfig;
 use crate::messages::Attempt;
 use crate::router::Routed;
 
-/// Whoever was not served for want of a router comes back after so long.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
 /// A router answers from memory. One that does not within this is asked again: the question was lost with a life of it, or will be answered twice.
 pub const ROUTE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -243,7 +240,7 @@ impl StreamCore {
 
     /// The router has not answered. Whichever answer comes first then counts.
     fn on_no_route(&mut self, now: Instant) -> Vec<Effect> {
-        let error = RequestError::Unavailable { message: "the router of this node does not answer".into(), retry_after: RETRY_AFTER };
+        let error = RequestError::soon("the router of this node does not answer");
         match self.search.on_no_route(error, now) {
             Ok(()) => {
                 self.phase = routing(now);

@@ -96,7 +96,7 @@ mod tests {
     }
 
     fn gone() -> RequestError {
-        RequestError::Unavailable { message: "it has just gone".into(), retry_after: Duration::from_secs(1) }
+        RequestError::soon("it has just gone")
     }
 
     #[test]

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use plexus_types::{
-    ActorReport, Bytes, Delta, DeviceKind, DeviceReport, EmbedInput, EmbedRequest, FilesDigest, FinishReason, GenerateRequest, Journal,
-    ModelKind, NodeSummary, Prompt, ReplicaLoad, ReplicaReport, ReplicaState, RequestError, RequestId, Sampling, StreamEvent, Timing,
-    TraceContext, Usage,
+    ActorReport, Bytes, Delta, DeviceKind, DeviceReport, EmbedInput, EmbedRequest, FilesDigest, FilesFetch, FilesFrom, FilesState,
+    FinishReason, GenerateRequest, Journal, ModelKind, NodeSummary, Prompt, ReplicaLoad, ReplicaReport, ReplicaState, RequestError,
+    RequestId, Sampling, StreamEvent, Timing, TraceContext, Usage,
 };
 use proptest::prelude::*;
 
@@ -119,6 +119,14 @@ fn every_notice_has_its_bytes() {
         &Notice::Summary(summary),
         "0001000105 6370752d30 0163 04 02 01 016d 05 6370752d30 01 08 02 00 04 00 00 00000000 00000000 00000000 00 64 01 010000000000000040 00 0000003f 01 03 07 fb2c01 fc70110100 01 20 6162616261626162616261626162616261626162616261626162616261626162 01 00".replace(' ', "").as_str(),
     );
+    let fetch = FilesFetch {
+        done: Bytes(10),
+        total: Bytes(20),
+        per_second: Some(Bytes(5)),
+        from: FilesFrom::Awaited("b".parse().expect("a name")),
+        failure: Some("x".to_owned()),
+    };
+    golden(&FilesState::Fetching(fetch), "020a140105030162010178");
     let journal = Journal { request: Arc::new(request()), seed: 7, prompt_ids: vec![1, 300], sampled_ids: vec![] };
     let generate = Generate {
         request: RequestId(5),

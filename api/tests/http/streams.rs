@@ -106,7 +106,7 @@ async fn an_answer_says_which_node_serves_it_and_why() {
 
 #[tokio::test(start_paused = true)]
 async fn a_late_failure_is_an_event_of_the_stream() {
-    let error = RequestError::Unavailable { message: "words".to_owned(), retry_after: Duration::from_secs(1) };
+    let error = RequestError::soon("words");
     let mut shown = String::new();
     for (path, json) in [("/v1/chat/completions", CHAT), ("/v1/messages", MESSAGE)] {
         let cluster = Scripted::new(vec![Step::Wait(Duration::from_secs(14)), Step::Say(GenerateEvent::Failed(error.clone()))]);

@@ -298,7 +298,7 @@ impl Placement {
                             self.within(node, ORDER_DEADLINE, Within::OrderLate { model: model.clone(), number });
                         }
                         Some(_) | None => {
-                            let error = RequestError::Unavailable { message: "no link".into(), retry_after: Duration::from_secs(1) };
+                            let error = RequestError::soon("no link");
                             self.send(node, node, Message::Ordered { model: model.clone(), number, result: Err(error) });
                         }
                     }

@@ -94,10 +94,10 @@ impl Replica {
     pub fn on_generate(&mut self, from: &NodeId, generate: Box<Generate>, out: &mut Outgoing) -> bool {
         let key = (from.clone(), generate.request, generate.attempt);
         let present = self.encoding.len() + self.scheduler.n_waiting() + self.scheduler.n_running();
-        let retry_after = Duration::from_secs(1);
         let refusal = if !self.loaded {
-            Some(RequestError::Unavailable { message: format!("the model is not loaded on '{}'", self.me.name), retry_after })
+            Some(RequestError::soon(format!("the model is not loaded on '{}'", self.me.name)))
         } else if present as u32 >= self.profile.running_max + self.profile.waiting_max {
+            let retry_after = Duration::from_secs(1);
             Some(RequestError::Overloaded { message: format!("'{}' is busy", self.me.name), retry_after })
         } else {
             None

@@ -80,10 +80,7 @@ impl EvictorCore {
     fn on_stays(&mut self, place: &Place, why: &str, remedy: &str, now: Instant, out: &mut Vec<Effect>) {
         for (unloading, asker) in self.take_unloads(place) {
             self.unloads.retain(|(_, other)| *other != asker);
-            let result = Err(RequestError::Unavailable {
-                message: format!("the model '{}' {why} on {}; {remedy}", unloading.0, self.named(unloading.1)),
-                retry_after: Duration::from_secs(1),
-            });
+            let result = Err(RequestError::soon(format!("the model '{}' {why} on {}; {remedy}", unloading.0, self.named(unloading.1))));
             out.push(Effect::Answer { asker, result });
         }
         self.forget_victim(place, now, out);

@@ -31,7 +31,7 @@ impl EvictorCore {
         let (model, device) = self.unheard.iter().find(|place| concerns(place))?;
         let message =
             format!("this node is restarting the part of itself that keeps memory: '{model}' on {device} has yet to say what it holds");
-        Some(RequestError::Unavailable { message, retry_after: Duration::from_secs(1) })
+        Some(RequestError::soon(message))
     }
 
     /// A replica has spoken, or is gone. The last of them lets all loads go on that wait.

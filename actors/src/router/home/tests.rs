@@ -60,7 +60,7 @@ fn those_who_ask_at_once_cause_one_load_and_are_answered_together() {
 fn a_node_that_refuses_is_passed_over_for_the_next_and_when_none_is_left_the_reason_is_told() {
     let (view, mut home, now) = (view([100, 200, 300]), Home::default(), Instant::now());
     home.on_ensure(&view, &ensure(), 1, now);
-    let refusal = |why: &str| Err(RequestError::Unavailable { message: why.into(), retry_after: Duration::from_secs(1) });
+    let refusal = |why: &str| Err(RequestError::soon(why));
     assert_eq!(ordered(&home.on_answer(&view, &model(), refusal("no room after all"), now)), ["b"]);
     assert_eq!(ordered(&home.on_answer(&view, &model(), refusal("gone"), now)), ["a"]);
     let effects = home.on_answer(&view, &model(), refusal("busy"), now);

@@ -160,7 +160,7 @@ fn a_router_that_answers_late_and_then_again_is_heard_once_and_keeps_in_mind_who
 }
 
 fn none_now() -> Event {
-    Event::Routed(Routed::Refused(RequestError::Unavailable { message: "none".into(), retry_after: Duration::from_secs(1) }))
+    Event::Routed(Routed::Refused(RequestError::soon("none")))
 }
 
 #[test]
@@ -379,7 +379,7 @@ fn a_model_that_went_while_the_request_was_on_its_way_to_it_counts_as_no_attempt
     // CX-43
     let mut now = Instant::now();
     let mut stream = stream();
-    let gone = RequestError::Unavailable { message: "not loaded".into(), retry_after: Duration::from_secs(1) };
+    let gone = RequestError::soon("not loaded");
     for attempt in 1..=2 * config().attempts_max {
         stream.on_event(Event::Routed(Routed::To(on("a"))), &config(), now);
         let effects = stream.on_event(Event::Replica(Attempt(attempt), StreamEvent::Failed(gone.clone())), &config(), now);
