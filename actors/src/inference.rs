@@ -87,6 +87,11 @@ impl ClusterInference {
         self.view.read().resolve(name).clone()
     }
 
+    /// Refuses an alias of a model of which no node tells.
+    fn check_alias(&self, name: &ModelId) -> Result<(), RequestError> {
+        self.view.read().check_alias(name)
+    }
+
     /// Refuses, before anything is loaded for it, what the model's files say that it was not made for. Those that nobody has yet say nothing.
     fn check_kind(&self, model: &ModelId, asked_for: ModelKind) -> Result<(), RequestError> {
         let kind = self.view.read().catalogue().models.get(model).and_then(|merged| Some(merged.facts.as_ref()?.kind));
@@ -124,13 +129,14 @@ impl ClusterInference {
 #[async_trait]
 impl Inference for ClusterInference {
     async fn generate(&self, mut request: GenerateRequest) -> Generation {
+        let named = self.check_alias(&request.model);
         request.model = self.resolve(&request.model);
         let id = RequestId(rand::random());
         let is_known = is_known(&self.view.read(), &request.model);
         let meter = RequestMeter::new(request.model.clone(), is_known);
         let seed = request.sampling.seed.unwrap_or_else(rand::random);
         let (events, inbox) = mpsc::channel((self.config.window_tokens + CHANNEL_SLACK) as usize);
-        let (lost, counted) = match self.take(id, &request).await {
+        let (lost, counted) = match named.and(self.take(id, &request).await) {
             Ok(counted) => {
                 let prompt = PromptDigests::of(&request.prompt);
                 let journal = Box::new(Journal { request: Arc::new(request), seed, prompt_ids: Vec::new(), sampled_ids: Vec::new() });
@@ -153,12 +159,14 @@ impl Inference for ClusterInference {
     }
 
     async fn count_tokens(&self, mut request: GenerateRequest) -> Result<u32, RequestError> {
+        self.check_alias(&request.model)?;
         request.model = self.resolve(&request.model);
         self.check_kind(&request.model, ModelKind::Generate)?;
         self.counted(request).await
     }
 
     async fn embed(&self, id: RequestId, mut request: EmbedRequest) -> Result<Embedded, RequestError> {
+        self.check_alias(&request.model)?;
         request.model = self.resolve(&request.model);
         let _counted = self.enter(id)?;
         self.check_kind(&request.model, ModelKind::Embed)?;

@@ -144,7 +144,7 @@ pub(crate) fn model(model: Option<String>) -> Result<ModelId, RequestError> {
 
 /// The refusal of a name as the client wrote it.
 pub(crate) fn model_not_found(model: &str) -> RequestError {
-    RequestError::ModelNotFound { model: model.chars().take(ECHO_CHARS_MAX).collect() }
+    RequestError::ModelNotFound { model: model.chars().take(ECHO_CHARS_MAX).collect(), alias: None }
 }
 
 /// A limit of tokens. -1 says "none", as some clients spell it; what is more than any context holds is clamped, never refused.

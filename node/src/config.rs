@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use toml::Value;
 
+use error::in_words;
 pub(crate) use error::{BadValue, ConfigError};
 pub(crate) use layers::{Origin, Override};
 pub(crate) use model::ModelSection;
@@ -77,8 +78,14 @@ impl ValidConfig {
 
     /// An error about a value that only the machine could refuse: a port in use, a file that is missing.
     pub(crate) fn refuse(&self, key: &str, value: impl ToString, problem: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
-        BadValue { key: key.to_owned(), value: value.to_string(), origin: self.origin(key), problem: problem.into(), remedy: remedy.into() }
-            .into()
+        BadValue {
+            key: self.layers.named(key),
+            value: value.to_string(),
+            origin: self.origin(key),
+            problem: problem.into(),
+            remedy: remedy.into(),
+        }
+        .into()
     }
 }
 
@@ -104,7 +111,7 @@ pub(crate) fn load(sources: Sources) -> Result<ValidConfig, ConfigError> {
 fn understand(layers: &Layers) -> Result<Config, ConfigError> {
     serde_path_to_error::deserialize(Value::Table(layers.table.clone())).map_err(|error| {
         let path = error.path().to_string();
-        let problem = error.inner().message().trim().to_owned();
+        let problem = in_words(error.inner().message().trim());
         let value = value_at(&layers.table, &path);
         let (section, name) = path.split_once('.').unwrap_or((&path, ""));
         let name = name.split(['.', '[']).next().unwrap_or_default();
@@ -112,7 +119,7 @@ fn understand(layers: &Layers) -> Result<Config, ConfigError> {
             Some(key) => ConfigError::of_key(key, value, layers.origin(&path), problem),
             None => BadValue {
                 origin: layers.origin(&path),
-                key: path,
+                key: layers.named(&path),
                 value,
                 problem,
                 remedy: "correct or remove it; the cluster.toml that comes with Plexus lists every key".to_owned(),
@@ -122,7 +129,7 @@ fn understand(layers: &Layers) -> Result<Config, ConfigError> {
     })
 }
 
-/// The value at a path such as `models[0].id`, as TOML; `nothing` where there is none.
+/// The value at a path such as `models[0].id`, as TOML; `nothing` where there is none, and empty where it is a whole table.
 fn value_at(table: &toml::Table, path: &str) -> String {
     let mut value = None;
     let mut table = Some(table);
@@ -134,7 +141,7 @@ fn value_at(table: &toml::Table, path: &str) -> String {
         table = value.and_then(Value::as_table);
     }
     match value {
-        Some(Value::Table(_)) => "a table".to_owned(),
+        Some(Value::Table(_)) => String::new(),
         Some(value) => value.to_string(),
         None => "nothing".to_owned(),
     }

@@ -27,10 +27,12 @@ pub enum RequestError {
         param: Option<String>,
     },
     /// No node of the cluster serves this model.
-    #[error("the model '{model}' does not exist in this cluster; GET /v1/models lists those that do")]
+    #[error("the model '{model}'{} does not exist in this cluster; GET /v1/models lists those that do", named_by(.alias))]
     ModelNotFound {
         /// The model asked for.
         model: String,
+        /// The other name by which it was asked for, if it was.
+        alias: Option<String>,
     },
     /// Prompt and answer do not fit the model's context.
     #[error("{}", too_long(.prompt_tokens, .max_tokens))]
@@ -98,6 +100,11 @@ pub enum RequestError {
 }
 
 /// Clients look for "maximum context length is" and for "prompt is too long: N tokens > M maximum".
+/// How a model that does not exist was called, if it was by another name.
+fn named_by(alias: &Option<String>) -> String {
+    alias.as_ref().map_or_else(String::new, |alias| format!(", for which the alias '{alias}' stands,"))
+}
+
 fn too_long(prompt_tokens: &u32, max_tokens: &u32) -> String {
     let begin = format!("this model's maximum context length is {max_tokens} tokens, but the prompt is too long");
     if prompt_tokens == max_tokens {
@@ -115,7 +122,7 @@ impl RequestError {
 
     /// A model that is not there.
     pub fn model_not_found(model: &ModelId) -> Self {
-        Self::ModelNotFound { model: model.to_string() }
+        Self::ModelNotFound { model: model.to_string(), alias: None }
     }
 
     /// Nothing can serve it just now, and a second later something may.

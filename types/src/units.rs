@@ -6,7 +6,8 @@ use std::ops::{Add, Sub};
 
 use serde::{Deserialize, Serialize};
 
-/// An amount of memory or storage, in bytes. Displayed in the largest binary unit that keeps three digits, for example `1.50 GiB`.
+/// An amount of memory or storage, in bytes. Displayed with three digits or more in the largest binary unit of which there is one, for
+/// example `1.50 GiB`; what is a whole number of the next smaller one, from MiB on, is not rounded: `1000 GiB`, `1500 MiB`.
 ///
 /// What other nodes say of themselves is added up like what is known: sums stop at the greatest amount, and differences at zero.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -47,20 +48,23 @@ impl Sum for Bytes {
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut value = self.0 as f64;
-        let mut unit = "B";
-        for next in ["KiB", "MiB", "GiB", "TiB"] {
-            if value < 1000.0 {
-                break;
-            }
-            value /= 1024.0;
-            unit = next;
+        const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+        let unit = (1..UNITS.len()).rev().find(|unit| self.0 >> (10 * unit) > 0).unwrap_or(0);
+        let shift = 10 * unit;
+        let value = self.0 as f64 / (1_u64 << shift) as f64;
+        let digits = if unit == 0 {
+            0
+        } else if value < 10.0 {
+            2
+        } else {
+            usize::from(value < 100.0)
+        };
+        let is_exact = (u128::from(self.0) * 10_u128.pow(digits as u32)).trailing_zeros() as usize >= shift;
+        // As somebody has written it, if nobody writes it shorter: 1500 MiB are no round number of GiB.
+        if unit > 2 && !is_exact && self.0.trailing_zeros() as usize >= shift - 10 && self.0 >> (shift - 10) < 10_000 {
+            return f.pad(&format!("{} {}", self.0 >> (shift - 10), UNITS[unit - 1]));
         }
-        if unit == "B" {
-            return f.pad(&format!("{} B", self.0));
-        }
-        let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
-        f.pad(&format!("{value:.digits$} {unit}"))
+        f.pad(&format!("{value:.digits$} {}", UNITS[unit]))
     }
 }
 
@@ -110,10 +114,26 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_shown_in_three_digits() {
-        for (bytes, text) in
-            [(0, "0 B"), (999, "999 B"), (1000, "0.98 KiB"), (1 << 20, "1.00 MiB"), (24 << 30, "24.0 GiB"), (139 << 30, "139 GiB")]
-        {
+    fn bytes_are_shown_in_few_digits_and_as_they_were_written() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1000 B"),
+            (1 << 20, "1.00 MiB"),
+            (24 << 30, "24.0 GiB"),
+            (139 << 30, "139 GiB"),
+            (1000 << 30, "1000 GiB"),
+            (1500 << 30, "1500 GiB"),
+            (1536 << 30, "1.50 TiB"),
+            (1 << 40, "1.00 TiB"),
+            (1500 << 20, "1500 MiB"),
+            (4 << 30, "4.00 GiB"),
+            ((12_345 << 20), "12.1 GiB"),
+            ((1500 << 20) + 1, "1.46 GiB"),
+            (5499 << 10, "5.37 MiB"),
+            (1023 << 20, "1023 MiB"),
+            (u64::MAX, "16777216 TiB"),
+        ] {
             assert_eq!(Bytes(bytes).to_string(), text);
         }
     }

@@ -1,7 +1,7 @@
 //! The catalogues of all nodes as one: pure.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use plexus_types::{
     Catalogue, CatalogueEntry, FilesDigest, FilesFetch, FilesState, ModelFacts, ModelId, ModelProfile, ModelSource, NodeId, NodeName,
@@ -94,6 +94,7 @@ pub fn merge<'a>(catalogues: impl Iterator<Item = (&'a NodeId, &'a Catalogue)>) 
     let mut ranks: BTreeMap<ModelId, (Rank, NodeName)> = BTreeMap::new();
     let mut files: BTreeMap<&ModelId, Vec<Files<'_>>> = BTreeMap::new();
     let mut alias_ranks: BTreeMap<ModelId, (u64, NodeName)> = BTreeMap::new();
+    let mut named_by: BTreeMap<&ModelId, BTreeSet<&NodeName>> = BTreeMap::new();
     for (node, catalogue) in catalogues {
         for entry in &catalogue.entries {
             let id = &entry.profile.id;
@@ -126,6 +127,7 @@ pub fn merge<'a>(catalogues: impl Iterator<Item = (&'a NodeId, &'a Catalogue)>) 
             ranks.insert(id.clone(), (rank, node.name.clone()));
         }
         for (alias, target) in &catalogue.aliases {
+            named_by.entry(alias).or_default().insert(&node.name);
             let newer = alias_ranks.get(alias).is_none_or(|known| (catalogue.modified_ms, &node.name) > (known.0, &known.1));
             if let Some(known) = merged.aliases.get(alias).filter(|known| *known != target) {
                 let counts = if newer { target } else { known };
@@ -140,6 +142,18 @@ pub fn merge<'a>(catalogues: impl Iterator<Item = (&'a NodeId, &'a Catalogue)>) 
             }
         }
     }
+    let hidden = named_by.iter().filter_map(|(alias, from)| {
+        let (model, target) = (merged.models.get(*alias)?, merged.aliases.get(*alias)?);
+        let listed_by: BTreeSet<&NodeName> = model.on.keys().map(|node| &node.name).collect();
+        Some(format!(
+            "the alias '{alias}' of '{target}', in [aliases] on {}, is hidden: there is a model '{alias}' on {}, which is what clients get by \
+             that name; rename the alias, or give that model another id",
+            quoted(from),
+            quoted(&listed_by)
+        ))
+    });
+    let hidden: Vec<String> = hidden.collect();
+    merged.conflicts.extend(hidden);
     for (id, files) in files {
         let Some(model) = merged.models.get_mut(id) else { continue };
         let Some(counts) = files.iter().min_by_key(|files| files.precedence()) else { continue };
@@ -171,6 +185,11 @@ impl Files<'_> {
     fn precedence(&self) -> (bool, Reverse<&Rank>, &NodeName) {
         (self.facts.is_copy, Reverse(&self.rank), self.node)
     }
+}
+
+/// `'a', 'b'`
+fn quoted(nodes: &BTreeSet<&NodeName>) -> String {
+    nodes.iter().map(|node| format!("'{node}'")).collect::<Vec<_>>().join(", ")
 }
 
 /// Why one of two entries counts.
@@ -237,6 +256,20 @@ mod tests {
         assert_eq!(merged.aliases[&"small".parse().unwrap()].as_str(), "new");
         assert_eq!(merged.conflicts.len(), 1);
         assert!(merged.conflicts[0].contains("'new' counts, its file is newer"), "{}", merged.conflicts[0]);
+    }
+
+    #[test]
+    fn an_alias_that_a_model_of_another_node_hides_is_told_with_both_nodes_and_the_remedy() {
+        // CX-27
+        let aliases = BTreeMap::from([("x".parse().unwrap(), "y".parse().unwrap())]);
+        let naming = Catalogue { aliases, ..listing(9, "y", 5, false) };
+        for found in [false, true] {
+            let merged = merged(&[("a", naming.clone()), ("b", listing(2, "x", 5, found)), ("c", listing(2, "x", 5, found))]);
+            let expected = "the alias 'x' of 'y', in [aliases] on 'a', is hidden: there is a model 'x' on 'b', 'c', which is what clients get by \
+                            that name; rename the alias, or give that model another id";
+            assert_eq!(merged.conflicts, [expected]);
+        }
+        assert!(merged(&[("a", naming), ("b", listing(2, "z", 5, false))]).conflicts.is_empty());
     }
 
     #[test]

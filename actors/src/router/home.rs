@@ -101,10 +101,13 @@ impl Home {
         let there: Vec<Candidate<'_>> =
             view.candidates(model).filter(|one| is_replica(&one.report.state, one.node) && !one.outdated).collect();
         if there.len() >= *replicas as usize {
-            let loaded = there.iter().all(|one| one.report.state == ReplicaState::Loaded);
-            let places: Vec<String> = there.into_iter().map(|one| place_name(&(one.id.node, one.id.device))).collect();
-            let is = if loaded { "it is on" } else { "it is being loaded, or is already, on" };
-            let decision = format!("{is} {}", places.join(", "));
+            let (loaded, others): (Vec<_>, Vec<_>) = there.into_iter().partition(|one| one.report.state == ReplicaState::Loaded);
+            let told = |is: &str, those: Vec<Candidate<'_>>| {
+                let places: Vec<String> = those.into_iter().map(|one| place_name(&(one.id.node, one.id.device))).collect();
+                (!places.is_empty()).then(|| format!("{is} {}", places.join(", ")))
+            };
+            let told = [told("it is on", loaded), told("its load was begun before, on", others)];
+            let decision = told.into_iter().flatten().collect::<Vec<_>>().join("; ");
             let explanation = Explanation { model: model.clone(), decision, considered: Vec::new(), age: Duration::ZERO };
             return vec![Effect::Answer { asker, result: Ok(explanation) }];
         }

@@ -333,7 +333,7 @@ fn loading(view: &ClusterView, id: &ModelId, node: &NodeId, device: &DeviceRepor
 }
 
 fn describe(model: &MergedModel, rank: &Rank, victims: &[Victim], chosen: bool) -> ConsideredPlace {
-    let named: Vec<String> = victims.iter().map(|(model, idle)| format!("'{model}', last used {} s ago,", idle.as_secs())).collect();
+    let named: Vec<String> = victims.iter().map(|(model, idle)| format!("'{model}', unused for {} s,", idle.as_secs())).collect();
     let mut verdict = match &named[..] {
         [] => format!("fits, {} free", rank.free.0),
         named => format!("fits once {} goes", named.join(" and ")),

@@ -2,6 +2,7 @@
 
 mod missed;
 mod preload;
+mod remembered;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ use plexus_types::{
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 
+use self::remembered::note_load_times;
 use super::catalogue::{MergedCatalogue, merge};
 use crate::inbound::{ClusterChange, PeerChange};
 
@@ -177,9 +179,10 @@ impl ClusterView {
     /// What this node lists, or has of it, changed.
     pub fn on_own_catalogue(&mut self, mut catalogue: Catalogue, wall: SystemTime) {
         catalogue.revision = self.own_catalogue.revision + 1;
-        self.note_models(catalogue.entries.iter().map(|entry| entry.profile.id.clone()), wall);
+        let models: Vec<ModelId> = catalogue.entries.iter().map(|entry| entry.profile.id.clone()).collect();
         self.own_catalogue = catalogue;
         self.merge();
+        self.note_models(models, wall);
     }
 
     /// A peer said what it lists. Older revisions are ignored, as is a peer without a link.
@@ -190,8 +193,8 @@ impl ClusterView {
         }
         let models: Vec<ModelId> = catalogue.entries.iter().map(|entry| entry.profile.id.clone()).collect();
         other.catalogue = catalogue;
-        self.note_models(models, wall);
         self.merge();
+        self.note_models(models, wall);
     }
 
     fn merge(&mut self) {
@@ -297,14 +300,14 @@ impl ClusterView {
         if report.prefixes.is_some() {
             self.unsaid.insert((report.model.clone(), report.device));
         }
-        self.note_models([report.model.clone()], wall);
+        let model = report.model.clone();
         note_load_times(&mut self.load_times, std::slice::from_ref(&report));
         if report.state == ReplicaState::Loaded {
             self.held.insert(report.model.clone());
         }
         let me = self.me.id.clone();
         self.sent.retain(|replica, _| replica.node != me || replica.model != report.model || replica.device != report.device);
-        match self.own.replicas.iter_mut().find(|known| known.model == report.model && known.device == report.device) {
+        let changed = match self.own.replicas.iter_mut().find(|known| known.model == report.model && known.device == report.device) {
             Some(known) => {
                 let changed = known.state != report.state || known.memory != report.memory || known.idle.is_some() != report.idle.is_some();
                 report.prefixes = report.prefixes.or_else(|| known.prefixes.take());
@@ -316,7 +319,9 @@ impl ClusterView {
                 sort(&mut self.own.replicas);
                 true
             }
-        }
+        };
+        self.note_models([model], wall);
+        changed
     }
 
     /// The actor of a replica of this node ended and will be started again.
@@ -356,18 +361,6 @@ impl ClusterView {
         self.others.remove(id);
         self.sent.retain(|replica, _| replica.node != *id);
         self.merge();
-    }
-
-    fn note_models(&mut self, models: impl IntoIterator<Item = ModelId>, wall: SystemTime) {
-        let now_s = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        for model in models {
-            self.first_seen.entry(model).or_insert(now_s);
-        }
-    }
-
-    /// How long models took to load when they were loaded last, wherever that was.
-    pub fn load_times(&self) -> &BTreeMap<ModelId, Duration> {
-        &self.load_times
     }
 
     /// Every replica of `model` that some node tells of.
@@ -449,15 +442,6 @@ impl ClusterView {
 
 fn failure(state: &ReplicaState) -> Option<&str> {
     if let ReplicaState::Failed(why) = state { Some(why) } else { None }
-}
-
-fn note_load_times(known: &mut BTreeMap<ModelId, Duration>, replicas: &[ReplicaReport]) {
-    for (replica, time) in replicas.iter().filter_map(|replica| Some((replica, replica.load_time?))) {
-        match known.get_mut(&replica.model) {
-            Some(known) => *known = time,
-            None => drop(known.insert(replica.model.clone(), time)),
-        }
-    }
 }
 
 /// By model, so that those of one are found without looking at all.

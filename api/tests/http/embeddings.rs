@@ -29,7 +29,7 @@ async fn what_the_cluster_refuses_has_its_status() {
     for (error, status) in [
         (RequestError::WrongModality { message: "words".to_owned(), param: None }, 422),
         (RequestError::ContextLength { prompt_tokens: 600, max_tokens: 512 }, 400),
-        (RequestError::ModelNotFound { model: "bert".to_owned() }, 404),
+        (RequestError::ModelNotFound { model: "bert".to_owned(), alias: None }, 404),
         (RequestError::invalid("dimensions", "words"), 400),
     ] {
         let cluster = Scripted::failing(error);

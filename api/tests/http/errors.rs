@@ -21,7 +21,7 @@ fn every_error() -> Vec<RequestError> {
     let message = || "words".to_owned();
     vec![
         RequestError::invalid("temperature", "words"),
-        RequestError::ModelNotFound { model: "pip".to_owned() },
+        RequestError::ModelNotFound { model: "pip".to_owned(), alias: None },
         RequestError::ContextLength { prompt_tokens: 40_000, max_tokens: 32_768 },
         RequestError::WrongModality { message: message(), param: Some("tools".to_owned()) },
         RequestError::Overloaded { message: message(), retry_after: Duration::from_millis(2500) },

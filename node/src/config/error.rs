@@ -42,11 +42,11 @@ pub(crate) enum ConfigError {
 
 /// A value that cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{key} = {value} (from {origin}): {problem}; {remedy}")]
+#[error("{key}{} (from {origin}): {problem}; {remedy}", of_value(.value))]
 pub(crate) struct BadValue {
     /// The key, as `section.name`.
     pub(crate) key: String,
-    /// Its value, as TOML.
+    /// Its value, as TOML; empty if that is a whole table.
     pub(crate) value: String,
     /// Where the value came from.
     pub(crate) origin: Origin,
@@ -54,6 +54,29 @@ pub(crate) struct BadValue {
     pub(crate) problem: String,
     /// What to do.
     pub(crate) remedy: String,
+}
+
+fn of_value(value: &str) -> String {
+    if value.is_empty() { String::new() } else { format!(" = {value}") }
+}
+
+/// What a parser says that expects types of Rust, in words for people.
+pub(crate) fn in_words(problem: &str) -> String {
+    const U32_MAX: &str = "expected a whole number from 0 to 4294967295";
+    const U64_MAX: &str = "expected a whole number from 0 to 9223372036854775807"; // TOML knows none beyond
+    let Some((before, expected)) = problem.rsplit_once("expected ") else { return problem.to_owned() };
+    let told = match expected {
+        "u32" => U32_MAX,
+        "u64" | "usize" => U64_MAX,
+        "f32" | "f64" => "expected a number",
+        "a boolean" => "expected true or false",
+        "a string" => "expected a text",
+        "a sequence" => "expected a list",
+        "a map" => "expected a table",
+        other if other.starts_with("struct ") => "expected a table",
+        _ => return problem.to_owned(),
+    };
+    format!("{before}{told}")
 }
 
 impl From<BadValue> for ConfigError {

@@ -26,7 +26,8 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
-            Self::File(path) => write!(f, "{}", path.display()),
+            // A name alone does not say in which folder.
+            Self::File(path) => write!(f, "{}", std::path::absolute(path).as_ref().unwrap_or(path).display()),
             Self::Variable(name) => f.write_str(name),
             Self::Option(name) => f.write_str(name),
         }
@@ -157,6 +158,22 @@ impl Layers {
         if let Value::Array(known) = known {
             self.origins.insert(format!("models[{}]", known.len()), origin.clone());
             known.push(model); // anything but a list is refused when the table is read
+        }
+    }
+
+    /// A key as it is spoken of. That of an entry of `[[models]]` is named by the model or, where it names none, by its place in its own file.
+    pub(crate) fn named(&self, path: &str) -> String {
+        let entry = path.strip_prefix("models[").and_then(|rest| rest.split_once(']'));
+        let Some((index, key)) = entry.and_then(|(index, key)| Some((index.parse::<usize>().ok()?, key))) else { return path.to_owned() };
+        let id = self.table.get("models").and_then(|models| models.get(index)?.get("id")?.as_str());
+        let of = |i: usize| self.origin(&format!("models[{i}]"));
+        let model = match id {
+            Some(id) => format!("the model '{id}'"),
+            None => format!("entry {} of [[models]]", (0..=index).filter(|i| of(*i) == of(index)).count()),
+        };
+        match key.strip_prefix('.') {
+            Some(key) => format!("{model}: {key}"),
+            None => model,
         }
     }
 

@@ -125,6 +125,24 @@ fn an_unknown_variable_is_refused_by_name_with_the_nearest_known_one() {
     refused(from_variables(&[("PLEXUS_HTTP__LISTN", "x")]), &["PLEXUS_HTTP__LISTN", "PLEXUS_HTTP__LISTEN", "unset it"]);
 }
 
+#[test]
+fn what_was_expected_is_said_in_words() {
+    let model = |line: &str| format!("[[models]]\nid = \"m\"\nsource = \"/m\"\n{line}\n");
+    for (text, said) in [
+        (model("running_max = -1"), "expected a whole number from 0 to 4294967295"),
+        (model("running_max = \"many\""), "expected a whole number from 0 to 4294967295"),
+        (model("context_length = 1.5"), "expected a whole number from 0 to 4294967295"),
+        (model("cost.input = \"free\""), "expected a number"),
+        (model("preload = 1"), "expected true or false"),
+        (model("source2 = 1"), "unknown field `source2`"),
+        ("[http]\nconnections_max = -1\n".to_owned(), "expected a whole number from 0 to 9223372036854775807"),
+        ("http = 3\n".to_owned(), "expected a table"),
+        ("models = 3\n".to_owned(), "expected a list"),
+    ] {
+        refused(from_text(&text), &[said]);
+    }
+}
+
 // CX-06
 #[test]
 fn every_wrong_value_is_refused_with_its_key_its_value_and_a_remedy() {
@@ -170,7 +188,7 @@ fn every_wrong_value_is_refused_with_its_key_its_value_and_a_remedy() {
         [("waiting_max", "4294967295", "1048576"), ("running_max", "1048577", "1048576"), ("waiting_time", "\"2years\"", "365days")]
     {
         let text = format!("[[models]]\nid = \"m\"\nsource = \"embedded:pip\"\n{name} = {value}\n");
-        refused(from_text(&text), &[&format!("models[0].{name}"), value, remedy, "test.toml"]);
+        refused(from_text(&text), &[&format!("the model 'm': {name} = "), value, remedy, "test.toml"]);
     }
     refused(from_text("[cluster]\nseeds = [\"nowhere\"]\n"), &["cluster.seeds", "\"nowhere\"", "host:port"]);
     refused(from_text("[engine]\nx = 1\n"), &["engine", "unknown field", "every key"]);
@@ -257,16 +275,17 @@ fn models_of_the_file_replace_the_embedded_one_and_options_add_to_them() {
 }
 
 #[test]
-fn wrong_models_are_refused_with_their_place_in_the_list() {
+fn wrong_models_are_refused_by_name_or_with_their_place_in_the_list() {
     let entry = |rest: &str| format!("[[models]]\nid = \"a\"\nsource = \"/a\"\n[[models]]\n{rest}\n");
-    refused(from_text(&entry("id = \"a\"\nsource = \"/b\"")), &["models[1].id", "\"a\"", "own id"]);
-    refused(from_text(&entry("id = \"../b\"\nsource = \"/b\"")), &["models[1].id", "../b"]);
-    refused(from_text(&entry("id = \"b\"\nsource = \"file:\"")), &["models[1].source", "\"file:\"", "embedded:pip"]);
-    refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\nrunning_max = 0")), &["models[1].running_max", "at least 1"]);
-    refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\ndevice = \"cpu-1\"")), &["models[1].device", "\"cpu-1\"", "[devices]"]);
-    refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\ndraft = \"file:\"")), &["models[1].draft", "\"file:\"", "embedded:pip"]);
-    refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\nquant = \"q5\"")), &["models[1].quant", "\"q5\"", "q8_0, q6k or q4k"]);
-    refused(from_text(&entry("id = \"b\"")), &["models[1]", "source"]);
+    refused(from_text(&entry("id = \"a\"\nsource = \"/b\"")), &["the model 'a': id = \"a\"", "own id"]);
+    refused(from_text(&entry("id = \"../b\"\nsource = \"/b\"")), &["the model '../b': id"]);
+    refused(from_text(&entry("id = \"b\"\nsource = \"file:\"")), &["the model 'b': source = ", "\"file:\"", "embedded:pip"]);
+    refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\nrunning_max = 0")), &["the model 'b': running_max = ", "at least 1"]);
+    refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\ndevice = \"cpu-1\"")), &["the model 'b': device = ", "\"cpu-1\"", "[devices]"]);
+    refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\ndraft = \"file:\"")), &["the model 'b': draft = ", "\"file:\"", "embedded:pip"]);
+    refused(from_text(&entry("id = \"b\"\nsource = \"/b\"\nquant = \"q5\"")), &["the model 'b': quant = ", "\"q5\"", "q8_0, q6k or q4k"]);
+    refused(from_text(&entry("id = \"b\"")), &["the model 'b' (from ", "missing field `source`"]);
+    refused(from_text(&entry("source = \"/b\"")), &["entry 2 of [[models]] (from ", "missing field `id`"]);
 }
 
 #[test]
@@ -281,6 +300,10 @@ fn what_is_wrong_with_an_entry_is_said_of_the_file_that_has_it() {
         let refusal = load(sources).unwrap_err().to_string();
         assert!(refusal.contains(&format!("quant = \"q5\" (from {})", of.display())), "{refusal}");
     }
+    std::fs::write(&settings, entry("a", "q4k")).unwrap();
+    std::fs::write(&models, "[[models]]\nsource = \"/b\"\n").unwrap();
+    let refusal = load(Sources { file: Some(settings.clone()), ..Sources::default() }).unwrap_err().to_string();
+    assert!(refusal.starts_with(&format!("entry 1 of [[models]] (from {})", models.display())), "it is the first in its file: {refusal}");
     std::fs::write(&models, entry("b", "q4k")).unwrap();
     let sources = Sources { file: Some(settings), models: vec!["c=file:".to_owned()], ..Sources::default() };
     let refusal = load(sources).unwrap_err().to_string();

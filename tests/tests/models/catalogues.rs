@@ -4,7 +4,7 @@ use plexus_tests::eventually;
 use serde_json::json;
 
 use crate::files::Stored;
-use crate::{Shelf, alone, answer, ready, replicas};
+use crate::{Shelf, alone, answer, ask, ready, replicas};
 
 #[tokio::test]
 async fn different_catalogues_merge_a_conflict_is_shown_and_the_newer_file_counts() {
@@ -45,17 +45,18 @@ async fn an_alias_is_listed_and_answers_as_the_model_that_it_stands_for() {
     // CX-27
     let _alone = alone().await;
     let mut shelf = Shelf::new();
-    shelf.add("org/model", 40, Stored::F16, "");
-    let aliases = "[aliases]\n\"plexus/small\" = \"org/model\"\n\"lost\" = \"nobody/lists-this\"";
+    let path = shelf.add("org/model", 40, Stored::F16, "");
+    let aliases = "[aliases]\n\"hidden\" = \"org/model\"\n\"plexus/small\" = \"org/model\"\n\"lost\" = \"nobody/lists-this\"";
     let named = shelf.node("a", 200, aliases).start().await;
-    let other = shelf.node("b", 200, "").start().await;
+    let hides = format!("[[models]]\nid = \"hidden\"\nsource = \"{}\"\n", path.display());
+    let other = shelf.node("b", 200, &hides).start().await;
     ready(&[&named, &other], 1).await;
     for node in [&named, &other] {
         eventually("both names are listed", async || {
             let models = node.client().get("/v1/models").await.map_err(|error| error.to_string())?;
             let ids: Vec<String> =
                 models.json["data"].as_array().into_iter().flatten().filter_map(|model| Some(model["id"].as_str()?.to_owned())).collect();
-            if ids == ["org/model", "plexus/small"] { Ok(()) } else { Err(models.text) }
+            if ids == ["hidden", "org/model", "plexus/small"] { Ok(()) } else { Err(models.text) }
         })
         .await;
         assert_eq!(answer(node.client(), "plexus/small").await, answer(node.client(), "org/model").await);
@@ -63,7 +64,15 @@ async fn an_alias_is_listed_and_answers_as_the_model_that_it_stands_for() {
         assert_eq!(one.status, 200, "{}", one.text);
         let conflicts = node.view().await.unwrap().conflicts;
         assert!(conflicts.iter().any(|told| told.contains("'lost' stands for 'nobody/lists-this'")), "{conflicts:?}");
+        let hidden = ["alias 'hidden' of 'org/model'", "on 'a', is hidden", "on 'b'", "rename"];
+        assert!(conflicts.iter().any(|told| hidden.iter().all(|part| told.contains(part))), "{conflicts:?}");
     }
+    let (a, b) = (named.client(), other.client());
+    let by_hand = b.post("/v1/models/load", &json!({"model_id": "lost"})).await.unwrap();
+    for refused in [ask(b, "lost").await, by_hand, a.get("/v1/models/lost").await.unwrap()] {
+        assert!(refused.text.contains("lost") && refused.text.contains("'nobody/lists-this'"), "both names are told: {}", refused.text);
+    }
+    assert_eq!(ask(a, "lost").await.status, 404);
     assert_eq!(crate::loads(&named).await + crate::loads(&other).await, 1, "one model under two names");
 }
 

@@ -80,7 +80,7 @@ fn where_somebody_must_go_it_is_whoever_is_missed_least_on_any_node() {
     assert_eq!(world.place(), Ok(("a/cpu-0".into(), vec!["large".into()])));
     let explained = place(&world.0, &Want::new(&"m".parse().unwrap()), &EvictionPolicy::default()).unwrap().explanation;
     let verdicts: Vec<&str> = explained.considered.iter().map(|place| place.verdict.as_str()).collect();
-    assert_eq!(verdicts, ["fits once 'large', last used 259200 s ago, goes", "fits once 'small', last used 1 s ago, goes"]);
+    assert_eq!(verdicts, ["fits once 'large', unused for 259200 s, goes", "fits once 'small', unused for 1 s, goes"]);
     // Several go that were used long ago, rather than one that was used lately.
     let two = vec![resident("old", 45, Some(1000)), resident("older", 45, Some(2000))];
     let mut world = World::new(profile(), 60, vec![resident("one", 50, Some(99))]).with("b", "cpu-0", 100, two);

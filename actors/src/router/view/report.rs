@@ -7,13 +7,16 @@ use std::time::Duration;
 use plexus_api::service::{Activation, NotActivated};
 use plexus_types::{
     ClusterReport, Cost, FilesFetch, FilesState, Limits, ModelFetch, ModelId, ModelKind, ModelLocation, ModelReport, ModelState,
-    NodeReport, NodeState, NodeSummary, ReplicaReport, ReplicaState,
+    NodeReport, NodeState, NodeSummary, ReplicaReport, ReplicaState, RequestError,
 };
 use tokio::time::Instant;
 
 use super::ClusterView;
 use crate::router::catalogue::MergedModel;
 use crate::router::place::{Site, feasible_on, feasible_sites, no_files, no_return, nowhere};
+
+/// Why a name stands for nothing, and the remedy.
+const UNLISTED: &str = "which no node lists: correct it in [aliases], or add a [[models]] entry";
 
 impl ClusterView {
     /// Every model that some node holds or can hold, by id (CX-20), and those that have a failure to tell. What no node can hold is hidden (CX-21).
@@ -29,7 +32,13 @@ impl ClusterView {
             let state = why.map_or_else(|| model.state.clone(), ModelState::Failed);
             ModelReport { state, ..model }
         };
-        self.merged_models().map(told).collect()
+        let dangling = self.dangling().map(|(alias, target)| {
+            let why = format!("it stands for '{target}', {UNLISTED}");
+            ModelReport { state: ModelState::Failed(why), alias_of: Some(target.clone()), ..self.unlisted(alias, ModelKind::Generate) }
+        });
+        let mut models: Vec<ModelReport> = self.merged_models().map(told).chain(dangling).collect();
+        models.sort_by(|a, b| a.id.cmp(&b.id));
+        models
     }
 
     fn merged_models(&self) -> impl Iterator<Item = ModelReport> {
@@ -84,6 +93,25 @@ impl ClusterView {
             }
         }
         models.into_values()
+    }
+
+    /// Further names of models of which no node tells.
+    fn dangling(&self) -> impl Iterator<Item = (&ModelId, &ModelId)> {
+        self.catalogue.aliases.iter().filter(|(alias, target)| !self.knows(alias) && !self.knows(target))
+    }
+
+    /// Does some node list a model, hold it, or have held it before its link was lost?
+    pub(super) fn knows(&self, model: &ModelId) -> bool {
+        self.catalogue.models.contains_key(model) || self.candidates(model).next().is_some() || self.is_out_of_reach(model)
+    }
+
+    /// Refuses a name that stands for a model of which no node tells.
+    pub fn check_alias(&self, name: &ModelId) -> Result<(), RequestError> {
+        let model = self.resolve(name);
+        if model == name || self.knows(model) {
+            return Ok(());
+        }
+        Err(RequestError::ModelNotFound { model: model.to_string(), alias: Some(name.to_string()) })
     }
 
     /// Is there a place that may hold a model, and where its load has not failed?
@@ -204,10 +232,7 @@ impl ClusterView {
         conflicts.extend(self.catalogue.models.values().filter_map(|model| nowhere(self, model)));
         let loaded: BTreeSet<&ModelId> = self.replicas().map(|one| &one.report.model).collect();
         conflicts.extend(loaded.into_iter().filter_map(|model| no_return(self, model)));
-        let dangling = self.catalogue.aliases.iter().filter(|(_, target)| !self.catalogue.models.contains_key(*target));
-        conflicts.extend(dangling.map(|(alias, target)| {
-            format!("the alias '{alias}' stands for '{target}', which no node lists: correct it in [aliases], or add a [[models]] entry")
-        }));
+        conflicts.extend(self.dangling().map(|(alias, target)| format!("the alias '{alias}' stands for '{target}', {UNLISTED}")));
         let fetches = self.catalogue.models.iter().flat_map(|(model, merged)| {
             let here = merged.fetches().filter(|(node, _)| self.is_up(node));
             here.map(|(node, fetch)| ModelFetch { model: model.clone(), node: node.name.clone(), fetch: fetch.clone() })

@@ -1,15 +1,17 @@
 //! The pages of `plexus cluster status`, `plexus cluster explain` and `plexus models`, as text.
 
 mod models;
+mod sheet;
 
 use std::time::Duration;
 
-use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, TableComponent, presets};
+use comfy_table::{Cell, CellAlignment, Color, Table};
 use plexus_types::{ActorReport, ClusterReport, DeviceReport, NodeReport, NodeState, ReplicaReport, ReplicaState};
 
 use crate::client::NodeActors;
 use crate::commands::terminal::{harmless, wants_colour};
 pub(crate) use models::{explanation_page, models_page};
+use sheet::{Sheet, paragraph};
 
 /// Places of the bar that shows how much of a memory is used.
 const BAR: usize = 10;
@@ -31,22 +33,6 @@ impl Look {
     pub(crate) fn of_stdout() -> Self {
         // A terminal that claims to have no columns has not been told its size.
         Self { colour: wants_colour(), width: Table::new().width().filter(|width| *width >= WIDTH_MIN) }
-    }
-
-    fn table(self, header: &[&'static str]) -> Table {
-        let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_header(header.to_vec());
-        table.set_style(TableComponent::HeaderLines, '─').set_style(TableComponent::MiddleHeaderIntersections, '─');
-        match self.width {
-            Some(width) => table.set_width(width).set_content_arrangement(ContentArrangement::Dynamic),
-            None => table.set_content_arrangement(ContentArrangement::Disabled),
-        };
-        if self.colour {
-            table.enforce_styling()
-        } else {
-            table.force_no_tty()
-        };
-        table
     }
 }
 
@@ -73,7 +59,8 @@ fn number(value: impl ToString) -> Cell {
 pub(crate) fn status_page(cluster: &ClusterReport, actors: &[NodeActors], now_ms: u64, look: Look) -> String {
     let count = cluster.nodes.len();
     let mut parts = vec![format!("cluster {}: {count} node{}", cluster.cluster, if count == 1 { "" } else { "s" })];
-    let warnings: Vec<String> = cluster.conflicts.iter().map(|conflict| format!("warning: {}", harmless(conflict))).collect();
+    let warnings: Vec<String> =
+        cluster.conflicts.iter().map(|conflict| paragraph(&format!("warning: {}", harmless(conflict)), look)).collect();
     if !warnings.is_empty() {
         parts.push(warnings.join("\n"));
     }
@@ -83,7 +70,7 @@ pub(crate) fn status_page(cluster: &ClusterReport, actors: &[NodeActors], now_ms
     }
     if cluster.nodes.iter().any(|node| !node.summary.replicas.is_empty()) {
         parts.push(replicas_table(&cluster.nodes, look));
-        let failures: Vec<String> = cluster.nodes.iter().flat_map(failures).collect();
+        let failures: Vec<String> = cluster.nodes.iter().flat_map(failures).map(|failure| paragraph(&failure, look)).collect();
         if !failures.is_empty() {
             parts.push(failures.join("\n"));
         }
@@ -97,7 +84,8 @@ pub(crate) fn status_page(cluster: &ClusterReport, actors: &[NodeActors], now_ms
 }
 
 fn nodes_table(nodes: &[NodeReport], now_ms: u64, look: Look) -> String {
-    let mut table = look.table(&["NODE", "STATE", "VERSION", "UP", "RTT", "SEEN", "HTTP", "LINK", "GOSSIP"]);
+    let header = ["NODE", "STATE", "VERSION", "UP", "RTT", "SEEN", "HTTP", "LINK", "GOSSIP"];
+    let mut table = Sheet::new(look, &header).spare(&["GOSSIP", "LINK", "VERSION", "UP"]);
     for node in nodes {
         let facts = &node.facts;
         let state = match node.state {
@@ -119,11 +107,11 @@ fn nodes_table(nodes: &[NodeReport], now_ms: u64, look: Look) -> String {
             Cell::new(facts.gossip),
         ]);
     }
-    table.trim_fmt()
+    table.text()
 }
 
 fn devices_table(nodes: &[NodeReport], look: Look) -> String {
-    let mut table = look.table(&["NODE", "DEVICE", "NAME", "MEMORY FOR MODELS"]);
+    let mut table = Sheet::new(look, &["NODE", "DEVICE", "NAME", "MEMORY FOR MODELS"]).spare(&["NAME"]);
     for node in nodes {
         for device in &node.summary.devices {
             table.add_row(vec![
@@ -134,7 +122,7 @@ fn devices_table(nodes: &[NodeReport], look: Look) -> String {
             ]);
         }
     }
-    table.trim_fmt()
+    table.text()
 }
 
 fn memory_bar(device: &DeviceReport) -> String {
@@ -144,20 +132,8 @@ fn memory_bar(device: &DeviceReport) -> String {
 }
 
 fn replicas_table(nodes: &[NodeReport], look: Look) -> String {
-    let mut table = look.table(&[
-        "MODEL",
-        "NODE",
-        "DEVICE",
-        "STATE",
-        "CLASS",
-        "IDLE",
-        "RUNNING",
-        "WAITING",
-        "CONTEXT",
-        "MEMORY",
-        "PREFILL/S",
-        "DECODE/S",
-    ]);
+    let header = ["MODEL", "NODE", "DEVICE", "STATE", "CLASS", "IDLE", "RUNNING", "WAITING", "CONTEXT", "MEMORY", "PREFILL/S", "DECODE/S"];
+    let mut table = Sheet::new(look, &header).spare(&["PREFILL/S", "DECODE/S", "CLASS", "CONTEXT", "IDLE"]);
     let mut rows: Vec<(&NodeReport, &ReplicaReport)> =
         nodes.iter().flat_map(|node| node.summary.replicas.iter().map(move |replica| (node, replica))).collect();
     rows.sort_by(|(a_node, a), (b_node, b)| (&a.model, &a_node.facts.id.name, a.device).cmp(&(&b.model, &b_node.facts.id.name, b.device)));
@@ -185,7 +161,7 @@ fn replicas_table(nodes: &[NodeReport], look: Look) -> String {
             number(speed(load.decode_tokens_per_s)),
         ]);
     }
-    table.trim_fmt()
+    table.text()
 }
 
 /// Why replicas of a node failed.
@@ -201,9 +177,10 @@ fn failures(node: &NodeReport) -> Vec<String> {
 
 fn actors_table(node: &NodeActors, look: Look) -> String {
     if let Some(error) = &node.error {
-        return format!("actors of {}: {}", node.node, harmless(error));
+        return paragraph(&format!("actors of {}: {}", node.node, harmless(error)), look);
     }
-    let mut table = look.table(&["ACTOR", "STATE", "RESTARTS", "WAITING", "STALLED", "LAST ERROR"]);
+    let header = ["ACTOR", "STATE", "RESTARTS", "WAITING", "STALLED", "LAST ERROR"];
+    let mut table = Sheet::new(look, &header).spare(&["STALLED", "WAITING"]).wordy();
     for actor in &node.actors {
         let (depth, label) = place(actor, &node.actors);
         let mood = match actor.state.as_str() {
@@ -211,16 +188,18 @@ fn actors_table(node: &NodeActors, look: Look) -> String {
             "restarting" | "recovering" | "loading" | "draining" => Mood::Passing,
             _ => Mood::Good,
         };
+        // Why it is so, is too long for the column.
+        let (state, why) = actor.state.split_once(": ").unwrap_or((&actor.state, "-"));
         table.add_row(vec![
             Cell::new(format!("{}{label}", "  ".repeat(depth))),
-            state_cell(&actor.state, &mood),
+            state_cell(harmless(state), &mood),
             number(actor.restarts),
             number(actor.waiting),
             number(if actor.stalled.is_zero() { "-".to_owned() } else { fine(actor.stalled) }),
-            Cell::new(actor.last_error.as_deref().map_or_else(|| "-".to_owned(), harmless)),
+            Cell::new(harmless(actor.last_error.as_deref().unwrap_or(why))),
         ]);
     }
-    format!("actors of {}\n{}", node.node, table.trim_fmt())
+    format!("actors of {}\n{}", node.node, table.text())
 }
 
 /// How many of an actor's supervisors are listed, and its path below the nearest of them.

@@ -3,18 +3,24 @@
 use comfy_table::Cell;
 use plexus_types::{Bytes, Explanation};
 
+use super::sheet::{Sheet, paragraph};
 use super::{Look, Mood, fine, known, loading, number, state_cell};
 use crate::client::{ModelEntry, ModelPlace};
 use crate::commands::terminal::harmless;
 
 /// The merged catalogue: one line per replica, the model's name on the first; then why models failed.
 pub(crate) fn models_page(models: &[ModelEntry], look: Look) -> String {
-    let mut table = look.table(&["MODEL", "STATUS", "WHERE", "CONTEXT", "MEMORY", "CAPABILITIES"]);
+    let mut table =
+        Sheet::new(look, &["MODEL", "STATUS", "WHERE", "CONTEXT", "MEMORY", "CAPABILITIES"]).spare(&["CAPABILITIES", "CONTEXT"]);
     for model in models {
         let capabilities = Cell::new(harmless(&model.capabilities.join(", ")));
         if let Some(target) = &model.alias_of {
-            let other_name = Cell::new(format!("alias of {target}"));
-            table.add_row(vec![Cell::new(&model.id), other_name, Cell::new("-"), number("-"), number("-"), capabilities]);
+            // Both names together have room above the row, if not in it.
+            let (id, other_name) = match look.width {
+                Some(_) => (format!("{} = {target}", model.id), "alias".to_owned()),
+                None => (model.id.clone(), format!("alias of {target}")),
+            };
+            table.add_row(vec![Cell::new(id), Cell::new(other_name), Cell::new("-"), number("-"), number("-"), capabilities]);
             continue;
         }
         let status = state_cell(status(model), &mood(&model.status));
@@ -24,24 +30,27 @@ pub(crate) fn models_page(models: &[ModelEntry], look: Look) -> String {
         if places.is_empty() || model.status == "unloaded" {
             let able = match &model.feasible_on[..] {
                 [] => "-".to_owned(),
+                [first, second, more @ ..] if look.width.is_some() && more.len() > 1 => {
+                    format!("on demand: {first}, {second} and {} more", more.len())
+                }
                 nodes => format!("on demand: {}", nodes.join(", ")),
             };
             places.insert(0, (Cell::new(able), number("-")));
         }
         let mut places = places.into_iter();
-        table.add_row(
-            [Cell::new(&model.id), status]
-                .into_iter()
-                .chain(places.next().map(|(at, memory)| [at, context, memory, capabilities]).into_iter().flatten()),
-        );
+        let mut row = vec![Cell::new(&model.id), status];
+        row.extend(places.next().map(|(at, memory)| [at, context, memory, capabilities]).into_iter().flatten());
+        table.add_row(row);
         for (at, memory) in places {
             table.add_row(vec![Cell::new(""), Cell::new(""), at, Cell::new(""), memory]);
         }
     }
-    let own = || models.iter().filter(|model| model.alias_of.is_none());
+    // What is said of a model is not said again of its other names.
+    let is_told = |model: &ModelEntry| model.alias_of.as_ref().is_some_and(|target| models.iter().any(|other| other.id == *target));
+    let own = || models.iter().filter(|model| !is_told(model));
     let warnings = own().filter_map(|model| model.warning.as_ref()).map(|warning| format!("warning: {}", harmless(warning)));
     let below = warnings.chain(own().flat_map(reasons));
-    [table.trim_fmt()].into_iter().chain(below).collect::<Vec<_>>().join("\n\n")
+    [table.text()].into_iter().chain(below.map(|text| paragraph(&text, look))).collect::<Vec<_>>().join("\n\n")
 }
 
 /// Why a model failed; from whom its files come; and where it failed, if it is to be had elsewhere.
@@ -87,12 +96,12 @@ pub(crate) fn explanation_page(explanation: &Explanation, look: Look) -> String 
     let when = if age.is_zero() { String::new() } else { format!(", {} ago", fine(*age)) };
     let head = harmless(&format!("{model}: {decision}{when}"));
     if considered.is_empty() {
-        return head;
+        return paragraph(&head, look);
     }
-    let mut table = look.table(&["", "PLACE", "VERDICT"]);
+    let mut table = Sheet::new(look, &["", "PLACE", "VERDICT"]).wordy();
     for place in considered {
         let mark = if place.chosen { state_cell("*", &Mood::Good) } else { Cell::new("") };
         table.add_row(vec![mark, Cell::new(&place.place), Cell::new(harmless(&place.verdict))]);
     }
-    format!("{head}\n\n{}", table.trim_fmt())
+    format!("{}\n\n{}", paragraph(&head, look), table.text())
 }

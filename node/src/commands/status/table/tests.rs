@@ -63,6 +63,57 @@ fn a_narrow_terminal_gets_no_line_that_is_too_long() {
     assert!(page.lines().all(|line| line.chars().count() <= 110), "{page}");
 }
 
+/// Twelve models with names as people give them, on nodes of theirs.
+fn long_names() -> Vec<String> {
+    let makers = ["unsloth/Qwen3-Coder-30B-A3B-Instruct-GGUF:Q4_K_M", "bartowski/Llama-3.3-70B-Instruct-GGUF:Q8_0", "pip"];
+    (0..12).map(|i| format!("{}-{i}", makers[i % 3])).collect()
+}
+
+fn many_models() -> Vec<ModelEntry> {
+    let nodes = ["workstation", "laptop", "server-1", "server-2", "server-3"];
+    let place = |status: &str| json!({ "node": "workstation", "device": "cuda-0", "status": status, "memory_bytes": 19_456_u64 << 20, "pinned": true, "reason": null });
+    let entry = |(i, id): (usize, &String)| {
+        let status = if i % 2 == 0 { "loaded" } else { "unloaded" };
+        json!({ "id": id, "loaded": i % 2 == 0, "status": status, "max_model_len": 262_144, "feasible_on": nodes,
+                "alias_of": (i == 11).then(|| long_names().swap_remove(0)), "capabilities": ["generate", "tools", "reasoning"],
+                "locations": if i % 2 == 0 { vec![place("loaded"), place("loading")] } else { vec![] } })
+    };
+    serde_json::from_value(long_names().iter().enumerate().map(entry).collect()).unwrap()
+}
+
+/// The cluster with those models loaded, and an actor that says at length why it failed.
+fn busy_cluster() -> (ClusterReport, Vec<NodeActors>) {
+    let (mut cluster, mut actors) = (cluster(), actors());
+    let replica = cluster.nodes[0].summary.replicas[0].clone();
+    cluster.nodes[0].summary.replicas =
+        long_names().iter().map(|id| ReplicaReport { model: id.parse().unwrap(), pinned: true, ..replica.clone() }).collect();
+    cluster.nodes[0].summary.devices[0].name = "AMD Ryzen Threadripper PRO 7995WX 96-Cores".into();
+    let why = "the device gave no memory for 4096 blocks of keys and values although the ledger had promised it";
+    let first = actors[0].actors[0].clone();
+    for id in long_names() {
+        let (path, state) = (format!("node/model/{id}@cuda-0"), format!("failed: {why}"));
+        actors[0].actors.push(ActorReport { path, state, last_error: None, ..first.clone() });
+    }
+    (cluster, actors)
+}
+
+#[test]
+fn tables_with_long_names_fit_terminals_of_80_and_120_columns() {
+    let (cluster, actors) = busy_cluster();
+    for width in [80, 120] {
+        let look = Look { colour: false, width: Some(width) };
+        let (models, status) = (models_page(&many_models(), look), status_page(&cluster, &actors, NOW_MS, look));
+        for page in [&models, &status] {
+            let long = page.lines().find(|line| line.chars().count() > usize::from(width));
+            assert_eq!(long, None, "at {width} columns");
+            for name in &long_names() {
+                assert!(page.contains(name.as_str()), "{name} is whole at {width} columns: {page}");
+            }
+        }
+        assert!(width > 80 || status.contains("no room for"), "what is left out is said: {status}");
+    }
+}
+
 #[test]
 fn only_a_terminal_gets_colours() {
     assert!(!status_page(&cluster(), &actors(), NOW_MS, WIDE).contains('\u{1b}'));
@@ -102,6 +153,24 @@ fn an_explanation_lists_every_place_and_marks_the_chosen_one() {
     ]);
     insta::assert_snapshot!(explanation_page(&explanation(places, 2.5), WIDE));
     assert_eq!(explanation_page(&explanation(json!([]), 0.0), WIDE), "big: it is loaded on n2/cpu-0, for which 'small' goes");
+}
+
+#[test]
+fn long_verdicts_stand_below_their_places() {
+    let why = |node: &str| {
+        format!(
+            "no node that can be reached has /home/{node}/models/unsloth/Qwen3-Coder-30B-A3B-Instruct-Q4_K_M.gguf: check the path, or list it elsewhere"
+        )
+    };
+    let places =
+        ["workstation", "laptop"].map(|node| json!({ "place": format!("{node}/cpu-0"), "verdict": why(node), "chosen": node == "laptop" }));
+    let explained = json!({ "model": "big", "decision": "it cannot be loaded", "considered": places, "age_s": 0.0 });
+    let explained = serde_json::from_value(explained).unwrap();
+    let page = explanation_page(&explained, Look { colour: false, width: Some(80) });
+    assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
+    assert!(page.contains(" *   laptop/cpu-0\n      no node that can be reached has\n      /home/laptop/models/unsloth/"), "{page}");
+    let elsewhere = explanation_page(&explained, WIDE);
+    assert!(elsewhere.contains(&format!("\n      {}\n", why("workstation"))), "whole, on a line of its own: {elsewhere}");
 }
 
 #[test]
