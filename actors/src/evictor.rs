@@ -222,8 +222,31 @@ impl EvictorState {
         {
             metrics::on_eviction(&place.0, &self.args.me);
         }
+        let mut saved = None;
         for effect in self.core.on_event(event, Instant::now()) {
-            self.carry_out(effect);
+            match effect {
+                Effect::KeepPins(pins) => saved = Some(self.args.pins.save(pins)),
+                Effect::Answer { asker, result } => self.answer(asker, result, saved.take()),
+                effect => self.carry_out(effect),
+            }
+        }
+        if let Some(saved) = saved {
+            tokio::spawn(saved); // nobody waits for it
+        }
+    }
+
+    /// Answers once what is to be kept is on the disk, for which nobody else waits.
+    fn answer(&mut self, asker: Asker, result: Result<(), RequestError>, saved: Option<impl Future<Output = ()> + Send + 'static>) {
+        let Some(reply) = self.answers.remove(&asker) else { return };
+        let answer = move || {
+            let _asker_left = reply.send(result);
+        };
+        match saved {
+            None => answer(),
+            Some(saved) => drop(tokio::spawn(async move {
+                saved.await;
+                answer();
+            })),
         }
     }
 
@@ -243,11 +266,7 @@ impl EvictorState {
                 }
             }
             Effect::Forget(asker) => drop(self.rooms.remove(&asker)),
-            Effect::Answer { asker, result } => {
-                if let Some(reply) = self.answers.remove(&asker) {
-                    let _asker_left = reply.send(result);
-                }
-            }
+            Effect::Answer { asker, result } => self.answer(asker, result, None::<std::future::Ready<()>>),
             Effect::Pinned(place, pinned) => {
                 if let Some(model) = self.args.models.get(&place.0, place.1) {
                     model.tell(ModelMsg::Pinned(pinned));
@@ -259,7 +278,7 @@ impl EvictorState {
                     model.tell(ModelMsg::GiveWay(gives_way));
                 }
             }
-            Effect::KeepPins(pins) => self.args.pins.save(&pins), // small, seldom, and before whoever asked is answered
+            Effect::KeepPins(pins) => drop(tokio::spawn(self.args.pins.save(pins))),
             Effect::RestartDevice(device) => {
                 info!(%device, "opened anew, after so many loads and unloads");
                 self.args.node.tell(NodeMsg::Restart(crate::device::path(device)));

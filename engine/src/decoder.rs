@@ -96,8 +96,21 @@ pub(crate) trait LoadTensor {
     type Matrix;
     type Vector;
 
+    /// A matrix of which some rows are there.
+    type Begun;
+
     /// A tensor of two dimensions, in the format in which it is to be held. The name is for errors.
     fn matrix(&self, name: &str, tensor: &TensorView<'_>) -> Result<Self::Matrix, EngineError>;
+
+    /// Goes on with a large tensor by about `bytes` of it. The matrix once all of it is there, until then `begun` is what there is of it. A device
+    /// that takes a matrix only in one go gives it at once.
+    fn some_rows(
+        &self,
+        name: &str,
+        tensor: &TensorView<'_>,
+        begun: &mut Option<Self::Begun>,
+        bytes: usize,
+    ) -> Result<Option<Self::Matrix>, EngineError>;
 
     /// A bias, or the weight of a norm.
     fn vector(&self, values: Vec<f32>) -> Result<Self::Vector, EngineError>;
@@ -106,20 +119,28 @@ pub(crate) trait LoadTensor {
     fn bytes(matrix: &Self::Matrix) -> usize;
 }
 
-/// A decoder whose weights are being read.
+/// Bytes of the embedding or of the output matrix that are read in a part, which takes some milliseconds: either may be as large as ten layers.
+pub(crate) const PART_BYTES: usize = 32 << 20;
+
+/// A decoder whose weights are being read, of matrices `M`, begun ones `B`, and vectors `V`.
 #[derive(Debug)]
-pub(crate) struct Reading<M, V> {
+pub(crate) struct Reading<M, B, V> {
     files: ModelFiles,
+    /// Bytes of a part of a matrix.
+    part_bytes: usize,
+    /// The embedding, or the output matrix, as far as it is there.
+    begun: Option<B>,
     embedding: Option<M>,
     layers: Vec<Layer<M, V>>,
+    head: Option<M>,
     /// Memory of what was read.
     bytes: usize,
 }
 
-impl<M, V> Reading<M, V> {
-    /// Nothing is read yet.
-    pub(crate) fn new(files: ModelFiles) -> Self {
-        Self { files, embedding: None, layers: Vec::new(), bytes: 0 }
+impl<M, B, V> Reading<M, B, V> {
+    /// Nothing is read yet. A part of the embedding and of the output matrix has about `part_bytes`.
+    pub(crate) fn new(files: ModelFiles, part_bytes: usize) -> Self {
+        Self { files, part_bytes, begun: None, embedding: None, layers: Vec::new(), head: None, bytes: 0 }
     }
 
     /// Where it is read from.
@@ -127,22 +148,26 @@ impl<M, V> Reading<M, V> {
         &self.files
     }
 
-    /// Reads the next part, one tensor at a time: the embedding, a layer, or what follows the layers. Then the decoder is whole, and nothing is left
-    /// here.
-    pub(crate) fn read(&mut self, device: &impl LoadTensor<Matrix = M, Vector = V>) -> Result<Option<Decoder<M, V>>, EngineError> {
+    /// Reads the next part, one tensor at a time: some rows of the embedding, a layer, some rows of the output matrix, or what else follows the
+    /// layers. Then the decoder is whole, and nothing is left here.
+    pub(crate) fn read(
+        &mut self,
+        device: &impl LoadTensor<Matrix = M, Begun = B, Vector = V>,
+    ) -> Result<Option<Decoder<M, V>>, EngineError> {
         let config = &self.files.config;
         let reader = Reader { files: &self.files, config, device, bytes: Cell::new(self.bytes) };
         let index = self.layers.len();
         if self.embedding.is_none() {
-            self.embedding = Some(reader.matrix("embedding")?);
+            self.embedding = reader.some_rows("embedding", &mut self.begun, self.part_bytes)?;
         } else if index < config.layers.len() {
             self.layers.push(reader.layer(index)?);
+        } else if self.head.is_none() && !config.tied_embeddings {
+            self.head = reader.some_rows("head", &mut self.begun, self.part_bytes)?;
         } else {
             let norm = reader.norm("norm")?;
-            let head = if config.tied_embeddings { None } else { Some(reader.matrix("head")?) };
             self.files.weights().check_unchanged()?;
             let ropes = config.ropes.iter().map(|rope| Rope::new(rope, config.max_context)).collect();
-            let layers = std::mem::take(&mut self.layers);
+            let (layers, head) = (std::mem::take(&mut self.layers), self.head.take());
             let whole = |embedding| Decoder { config: config.clone(), embedding, layers, norm, head, ropes, bytes: reader.bytes.get() };
             return Ok(self.embedding.take().map(whole));
         }
@@ -182,6 +207,12 @@ impl<M, V, T: LoadTensor<Matrix = M, Vector = V>> Reader<'_, T> {
     fn matrix(&self, name: &str) -> Result<M, EngineError> {
         let matrix = self.device.matrix(name, &self.files.weights().view(name, self.config)?)?;
         self.bytes.update(|bytes| bytes + T::bytes(&matrix));
+        Ok(matrix)
+    }
+
+    fn some_rows(&self, name: &str, begun: &mut Option<T::Begun>, bytes: usize) -> Result<Option<M>, EngineError> {
+        let matrix = self.device.some_rows(name, &self.files.weights().view(name, self.config)?, begun, bytes)?;
+        self.bytes.update(|bytes| bytes + matrix.as_ref().map_or(0, T::bytes));
         Ok(matrix)
     }
 

@@ -72,9 +72,28 @@ fn between_the_parts_of_a_load_other_models_take_their_steps_and_what_is_coming_
         assert_eq!(executor.holds(), held, "it is not there yet");
         assert_eq!(executor.logits(SLOT, &batch).unwrap(), alone);
     }
-    assert_eq!(n_parts, coming.config.layers.len() + 2);
+    assert_eq!(n_parts, coming.config.layers.len() + if coming.config.tied_embeddings { 2 } else { 3 });
     let of_other = executor.logits(other, &batch).unwrap();
     assert_eq!(of_other, cpu(&coming).logits(SLOT, &batch).unwrap());
+}
+
+#[test]
+fn large_matrices_come_in_parts_of_bounded_size_and_change_nothing() {
+    for path in ["llama/llama-bf16.gguf", "llama3_tied/llama3_tied-q8_0.gguf"] {
+        let files = open(path);
+        let mut executor = CpuExecutor::open(CPU, 0.5, Some(2)).unwrap().with_load_parts(1);
+        executor.begin_load(SLOT, &files, KV).unwrap();
+        let mut n_parts = 1;
+        while !executor.load_part(SLOT).unwrap() {
+            n_parts += 1;
+        }
+        let config = &files.config;
+        let of_matrix = config.vocab_size.div_ceil(16); // sixteen rows are the least
+        assert_eq!(n_parts, of_matrix * if config.tied_embeddings { 1 } else { 2 } + config.layers.len() + 1, "{path}");
+        let mut batch = Batch::default();
+        batch.push(&prompt(20), 0, &blocks(&[3, 9]), draw(5, 0));
+        assert_eq!(executor.logits(SLOT, &batch).unwrap(), cpu(&files).logits(SLOT, &batch).unwrap(), "{path}");
+    }
 }
 
 #[test]

@@ -16,6 +16,6 @@ pub mod team;
 
 pub use format::Format;
 pub use isa::Isa;
-pub use matrix::{LoadError, Matrix, MatrixError, Product, multiply};
+pub use matrix::{LoadError, Loading, Matrix, MatrixError, Product, multiply};
 pub use rows::{Activations, Forms};
 pub use team::Team;

@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "threads pack into one buffer, each its tiles")]
 
 mod layout;
+mod loading;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
@@ -18,17 +19,14 @@ mod words;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use crate::format::{Format, dequantize, quantize};
+use crate::format::Format;
 use crate::memory::Buffer;
-use crate::team::{SharedMut, Team};
+use crate::team::Team;
 use layout::{Layout, TILE_ROWS};
+pub use loading::Loading;
 pub use product::{Product, multiply, multiply_as};
 use std::convert::Infallible;
 use std::ops::Range;
-use std::sync::{Mutex, OnceLock, PoisonError};
-
-/// Bytes that a thread reads and packs at once: they stay in its second cache on the way.
-const TASK_BYTES: usize = 256 << 10;
 
 /// Why bytes are no matrix.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -118,52 +116,9 @@ impl Matrix {
         team: &Team,
         read: &ReadRows<'_, E>,
     ) -> Result<Self, LoadError<E>> {
-        let bytes_of = |format: Format| format.row_bytes(columns).ok_or(MatrixError::Columns { format, columns });
-        let (from_row, to_row) = (bytes_of(from)?, bytes_of(to)?);
-        let layout = Layout::of(to);
-        let tile_bytes = layout.n_blocks(columns) * layout.tile;
-        let n_tiles = rows.div_ceil(TILE_ROWS);
-        let bytes = n_tiles.checked_mul(tile_bytes).ok_or(MatrixError::Memory { bytes: usize::MAX })?;
-        let mut data = Buffer::new(bytes).ok_or(MatrixError::Memory { bytes })?;
-        let start = SharedMut(data.as_mut_ptr());
-        let per_task = (TASK_BYTES / tile_bytes.max(1)).max(1);
-        let rooms: Vec<Mutex<Room>> = (0..team.n_threads()).map(|_| Mutex::default()).collect();
-        let failed = OnceLock::new();
-        team.run_on(n_tiles.div_ceil(per_task), &|thread, task| {
-            let mut room = rooms[thread].lock().unwrap_or_else(PoisonError::into_inner);
-            let Room { read: bytes, numbers, converted } = &mut *room;
-            let tiles = task * per_task..n_tiles.min((task + 1) * per_task);
-            let rows = tiles.start * TILE_ROWS..rows.min(tiles.end * TILE_ROWS);
-            bytes.resize(rows.len() * from_row, 0);
-            if failed.get().is_some() {
-                return;
-            }
-            if let Err(error) = read(rows.clone(), bytes) {
-                let _another_failed_first = failed.set(error);
-                return;
-            }
-            let bytes = if from == to {
-                &*bytes
-            } else {
-                converted.resize(rows.len() * to_row, 0);
-                // Two rows at a time, so that blocks come in pairs.
-                for (rows, out) in bytes.chunks((2 * from_row).max(1)).zip(converted.chunks_mut((2 * to_row).max(1))) {
-                    numbers.resize(rows.len() / from_row.max(1) * columns, 0.0);
-                    dequantize(from, rows, numbers);
-                    quantize(to, numbers, out);
-                }
-                &*converted
-            };
-            for (tile, bytes) in tiles.zip(bytes.chunks((TILE_ROWS * to_row).max(1))) {
-                // SAFETY: tile by tile, each in one task; the buffer is `n_tiles` tiles long and not used before the team is done.
-                let out = unsafe { std::slice::from_raw_parts_mut(start.get().add(tile * tile_bytes), tile_bytes) };
-                pack::pack(layout, to_row, bytes, out);
-            }
-        });
-        match failed.into_inner() {
-            Some(error) => Err(LoadError::Read(error)),
-            None => Ok(Self { format: to, rows, columns, layout, data }),
-        }
+        let mut loading = Loading::new(from, to, rows, columns)?;
+        loading.read(usize::MAX, team, read).map_err(LoadError::Read)?;
+        Ok(loading.so_far())
     }
 
     /// Rows: numbers in a row of a product.
@@ -204,13 +159,4 @@ impl Matrix {
         let tile = &self.data.as_slice()[row / TILE_ROWS * tile_bytes..][..tile_bytes];
         self.layout.dequantize_row(tile, row % TILE_ROWS, out);
     }
-}
-
-/// What a thread works in while it loads.
-#[derive(Debug, Default)]
-struct Room {
-    read: Vec<u8>,
-    /// Two rows.
-    numbers: Vec<f32>,
-    converted: Vec<u8>,
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use plexus_store::write_whole;
 use plexus_types::ModelId;
@@ -14,19 +15,39 @@ use tracing::warn;
 /// By model: pinned by hand, or unpinned though its entry pins it.
 pub type Pins = BTreeMap<ModelId, bool>;
 
-/// Where pins are kept. Without a place they go with the process.
+/// Where pins are kept. Without a place they go with the process. Cheap to clone, and all clones are one.
 #[derive(Debug, Clone, Default)]
-pub struct PinsFile(Option<PathBuf>);
+pub struct PinsFile(Option<Arc<Kept>>);
+
+#[derive(Debug)]
+struct Kept {
+    path: PathBuf,
+    newest: Mutex<Option<Saving>>,
+    /// The number of what was written last. Held while something is.
+    written: Mutex<u64>,
+}
+
+/// Pins that are to be written, numbered in the order in which they were given.
+#[derive(Debug, Clone)]
+struct Saving {
+    number: u64,
+    pins: Pins,
+}
 
 impl PinsFile {
     /// Kept in this file.
     pub fn at(path: PathBuf) -> Self {
-        Self(Some(path))
+        Self(Some(Arc::new(Kept { path, newest: Mutex::default(), written: Mutex::default() })))
     }
 
-    /// What was kept. A file that cannot be read as pins is ignored, with a warning: what the catalogue says counts then.
+    /// What was kept, whether it is written already or not. A file that cannot be read as pins is ignored, with a warning: what the catalogue says
+    /// counts then.
     pub fn load(&self) -> Pins {
-        let Some(path) = &self.0 else { return Pins::new() };
+        let Some(kept) = &self.0 else { return Pins::new() };
+        if let Some(saving) = kept.newest() {
+            return saving.pins;
+        }
+        let path = &kept.path;
         let read = match fs::read_to_string(path) {
             Ok(text) => parse(&text).ok_or_else(|| io::Error::other("it has a line that is no pin")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Pins::new(),
@@ -38,11 +59,40 @@ impl PinsFile {
         })
     }
 
-    /// Keeps them, whole or not at all. One that cannot be written is a warning: the pins hold for as long as the process runs.
-    pub fn save(&self, pins: &Pins) {
-        let Some(path) = &self.0 else { return };
-        if let Err(error) = write_whole(path, written(pins).as_bytes()) {
-            warn!(file = %path.display(), %error, "what is pinned by hand cannot be kept over a restart");
+    /// Keeps them, whole or not at all: at once for [`Self::load`], and over a restart once the result is there, which waits for the disk on a thread
+    /// for that. Of several under way the last one counts, in whatever order they get their turn. What cannot be written is a warning: the pins hold
+    /// for as long as the process runs.
+    pub fn save(&self, pins: Pins) -> impl Future<Output = ()> + Send + use<> {
+        let kept = self.0.clone();
+        if let Some(kept) = &kept {
+            kept.note(pins);
+        }
+        async move {
+            let Some(kept) = kept else { return };
+            let written = tokio::task::spawn_blocking(move || kept.write()).await;
+            written.unwrap_or_else(|error| warn!(%error, "what is pinned by hand may not be kept over a restart"));
+        }
+    }
+}
+
+impl Kept {
+    fn newest(&self) -> Option<Saving> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, pins: Pins) {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = newest.as_ref().map_or(0, |saving| saving.number) + 1;
+        *newest = Some(Saving { number, pins });
+    }
+
+    /// Writes the newest pins, unless another has.
+    fn write(&self) {
+        let mut last = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Saving { number, pins }) = self.newest().filter(|saving| saving.number > *last) else { return };
+        match write_whole(&self.path, written(&pins).as_bytes()) {
+            Ok(()) => *last = number,
+            Err(error) => warn!(file = %self.path.display(), %error, "what is pinned by hand cannot be kept over a restart"),
         }
     }
 }
@@ -69,23 +119,43 @@ fn parse(text: &str) -> Option<Pins> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn pins_are_kept_and_a_damaged_file_is_as_none() {
+    #[tokio::test]
+    async fn pins_are_kept_and_a_damaged_file_is_as_none() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("n1.pins");
         let file = PinsFile::at(path.clone());
         assert_eq!(file.load(), Pins::new());
         let pins = Pins::from([("a/b:q4".parse().unwrap(), true), ("c".parse().unwrap(), false)]);
-        file.save(&pins);
+        file.save(pins.clone()).await;
         assert_eq!(PinsFile::at(path.clone()).load(), pins);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
         for damaged in ["pinned a\nunpinn", "pinned a\nunpinned c", "a\n", "pinned not an id\n", "\u{0}\n"] {
             fs::write(&path, damaged).unwrap();
-            assert_eq!(file.load(), Pins::new(), "{damaged}");
+            assert_eq!(PinsFile::at(path.clone()).load(), Pins::new(), "{damaged}");
+            assert_eq!(file.load(), pins, "another life of the actor knows what was kept before");
         }
-        file.save(&pins);
-        assert_eq!(file.load(), pins);
-        PinsFile::default().save(&pins);
+        file.save(pins.clone()).await;
+        assert_eq!(PinsFile::at(path).load(), pins);
+        PinsFile::default().save(pins).await;
         assert_eq!(PinsFile::default().load(), Pins::new());
+    }
+
+    #[tokio::test]
+    async fn of_several_that_are_saved_at_once_the_last_counts_whoever_gets_the_disk_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("n1.pins");
+        let file = PinsFile::at(path.clone());
+        let pins = |n: usize| Pins::from([(format!("m{n}").parse().unwrap(), true)]);
+        let mut saving: Vec<_> = (0..16).map(|n| file.save(pins(n))).collect();
+        assert_eq!(file.load(), pins(15), "before any is written");
+        saving.reverse();
+        for saved in saving {
+            saved.await;
+            assert_eq!(PinsFile::at(path.clone()).load(), pins(15));
+        }
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        file.save(pins(16)).await;
+        assert_eq!(file.load(), pins(16), "they hold though they cannot be written");
     }
 }

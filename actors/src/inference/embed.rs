@@ -332,7 +332,8 @@ mod tests {
         assert!(begun.on_sent(&replica("a"), None), "nothing is known to differ");
         assert!(begun.on_sent(&replica("b"), digest(1)) && begun.on_sent(&replica("c"), digest(1)));
         assert!(!begun.on_sent(&replica("d"), digest(2)));
-        assert_eq!((begun.sent().to.len(), begun.sent().files), (3, digest(1)), "and it is not sent there");
+        let sent = begun.sent();
+        assert_eq!((sent.to.len(), sent.files), (3, digest(1)), "and it is not sent there");
     }
 
     #[test]

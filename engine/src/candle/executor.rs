@@ -10,6 +10,7 @@ use super::cache::KvCache;
 use super::decoder::Decoder;
 use super::load::{Loader, Reading, check_formats};
 use crate::batch::{Batch, BatchOutput};
+use crate::decoder::PART_BYTES;
 use crate::embed::{EmbedWork, Readout};
 use crate::error::EngineError;
 use crate::executor::{DeviceDescription, Executor, GpuDescription, Held, KvPlan, Slot};
@@ -121,7 +122,7 @@ impl Executor for CandleExecutor {
         if free_memory(self.description.id).is_some_and(|free| free < footprint) {
             return Err(EngineError::Refused { needed: footprint }); // other programs have it
         }
-        self.loads.insert(slot, Load { reading: Reading::new(files.clone()), plan: kv, footprint, readout });
+        self.loads.insert(slot, Load { reading: Reading::new(files.clone(), PART_BYTES), plan: kv, footprint, readout });
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! The weights of a decoder, brought onto a device.
 
+use std::convert::Infallible;
+
 use candle_core::{Device, Tensor};
 
 use super::matrix::{Matrix, has_format};
@@ -7,7 +9,7 @@ use crate::decoder::{self, LoadTensor};
 use crate::error::EngineError;
 use crate::model::{ModelFiles, TensorView};
 
-pub(super) type Reading = decoder::Reading<Matrix, Tensor>;
+pub(super) type Reading = decoder::Reading<Matrix, Infallible, Tensor>;
 
 /// Errors: [`EngineError::Unsupported`] names a format that candle lacks.
 pub(super) fn check_formats(files: &ModelFiles) -> Result<(), EngineError> {
@@ -28,10 +30,21 @@ pub(super) struct Loader<'a> {
 
 impl LoadTensor for Loader<'_> {
     type Matrix = Matrix;
+    type Begun = Infallible;
     type Vector = Tensor;
 
     fn matrix(&self, _name: &str, tensor: &TensorView<'_>) -> Result<Matrix, EngineError> {
         Matrix::new(tensor, self.device, self.failed)
+    }
+
+    fn some_rows(
+        &self,
+        name: &str,
+        tensor: &TensorView<'_>,
+        _begun: &mut Option<Infallible>,
+        _bytes: usize,
+    ) -> Result<Option<Matrix>, EngineError> {
+        self.matrix(name, tensor).map(Some) // candle makes a tensor of all its bytes
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Tensor, EngineError> {

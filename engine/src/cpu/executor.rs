@@ -10,6 +10,7 @@ use plexus_types::{Bytes, DeviceId};
 use super::buffers::Buffers;
 use super::weights::{Decoder, Loader, Reading};
 use crate::batch::{Batch, BatchOutput};
+use crate::decoder::PART_BYTES;
 use crate::embed::{EmbedWork, Readout};
 use crate::error::EngineError;
 use crate::executor::{DeviceDescription, Executor, Held, KvPlan, Slot};
@@ -28,6 +29,8 @@ pub struct CpuExecutor {
     single: Team,
     models: HashMap<Slot, Resident>,
     loads: HashMap<Slot, Load>,
+    /// Bytes of a large matrix that are read in a part of a load.
+    part_bytes: usize,
 }
 
 /// A model that is being read.
@@ -75,6 +78,7 @@ impl CpuExecutor {
             single: team(1)?,
             models: HashMap::new(),
             loads: HashMap::new(),
+            part_bytes: PART_BYTES,
         })
     }
 
@@ -82,6 +86,13 @@ impl CpuExecutor {
     #[must_use]
     pub fn with_memory(mut self, memory: Bytes) -> Self {
         self.description.memory_total = memory;
+        self
+    }
+
+    /// The same, with so many bytes of a large matrix in a part of a load: fewer than otherwise hold up others less, and take longer together.
+    #[must_use]
+    pub fn with_load_parts(mut self, bytes: usize) -> Self {
+        self.part_bytes = bytes;
         self
     }
 
@@ -135,7 +146,7 @@ impl Executor for CpuExecutor {
         let coming = self.loads.iter().map(|(slot, load)| (*slot, load.reading.files().footprint(load.plan)));
         self.description.admit(slot, files.footprint(kv), resident.chain(coming))?;
         let readout = files.readout()?;
-        self.loads.insert(slot, Load { reading: Reading::new(files.clone()), plan: kv, readout });
+        self.loads.insert(slot, Load { reading: Reading::new(files.clone(), self.part_bytes), plan: kv, readout });
         Ok(())
     }
 

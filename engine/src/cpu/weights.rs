@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use plexus_kernels::norm::{layer_norm, rms_norm};
-use plexus_kernels::{Forms, LoadError, Matrix, MatrixError, Team};
+use plexus_kernels::{Forms, Loading, Matrix, MatrixError, Team};
 use plexus_types::Bytes;
 
 use crate::decoder::{self, LoadTensor};
@@ -12,7 +12,7 @@ use crate::error::EngineError;
 use crate::model::TensorView;
 
 pub(super) type Decoder = decoder::Decoder<Matrix, Vec<f32>>;
-pub(super) type Reading = decoder::Reading<Matrix, Vec<f32>>;
+pub(super) type Reading = decoder::Reading<Matrix, Loading, Vec<f32>>;
 pub(super) type Layer = decoder::Layer<Matrix, Vec<f32>>;
 pub(super) type Network = decoder::Network<Matrix, Vec<f32>>;
 pub(super) type Experts = decoder::Experts<Matrix, Vec<f32>>;
@@ -25,19 +25,41 @@ pub(super) struct Loader<'a> {
     pub(super) team: &'a Team,
 }
 
+impl Loader<'_> {
+    fn begin(&self, name: &str, tensor: &TensorView<'_>) -> Result<Loading, EngineError> {
+        let malformed = |reason: String| EngineError::malformed(self.path, reason);
+        let [rows, columns] = *tensor.shape else { return Err(malformed(format!("tensor {name:?} is no matrix"))) };
+        Loading::new(tensor.format, tensor.held, rows, columns).map_err(|error| match error {
+            MatrixError::Memory { bytes } => EngineError::Refused { needed: Bytes(bytes as u64) },
+            error => malformed(format!("tensor {name:?}: {error}")),
+        })
+    }
+}
+
 impl LoadTensor for Loader<'_> {
     type Matrix = Matrix;
+    type Begun = Loading;
     type Vector = Vec<f32>;
 
     fn matrix(&self, name: &str, tensor: &TensorView<'_>) -> Result<Matrix, EngineError> {
-        let malformed = |reason: String| EngineError::malformed(self.path, reason);
-        let [rows, columns] = *tensor.shape else { return Err(malformed(format!("tensor {name:?} is no matrix"))) };
-        let read = |rows: Range<usize>, out: &mut [u8]| tensor.read(rows, out);
-        Matrix::load(tensor.format, tensor.held, rows, columns, self.team, &read).map_err(|error| match error {
-            LoadError::Matrix(MatrixError::Memory { bytes }) => EngineError::Refused { needed: Bytes(bytes as u64) },
-            LoadError::Matrix(error) => malformed(format!("tensor {name:?}: {error}")),
-            LoadError::Read(error) => error,
-        })
+        let mut loading = self.begin(name, tensor)?;
+        loading.read(usize::MAX, self.team, &|rows: Range<usize>, out: &mut [u8]| tensor.read(rows, out))?;
+        Ok(loading.so_far())
+    }
+
+    fn some_rows(
+        &self,
+        name: &str,
+        tensor: &TensorView<'_>,
+        begun: &mut Option<Loading>,
+        bytes: usize,
+    ) -> Result<Option<Matrix>, EngineError> {
+        let mut loading = begun.take().map_or_else(|| self.begin(name, tensor), Ok)?;
+        if loading.read(bytes, self.team, &|rows: Range<usize>, out: &mut [u8]| tensor.read(rows, out))? {
+            return Ok(Some(loading.so_far()));
+        }
+        *begun = Some(loading);
+        Ok(None)
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>, EngineError> {

@@ -3,6 +3,7 @@
 mod robustness;
 
 use super::*;
+use crate::format::{dequantize, quantize};
 use crate::isa::Isa;
 use crate::rows::{Activations, Form, Forms};
 use crate::simd::OpsIsa;
