@@ -428,7 +428,15 @@ async fn pull(profile: &ModelProfile, shelf: &Shelf, view: &SharedView, address:
             retry_after: Duration::from_secs(60),
         })?;
     }
-    Ok(())
+    let (model, shelf) = (profile.clone(), shelf.clone());
+    let opened = tokio::task::spawn_blocking(move || shelf.open(&model).map(drop)).await;
+    let why = match opened {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(OpenError::Refused(why) | OpenError::Unreadable(why))) => why,
+        Err(panicked) => panicked.to_string(),
+    };
+    let message = format!("the files of the model '{}' are here, but cannot be served: {why}; delete them and pull it again", profile.id);
+    Err(RequestError::Unservable { message })
 }
 
 /// Opens a model's files, if they are here, whose fingerprint is this. Blocks.

@@ -166,8 +166,8 @@ impl Actor for EvictorActor {
         let event = match message {
             EvictorMsg::DeviceUp(device) => Event::DeviceUp { id: device.id, name: device.name, total: device.memory_total },
             EvictorMsg::Load(order, reply) => {
-                let LoadOrder { profile, device, facts } = *order;
-                Event::Load { profile: Box::new(profile), device, facts, asker: state.ask(reply) }
+                let LoadOrder { profile, device, facts, in_turn } = *order;
+                Event::Load { profile: Box::new(profile), device, facts, in_turn, asker: state.ask(reply) }
             }
             EvictorMsg::Room { place, lease, needs, reply } => {
                 state.next_asker += 1;
@@ -236,18 +236,24 @@ impl EvictorState {
     }
 
     /// Answers once what is to be kept is on the disk, for which nobody else waits.
-    fn answer(&mut self, asker: Asker, result: Result<(), RequestError>, saved: Option<impl Future<Output = ()> + Send + 'static>) {
+    fn answer(
+        &mut self,
+        asker: Asker,
+        result: Result<(), RequestError>,
+        saved: Option<impl Future<Output = Result<(), String>> + Send + 'static>,
+    ) {
         let Some(reply) = self.answers.remove(&asker) else { return };
-        let answer = move || {
+        let Some(saved) = saved else {
             let _asker_left = reply.send(result);
+            return;
         };
-        match saved {
-            None => answer(),
-            Some(saved) => drop(tokio::spawn(async move {
-                saved.await;
-                answer();
-            })),
-        }
+        tokio::spawn(async move {
+            let kept = saved.await.map_err(|why| {
+                let message = format!("it is so until this node is started again, and cannot be kept over that: {why}");
+                RequestError::Internal { message }
+            });
+            let _asker_left = reply.send(result.and(kept));
+        });
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -266,7 +272,7 @@ impl EvictorState {
                 }
             }
             Effect::Forget(asker) => drop(self.rooms.remove(&asker)),
-            Effect::Answer { asker, result } => self.answer(asker, result, None::<std::future::Ready<()>>),
+            Effect::Answer { asker, result } => self.answer(asker, result, None::<std::future::Ready<Result<(), String>>>),
             Effect::Pinned(place, pinned) => {
                 if let Some(model) = self.args.models.get(&place.0, place.1) {
                     model.tell(ModelMsg::Pinned(pinned));

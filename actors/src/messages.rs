@@ -66,6 +66,8 @@ pub struct LoadOrder {
     pub device: DeviceId,
     /// What its files say, if somebody knows.
     pub facts: Option<ModelFacts>,
+    /// It has waited for others to become idle: it queues there for its turn, though there is no room yet.
+    pub in_turn: bool,
 }
 
 /// The answer to a [`Question`], variant by variant.

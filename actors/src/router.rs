@@ -76,6 +76,8 @@ pub struct RouterArgs {
     pub policy: EvictionPolicy,
     /// Devices that this node was started with.
     pub n_devices: usize,
+    /// Was it told of others to join?
+    pub has_seeds: bool,
 }
 
 /// Where a request goes.

@@ -169,8 +169,8 @@ impl EvictorCore {
                 self.publish(&mut out);
                 self.advance(id, now, &mut out);
             }
-            Event::Load { profile, device, facts, asker } => {
-                let result = self.on_load(profile, device, facts.as_ref(), now, &mut out);
+            Event::Load { profile, device, facts, in_turn, asker } => {
+                let result = self.on_load(profile, device, facts.as_ref(), in_turn, now, &mut out);
                 out.push(Effect::Answer { asker, result });
             }
             Event::Room { place, lease, needs, asker } => {
@@ -216,6 +216,7 @@ impl EvictorCore {
         mut profile: Box<ModelProfile>,
         device: DeviceId,
         facts: Option<&ModelFacts>,
+        in_turn: bool,
         now: Instant,
         out: &mut Vec<Effect>,
     ) -> Result<(), RequestError> {
@@ -240,10 +241,13 @@ impl EvictorCore {
         if let Some(facts) = facts {
             let needs = needs_of(&profile, facts, device);
             let occupants = self.ledger.occupants(device, &profile.id, now);
-            plan_eviction(total, &occupants, &needs, profile.residency_priority, &self.config.policy).map_err(|no_room| {
+            let room = plan_eviction(total, &occupants, &needs, profile.residency_priority, &self.config.policy);
+            if let Err(no_room) = room
+                && !(in_turn && no_room.may_pass())
+            {
                 self.n_refused += 1;
-                no_room_error(&profile.id, device, &no_room)
-            })?;
+                return Err(no_room_error(&profile.id, device, &no_room));
+            }
         }
         if self.hosted.remove(&place).is_some() {
             out.push(Effect::Dismiss(place.clone(), self.last_ask)); // the one that failed, and not the one that follows

@@ -62,15 +62,15 @@ impl PinsFile {
     /// Keeps them, whole or not at all: at once for [`Self::load`], and over a restart once the result is there, which waits for the disk on a thread
     /// for that. Of several under way the last one counts, in whatever order they get their turn. What cannot be written is a warning: the pins hold
     /// for as long as the process runs.
-    pub fn save(&self, pins: Pins) -> impl Future<Output = ()> + Send + use<> {
+    pub fn save(&self, pins: Pins) -> impl Future<Output = Result<(), String>> + Send + use<> {
         let kept = self.0.clone();
         if let Some(kept) = &kept {
             kept.note(pins);
         }
         async move {
-            let Some(kept) = kept else { return };
+            let Some(kept) = kept else { return Ok(()) };
             let written = tokio::task::spawn_blocking(move || kept.write()).await;
-            written.unwrap_or_else(|error| warn!(%error, "what is pinned by hand may not be kept over a restart"));
+            written.unwrap_or_else(|panicked| Err(panicked.to_string()))
         }
     }
 }
@@ -87,13 +87,15 @@ impl Kept {
     }
 
     /// Writes the newest pins, unless another has.
-    fn write(&self) {
+    fn write(&self) -> Result<(), String> {
         let mut last = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Saving { number, pins }) = self.newest().filter(|saving| saving.number > *last) else { return };
-        match write_whole(&self.path, written(&pins).as_bytes()) {
-            Ok(()) => *last = number,
-            Err(error) => warn!(file = %self.path.display(), %error, "what is pinned by hand cannot be kept over a restart"),
-        }
+        let Some(Saving { number, pins }) = self.newest().filter(|saving| saving.number > *last) else { return Ok(()) };
+        write_whole(&self.path, written(&pins).as_bytes()).map_err(|error| {
+            warn!(file = %self.path.display(), %error, "what is pinned by hand cannot be kept over a restart");
+            format!("{}: {error}", self.path.display())
+        })?;
+        *last = number;
+        Ok(())
     }
 }
 
@@ -126,7 +128,7 @@ mod tests {
         let file = PinsFile::at(path.clone());
         assert_eq!(file.load(), Pins::new());
         let pins = Pins::from([("a/b:q4".parse().unwrap(), true), ("c".parse().unwrap(), false)]);
-        file.save(pins.clone()).await;
+        file.save(pins.clone()).await.unwrap();
         assert_eq!(PinsFile::at(path.clone()).load(), pins);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
         for damaged in ["pinned a\nunpinn", "pinned a\nunpinned c", "a\n", "pinned not an id\n", "\u{0}\n"] {
@@ -134,9 +136,9 @@ mod tests {
             assert_eq!(PinsFile::at(path.clone()).load(), Pins::new(), "{damaged}");
             assert_eq!(file.load(), pins, "another life of the actor knows what was kept before");
         }
-        file.save(pins.clone()).await;
+        file.save(pins.clone()).await.unwrap();
         assert_eq!(PinsFile::at(path).load(), pins);
-        PinsFile::default().save(pins).await;
+        PinsFile::default().save(pins).await.unwrap();
         assert_eq!(PinsFile::default().load(), Pins::new());
     }
 
@@ -150,12 +152,13 @@ mod tests {
         assert_eq!(file.load(), pins(15), "before any is written");
         saving.reverse();
         for saved in saving {
-            saved.await;
+            saved.await.unwrap();
             assert_eq!(PinsFile::at(path.clone()).load(), pins(15));
         }
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
-        file.save(pins(16)).await;
+        let why = file.save(pins(16)).await.unwrap_err();
+        assert!(why.contains("n1.pins"), "{why}");
         assert_eq!(file.load(), pins(16), "they hold though they cannot be written");
     }
 }

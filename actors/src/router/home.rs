@@ -19,6 +19,10 @@ use crate::messages::{Ensure, LoadOrder};
 const ORDER_SHOWS: Duration = Duration::from_secs(5);
 /// A replica beyond the first that nobody has used for so long goes.
 pub(super) const SPARE_IDLE: Duration = Duration::from_secs(60);
+/// A model that has waited for so long for others to become idle queues for its turn where they are used.
+const QUEUES_AFTER: Duration = Duration::from_secs(2);
+/// Those who wait for a model ask again within this.
+const ASKS_WITHIN: Duration = Duration::from_secs(2);
 /// A spare replica that was told to go and is there for so long stays.
 const SPARE_GOES: Duration = Duration::from_secs(30);
 
@@ -51,6 +55,8 @@ pub struct Home {
     orders: BTreeMap<ModelId, Order>,
     /// Spare replicas that were told to go, and when.
     sparing: BTreeMap<ReplicaId, Instant>,
+    /// Models for which there is no room until others are idle: since when somebody asks for them, and when somebody did last.
+    waiting: BTreeMap<ModelId, (Instant, Instant)>,
 }
 
 #[derive(Debug)]
@@ -80,6 +86,13 @@ struct Wanted {
     may_displace: bool,
     by_hand: bool,
     askers: Vec<Asker>,
+}
+
+impl Wanted {
+    /// Tells those who asked that it is loaded nowhere.
+    fn unplaced(self, why: &Unplaced) -> Vec<Effect> {
+        self.askers.into_iter().map(|asker| Effect::Answer { asker, result: Err(Box::new(why.clone())) }).collect()
+    }
 }
 
 /// The node that decides where a model is loaded.
@@ -128,7 +141,7 @@ impl Home {
         }
         // A replica beyond the first takes room that is there, and nobody's.
         let order = Wanted { refused: Vec::new(), may_displace: *replicas <= 1, by_hand: *by_hand, askers: vec![asker] };
-        self.order(view, model, order)
+        self.order(view, model, order, now)
     }
 
     /// The node that was told to load a model says that it has begun, or why not.
@@ -136,7 +149,7 @@ impl Home {
         let Some(order) = self.orders.remove(model) else { return Vec::new() };
         match result {
             Ok(()) => self.begun(model, order, now),
-            Err(error) => self.refused(view, model, order, error.to_string(), may_pass(&error)),
+            Err(error) => self.refused(view, model, order, error.to_string(), may_pass(&error), now),
         }
     }
 
@@ -156,24 +169,33 @@ impl Home {
         effects
     }
 
-    fn refused(&mut self, view: &ClusterView, model: &ModelId, order: Order, why: String, may_pass: bool) -> Vec<Effect> {
+    fn refused(&mut self, view: &ClusterView, model: &ModelId, order: Order, why: String, may_pass: bool, now: Instant) -> Vec<Effect> {
         let mut wanted = order.wanted;
         wanted.refused.push(Refusal { site: order.site, why, may_pass });
-        self.order(view, model, wanted)
+        self.order(view, model, wanted, now)
     }
 
-    fn order(&mut self, view: &ClusterView, model: &ModelId, wanted: Wanted) -> Vec<Effect> {
+    fn order(&mut self, view: &ClusterView, model: &ModelId, wanted: Wanted, now: Instant) -> Vec<Effect> {
         let ordered: Vec<(Site, ModelId)> = self.orders.iter().map(|(model, order)| (order.site.clone(), model.clone())).collect();
         let Wanted { refused, may_displace, by_hand, .. } = &wanted;
         let want = Want { refused, ordered: &ordered, may_displace: *may_displace, by_hand: *by_hand, ..Want::new(model) };
-        match place(view, &want, &self.policy) {
+        let waits_since =
+            self.waiting.get(model).filter(|(_, last)| now.saturating_duration_since(*last) < ASKS_WITHIN).map(|(first, _)| *first);
+        let in_turn = waits_since.is_some_and(|since| now.saturating_duration_since(since) >= QUEUES_AFTER);
+        match place(view, &Want { in_turn, ..want }, &self.policy) {
             Ok(placement) => {
                 let effect = Effect::Order { node: placement.site.0.clone(), order: Box::new(placement.order) };
                 let order = Order { site: placement.site, explanation: placement.explanation, wanted, stage: Stage::Given };
                 self.orders.insert(model.clone(), order);
+                self.waiting.remove(model);
                 vec![effect]
             }
-            Err(unplaced) => wanted.askers.into_iter().map(|asker| Effect::Answer { asker, result: Err(unplaced.clone()) }).collect(),
+            Err(unplaced) if may_pass(&unplaced.error) => {
+                self.waiting.retain(|_, (_, last)| now.saturating_duration_since(*last) < ASKS_WITHIN);
+                self.waiting.insert(model.clone(), (waits_since.unwrap_or(now), now));
+                wanted.unplaced(&unplaced)
+            }
+            Err(unplaced) => wanted.unplaced(&unplaced),
         }
     }
 
@@ -191,7 +213,7 @@ impl Home {
             if shows(view, &model, &order.site) {
                 effects.push((model.clone(), self.begun(&model, order, now)));
             } else if is_over {
-                effects.push((model.clone(), self.refused(view, &model, order, why, true)));
+                effects.push((model.clone(), self.refused(view, &model, order, why, true, now)));
             } else {
                 self.orders.insert(model, order);
             }

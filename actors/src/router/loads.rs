@@ -1,10 +1,11 @@
 //! Models that are wanted and not loaded: what the router asks of homes, orders as a home, and loads by itself.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
 
 use plexus_api::service::Place;
-use plexus_types::{Explanation, FilesState, ModelId, NodeId, ReplicaState, RequestError};
+use plexus_types::{Explanation, FilesState, ModelId, NodeId, NodeName, ReplicaState, RequestError};
 use ractor::RpcReplyPort;
 use ractor::concurrency::oneshot;
 use tokio::time::Instant;
@@ -27,6 +28,8 @@ const REFUSED_FOR: Duration = Duration::from_secs(2);
 const ENSURED_KEPT: Duration = Duration::from_secs(3600);
 /// Devices that are not open after so long are not waited for by models that are to be loaded at the start.
 const DEVICE_WAIT: Duration = Duration::from_secs(30);
+/// A node that has just been started waits so long for those that it was told of before it has anything loaded: they may have it already.
+const JOINING: Duration = Duration::from_secs(2);
 
 /// What became of an order to load.
 #[derive(Debug)]
@@ -46,6 +49,9 @@ impl RouterState {
         let retry_after = expected::load(&self.args.view.read(), model);
         let wait = |message: String| Routed::Wait(RequestError::Unavailable { message, retry_after });
         let believed = |at: Instant, time: Duration| now.saturating_duration_since(at) < time;
+        if let Some(why) = self.is_too_early(now) {
+            return Routed::Wait(RequestError::soon(why));
+        }
         match self.ensured.get(model) {
             Some(Ensured::Asked) => wait(format!("the model '{model}' is being looked for a place")),
             Some(Ensured::Answered(at, Ok(explanation))) if believed(*at, ENSURED_FOR) => {
@@ -69,6 +75,20 @@ impl RouterState {
                 error.map_or_else(|| wait(format!("the model '{model}' is being looked for a place")), Routed::Wait)
             }
         }
+    }
+
+    /// Why nothing is placed yet, in the first moments of this node.
+    fn is_too_early(&self, now: Instant) -> Option<String> {
+        let age = now.saturating_duration_since(self.started);
+        let view = self.args.view.read();
+        let has_device = view.nodes().any(|node| !node.summary.devices.is_empty());
+        if !has_device && self.args.n_devices > 0 && age < DEVICE_WAIT {
+            return Some("the devices of this node are being opened".to_owned());
+        }
+        let known: BTreeSet<NodeName> = self.args.known.list().into_iter().map(|facts| facts.id.name).collect();
+        let linked: BTreeSet<NodeName> = self.args.nodes.peers.list().iter().map(|peer| peer.id().name.clone()).collect();
+        let has_joined = !known.is_empty() && known.is_subset(&linked) && view.knows_catalogues();
+        (self.args.has_seeds && !has_joined && age < JOINING).then(|| "this node is just joining the others".to_owned())
     }
 
     /// Asks the home of a model for a replica; then [`RouterMsg::Ensured`].

@@ -49,12 +49,14 @@ pub struct Want<'a> {
     pub device: Option<DeviceId>,
     /// Somebody asks by hand: also where it could not be loaded before.
     pub by_hand: bool,
+    /// It has waited for others to become idle: it may queue for its turn where they are used without a pause.
+    pub in_turn: bool,
 }
 
 impl<'a> Want<'a> {
     /// A model, wherever it does best.
     pub fn new(model: &'a ModelId) -> Self {
-        Self { model, refused: &[], ordered: &[], may_displace: true, only_on: None, device: None, by_hand: false }
+        Self { model, refused: &[], ordered: &[], may_displace: true, only_on: None, device: None, by_hand: false, in_turn: false }
     }
 }
 
@@ -83,6 +85,8 @@ pub struct Unplaced {
 /// A place in comparison with others: the least is the best.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
+    /// There is no room before it is its turn.
+    queues: bool,
     displaces: bool,
     on_processors: bool,
     fetches: bool,
@@ -120,12 +124,14 @@ pub fn place(view: &ClusterView, want: &Want<'_>, policy: &EvictionPolicy) -> Re
     let mut considered: Vec<ConsideredPlace> =
         fits.iter().enumerate().map(|(i, (rank, victims))| describe(model, rank, victims, i == 0)).collect();
     considered.extend(refused.into_iter().map(|(site, why)| ConsideredPlace { place: place_name(&site), verdict: why.why, chosen: false }));
-    let Some((Rank { site, .. }, victims)) = fits.into_iter().next() else {
+    let Some((Rank { site, queues, .. }, victims)) = fits.into_iter().next() else {
         return Err(Box::new(unplaced(view, want.model, considered, &busy, policy)));
     };
     let victims: Vec<ModelId> = victims.into_iter().map(|(victim, _)| victim).collect();
-    let order = LoadOrder { profile: profile_on(model, &site.0), device: site.1, facts: facts_on(model, &site.0).cloned() };
+    let order =
+        LoadOrder { profile: profile_on(model, &site.0), device: site.1, facts: facts_on(model, &site.0).cloned(), in_turn: queues };
     let decision = match &victims[..] {
+        [] if queues => format!("it waits for its turn on {}", place_name(&site)),
         [] => format!("it is loaded on {}", place_name(&site)),
         victims => format!("it is loaded on {}, for which {} goes", place_name(&site), names(victims)),
     };
@@ -177,6 +183,7 @@ fn consider(
     }
     let total = device.memory_total;
     let rank = |free| Rank {
+        queues: false,
         displaces: false,
         on_processors: device.id.kind != DeviceKind::Cuda,
         fetches: !has_files(model, node.id),
@@ -192,8 +199,14 @@ fn consider(
     let mut occupants: Vec<Occupant> = view.replicas_on(*node, device.id).map(|candidate| occupant(view, &candidate, device)).collect();
     let ordered = want.ordered.iter().filter(|(at, id)| *at == site && occupants.iter().all(|known| known.model != *id));
     occupants.extend(ordered.map(|(_, id)| loading(view, id, node.id, device)).collect::<Vec<_>>());
-    let room = plan_eviction(total, &occupants, &needs, model.profile.residency_priority, policy)
-        .map_err(|no_room| NotHere { why: no_room.to_string(), may_pass: no_room.may_pass() })?;
+    let class = model.profile.residency_priority;
+    let room = match plan_eviction(total, &occupants, &needs, class, policy) {
+        Ok(room) => room,
+        Err(no_room) if want.in_turn && want.may_displace && may_queue(total, &occupants, &needs, class, policy) => {
+            return Ok((Rank { queues: true, displaces: true, ..rank(Reverse(no_room.available)) }, Vec::new()));
+        }
+        Err(no_room) => return Err(NotHere { why: no_room.to_string(), may_pass: no_room.may_pass() }),
+    };
     if !room.victims.is_empty() && !want.may_displace {
         return Err(NotHere::never(format!("{} would have to go", names(&room.victims))));
     }
@@ -206,6 +219,12 @@ fn consider(
         ..rank(Reverse(room.free))
     };
     Ok((rank, victims.into_iter().map(|(victim, idle)| (victim.model.clone(), idle)).collect()))
+}
+
+/// Would there be room if those went too that are used?
+fn may_queue(total: Bytes, occupants: &[Occupant], needs: &Needs, class: u32, policy: &EvictionPolicy) -> bool {
+    let unused = |one: &Occupant| Occupant { idle: one.idle.or(Some(policy.keep_warm)), ..one.clone() };
+    plan_eviction(total, &occupants.iter().map(unused).collect::<Vec<_>>(), needs, class, policy).is_ok()
 }
 
 /// What it is expected to cost that a model goes: its bytes, which have to be read again, times the chance that it is wanted in the next second. As
@@ -335,6 +354,7 @@ fn loading(view: &ClusterView, id: &ModelId, node: &NodeId, device: &DeviceRepor
 fn describe(model: &MergedModel, rank: &Rank, victims: &[Victim], chosen: bool) -> ConsideredPlace {
     let named: Vec<String> = victims.iter().map(|(model, idle)| format!("'{model}', unused for {} s,", idle.as_secs())).collect();
     let mut verdict = match &named[..] {
+        [] if rank.queues => "fits once it is its turn".to_owned(),
         [] => format!("fits, {} free", rank.free.0),
         named => format!("fits once {} goes", named.join(" and ")),
     };

@@ -74,8 +74,9 @@ impl Placement {
     /// A node orders a load of a model at a site.
     ///
     /// Errors: by what the node knows others have to go there, while some other site has room (CX-25), or though this is for a further replica; or
-    /// it does not suffice that all go who may, which are those without requests of the model's class and below (CX-26).
-    pub(super) fn check_order(&mut self, node: usize, model: &ModelId, site: &Site) -> Result<(), String> {
+    /// it does not suffice that all go who may, which are those without requests of the model's class and below (CX-26), or for one that queues for
+    /// its turn, those with requests too.
+    pub(super) fn check_order(&mut self, node: usize, model: &ModelId, site: &Site, in_turn: bool) -> Result<(), String> {
         let view = &self.nodes[node].view;
         let search = &self.nodes[node].searches[model];
         let all = view.nodes().filter(|one| one.state == NodeState::Up);
@@ -86,13 +87,16 @@ impl Placement {
         };
         let told = format!("{} orders {model} at {site:?}: {there:?}", self.nodes[node].id);
         let (least, goal) = (self.workload.least(model), self.workload.goal(model, there.total));
-        if there.free + there.may_go < least {
+        if there.free + there.may_go + (if in_turn { there.may_end } else { Bytes(0) }) < least {
             return Err(format!("{told}; that does not do, whoever may go goes"));
         }
         // Nobody goes for a good context that there is no room for in any case, if a shorter one fits.
         let goes_for_more = goal > there.free && goal <= there.free_at_least + there.may_go;
         if least <= there.free && !goes_for_more {
             return Ok(());
+        }
+        if in_turn && least <= there.free + there.may_go {
+            return Err(format!("{told}; it need not queue"));
         }
         if !search.may_displace {
             return Err(format!("{told}; somebody has to go for a further replica"));
@@ -112,14 +116,15 @@ impl Placement {
     /// take what room is made for.
     fn known(&self, node: usize, model: &ModelId, at: NodeInView<'_>, device: &DeviceReport) -> Known {
         let (site, total, class) = ((at.id.clone(), device.id), device.memory_total, self.workload.class(model));
-        let (mut used, mut may_go, mut has_it) = (Bytes(0), Bytes(0), false);
+        let (mut used, mut may_go, mut may_end, mut has_it) = (Bytes(0), Bytes(0), Bytes(0), false);
         for candidate in self.nodes[node].view.replicas_on(at, device.id) {
             let report = candidate.report;
             let bytes = if report.memory == Bytes(0) { self.workload.goal(&report.model, total) } else { report.memory };
             used = used + bytes;
             let rests = report.idle.is_some() && report.load.running + report.load.waiting + candidate.sent == 0;
-            if rests && report.memory > Bytes(0) && !report.pinned && report.residency_priority <= class {
-                may_go = may_go + bytes;
+            if !report.pinned && report.residency_priority <= class {
+                let goes = if rests && report.memory > Bytes(0) { &mut may_go } else { &mut may_end };
+                *goes = *goes + bytes;
             }
             has_it |= report.model == *model;
         }
@@ -129,7 +134,7 @@ impl Placement {
         });
         let may_come: Bytes = may_come.map(|(id, _)| self.workload.goal(id, total)).sum();
         let free = total.saturating_sub(used);
-        Known { free, free_at_least: free.saturating_sub(may_come), site, total, may_go, has_it }
+        Known { free, free_at_least: free.saturating_sub(may_come), site, total, may_go, may_end, has_it }
     }
 }
 
@@ -143,6 +148,8 @@ struct Known {
     free_at_least: Bytes,
     /// What those take who may go for the model.
     may_go: Bytes,
+    /// And those that are used, or are being loaded, and might go after that.
+    may_end: Bytes,
     /// The model is there, or comes.
     has_it: bool,
 }

@@ -271,8 +271,8 @@ impl Placement {
             Message::Load { home, number, order } => {
                 let asker = self.nodes[node].number();
                 self.nodes[node].orders.insert(asker, (home, order.profile.id.clone(), number));
-                let (profile, device, facts) = (Box::new(order.profile), order.device, order.facts);
-                return self.evicted(node, Event::Load { profile, device, facts, asker });
+                let (profile, device, facts, in_turn) = (Box::new(order.profile), order.device, order.facts, order.in_turn);
+                return self.evicted(node, Event::Load { profile, device, facts, in_turn, asker });
             }
             Message::Ordered { model, number, result } => return self.on_ordered(node, &model, number, result),
             Message::Request { request, place } => return self.on_request(node, request, &place),
@@ -285,7 +285,7 @@ impl Placement {
             match effect {
                 home::Effect::Order { node: target, order } => {
                     let site = (target.clone(), order.device);
-                    self.check_order(node, model, &site)?;
+                    self.check_order(node, model, &site, order.in_turn)?;
                     let ordered_at = self.now;
                     self.nodes[node].recent_orders.insert(model.clone(), (site.clone(), ordered_at));
                     self.nodes[node].searches.entry(model.clone()).or_default().tried.push(site);

@@ -27,6 +27,8 @@ pub enum Event {
         device: DeviceId,
         /// What its files say, if somebody knows.
         facts: Option<ModelFacts>,
+        /// May it wait for room?
+        in_turn: bool,
         /// Who hears whether it is begun.
         asker: Asker,
     },

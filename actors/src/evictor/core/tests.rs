@@ -59,7 +59,7 @@ impl Bench {
     }
 
     fn order(&mut self, profile: Box<ModelProfile>, mib: u64) -> Vec<Effect> {
-        self.tell(Event::Load { profile, device: cpu(), facts: Some(facts(mib)), asker: 7 })
+        self.tell(Event::Load { profile, device: cpu(), facts: Some(facts(mib)), in_turn: false, asker: 7 })
     }
 
     fn room(&mut self, model: &str, mib: u64) -> (Lease, Vec<Effect>) {
@@ -265,7 +265,8 @@ fn what_is_pinned_by_hand_is_kept_and_counts_before_what_is_listed() {
         let mut core = EvictorCore::new(EvictionConfig::default(), Pins::from([("a".parse().unwrap(), by_hand)]));
         core.on_event(Event::DeviceUp { id: cpu(), name: "test".into(), total: Bytes::mib(100) }, Instant::now());
         let listed = Box::new(ModelProfile { pinned: listed, ..*profile("a") });
-        let effects = core.on_event(Event::Load { profile: listed, device: cpu(), facts: Some(facts(1)), asker: 7 }, Instant::now());
+        let effects =
+            core.on_event(Event::Load { profile: listed, device: cpu(), facts: Some(facts(1)), in_turn: false, asker: 7 }, Instant::now());
         let hosted = effects.iter().find_map(|effect| if let Effect::Host { profile, .. } = effect { Some(profile.pinned) } else { None });
         assert_eq!(hosted, Some(by_hand), "{effects:?}");
         // It crashes, and says of itself what it was started with.

@@ -10,8 +10,10 @@ use tokio::time::Instant;
 use super::{Effect, EvictorCore, PATIENCE, Place, Waiting};
 use crate::evictor::plan::{NoRoom, Occupant, Room, plan_eviction};
 
-/// Nobody gives way to a load that has waited for less: most of those that are used have a pause within this.
-pub(super) const WAIT: Duration = Duration::from_secs(3);
+/// Nobody gives way to a load that has waited here for less, after it has waited for a place before that.
+pub(super) const WAIT: Duration = Duration::from_secs(1);
+/// The shortest turn.
+const TURN_MIN: Duration = Duration::from_secs(3);
 /// A turn takes at least so many times as long as the load that it began with, so that the device does not spend its time loading.
 const LOADS: u32 = 4;
 /// And no longer than this, or than models are kept warm.
@@ -21,7 +23,7 @@ pub(super) const ENDS_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long a turn takes, of a model whose load took so long.
 pub(super) fn turn(load: Duration, keep_warm: Duration) -> Duration {
-    (load * LOADS).clamp(WAIT, TURN_MAX).max(keep_warm)
+    (load * LOADS).clamp(TURN_MIN, TURN_MAX).max(keep_warm)
 }
 
 impl EvictorCore {

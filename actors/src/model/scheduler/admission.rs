@@ -15,12 +15,8 @@ impl<T> Scheduler<T> {
                 return;
             }
             let Entry { number, sequence, had_place, .. } = &self.waiting[i];
-            if self.closed && !had_place {
-                i += 1;
-            } else if sequence.pending() == 0
-                || (!self.closed && self.is_behind_others(i))
-                || self.is_being_read(*number, &sequence.known())
-            {
+            let may_come = if self.closed { *had_place } else { !self.is_behind_others(i) };
+            if !may_come || sequence.pending() == 0 || self.is_being_read(*number, &sequence.known()) {
                 i += 1;
             } else if is_full {
                 self.preempt_stalled(&mut i);

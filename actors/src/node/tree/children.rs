@@ -94,6 +94,7 @@ impl Children {
             known: parts.known.clone(),
             policy: args.eviction.policy,
             n_devices: args.devices.len(),
+            has_seeds: !args.seeds.is_empty(),
         };
         let ask = Ask::Message(RouterMsg::Inspect);
         self.add("router", Role::Router, Kind { actor: || RouterActor, address: parts.router.clone(), args: router, ask });

@@ -91,7 +91,7 @@ fn unloading_by_hand_without_a_device_unloads_from_all_and_is_answered_when_the_
     bench.tell(Event::DeviceUp { id: gpu, name: "test".into(), total: Bytes::mib(100) });
     bench.load(profile("m"), 10);
     let other = ("m".parse().unwrap(), gpu);
-    bench.tell(Event::Load { profile: profile("m"), device: gpu, facts: Some(facts(10)), asker: 8 });
+    bench.tell(Event::Load { profile: profile("m"), device: gpu, facts: Some(facts(10)), in_turn: false, asker: 8 });
     let needs = needs_of(&profile("m"), &facts(10), gpu);
     bench.tell(Event::Room { place: other.clone(), lease: Lease(90), needs, asker: 90 });
     let effects = bench.tell(Event::Unload { model: "m".parse().unwrap(), device: None, asker: 9 });

@@ -1,7 +1,7 @@
 //! Who gives way to a load that waits, and when.
 
 use super::*;
-use crate::evictor::core::turns::{ENDS_WITHIN, WAIT};
+use crate::evictor::core::turns::{ENDS_WITHIN, WAIT, turn};
 
 fn give_way(effects: &[Effect]) -> Vec<(Place, bool)> {
     let told =
@@ -16,7 +16,7 @@ fn full() -> Bench {
         bench.load(profile(model), 45);
         bench.tell(Event::Used { place: place(model), busy: true });
     }
-    bench.now += WAIT; // both have had their turn
+    bench.now += turn(Duration::ZERO, Duration::ZERO); // both have had theirs
     bench
 }
 
@@ -33,6 +33,16 @@ fn a_load_that_has_waited_gets_the_room_of_one_that_is_used_without_a_pause_once
     bench.answers("first", Verdict::Goes);
     let effects = bench.tell(Event::Released { place: place("first"), lease: Lease(1) });
     assert_eq!((grants(&effects), give_way(&effects)), (vec![(3, true)], vec![]), "it is on its way out");
+}
+
+#[test]
+fn a_load_that_has_waited_for_a_place_is_taken_where_all_are_used_and_no_other() {
+    let mut bench = full();
+    let load = |in_turn| Event::Load { profile: profile("new"), device: cpu(), facts: Some(facts(50)), in_turn, asker: 7 };
+    assert!(answers(&bench.tell(load(false)))[0].1.is_err());
+    assert!(answers(&bench.tell(load(true)))[0].1.is_ok());
+    let large = Event::Load { profile: profile("large"), device: cpu(), facts: Some(facts(101)), in_turn: true, asker: 8 };
+    assert!(answers(&bench.tell(large))[0].1.is_err(), "it could never fit");
 }
 
 #[test]
@@ -63,6 +73,7 @@ fn nobody_gives_way_who_is_pinned_or_of_a_higher_class_nor_where_those_who_may_a
         bench.load(Box::new(profile), 30);
         bench.tell(Event::Used { place: place(&id), busy: true });
     }
+    bench.now += turn(Duration::ZERO, Duration::ZERO);
     bench.room("new", 60);
     bench.now += WAIT;
     assert_eq!(give_way(&bench.tell(Event::Tick)), [], "one of them is not enough");
