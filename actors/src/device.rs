@@ -1,9 +1,9 @@
 //! One device, one actor, one OS thread.
 //!
 //! The thread runs jobs in the order in which they come, and loads between them; each resident model has at most one step out at a time, so few wait.
-//! The actor loads, and watches how long a step or a part of a load takes; a model frees itself, on the thread that holds it. Supervised by [`crate::node`]; supervises nobody. A
-//! restart loses the weights on the device and the jobs held: each of their replies is answered with [`DeviceError::Lost`], and the supervisor
-//! tells the models to load again.
+//! The actor loads, and watches how long a step or a part of a load takes; a model frees itself, on the thread that holds it. Supervised by
+//! [`crate::node`]; supervises nobody. A restart loses the weights on the device and the jobs held: each of their replies is answered with
+//! [`DeviceError::Lost`], and the supervisor tells the models to load again.
 
 mod busy;
 mod loads;

@@ -23,8 +23,8 @@ pub trait Executor {
     /// Errors leave the device as it was.
     fn begin_load(&mut self, slot: Slot, files: &ModelFiles, kv: KvPlan) -> Result<(), EngineError>;
 
-    /// Goes on with a load by a part, of a decoder no more than a layer, or some rows of a larger matrix: so other models of the device take their steps between two parts. True once
-    /// the model is there.
+    /// Goes on with a load by a part, of a decoder no more than a layer, or some rows of a larger matrix: so other models of the device take their
+    /// steps between two parts. True once the model is there.
     ///
     /// Errors free the slot.
     fn load_part(&mut self, slot: Slot) -> Result<bool, EngineError>;

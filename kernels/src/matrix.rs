@@ -148,7 +148,7 @@ impl Matrix {
         rows.div_ceil(TILE_ROWS).checked_mul(layout.n_blocks(columns).checked_mul(layout.tile)?)
     }
 
-    /// Row `row`, dequantized exactly as [`dequantize`] does with the file's bytes: the look-up of a token's embedding.
+    /// Row `row`, dequantized exactly as [`crate::format::dequantize`] does with the file's bytes: the look-up of a token's embedding.
     ///
     /// # Panics
     /// If there is no such row, or `out` is not one row long.

@@ -1,5 +1,6 @@
-//! Requests that are sent on: those that wait at a replica that gives way to another model, once it goes; and those that wait for a place here while another replica of the model has some free: it was loaded for them, or has become idle. They are given
-//! up, each once at most, and their ingresses send them on, as from a replica that went; of what they are nothing was computed yet.
+//! Requests that are sent on, as from a replica that went; of what they are nothing was computed yet. Those that wait at a replica that gives way to
+//! another model go when it goes. Those that wait for a place here while another replica of the model has some free, which was loaded for them or has
+//! become idle, go there, each once at most.
 
 use std::time::Duration;
 
