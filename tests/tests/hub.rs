@@ -359,8 +359,12 @@ async fn while_a_model_is_fetched_its_clients_get_comments_and_everybody_is_told
         })
         .await;
     }
-    let explained = n2.client().get("/v1/cluster/explain/capitals").await.unwrap();
-    assert!(explained.json["decision"].as_str().is_some_and(|text| text.contains("it is being loaded")), "{}", explained.text);
+    eventually("it is explained from where its files come", async || {
+        let explained = n2.client().get("/v1/cluster/explain/capitals").await.unwrap();
+        let decision = explained.json["decision"].as_str().unwrap_or_default();
+        if decision.contains("its files are being fetched from http://") { Ok(()) } else { Err(explained.text) }
+    })
+    .await;
     let mut streaming = streaming;
     let stream = loop {
         tokio::select! {
