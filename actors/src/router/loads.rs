@@ -77,18 +77,22 @@ impl RouterState {
         }
     }
 
-    /// Why nothing is placed yet, in the first moments of this node.
-    fn is_too_early(&self, now: Instant) -> Option<String> {
+    /// Why nothing is placed yet, in the first moments of this node. Costs nothing after them.
+    fn is_too_early(&self, now: Instant) -> Option<&'static str> {
         let age = now.saturating_duration_since(self.started);
-        let view = self.args.view.read();
-        let has_device = view.nodes().any(|node| !node.summary.devices.is_empty());
-        if !has_device && self.args.n_devices > 0 && age < DEVICE_WAIT {
-            return Some("the devices of this node are being opened".to_owned());
+        let is_opening = || self.args.view.read().nodes().all(|node| node.summary.devices.is_empty());
+        if age < DEVICE_WAIT && self.args.n_devices > 0 && is_opening() {
+            return Some("the devices of this node are being opened");
         }
+        let is_joining = age < JOINING && self.args.has_seeds && !self.has_joined();
+        is_joining.then_some("this node is just joining the others")
+    }
+
+    /// Do links stand to all nodes that gossip tells of, and have they said what they list?
+    fn has_joined(&self) -> bool {
         let known: BTreeSet<NodeName> = self.args.known.list().into_iter().map(|facts| facts.id.name).collect();
         let linked: BTreeSet<NodeName> = self.args.nodes.peers.list().iter().map(|peer| peer.id().name.clone()).collect();
-        let has_joined = !known.is_empty() && known.is_subset(&linked) && view.knows_catalogues();
-        (self.args.has_seeds && !has_joined && age < JOINING).then(|| "this node is just joining the others".to_owned())
+        !known.is_empty() && known.is_subset(&linked) && self.args.view.read().knows_catalogues()
     }
 
     /// Asks the home of a model for a replica; then [`RouterMsg::Ensured`].
