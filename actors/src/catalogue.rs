@@ -25,13 +25,13 @@ use self::known::{Known, Look, News};
 use self::looks::{LookEnds, Looks};
 use crate::address::Address;
 use crate::args::Listing;
-use crate::device::chain;
 use crate::evictor::EvictorMsg;
 use crate::inspect::Inspection;
 use crate::model::{check_kind, encode_texts, prepare};
 use crate::router::RouterMsg;
 use crate::router::view::SharedView;
 use crate::shelf::{Fingerprint, OpenError, Shelf};
+use plexus_types::chain;
 
 /// How often files are looked for that were not there, or have changed.
 const RESCAN: Duration = Duration::from_secs(5);

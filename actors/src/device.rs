@@ -25,7 +25,6 @@ use tracing::info;
 
 use self::loads::Load;
 pub use self::steps::{OnDevice, StepQueue};
-pub(crate) use self::thread::chain;
 use self::thread::{DeviceThread, Job, Report};
 use crate::address::Address;
 use crate::args::{DeviceSpec, PARTS_LONGER};

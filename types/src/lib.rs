@@ -15,7 +15,7 @@ mod units;
 pub use catalogue::{Catalogue, CatalogueEntry, Cost, FilesFetch, FilesFrom, FilesState, Footprint, Limits, ModelFacts, ModelProfile};
 pub use digest::{FilesDigest, InvalidDigest};
 pub use embed::{EmbedInput, EmbedRequest, Embeddings, ModelKind};
-pub use error::{RequestError, Retry};
+pub use error::{RequestError, Retry, chain};
 pub use event::{Delta, FinishReason, GenerateEvent, Journal, StreamEvent, Timing, TokenLogprob, TokenLogprobs, Usage};
 pub use ids::{DeviceId, DeviceKind, Generation, InvalidId, ModelId, NodeId, NodeName, ReplicaId, RequestId};
 pub use quantization::{InvalidQuantization, Quantization};

@@ -16,7 +16,7 @@ use plexus_engine::batch::{Batch, BatchOutput};
 use plexus_engine::embed::EmbedWork;
 use plexus_engine::error::EngineError;
 use plexus_engine::executor::{DeviceDescription, Slot};
-use plexus_types::DeviceId;
+use plexus_types::{DeviceId, chain};
 use tokio::time::Instant;
 
 use super::loads::{Load, Loads};
@@ -202,17 +202,6 @@ pub(super) fn settle<T>(reply: Reply<T>, result: Result<T, EngineError>) -> Resu
         Err(error) => reply.send(Err(DeviceError::Engine(chain(&error)))),
     }
     Ok(())
-}
-
-/// An error with all its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text += &format!(": {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

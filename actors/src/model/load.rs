@@ -8,7 +8,7 @@ use std::time::Duration;
 use plexus_engine::codec::Codec;
 use plexus_engine::model::ModelFiles;
 use plexus_store::{FetchError, Progress, Size};
-use plexus_types::{Bytes, DeviceId, FilesDigest, ModelFacts, ModelSource, Quantization, Sampling};
+use plexus_types::{Bytes, DeviceId, FilesDigest, ModelFacts, ModelSource, Quantization, Sampling, chain};
 use ractor::ActorId;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -16,7 +16,7 @@ use tracing::debug;
 
 use crate::address::{Address, CallError};
 use crate::catalogue::CatalogueMsg;
-use crate::device::{DeviceMsg, OnDevice, Reply, StepQueue, chain};
+use crate::device::{DeviceMsg, OnDevice, Reply, StepQueue};
 use crate::evictor::EvictorMsg;
 use crate::evictor::core::{Grant, Place, needs_of, no_room_error};
 use crate::evictor::ledger::Lease;

@@ -10,7 +10,7 @@ use plexus_store::Stamp;
 use plexus_types::{Footprint, ModelFacts, ModelProfile, ModelSource};
 
 use super::Shelf;
-use crate::device::chain;
+use plexus_types::chain;
 
 /// A model's files and those of its draft model, opened and checked: nothing but headers and vocabularies is read. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use plexus_types::{HubSource, ModelSource};
+use plexus_types::{HubSource, ModelSource, chain};
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -94,12 +94,6 @@ impl Drop for Tries<'_> {
     fn drop(&mut self) {
         self.all.all().remove(&self.source);
     }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 #[cfg(test)]
