@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,7 @@ pub struct InvalidId {
     pub rule: &'static str,
 }
 
-/// Implements parsing, display and serde (as a string) for a newtype round a checked `String`.
+/// Implements parsing, display and serde (as a string) for a newtype round a checked text. Cheap to clone.
 macro_rules! checked_string {
     ($name:ident, $what:literal, $rule:literal, $check:expr) => {
         impl $name {
@@ -30,7 +31,7 @@ macro_rules! checked_string {
             type Err = InvalidId;
             fn from_str(text: &str) -> Result<Self, InvalidId> {
                 let check: fn(&str) -> bool = $check;
-                if check(text) { Ok(Self(text.to_owned())) } else { Err(InvalidId { what: $what, value: text.to_owned(), rule: $rule }) }
+                if check(text) { Ok(Self(text.into())) } else { Err(InvalidId { what: $what, value: text.to_owned(), rule: $rule }) }
             }
         }
         impl TryFrom<String> for $name {
@@ -41,7 +42,7 @@ macro_rules! checked_string {
         }
         impl From<$name> for String {
             fn from(id: $name) -> String {
-                id.0
+                id.as_str().to_owned()
             }
         }
         impl fmt::Display for $name {
@@ -55,7 +56,7 @@ macro_rules! checked_string {
 /// Name of a node: unique in its cluster, stable over restarts. A DNS label, because it is also the name in the node's certificate.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct NodeName(String);
+pub struct NodeName(Arc<str>);
 checked_string!(NodeName, "node name", "1 to 63 characters of a-z, 0-9 and '-', neither first nor last '-'", |text| {
     (1..=63).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -101,7 +102,7 @@ pub(crate) fn is_name_part(part: &str) -> bool {
 /// What clients call a model: `name`, `org/name` or `org/name:tag`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct ModelId(String);
+pub struct ModelId(Arc<str>);
 checked_string!(
     ModelId,
     "model id",

@@ -26,8 +26,8 @@ const FETCHED_MAX: Duration = Duration::from_secs(3600);
 const ASSUMED_FETCH_S: f64 = 60.0;
 
 /// The speed of reading prompts that a replica is taken to have which was not measured yet: the fastest's, or it would never be asked and measured.
-pub(super) fn prefill_of_unmeasured(view: &ClusterView, model: &ModelId) -> f64 {
-    let fastest = view.candidates(model).map(|one| one.report.load.prefill_tokens_per_s).fold(0.0, f32::max);
+pub(super) fn prefill_of_unmeasured(candidates: &[Candidate<'_>]) -> f64 {
+    let fastest = candidates.iter().map(|one| one.report.load.prefill_tokens_per_s).fold(0.0, f32::max);
     f64::from(fastest).max(ASSUMED_PREFILL)
 }
 

@@ -66,15 +66,17 @@ pub fn route(
     tried: &[ReplicaId],
     rng: &mut impl Rng,
 ) -> Result<Decision, NoReplica> {
-    let assumed = expected::prefill_of_unmeasured(view, model);
-    let considered: Vec<Considered> = view
-        .candidates(model)
+    let candidates: Vec<Candidate<'_>> = view.candidates(model).collect();
+    let assumed = expected::prefill_of_unmeasured(&candidates);
+    let considered: Vec<Considered> = candidates
+        .into_iter()
         .map(|candidate| {
             let n_cached = prompt.n_cached(candidate.prefixes());
             let n_unread = prompt.n_tokens().saturating_sub(n_cached).max(1);
-            let is_fetched = view.fetch_of(&candidate).is_some();
-            let verdict =
-                verdict(&candidate, n_unread, assumed, tried).map_err(|why| if why == LOADING && is_fetched { FETCHING } else { why });
+            let verdict = match verdict(&candidate, n_unread, assumed, tried) {
+                Err(LOADING) if view.fetch_of(&candidate).is_some() => Err(FETCHING),
+                verdict => verdict,
+            };
             Considered { verdict, replica: candidate.id, n_cached }
         })
         .collect();
