@@ -358,7 +358,7 @@ impl EvictorCore {
         let places: Vec<Place> = self.hosted.keys().filter(|place| place.0 == *model).cloned().collect();
         let unpins_for_later = !pinned && self.pins.get(model) == Some(&true);
         if places.is_empty() && !unpins_for_later {
-            let not_here = || RequestError::invalid("model", format!("the model '{model}' is not on this node; load it first"));
+            let not_here = || RequestError::invalid("model_id", format!("the model '{model}' is not on this node; load it first"));
             return Err(self.not_heard(|place| place.0 == *model).unwrap_or_else(not_here));
         }
         for place in places {

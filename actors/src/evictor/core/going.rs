@@ -116,13 +116,13 @@ impl EvictorCore {
         let here: Vec<Place> =
             self.hosted.keys().filter(|place| place.0 == *model && device.is_none_or(|device| device == place.1)).cloned().collect();
         if here.is_empty() {
-            let not_here = || RequestError::invalid("model", format!("the model '{model}' is not on this node"));
+            let not_here = || RequestError::invalid("model_id", format!("the model '{model}' is not on this node"));
             let error = self.not_heard(|place| place.0 == *model).unwrap_or_else(not_here);
             return out.push(Effect::Answer { asker, result: Err(error) });
         }
         if let Some(place) = here.iter().find(|place| self.hosted[*place].pinned) {
             let message = format!("the model '{model}' is pinned on {}; unpin it first", self.named(place.1));
-            return out.push(Effect::Answer { asker, result: Err(RequestError::invalid("model", message)) });
+            return out.push(Effect::Answer { asker, result: Err(RequestError::invalid("model_id", message)) });
         }
         self.unloads.extend(here.iter().map(|place| (place.clone(), asker)));
         for place in here {
