@@ -1,7 +1,10 @@
+use std::time::SystemTime;
+
 use super::*;
-use plexus_types::{Bytes, CatalogueEntry, FilesState, Generation, ModelKind, ModelProfile, ModelSource, ReplicaLoad};
+use plexus_types::{Bytes, CatalogueEntry, DeviceReport, FilesState, Generation, ModelKind, ModelProfile, ModelSource, ReplicaLoad};
 
 use crate::evictor::core::tests::facts as known;
+use crate::inbound::{ClusterChange, PeerChange};
 
 pub(crate) fn facts(name: &str) -> NodeFacts {
     let address = "127.0.0.1:1".parse().unwrap();
