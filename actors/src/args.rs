@@ -96,8 +96,13 @@ pub struct DeviceSpec {
 }
 
 impl DeviceSpec {
+    /// A device that has the usual time.
+    pub fn new(id: DeviceId, open: OpenDevice) -> Self {
+        Self { id, open, hang_after: Self::HANG_AFTER }
+    }
+
     /// A usual `hang_after`: the largest chunk of a prompt takes seconds even on a slow processor.
-    pub const HANG_AFTER: Duration = Duration::from_secs(120);
+    const HANG_AFTER: Duration = Duration::from_secs(120);
 }
 
 /// A part of a load, which reads up to a layer from whatever disk there is, may take so many times as long as a step.

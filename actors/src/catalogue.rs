@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use plexus_engine::codec::Codec;
 use plexus_store::{Found, Names, Unread};
-use plexus_types::{Catalogue, CatalogueEntry, EmbedRequest, FilesState, GenerateRequest, ModelId, ModelKind, ModelProfile, RequestError};
+use plexus_types::{
+    Catalogue, CatalogueEntry, EmbedRequest, FilesState, GenerateRequest, ModelId, ModelKind, ModelProfile, RequestError, chain,
+};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ractor_cluster::RactorMessage;
 use tokio::time::Instant;
@@ -31,7 +33,6 @@ use crate::model::{check_kind, encode_texts, prepare};
 use crate::router::RouterMsg;
 use crate::router::view::SharedView;
 use crate::shelf::{Fingerprint, OpenError, Shelf};
-use plexus_types::chain;
 
 /// How often files are looked for that were not there, or have changed.
 const RESCAN: Duration = Duration::from_secs(5);

@@ -87,9 +87,9 @@ impl ClusterInference {
         self.view.read().resolve(name).clone()
     }
 
-    /// Refuses an alias of a model of which no node tells.
-    fn check_alias(&self, name: &ModelId) -> Result<(), RequestError> {
-        self.view.read().check_alias(name)
+    /// The same, but an alias of a model of which no node tells is refused.
+    fn named(&self, name: &ModelId) -> Result<ModelId, RequestError> {
+        self.view.read().named(name).cloned()
     }
 
     /// Refuses, before anything is loaded for it, what the model's files say that it was not made for. Those that nobody has yet say nothing.
@@ -98,8 +98,9 @@ impl ClusterInference {
         kind.map_or(Ok(()), |kind| check_kind(model, kind, asked_for))
     }
 
-    /// Takes a request, unless it cannot be answered: that is said before anything is done for it.
-    async fn take(&self, id: RequestId, request: &GenerateRequest) -> Result<Counted, RequestError> {
+    /// Takes a request for a model by this name, unless it cannot be answered: that is said before anything is done for it.
+    async fn take(&self, id: RequestId, name: &ModelId, request: &GenerateRequest) -> Result<Counted, RequestError> {
+        self.named(name)?;
         let counted = self.enter(id)?;
         self.check_kind(&request.model, ModelKind::Generate)?;
         self.check_stopping(&request.model)?;
@@ -129,14 +130,14 @@ impl ClusterInference {
 #[async_trait]
 impl Inference for ClusterInference {
     async fn generate(&self, mut request: GenerateRequest) -> Generation {
-        let named = self.check_alias(&request.model);
-        request.model = self.resolve(&request.model);
+        let resolved = self.resolve(&request.model);
+        let name = std::mem::replace(&mut request.model, resolved);
         let id = RequestId(rand::random());
         let is_known = is_known(&self.view.read(), &request.model);
         let meter = RequestMeter::new(request.model.clone(), is_known);
         let seed = request.sampling.seed.unwrap_or_else(rand::random);
         let (events, inbox) = mpsc::channel((self.config.window_tokens + CHANNEL_SLACK) as usize);
-        let (lost, counted) = match named.and(self.take(id, &request).await) {
+        let (lost, counted) = match self.take(id, &name, &request).await {
             Ok(counted) => {
                 let prompt = PromptDigests::of(&request.prompt);
                 let journal = Box::new(Journal { request: Arc::new(request), seed, prompt_ids: Vec::new(), sampled_ids: Vec::new() });
@@ -159,15 +160,13 @@ impl Inference for ClusterInference {
     }
 
     async fn count_tokens(&self, mut request: GenerateRequest) -> Result<u32, RequestError> {
-        self.check_alias(&request.model)?;
-        request.model = self.resolve(&request.model);
+        request.model = self.named(&request.model)?;
         self.check_kind(&request.model, ModelKind::Generate)?;
         self.counted(request).await
     }
 
     async fn embed(&self, id: RequestId, mut request: EmbedRequest) -> Result<Embedded, RequestError> {
-        self.check_alias(&request.model)?;
-        request.model = self.resolve(&request.model);
+        request.model = self.named(&request.model)?;
         let _counted = self.enter(id)?;
         self.check_kind(&request.model, ModelKind::Embed)?;
         self.check_stopping(&request.model)?;

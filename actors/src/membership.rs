@@ -11,7 +11,7 @@ mod seal;
 mod timing;
 pub mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::UdpSocket;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,6 +47,11 @@ impl KnownNodes {
     /// All of them, by name.
     pub fn list(&self) -> Vec<NodeFacts> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Their names.
+    pub fn names(&self) -> BTreeSet<NodeName> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 
     fn replace(&self, nodes: BTreeMap<NodeName, NodeFacts>) {

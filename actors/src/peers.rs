@@ -14,11 +14,11 @@ mod lateness;
 mod peer;
 mod port;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use plexus_types::NodeId;
+use plexus_types::{NodeId, NodeName};
 use tokio::time::Instant;
 
 use crate::inbound::{Inbound, PeerChange};
@@ -102,6 +102,11 @@ impl Peers {
     /// All peers to whom a link stands, by id.
     pub fn list(&self) -> Vec<Peer> {
         self.table().up.values().cloned().collect()
+    }
+
+    /// The names of them all.
+    pub fn names(&self) -> BTreeSet<NodeName> {
+        self.table().up.keys().map(|id| id.name.clone()).collect()
     }
 
     /// The peer that was given this pass.

@@ -101,7 +101,7 @@ fn node_args(options: Options) -> anyhow::Result<NodeArgs> {
         sockets,
         seeds: options.seeds,
         timing: NetTiming::default(),
-        devices: vec![DeviceSpec { id, open, hang_after: DeviceSpec::HANG_AFTER }],
+        devices: vec![DeviceSpec::new(id, open)],
         catalogue: Listing { models: options.model.map(profile).into_iter().collect(), ..Listing::default() },
         eviction: EvictionConfig::default(),
         pins: PinsFile::default(),

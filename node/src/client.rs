@@ -100,6 +100,13 @@ pub(crate) struct ModelFetch {
     pub(crate) failure: Option<String>,
 }
 
+impl ModelFetch {
+    /// What went wrong, to be said behind something else; empty if nothing did.
+    pub(crate) fn and_failure(&self) -> String {
+        self.failure.as_ref().map_or_else(String::new, |why| format!("; the last try failed: {why}"))
+    }
+}
+
 impl ModelEntry {
     /// Does it write, rather than embed?
     fn generates(&self) -> bool {

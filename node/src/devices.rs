@@ -38,11 +38,11 @@ pub(crate) fn find(valid: &ValidConfig, found: &Result<u32, String>) -> Result<V
     // GPUs first: a model without a device goes to the first with room.
     for ordinal in ordinals {
         let (id, share) = (DeviceId { kind: DeviceKind::Cuda, ordinal }, section.cuda_memory_share);
-        devices.push(DeviceSpec { id, open: gpu(id, share), hang_after: DeviceSpec::HANG_AFTER });
+        devices.push(DeviceSpec::new(id, gpu(id, share)));
     }
     if section.cpu {
         let (id, share) = (DeviceId { kind: DeviceKind::Cpu, ordinal: 0 }, section.cpu_memory_share);
-        devices.push(DeviceSpec { id, open: host(id, share, cpu_memory(valid)?, n_threads(valid)?), hang_after: DeviceSpec::HANG_AFTER });
+        devices.push(DeviceSpec::new(id, host(id, share, cpu_memory(valid)?, n_threads(valid)?)));
     }
     Ok(devices)
 }

@@ -234,6 +234,13 @@ pub struct FilesFetch {
     pub failure: Option<String>,
 }
 
+impl FilesFetch {
+    /// The share of the bytes that is here, from 0 to 1; 0 while it is unknown how many they are.
+    pub fn share(&self) -> f64 {
+        self.done.0 as f64 / self.total.0.max(1) as f64
+    }
+}
+
 /// Where files come from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -265,7 +272,7 @@ impl fmt::Display for FilesFetch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "its files are being fetched from {}", self.from)?;
         if self.total > Bytes(0) {
-            write!(f, ": {:.0} % of {}", 100.0 * self.done.0 as f64 / self.total.0 as f64, self.total)?;
+            write!(f, ": {:.0} % of {}", 100.0 * self.share(), self.total)?;
         }
         self.failure.as_ref().map_or(Ok(()), |why| write!(f, "; the last try failed: {why}"))
     }

@@ -99,12 +99,12 @@ pub enum RequestError {
     },
 }
 
-/// Clients look for "maximum context length is" and for "prompt is too long: N tokens > M maximum".
 /// How a model that does not exist was called, if it was by another name.
 fn named_by(alias: &Option<String>) -> String {
     alias.as_ref().map_or_else(String::new, |alias| format!(", for which the alias '{alias}' stands,"))
 }
 
+/// Clients look for "maximum context length is" and for "prompt is too long: N tokens > M maximum".
 fn too_long(prompt_tokens: &u32, max_tokens: &u32) -> String {
     let begin = format!("this model's maximum context length is {max_tokens} tokens, but the prompt is too long");
     if prompt_tokens == max_tokens {

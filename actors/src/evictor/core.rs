@@ -280,15 +280,14 @@ impl EvictorCore {
                     victims.into_iter().for_each(|victim| self.ask_to_go(victim, true, out));
                     break;
                 }
-                Err(no_room) => {
-                    let over = self.turns_over(waiting, total, now);
-                    if now.saturating_duration_since(waiting.since) < Self::patience(&no_room, &over) {
+                Err(no_room) => match self.waits(waiting, &no_room, total, now) {
+                    Some(over) => {
                         give_way.extend(over);
                         i += 1;
                         continue;
                     }
-                    Err(no_room)
-                }
+                    None => Err(no_room),
+                },
             };
             self.n_refused += u64::from(grant.is_err());
             let asker = queue.remove(i).expect("it was looked at").asker;

@@ -26,8 +26,7 @@ impl ClusterInference {
     /// Loads a model, and waits for it if the order says so.
     pub(super) async fn load_by_hand(&self, load: LoadModel) -> Result<LoadedModel, RequestError> {
         let LoadModel { model, place, wait } = load;
-        self.check_alias(&model)?;
-        let model = self.resolve(&model);
+        let model = self.named(&model)?;
         if !self.view.read().catalogue().models.contains_key(&model) {
             return Err(RequestError::model_not_found(&model));
         }
@@ -76,8 +75,7 @@ impl ClusterInference {
 
     /// Brings a model's files to a node, or to this one.
     pub(super) async fn pull_by_hand(&self, model: &ModelId, node: Option<&NodeName>) -> Result<(), RequestError> {
-        self.check_alias(model)?;
-        let model = self.resolve(model);
+        let model = self.named(model)?;
         let at = match node {
             Some(name) => self.reached(name)?,
             None => self.nodes.me().clone(),

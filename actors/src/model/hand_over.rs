@@ -35,8 +35,7 @@ impl ModelState {
 
     /// What those hear that come while it gives way.
     pub(super) fn gives_way_error(&self) -> RequestError {
-        let message = format!("the model '{}' makes room for another on '{}'", self.args.profile.id, self.args.ingresses.me.name);
-        RequestError::Unavailable { message, retry_after: Duration::from_secs(1) }
+        RequestError::soon(format!("the model '{}' makes room for another on '{}'", self.args.profile.id, self.args.ingresses.me.name))
     }
 
     /// Gives up as many of those that wait as others have places for.

@@ -1,11 +1,10 @@
 //! Models that are wanted and not loaded: what the router asks of homes, orders as a home, and loads by itself.
 
-use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
 
 use plexus_api::service::Place;
-use plexus_types::{Explanation, FilesState, ModelId, NodeId, NodeName, ReplicaState, RequestError};
+use plexus_types::{Explanation, FilesState, ModelId, NodeId, ReplicaState, RequestError};
 use ractor::RpcReplyPort;
 use ractor::concurrency::oneshot;
 use tokio::time::Instant;
@@ -90,9 +89,8 @@ impl RouterState {
 
     /// Do links stand to all nodes that gossip tells of, and have they said what they list?
     fn has_joined(&self) -> bool {
-        let known: BTreeSet<NodeName> = self.args.known.list().into_iter().map(|facts| facts.id.name).collect();
-        let linked: BTreeSet<NodeName> = self.args.nodes.peers.list().iter().map(|peer| peer.id().name.clone()).collect();
-        !known.is_empty() && known.is_subset(&linked) && self.args.view.read().knows_catalogues()
+        let known = self.args.known.names();
+        !known.is_empty() && known.is_subset(&self.args.nodes.peers.names()) && self.args.view.read().knows_catalogues()
     }
 
     /// Asks the home of a model for a replica; then [`RouterMsg::Ensured`].

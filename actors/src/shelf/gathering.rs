@@ -36,12 +36,11 @@ impl Gathering {
         let (mut known, mut since) = (BTreeSet::new(), Instant::now());
         loop {
             let now = Instant::now();
-            let heard_of: BTreeSet<NodeName> = self.known.list().into_iter().map(|facts| facts.id.name).collect();
+            let heard_of = self.known.names();
             if heard_of != known {
                 (known, since) = (heard_of, now);
             }
-            let linked: BTreeSet<NodeName> = peers.list().iter().map(|peer| peer.id().name.clone()).collect();
-            if is_over(&known, &linked, now.saturating_duration_since(since), now.saturating_duration_since(self.started)) {
+            if is_over(&known, &peers.names(), now.saturating_duration_since(since), now.saturating_duration_since(self.started)) {
                 return;
             }
             tokio::time::sleep(LOOK_EVERY).await;

@@ -7,10 +7,9 @@ use plexus_engine::draft::check_pair;
 use plexus_engine::error::EngineError;
 use plexus_engine::model::ModelFiles;
 use plexus_store::Stamp;
-use plexus_types::{Footprint, ModelFacts, ModelProfile, ModelSource};
+use plexus_types::{Footprint, ModelFacts, ModelProfile, ModelSource, chain};
 
 use super::Shelf;
-use plexus_types::chain;
 
 /// A model's files and those of its draft model, opened and checked: nothing but headers and vocabularies is read. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -61,7 +61,7 @@ pub(crate) async fn node(script: Script, adjust: impl FnOnce(&mut NodeArgs)) -> 
         sockets: Sockets { http: Arc::new(http), link: Arc::new(link), gossip: Arc::new(gossip) },
         seeds: vec![],
         timing: NetTiming::default(),
-        devices: vec![DeviceSpec { id: cpu(), open: Arc::new(open), hang_after: DeviceSpec::HANG_AFTER }],
+        devices: vec![DeviceSpec::new(cpu(), Arc::new(open))],
         catalogue: Listing {
             models: vec![ModelProfile {
                 waiting_max: 8,

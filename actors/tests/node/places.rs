@@ -94,7 +94,7 @@ async fn those_that_wait_go_to_another_replica_that_has_places_free() {
     let script = slow.clone();
     let node = node(slow, |args| {
         let open = move || Ok(Box::new(ScriptedExecutor::new(second, script.clone())) as Box<_>);
-        args.devices.push(DeviceSpec { id: second, open: Arc::new(open), hang_after: DeviceSpec::HANG_AFTER });
+        args.devices.push(DeviceSpec::new(second, Arc::new(open)));
         let profile = &mut args.catalogue.models[0];
         (profile.running_max, profile.replicas_max) = (1, 1); // none is loaded but by hand
     });

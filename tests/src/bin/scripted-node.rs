@@ -127,7 +127,7 @@ fn device(id: DeviceId, script: Script) -> DeviceSpec {
         let faults = if opened.swap(true, Ordering::Relaxed) { Vec::new() } else { script.faults.clone() };
         Ok(Box::new(ScriptedExecutor::new(id, Script { faults, ..script.clone() })))
     });
-    DeviceSpec { id, open, hang_after: DeviceSpec::HANG_AFTER }
+    DeviceSpec::new(id, open)
 }
 
 /// What the options mean for the actors.

@@ -38,8 +38,18 @@ impl EvictorCore {
         occupants
     }
 
+    /// Does a load that has found no room wait on? Then for those that give way to it, if any do.
+    pub(super) fn waits(&self, waiting: &Waiting, no_room: &NoRoom, total: Bytes, now: Instant) -> Option<BTreeSet<Place>> {
+        if !no_room.may_pass() {
+            return None;
+        }
+        let over = self.turns_over(waiting, total, now);
+        let patience = if over.is_empty() { PATIENCE } else { ENDS_WITHIN };
+        (now.saturating_duration_since(waiting.since) < patience).then_some(over)
+    }
+
     /// Whose turn is over for a load that has found no room: of those that are used, as many as it needs to go, or that went already.
-    pub(super) fn turns_over(&self, waiting: &Waiting, total: Bytes, now: Instant) -> BTreeSet<Place> {
+    fn turns_over(&self, waiting: &Waiting, total: Bytes, now: Instant) -> BTreeSet<Place> {
         if now.saturating_duration_since(waiting.since) < WAIT {
             return BTreeSet::new();
         }
@@ -62,15 +72,6 @@ impl EvictorCore {
                 victims.filter(|place| over.contains(place) || self.hosted.get(place).is_some_and(|hosted| hosted.gives_way)).collect()
             }
             Err(_) => BTreeSet::new(),
-        }
-    }
-
-    /// How long a load waits that has found no room, and to which these give way.
-    pub(super) fn patience(no_room: &NoRoom, give_way: &BTreeSet<Place>) -> Duration {
-        match (no_room.may_pass(), give_way.is_empty()) {
-            (false, _) => Duration::ZERO,
-            (true, true) => PATIENCE,
-            (true, false) => ENDS_WITHIN,
         }
     }
 

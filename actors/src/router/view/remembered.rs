@@ -1,6 +1,6 @@
 //! What is remembered of models beyond what nodes say of them now.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use plexus_types::{ModelId, ReplicaReport};
@@ -30,12 +30,14 @@ impl ClusterView {
         let most = kept.max(2 * self.catalogue.models.len());
         let is_full = |len: usize| len > most;
         if is_full(self.first_seen.len()) {
-            let gone: BTreeSet<ModelId> = self.first_seen.keys().filter(|model| !self.knows(model)).cloned().collect();
-            self.first_seen.retain(|model, _| !gone.contains(model));
+            let mut first_seen = std::mem::take(&mut self.first_seen);
+            first_seen.retain(|model, _| self.knows(model));
+            self.first_seen = first_seen;
         }
         if is_full(self.load_times.len()) {
-            let gone: BTreeSet<ModelId> = self.load_times.keys().filter(|model| !self.knows(model)).cloned().collect();
-            self.load_times.retain(|model, _| !gone.contains(model));
+            let mut load_times = std::mem::take(&mut self.load_times);
+            load_times.retain(|model, _| self.knows(model));
+            self.load_times = load_times;
         }
         if is_full(self.held.len()) {
             // It matters for what this node lists, and for nothing else.

@@ -105,11 +105,11 @@ impl ClusterView {
         self.catalogue.models.contains_key(model) || self.candidates(model).next().is_some() || self.is_out_of_reach(model)
     }
 
-    /// Refuses a name that stands for a model of which no node tells.
-    pub fn check_alias(&self, name: &ModelId) -> Result<(), RequestError> {
+    /// The same as [`Self::resolve`], but for a name that stands for a model of which no node tells: that is refused.
+    pub fn named<'a>(&'a self, name: &'a ModelId) -> Result<&'a ModelId, RequestError> {
         let model = self.resolve(name);
         if model == name || self.knows(model) {
-            return Ok(());
+            return Ok(model);
         }
         Err(RequestError::ModelNotFound { model: model.to_string(), alias: Some(name.to_string()) })
     }
@@ -154,15 +154,14 @@ impl ClusterView {
         });
         let feasible_on = feasible_on(self, merged);
         // Of several the one that is furthest, but what goes wrong is told before what goes well.
-        let share = |fetch: &FilesFetch| fetch.done.0 as f32 / fetch.total.0.max(1) as f32;
         let fetches = merged.fetches().map(|(_, fetch)| fetch);
-        let fetch =
-            fetches.max_by(|a, b| (a.failure.is_some(), share(a)).partial_cmp(&(b.failure.is_some(), share(b))).unwrap_or(Ordering::Equal));
+        let rank = |fetch: &FilesFetch| (fetch.failure.is_some(), fetch.share());
+        let fetch = fetches.max_by(|a, b| rank(a).partial_cmp(&rank(b)).unwrap_or(Ordering::Equal));
         let looked_for = merged.on.values().all(|entry| entry.files == FilesState::Absent);
         let missing = if looked_for { no_files(self, merged) } else { None };
         let state = match (refused.or(missing), fetch) {
             (Some(why), _) if feasible_on.is_empty() => ModelState::Failed(why),
-            (_, Some(fetch)) => ModelState::Loading(share(fetch)),
+            (_, Some(fetch)) => ModelState::Loading(fetch.share() as f32),
             (_, None) => ModelState::Unloaded,
         };
         ModelReport {

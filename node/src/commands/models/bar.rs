@@ -50,8 +50,7 @@ fn bar(entry: &ModelEntry) -> Option<String> {
     let progress = entry.progress?.clamp(0.0, 1.0);
     let full = (progress * PLACES as f32).round() as usize;
     let (full, empty) = ("#".repeat(full), ".".repeat(PLACES - full));
-    let failure = entry.fetch.as_ref().and_then(|fetch| fetch.failure.as_ref());
-    let failure = failure.map_or_else(String::new, |why| harmless(&format!("; the last try failed: {why}")));
+    let failure = entry.fetch.as_ref().map_or_else(String::new, |fetch| harmless(&fetch.and_failure()));
     Some(format!("{} {full}{empty} {:.0} %{failure}", entry.id, progress * 100.0))
 }
 

@@ -59,8 +59,7 @@ fn reasons(model: &ModelEntry) -> Vec<String> {
         return vec![format!("{} failed: {}", model.id, harmless(why))];
     }
     if let Some(fetch) = &model.fetch {
-        let failure = fetch.failure.as_ref().map_or_else(String::new, |why| format!("; the last try failed: {why}"));
-        return vec![harmless(&format!("{}: its files are being fetched from {}{failure}", model.id, fetch.from))];
+        return vec![harmless(&format!("{}: its files are being fetched from {}{}", model.id, fetch.from, fetch.and_failure()))];
     }
     let failed = model.locations.iter().filter_map(|at| Some((at, at.reason.as_ref()?)));
     failed.map(|(at, why)| format!("{} failed on {}/{}: {}", model.id, at.node, at.device, harmless(why))).collect()
